@@ -1,0 +1,5 @@
+export * from './api/errors.ts'
+export type * from './checkpoint/table.ts'
+export type * from './engine/conversation-types.ts'
+export type * from './plan/plan.ts'
+export type * from './update/executor-types.ts'

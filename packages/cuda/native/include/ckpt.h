@@ -1,0 +1,220 @@
+/*
+ * ckpt.h - the C ABI between the TypeScript daemon and the native library.
+ *
+ * Two implementations: libckpt_host.so (POSIX shared memory, threads) and libckpt_cuda.so (CUDA). Rules:
+ *   - objects are u32 handles (index and generation, never 0); a stale or foreign handle gives CKPT_ERR_HANDLE
+ *   - every function returns a ckpt_status; outputs come last, end in _p and are written only on CKPT_OK
+ *   - the text of the last error of the calling thread is read with ckpt_last_error
+ *   - every function may be called from any thread; a wait takes timeout_ms and a signal (0: none) whose
+ *     CKPT_SIGNAL_ABORT bit ends it from another thread
+ *   - nothing throws across this boundary, and nothing calls back into the caller
+ *
+ * packages/cuda/src/generated.ts is made from this file by scripts/generate-ffi.ts; keep one declaration a line.
+ */
+#ifndef CKPT_H
+#define CKPT_H
+
+#include <stdint.h>
+
+#define CKPT_ABI_VERSION 1
+#define CKPT_HANDLE_BYTES 64
+#define CKPT_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum ckpt_status {
+  CKPT_OK = 0,
+  CKPT_NOT_READY = 1,        /* a query: not done yet; not an error */
+  CKPT_ERR_INVALID = 2,      /* an argument is out of range */
+  CKPT_ERR_HANDLE = 3,       /* no such object */
+  CKPT_ERR_MEMORY = 4,       /* host or device memory is exhausted */
+  CKPT_ERR_TIMEOUT = 5,
+  CKPT_ERR_ABORTED = 6,      /* the signal's abort bit, or an aborted group */
+  CKPT_ERR_IO = 7,           /* a file or shared-memory call failed; the text has path and errno */
+  CKPT_ERR_CHANGED = 8,      /* a file changed after it was registered in place */
+  CKPT_ERR_LEASE = 9,        /* the read lease on a file was refused */
+  CKPT_ERR_DEVICE = 10,      /* a device call failed; the device still works */
+  CKPT_ERR_DEVICE_LOST = 11, /* a sticky device error: the process must end */
+  CKPT_ERR_UNSUPPORTED = 12, /* not in this library or on this machine */
+  CKPT_ERR_STATE = 13        /* the object is not in a state that allows the call */
+} ckpt_status;
+
+typedef enum ckpt_signal_bit {
+  CKPT_SIGNAL_ABORT = 1, /* ends every wait that was given the signal */
+  CKPT_SIGNAL_HTTP = 2,  /* the engine's HTTP request has returned */
+  CKPT_SIGNAL_USER = 4
+} ckpt_signal_bit;
+
+typedef enum ckpt_buffer_flag {
+  CKPT_BUFFER_SHARED = 1 /* POSIX shared memory that another process can map by name */
+} ckpt_buffer_flag;
+
+typedef enum ckpt_file_kind {
+  CKPT_FILE_DISK = 0,
+  CKPT_FILE_TMPFS = 1
+} ckpt_file_kind;
+
+/* What the library is started with; the first ckpt_init of the process decides, later ones only check. */
+typedef struct ckpt_config {
+  uint32_t host_devices;                /* host library: number of virtual devices (1 to 64) */
+  uint32_t reserved;
+  uint64_t host_device_bytes;           /* host library: memory of each; 0 = what shared memory has free */
+  uint64_t host_copy_bytes_per_second;  /* host library: throttle of each stream, for tests; 0 = none */
+} ckpt_config;
+
+typedef struct ckpt_device_info {
+  char name[64];
+  char uuid[48];      /* "GPU-" and 36 characters, as NVML prints it; the host library derives it from the boot id */
+  char pci[32];       /* "" on the host library */
+  uint64_t total_bytes;
+  int32_t numa_node;  /* -1: unknown */
+  uint32_t reserved;
+} ckpt_device_info;
+
+typedef struct ckpt_file_info {
+  uint64_t bytes;
+  uint64_t inode;
+  uint64_t device;
+  int64_t ctime_ns;
+  uint32_t kind;      /* ckpt_file_kind */
+  uint32_t leased;    /* 1 while a read lease is held */
+} ckpt_file_info;
+
+/* One piece of a read: file bytes into a buffer. */
+typedef struct ckpt_read_piece {
+  uint32_t file;
+  uint32_t buffer;
+  uint64_t file_offset;
+  uint64_t buffer_offset;
+  uint64_t bytes;
+} ckpt_read_piece;
+
+typedef struct ckpt_read_progress {
+  uint64_t bytes_total;
+  uint64_t bytes_done;
+  uint32_t pieces_total;
+  uint32_t pieces_prefix;  /* pieces [0, pieces_prefix) are complete */
+  uint32_t state;          /* ckpt_status: NOT_READY while running, OK, or the error */
+  uint32_t failed_piece;   /* index of the piece that failed, when state is an error */
+} ckpt_read_progress;
+
+/* One piece of a device-to-device copy. */
+typedef struct ckpt_copy_piece {
+  uint64_t dst_offset;
+  uint64_t src_offset;
+  uint64_t bytes;
+} ckpt_copy_piece;
+
+/* --- library --- */
+CKPT_API uint32_t ckpt_abi_version(void);
+/* Size of the struct with this name ("ckpt_config"), 0 when unknown: checked at load. */
+CKPT_API uint32_t ckpt_struct_bytes(const char* name);
+/* "host" or "cuda". */
+CKPT_API int32_t ckpt_library_kind(char* text, uint32_t text_bytes);
+/* Copies the calling thread's last error, NUL terminated and cut to text_bytes. */
+CKPT_API int32_t ckpt_last_error(char* text, uint32_t text_bytes);
+/* setenv of the process, for settings that CUDA, NCCL and UCX read with getenv: before ckpt_init. */
+CKPT_API int32_t ckpt_setenv(const char* name, const char* value);
+CKPT_API int32_t ckpt_init(const ckpt_config* config);
+/* Number of live objects of every kind: 0 when everything was freed. */
+CKPT_API int32_t ckpt_live_objects(uint32_t* count_p);
+
+/* --- signals: an eventfd and sticky bits, so that one poll() can wait for an engine, a copy and an abort --- */
+CKPT_API int32_t ckpt_signal_create(uint32_t* signal_p);
+CKPT_API int32_t ckpt_signal_destroy(uint32_t signal);
+CKPT_API int32_t ckpt_signal_fd(uint32_t signal, int32_t* fd_p);
+/* Sets bits (may be 0: only wakes) and makes the fd readable. Never blocks. */
+CKPT_API int32_t ckpt_signal_raise(uint32_t signal, uint32_t bits);
+/* Drains the fd and returns the bits raised since the last reset. */
+CKPT_API int32_t ckpt_signal_take(uint32_t signal, uint32_t* bits_p);
+CKPT_API int32_t ckpt_signal_reset(uint32_t signal);
+/* Waits until the fd is readable, then drains it. CKPT_ERR_ABORTED when the abort bit is set. */
+CKPT_API int32_t ckpt_signal_wait(uint32_t signal, uint32_t timeout_ms, uint32_t* bits_p);
+
+/* --- devices --- */
+CKPT_API int32_t ckpt_device_count(uint32_t* count_p);
+CKPT_API int32_t ckpt_device_describe(uint32_t device, ckpt_device_info* info_p);
+CKPT_API int32_t ckpt_device_memory(uint32_t device, uint64_t* free_p, uint64_t* total_p);
+
+/* --- device memory --- */
+CKPT_API int32_t ckpt_memory_alloc(uint32_t device, uint64_t bytes, uint32_t* memory_p);
+/* Frees an allocation, or closes one that ckpt_memory_open made. */
+CKPT_API int32_t ckpt_memory_free(uint32_t memory);
+/* The raw 64-byte IPC handle (CUDA: cudaIpcMemHandle_t; host: shared-memory name "/ckpt-...", NUL padded). */
+CKPT_API int32_t ckpt_memory_export(uint32_t memory, uint8_t* handle_p);
+CKPT_API int32_t ckpt_memory_open(uint32_t device, const uint8_t* handle, uint64_t bytes, uint32_t* memory_p);
+CKPT_API int32_t ckpt_memory_fill(uint32_t memory, uint64_t offset, uint64_t bytes, uint32_t value);
+/* SHA-256 (32 bytes) of a range of device memory. Blocks; for verification, not for the data path. */
+CKPT_API int32_t ckpt_memory_sha256(uint32_t memory, uint64_t offset, uint64_t bytes, uint8_t* digest_p);
+
+/* --- host memory that devices copy from --- */
+/* Huge pages advised, touched by several threads, pinned (CUDA: registered for every device). */
+CKPT_API int32_t ckpt_buffer_alloc(uint64_t bytes, uint32_t flags, uint32_t* buffer_p);
+/* A whole file mapped read-only in place and pinned. The file must hold a lease (ckpt_file_lease). */
+CKPT_API int32_t ckpt_buffer_map(uint32_t file, uint32_t* buffer_p);
+CKPT_API int32_t ckpt_buffer_free(uint32_t buffer);
+CKPT_API int32_t ckpt_buffer_bytes(uint32_t buffer, uint64_t* bytes_p);
+/* The shared-memory path ("/dev/shm/...") of a CKPT_BUFFER_SHARED buffer. */
+CKPT_API int32_t ckpt_buffer_path(uint32_t buffer, char* text, uint32_t text_bytes);
+
+/* --- files --- */
+CKPT_API int32_t ckpt_file_open(const char* path, uint32_t* file_p);
+CKPT_API int32_t ckpt_file_close(uint32_t file);
+CKPT_API int32_t ckpt_file_describe(uint32_t file, ckpt_file_info* info_p);
+/* F_RDLCK lease. A thread of the library gives a broken lease up at once; from then on copies out of the file's
+ * mapping fail with CKPT_ERR_CHANGED instead of touching it, and `signal` (0: none) is raised with no bits. */
+CKPT_API int32_t ckpt_file_lease(uint32_t file, uint32_t signal);
+/* CKPT_ERR_CHANGED when the lease was broken or size, inode or ctime differ from those at ckpt_file_open. */
+CKPT_API int32_t ckpt_file_check(uint32_t file);
+
+/* --- reads: pread by several threads into buffers --- */
+/* Starts reading. Pieces are taken in order; `signal` (0: none) is raised with no bits as the prefix grows and at the end. */
+CKPT_API int32_t ckpt_read_start(const ckpt_read_piece* pieces, uint32_t count, uint32_t threads, uint32_t signal, uint32_t* read_p);
+CKPT_API int32_t ckpt_read_query(uint32_t read, ckpt_read_progress* progress_p);
+/* The text of the failed read ("read /path at 123: Input/output error"). */
+CKPT_API int32_t ckpt_read_error(uint32_t read, char* text, uint32_t text_bytes);
+CKPT_API int32_t ckpt_read_wait(uint32_t read, uint32_t signal, uint32_t timeout_ms);
+/* Cancels what has not started, waits for what has, frees. */
+CKPT_API int32_t ckpt_read_destroy(uint32_t read);
+
+/* --- streams and events --- */
+CKPT_API int32_t ckpt_stream_create(uint32_t device, uint32_t* stream_p);
+/* Waits for the work in the stream, then frees it. */
+CKPT_API int32_t ckpt_stream_destroy(uint32_t stream);
+CKPT_API int32_t ckpt_stream_wait_event(uint32_t stream, uint32_t event);
+CKPT_API int32_t ckpt_stream_sync(uint32_t stream, uint32_t signal, uint32_t timeout_ms);
+CKPT_API int32_t ckpt_event_create(uint32_t device, uint32_t* event_p);
+CKPT_API int32_t ckpt_event_destroy(uint32_t event);
+CKPT_API int32_t ckpt_event_record(uint32_t event, uint32_t stream);
+/* Raises `signal` (no bits) when the last record of the event completes, also when it completes with an error. */
+CKPT_API int32_t ckpt_event_notify(uint32_t event, uint32_t signal);
+/* CKPT_OK: complete; CKPT_NOT_READY; or the error of the work before it (CKPT_ERR_CHANGED, CKPT_ERR_DEVICE...). */
+CKPT_API int32_t ckpt_event_query(uint32_t event);
+CKPT_API int32_t ckpt_event_wait(uint32_t event, uint32_t signal, uint32_t timeout_ms);
+
+/* --- copies --- */
+CKPT_API int32_t ckpt_copy_h2d(uint32_t stream, uint32_t memory, uint64_t memory_offset, uint32_t buffer, uint64_t buffer_offset, uint64_t bytes);
+CKPT_API int32_t ckpt_copy_device(uint32_t stream, uint32_t dst_memory, uint32_t src_memory, const ckpt_copy_piece* pieces, uint32_t count);
+
+/* --- broadcast among the ranks of one process --- */
+/* Like a communicator: every member calls ckpt_group_broadcast in the same order; the call enqueues on the member's
+ * stream. A member's broadcast completes when its own bytes are there and, on the root, when every member has taken them. */
+CKPT_API int32_t ckpt_group_create(uint32_t members, uint32_t* group_p);
+CKPT_API int32_t ckpt_group_join(uint32_t group, uint32_t member, uint32_t stream, uint32_t memory);
+CKPT_API int32_t ckpt_group_broadcast(uint32_t group, uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes);
+/* Ends every pending broadcast with CKPT_ERR_ABORTED; the group can only be destroyed afterwards. */
+CKPT_API int32_t ckpt_group_abort(uint32_t group);
+CKPT_API int32_t ckpt_group_destroy(uint32_t group);
+
+/* --- engine protocol --- */
+/* The POSIX shared-memory ref-counter file that torch's rebuild_cuda_tensor wants: a 64-byte header whose first int64 is 1,
+ * then 10,000 int64 of value 1. The name is "/ckpt-..." and is returned NUL terminated. */
+CKPT_API int32_t ckpt_refcounter_create(uint32_t* refcounter_p, char* name_p, uint32_t name_bytes);
+CKPT_API int32_t ckpt_refcounter_destroy(uint32_t refcounter);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
