@@ -155,6 +155,8 @@ CKPT_API int32_t ckpt_buffer_alloc(uint64_t bytes, uint32_t flags, uint32_t* buf
 /* A whole file mapped read-only in place and pinned. The file must hold a lease (ckpt_file_lease). */
 CKPT_API int32_t ckpt_buffer_map(uint32_t file, uint32_t* buffer_p);
 CKPT_API int32_t ckpt_buffer_free(uint32_t buffer);
+/* SHA-256 (32 bytes) of a range of a buffer. Blocks. */
+CKPT_API int32_t ckpt_buffer_sha256(uint32_t buffer, uint64_t offset, uint64_t bytes, uint8_t* digest_p);
 CKPT_API int32_t ckpt_buffer_bytes(uint32_t buffer, uint64_t* bytes_p);
 /* The shared-memory path ("/dev/shm/...") of a CKPT_BUFFER_SHARED buffer. */
 CKPT_API int32_t ckpt_buffer_path(uint32_t buffer, char* text, uint32_t text_bytes);
@@ -168,6 +170,8 @@ CKPT_API int32_t ckpt_file_describe(uint32_t file, ckpt_file_info* info_p);
 CKPT_API int32_t ckpt_file_lease(uint32_t file, uint32_t signal);
 /* CKPT_ERR_CHANGED when the lease was broken or size, inode or ctime differ from those at ckpt_file_open. */
 CKPT_API int32_t ckpt_file_check(uint32_t file);
+/* SHA-256 (32 bytes) of a range of a file: compares tensors that two files hold under one name. Blocks. */
+CKPT_API int32_t ckpt_file_sha256(uint32_t file, uint64_t offset, uint64_t bytes, uint8_t* digest_p);
 
 /* --- reads: pread by several threads into buffers --- */
 /* Starts reading. Pieces are taken in order; `signal` (0: none) is raised with no bits as the prefix grows and at the end. */

@@ -1,0 +1,68 @@
+import type { Failure, SourceSpace, TensorTable } from '@ckpt/core'
+
+/** One complete version of a checkpoint in this daemon's memory. Immutable once it exists. */
+export interface HeldVersion {
+  readonly name: string
+  /** What the user calls it; null when not told. */
+  readonly version: string | null
+  /** Ascends with every registration of this daemon: the newest complete version has the highest. */
+  readonly serial: number
+  readonly table: TensorTable
+  /** Per owner of `table.owners`. */
+  readonly sources: readonly SourceSpace[]
+  /** Per owner: native buffer handle of each of its source buffers. */
+  readonly buffers: readonly Uint32Array[]
+  /** Per owner: the ranks that may copy from it. */
+  readonly ownerRanks: readonly (readonly number[])[]
+  readonly bytes: number
+  /** Hex digest of names, dtypes, shapes, owners and offsets: equal layouts share plans. */
+  readonly layoutDigest: string
+  /** Native file handles held in place (to be checked before the first copy and before release). */
+  readonly files: readonly number[]
+}
+
+/** A version that an update holds: it is not dropped before `release`. */
+export interface VersionLease {
+  readonly version: HeldVersion
+  /** `succeeded`: older versions of the name are dropped now. */
+  release(succeeded: boolean): void
+}
+
+export interface RankInfo {
+  readonly rank: number
+  /** Device index in the native library. */
+  readonly device: number
+  readonly deviceName: string
+  /** Key of the engine worker in a map: `GPU-<uuid>`, with `#<rank>` when ranks share the device. */
+  readonly key: string
+  readonly uuid: string
+  readonly numaNode: number
+}
+
+/** How the native library is opened; the same in the main thread and in every Worker. */
+export interface LibraryOptions {
+  readonly kind: 'host' | 'cuda'
+  /** Host library only. */
+  readonly hostDevices?: number
+  readonly hostDeviceBytes?: number
+  readonly hostCopyBytesPerSecond?: number
+}
+
+export interface DaemonOptions {
+  readonly library: LibraryOptions
+  readonly ranks: readonly RankInfo[]
+  /** Directories that files may be registered from; null: any. Resolved paths. */
+  readonly allowedDirs: readonly string[] | null
+  /** URL prefixes of engines that may be contacted; null: loopback and Unix sockets. */
+  readonly allowedEngines: readonly string[] | null
+  /** Most bytes of pinned host memory; null: 80 % of the machine's. */
+  readonly hostMemoryBytes: number | null
+  readonly inPlace: 'never' | 'always' | 'consume'
+  /** Private 0700 directory: journal, engine sockets. */
+  readonly stateDir: string
+  readonly ringBytes: number | null
+  readonly bucketBytes: number | null
+  readonly memoryFraction: number
+}
+
+export type Result<T> = { readonly ok: true; readonly value: T } | { readonly ok: false; readonly failure: Failure }
