@@ -165,6 +165,8 @@ CKPT_API int32_t ckpt_buffer_path(uint32_t buffer, char* text, uint32_t text_byt
 CKPT_API int32_t ckpt_file_open(const char* path, uint32_t* file_p);
 CKPT_API int32_t ckpt_file_close(uint32_t file);
 CKPT_API int32_t ckpt_file_describe(uint32_t file, ckpt_file_info* info_p);
+/* Exactly `bytes` bytes at `offset`, for headers (at most 128 MiB); CKPT_ERR_IO when the file ends before. Blocks. */
+CKPT_API int32_t ckpt_file_read(uint32_t file, uint64_t offset, uint64_t bytes, uint8_t* bytes_p);
 /* F_RDLCK lease. A thread of the library gives a broken lease up at once; from then on copies out of the file's
  * mapping fail with CKPT_ERR_CHANGED instead of touching it, and `signal` (0: none) is raised with no bits. */
 CKPT_API int32_t ckpt_file_lease(uint32_t file, uint32_t signal);
