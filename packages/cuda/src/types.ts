@@ -1,0 +1,181 @@
+/** How the native library is opened; the same in the main thread and in every Worker. */
+export interface LibraryOptions {
+  readonly kind: 'host' | 'cuda'
+  /** Host library only: number of virtual devices (1 to 64; default 1). */
+  readonly hostDevices?: number
+  /** Host library only: memory of each virtual device; 0 or absent: what shared memory has free. */
+  readonly hostDeviceBytes?: number
+  /** Host library only: throttle of each stream, for tests; 0 or absent: none. */
+  readonly hostCopyBytesPerSecond?: number
+}
+
+/** A u32 handle of the native library: index and generation, never 0. */
+export type Handle = number
+
+export interface DeviceInfo {
+  readonly name: string
+  /** `GPU-` and 36 characters, as NVML prints it. */
+  readonly uuid: string
+  /** PCI address; empty on the host library. */
+  readonly pci: string
+  readonly totalBytes: number
+  /** -1: unknown. */
+  readonly numaNode: number
+}
+
+export interface DeviceMemory {
+  readonly freeBytes: number
+  readonly totalBytes: number
+}
+
+export interface FileInfo {
+  readonly bytes: number
+  readonly inode: bigint
+  readonly device: bigint
+  readonly ctimeNs: bigint
+  readonly kind: 'disk' | 'tmpfs'
+  /** Whether a read lease is held now. */
+  readonly leased: boolean
+}
+
+/** One piece of a read: `bytes` bytes of a file into a buffer. */
+export interface ReadPiece {
+  readonly file: Handle
+  readonly buffer: Handle
+  readonly fileOffset: number
+  readonly bufferOffset: number
+  readonly bytes: number
+}
+
+export interface ReadProgress {
+  readonly bytesTotal: number
+  readonly bytesDone: number
+  readonly piecesTotal: number
+  /** Pieces `[0, piecesPrefix)` are complete. */
+  readonly piecesPrefix: number
+  readonly state: 'running' | 'done' | 'failed'
+  /** Index of the piece that failed, when `state` is `failed`. */
+  readonly failedPiece: number
+}
+
+/** One piece of a device-to-device copy. */
+export interface CopyPiece {
+  readonly dstOffset: number
+  readonly srcOffset: number
+  readonly bytes: number
+}
+
+/**
+ * The native library: one method per function of `ckpt.h`, where each is described. Every method throws a `NativeError`
+ * when the function fails; arguments out of range are asserted before the call. Methods that wait take a timeout and a
+ * signal (0: none) whose abort bit ends the wait from another thread; they block the calling thread.
+ */
+export interface Library {
+  readonly kind: 'host' | 'cuda'
+
+  /** `setenv` of the process: before the first device call, for what CUDA, NCCL and UCX read with `getenv`. */
+  setenv(name: string, value: string): void
+  /** Objects of every kind that are alive in this process: 0 when everything was freed. */
+  liveObjects(): number
+
+  signalCreate(): Handle
+  signalDestroy(signal: Handle): void
+  /** The eventfd, for `zmqPoll`. */
+  signalFd(signal: Handle): number
+  /** Sets bits (0: only wakes). Never blocks. */
+  signalRaise(signal: Handle, bits: number): void
+  /** Drains the fd and returns the bits raised since the last reset. */
+  signalTake(signal: Handle): number
+  signalReset(signal: Handle): void
+  /** Waits until the fd is readable, drains it, returns the bits. Throws `aborted` when the abort bit is set. */
+  signalWait(signal: Handle, timeoutMs: number): number
+
+  deviceCount(): number
+  deviceDescribe(device: number): DeviceInfo
+  deviceMemory(device: number): DeviceMemory
+
+  memoryAlloc(device: number, bytes: number): Handle
+  /** Frees an allocation, or closes one that {@link Library.memoryOpen} made. */
+  memoryFree(memory: Handle): void
+  /** The raw 64-byte IPC handle. */
+  memoryExport(memory: Handle): Uint8Array
+  memoryOpen(device: number, handle: Uint8Array, bytes: number): Handle
+  /** Sets every byte of the range to `value` (0 to 255). */
+  memoryFill(memory: Handle, offset: number, bytes: number, value: number): void
+  /** SHA-256 (32 bytes) of a range. Blocks; for verification. */
+  memorySha256(memory: Handle, offset: number, bytes: number): Uint8Array
+
+  /** `flags`: 0 or `BUFFER_SHARED`. */
+  bufferAlloc(bytes: number, flags: number): Handle
+  /** Maps a whole leased file read-only in place. */
+  bufferMap(file: Handle): Handle
+  bufferFree(buffer: Handle): void
+  bufferSha256(buffer: Handle, offset: number, bytes: number): Uint8Array
+  bufferBytes(buffer: Handle): number
+  /** The `/dev/shm/...` path of a shared buffer. */
+  bufferPath(buffer: Handle): string
+
+  fileOpen(path: string): Handle
+  fileClose(file: Handle): void
+  fileDescribe(file: Handle): FileInfo
+  /** Exactly `bytes` bytes at `offset`: headers only (at most 128 MiB). Blocks. */
+  fileRead(file: Handle, offset: number, bytes: number): Uint8Array
+  /** Takes a read lease; `signal` (0: none) wakes when it is broken. Throws `checkpoint_busy` when refused. */
+  fileLease(file: Handle, signal: Handle): void
+  /** Throws `file_changed` when the file is not what it was at `fileOpen`. */
+  fileCheck(file: Handle): void
+  fileSha256(file: Handle, offset: number, bytes: number): Uint8Array
+
+  /** Starts reading; `signal` (0: none) wakes as the prefix of complete pieces grows and at the end. */
+  readStart(pieces: readonly ReadPiece[], threads: number, signal: Handle): Handle
+  readQuery(read: Handle): ReadProgress
+  /** The text of a failed read. */
+  readError(read: Handle): string
+  readWait(read: Handle, signal: Handle, timeoutMs: number): void
+  readDestroy(read: Handle): void
+
+  streamCreate(device: number): Handle
+  streamDestroy(stream: Handle): void
+  streamWaitEvent(stream: Handle, event: Handle): void
+  streamSync(stream: Handle, signal: Handle, timeoutMs: number): void
+  eventCreate(device: number): Handle
+  eventDestroy(event: Handle): void
+  eventRecord(event: Handle, stream: Handle): void
+  /** Wakes `signal` when the last record of the event completes, also with an error. */
+  eventNotify(event: Handle, signal: Handle): void
+  /** Whether the last record has completed; throws the error of the work before it. */
+  eventQuery(event: Handle): boolean
+  eventWait(event: Handle, signal: Handle, timeoutMs: number): void
+
+  copyH2d(
+    stream: Handle,
+    memory: Handle,
+    memoryOffset: number,
+    buffer: Handle,
+    bufferOffset: number,
+    bytes: number,
+  ): void
+  copyDevice(stream: Handle, dst: Handle, src: Handle, pieces: readonly CopyPiece[]): void
+
+  groupCreate(members: number): Handle
+  groupJoin(group: Handle, member: number, stream: Handle, memory: Handle): void
+  groupBroadcast(group: Handle, member: number, root: number, offset: number, bytes: number): void
+  groupAbort(group: Handle): void
+  groupDestroy(group: Handle): void
+
+  /** The ref-counter file of torch's `rebuild_cuda_tensor`; `name` is `/ckpt-...`. */
+  refcounterCreate(): { refcounter: Handle; name: string }
+  refcounterDestroy(refcounter: Handle): void
+}
+
+/** One member of the update group: one device of this daemon (or of the reference engine). */
+export interface RankInfo {
+  readonly rank: number
+  /** Device index in the native library. */
+  readonly device: number
+  readonly deviceName: string
+  /** Key of the engine worker in a map: `GPU-<uuid>`, with `#<rank>` when ranks share the device. */
+  readonly key: string
+  readonly uuid: string
+  readonly numaNode: number
+}
