@@ -1,0 +1,201 @@
+"""An inference engine whose worker is checkpoint-engine's own, unmodified.
+
+HTTP in front (`/health`, `/collective_rpc` as vLLM answers it, `/v1/weights` as the reference engine answers it), and behind
+it `checkpoint_engine.worker.update_weights_from_ipc`, one thread for each key of the posted map.
+
+    python checkpoint_engine_worker.py --device shm|cuda --listen 127.0.0.1:0 [--fault error@K|post|hang@K]
+
+It prints `ready http://HOST:PORT` on standard output. With `--device shm` the 64-byte handle is the name of POSIX shared memory
+(libckpt_host.so): only torch's `rebuild_cuda_tensor` and checkpoint-engine's device module are replaced. With `--device cuda`
+nothing is replaced at all.
+"""
+
+import argparse
+import hashlib
+import json
+import mmap
+import os
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import torch
+import torch.multiprocessing.reductions as reductions
+import zmq
+from checkpoint_engine import worker
+
+DTYPE_NAMES = {
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+
+
+class HostModule:
+    """What checkpoint-engine's worker calls of `torch.cuda`, on a machine without one."""
+
+    def synchronize(self):
+        pass
+
+    def ipc_collect(self):
+        pass
+
+    def empty_cache(self):
+        pass
+
+
+class HostDeviceManager:
+    device_type = "cuda"
+    device_module = HostModule()
+
+
+def rebuild_from_shared_memory(*args):
+    """Maps the allocation that the raw 64-byte handle names; args are the 15 of torch's rebuild_cuda_tensor."""
+    assert len(args) == 15, len(args)
+    size, dtype, handle, handle_bytes = args[1], args[5], args[7], args[8]
+    assert dtype is torch.uint8 and size == (handle_bytes,), (dtype, size, handle_bytes)
+    assert len(handle) == 64, len(handle)
+    check_refcounter(args[11])
+    path = "/dev/shm" + handle.rstrip(b"\0").decode("ascii")
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        view = mmap.mmap(fd, handle_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
+    finally:
+        os.close(fd)
+    return torch.frombuffer(view, dtype=torch.uint8)
+
+
+def check_refcounter(name):
+    """torch maps this file read-write and decrements a counter when the tensor dies: it must be there and long enough."""
+    with open("/dev/shm" + name.decode("ascii"), "rb") as file:
+        body = file.read()
+    counters = torch.frombuffer(bytearray(body), dtype=torch.int64)
+    assert counters[0] == 1 and (counters[8:] == 1).all() and counters.numel() == 8 + 10_000, counters[:9]
+
+
+class Engine:
+    def __init__(self, device, fault):
+        self.device, self.fault = device, fault
+        self.ranks, self.updates, self.torn = {}, 0, False
+
+    def run(self, key, timeout, address, index):
+        tensors, lists = {}, 0
+
+        def load(weights):
+            nonlocal lists
+            kind, _, at = self.fault.partition("@")
+            if at and int(at) == lists:
+                if kind == "error":
+                    raise ValueError("the engine refuses this bucket")
+                if kind == "hang":
+                    time.sleep(timeout)
+                    raise TimeoutError("hung")
+            lists += 1
+            self.torn = True
+            for name, tensor in weights:
+                tensors[name] = tensor.clone()
+
+        def post_hook():
+            if self.fault == "post":
+                raise RuntimeError("the post hook failed")
+            self.ranks[key] = tensors
+
+        worker.update_weights_from_ipc(zmq.Context.instance(), address, index, run=load, post_hook=post_hook)
+
+    def update(self, handles, timeout):
+        errors = []
+
+        def target(key, address):
+            try:
+                self.run(key, timeout, address, 0)
+            except BaseException as error:  # noqa: BLE001 - the test wants every reason
+                errors.append(f"{type(error).__name__}: {error}")
+
+        threads = [threading.Thread(target=target, args=pair, daemon=True) for pair in handles.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if not errors:
+            self.updates += 1
+            self.torn = False
+        return errors
+
+    def weights(self):
+        ranks = []
+        for key, tensors in self.ranks.items():
+            described = {}
+            for name, tensor in tensors.items():
+                flat = tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
+                described[name] = {
+                    "dtype": DTYPE_NAMES[tensor.dtype],
+                    "shape": list(tensor.shape),
+                    "sha256": hashlib.sha256(flat.tobytes()).hexdigest(),
+                }
+            ranks.append({"uuid": key, "tensors": described})
+        return {"version": None, "updates": self.updates, "torn": self.torn, "ranks": ranks}
+
+
+def handler_of(engine):
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args):
+            pass
+
+        def answer(self, status, body):
+            text = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def do_GET(self):
+            if self.path == "/health":
+                return self.answer(200, {})
+            if self.path == "/v1/weights":
+                return self.answer(200, engine.weights())
+            return self.answer(404, {"error": "no such route"})
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers.get("content-length", "0"))) or b"{}")
+            if self.path != "/collective_rpc":
+                return self.answer(404, {"error": "no such route"})
+            assert body["method"] == "update_weights_from_ipc", body
+            errors = engine.update(body["args"][0], float(body.get("timeout", 300)))
+            if errors:
+                return self.answer(500, {"error": "; ".join(errors)})
+            return self.answer(200, {"results": [None] * len(body["args"][0])})
+
+    return Handler
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", choices=["shm", "cuda"], required=True)
+    parser.add_argument("--listen", default="127.0.0.1:0")
+    parser.add_argument("--fault", default="")
+    args = parser.parse_args()
+    if args.device == "shm":
+        reductions.rebuild_cuda_tensor = rebuild_from_shared_memory
+        worker.DeviceManager = HostDeviceManager
+    else:
+        torch.cuda.init()
+    host, _, port = args.listen.rpartition(":")
+    server = ThreadingHTTPServer((host, int(port)), handler_of(Engine(args.device, args.fault)))
+    print(f"ready http://{host}:{server.server_address[1]}", flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
