@@ -1,5 +1,7 @@
 export * from './api/errors.ts'
+export * from './api/schemas.ts'
 export type * from './checkpoint/table.ts'
+export type * from './engine/conversation.ts'
 export type * from './engine/conversation-types.ts'
 export type * from './plan/plan.ts'
 export type * from './update/executor-types.ts'

@@ -34,11 +34,22 @@ export type ConversationEvent =
   /** One reply of the worker, opaque bytes. */
   | { readonly type: 'reply'; readonly body: Uint8Array; readonly nowMs: number }
   /** The executor wants this bucket's tensor list sent. */
-  | { readonly type: 'announce'; readonly bucket: number; readonly list: Uint8Array; readonly nowMs: number }
+  | {
+      readonly type: 'announce'
+      readonly bucket: number
+      readonly list: Uint8Array
+      readonly nowMs: number
+    }
   /** Every bucket is acknowledged: end the conversation. */
   | { readonly type: 'end'; readonly nowMs: number }
   /** The engine's HTTP request has returned; `message` is its own words when not ok. */
-  | { readonly type: 'http'; readonly ok: boolean; readonly status: number; readonly message: string; readonly nowMs: number }
+  | {
+      readonly type: 'http'
+      readonly ok: boolean
+      readonly status: number
+      readonly message: string
+      readonly nowMs: number
+    }
   | { readonly type: 'abort'; readonly failure: Failure; readonly nowMs: number }
   | { readonly type: 'tick'; readonly nowMs: number }
 
@@ -57,4 +68,7 @@ export type ConversationAction =
   /** The socket may be closed. `ringFree` false: the leave deadline passed, so the ring must be quarantined. */
   | { readonly type: 'close'; readonly ringFree: boolean }
 
-export type ConversationPhase = Extract<Phase, 'open' | 'transfer' | 'release' | 'post'> | 'leaving' | 'closed'
+export type ConversationPhase =
+  | Extract<Phase, 'open' | 'transfer' | 'release' | 'post'>
+  | 'leaving'
+  | 'closed'

@@ -1,0 +1,113 @@
+import { type } from 'arktype'
+import {
+  BUFFERS_MAX,
+  Count,
+  DtypeName,
+  Elapsed,
+  FILES_MAX,
+  Path,
+  Shape,
+  TENSORS_MAX,
+  TensorName,
+  Version,
+} from './bounds.ts'
+
+/** `POST /v1/checkpoints/:name/files`; checkpoint-engine's clients send `files` alone. */
+export const RegisterRequest = type({
+  '+': 'reject',
+  files: Path.array().atMostLength(FILES_MAX),
+  'replace?': 'boolean',
+  'in_place?': 'boolean',
+  'consume?': 'boolean',
+  'version?': Version,
+})
+export type RegisterRequest = typeof RegisterRequest.infer
+
+export const RegisterAnswer = type({
+  name: 'string',
+  version: 'string | null',
+  tensors: Count,
+  bytes: Count,
+  seconds: Elapsed,
+  /** The version held before was dropped first, because host memory does not hold both. */
+  'previous_dropped?': 'boolean',
+  /** What went otherwise than asked, such as `lease refused, read into memory: PATH`. */
+  'notes?': 'string[]',
+})
+export type RegisterAnswer = typeof RegisterAnswer.infer
+
+/** `DELETE /v1/checkpoints/:name`: 200 also when there was none. */
+export const DropAnswer = type({ name: 'string', existed: 'boolean' })
+export type DropAnswer = typeof DropAnswer.infer
+
+/** `POST /v1/checkpoints/:name/gather-metas`. */
+export const GatherAnswer = type({
+  digest: 'string',
+  ranks: Count,
+  tensors: Count,
+  bytes: Count,
+  seconds: Elapsed,
+})
+export type GatherAnswer = typeof GatherAnswer.infer
+
+export const CheckpointSummary = type({
+  name: 'string',
+  version: 'string | null',
+  state: "'complete' | 'invalid'",
+  tensors: Count,
+  bytes: Count,
+  digest: 'string',
+  in_place: 'boolean',
+  files: 'string[]',
+  /** An update holds it. */
+  in_use: 'boolean',
+})
+export type CheckpointSummary = typeof CheckpointSummary.infer
+
+/** `GET /v1/checkpoints`. */
+export const CheckpointsAnswer = type({ checkpoints: CheckpointSummary.array() })
+export type CheckpointsAnswer = typeof CheckpointsAnswer.infer
+
+/** `GET /v1/checkpoints/:name`. */
+export const CheckpointDetail = CheckpointSummary.and({
+  tensor_list: type({ name: 'string', dtype: 'string', shape: Shape, bytes: Count }).array(),
+})
+export type CheckpointDetail = typeof CheckpointDetail.infer
+
+/** `POST /v1/checkpoints/:name/buffers`: shared-memory regions that a trainer writes its tensors into. */
+export const BuffersRequest = type({
+  '+': 'reject',
+  bytes: type('1 <= number.integer <= 9007199254740991')
+    .array()
+    .atLeastLength(1)
+    .atMostLength(BUFFERS_MAX),
+})
+export type BuffersRequest = typeof BuffersRequest.infer
+
+export const BuffersAnswer = type({
+  buffers: type({ id: 'string', path: 'string', bytes: Count }).array(),
+})
+export type BuffersAnswer = typeof BuffersAnswer.infer
+
+/** `POST /v1/checkpoints/:name/tensors`: what the trainer has written where. Offsets in bytes within the region. */
+export const TensorsRequest = type({
+  '+': 'reject',
+  buffers: type({
+    '+': 'reject',
+    id: '1 <= string <= 255',
+    tensors: type({
+      '+': 'reject',
+      name: TensorName,
+      dtype: DtypeName,
+      shape: Shape,
+      offset: Count,
+    })
+      .array()
+      .atMostLength(TENSORS_MAX),
+  })
+    .array()
+    .atMostLength(BUFFERS_MAX),
+  'replace?': 'boolean',
+  'version?': Version,
+})
+export type TensorsRequest = typeof TensorsRequest.infer

@@ -1,0 +1,35 @@
+import { type } from 'arktype'
+import { Count, DialectName, Rank } from './bounds.ts'
+import { CheckpointSummary } from './checkpoint-schemas.ts'
+
+/** `GET /v1/status`. */
+export const StatusAnswer = type({
+  version: 'string',
+  pid: Count,
+  devices: type({
+    index: Count,
+    name: 'string',
+    uuid: 'string',
+    free_bytes: Count,
+    total_bytes: Count,
+  }).array(),
+  /** `key` is the engine worker's in a map: `GPU-<uuid>`, or `GPU-<uuid>#<rank>` where ranks share a device. */
+  ranks: type({ rank: Rank, device: Count, key: 'string' }).array(),
+  peers: 'unknown[]',
+  engines: type({
+    url: 'string',
+    dialect: DialectName.or('null'),
+    torn: 'boolean',
+    version: 'string | null',
+  }).array(),
+  memory: {
+    pinned_bytes: Count,
+    budget_bytes: Count,
+    /** Rings that an engine may still read. */
+    quarantined_bytes: Count,
+    checkpoints: CheckpointSummary.array(),
+  },
+  running_update: 'string | null',
+  queued: Count,
+})
+export type StatusAnswer = typeof StatusAnswer.infer

@@ -1,0 +1,133 @@
+import { type } from 'arktype'
+import {
+  Count,
+  DialectName,
+  Elapsed,
+  EngineKind,
+  FailureBody,
+  PhaseName,
+  RANKS_MAX,
+  Ranks,
+  Path,
+  Seconds,
+  UpdateId,
+  Url,
+  Version,
+} from './bounds.ts'
+
+/** One engine of an update: the ranks are global ones, in the order of the engine's workers. */
+export const EngineTarget = type({
+  '+': 'reject',
+  url: Url,
+  ranks: Ranks,
+  /** The Unix socket that the engine listens at. */
+  'uds?': Path,
+  'engine?': EngineKind,
+})
+export type EngineTarget = typeof EngineTarget.infer
+
+/**
+ * `POST /v1/checkpoints/:name/update`. The first five are checkpoint-engine's, with its defaults: `ranks` [] (all),
+ * `update_url` null, `inference_group_ranks` [] (all), `timeout` 300 s, `uds` null. They are the form with one engine of `engines`.
+ */
+export const UpdateRequest = type({
+  '+': 'reject',
+  'ranks?': Ranks,
+  'update_url?': Url.or('null'),
+  'inference_group_ranks?': Ranks,
+  /** Seconds for the whole update. */
+  'timeout?': Seconds,
+  'uds?': Path.or('null'),
+  'engines?': EngineTarget.array().atMostLength(RANKS_MAX),
+  'engine?': EngineKind,
+  /** Method of vLLM's `/collective_rpc` to call. */
+  'engine_method?': /^[A-Za-z_][A-Za-z0-9_]{0,127}$/,
+  'mode?': "'auto' | 'pipelined' | 'serial' | 'direct'",
+  'pause?': "'none' | 'wait' | 'keep' | 'abort'",
+  'pause_timeout?': Seconds,
+  /** Seconds until every engine worker has mapped the ring; 60 when absent. */
+  'open_timeout?': Seconds,
+  'require?': "'all' | 'survivors'",
+  'if_busy?': "'wait' | 'fail'",
+  'update_id?': UpdateId,
+  /** false: 202 with the id at once. */
+  'wait?': 'boolean',
+  'weight_version?': Version,
+})
+export type UpdateRequest = typeof UpdateRequest.infer
+
+export const EngineReport = type({
+  url: 'string',
+  dialect: DialectName.or('null'),
+  ranks: Ranks,
+  result: "'ok' | 'failed' | 'not_contacted'",
+  /** It holds a part of an update. */
+  torn: 'boolean',
+  /** It is torn and could not be paused. */
+  'serving_torn?': 'boolean',
+  'engine_restart_needed?': 'boolean',
+  'error?': FailureBody,
+})
+export type EngineReport = typeof EngineReport.infer
+
+const Stage = type({ busy_s: Elapsed, bytes: Count })
+
+export const UpdateReport = type({
+  update_id: 'string',
+  checkpoint: 'string',
+  version: 'string | null',
+  mode: "'pipelined' | 'serial' | 'direct'",
+  mode_reason: 'string',
+  ranks: Count,
+  tensors: Count,
+  bytes: Count,
+  buckets: Count,
+  ring_bytes: Count,
+  bucket_bytes: Count,
+  gb_per_s: Elapsed,
+  seconds: {
+    total: Elapsed,
+    gather: Elapsed,
+    plan: Elapsed,
+    open: Elapsed,
+    transfer: Elapsed,
+    release: Elapsed,
+    post: Elapsed,
+    pause: Elapsed,
+    resume: Elapsed,
+  },
+  stages: { h2d: Stage, broadcast: Stage, reload: Stage },
+  device_bytes: { before: Count, peak: Count, after: Count },
+  engines: EngineReport.array(),
+})
+export type UpdateReport = typeof UpdateReport.infer
+
+/** `GET /v1/updates/:id`, and the 202 of an update that is not waited for. */
+export const UpdateState = type({
+  update_id: 'string',
+  checkpoint: 'string',
+  state: "'queued' | 'running' | 'done' | 'failed'",
+  phase: PhaseName.or('null'),
+  buckets_done: Count,
+  buckets: Count,
+  bytes_done: Count,
+  bytes: Count,
+  /** ISO 8601; null while it waits its turn. */
+  started_at: 'string | null',
+  'report?': UpdateReport,
+  'error?': FailureBody,
+  'engines?': EngineReport.array(),
+  /** Key of an engine worker to the address it connects to, for whoever starts the workers itself. */
+  'map?': 'Record<string, string>',
+})
+export type UpdateState = typeof UpdateState.infer
+
+/** One server-sent event of `GET /v1/updates/:id/events`: `event` is its name, the whole its `data:` as JSON. */
+export const UpdateEvent = UpdateState.and({
+  event: "'phase' | 'progress' | 'map' | 'done' | 'failed'",
+})
+export type UpdateEvent = typeof UpdateEvent.infer
+
+/** `POST /v1/updates/:id/abort`; an empty body will do. */
+export const AbortRequest = type({ '+': 'reject', 'reason?': 'string <= 1024' })
+export type AbortRequest = typeof AbortRequest.infer
