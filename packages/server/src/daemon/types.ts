@@ -1,4 +1,5 @@
 import type { Failure, SourceSpace, TensorTable } from '@ckpt/core'
+import type { LibraryOptions, RankInfo } from '@ckpt/cuda'
 
 /** One complete version of a checkpoint in this daemon's memory. Immutable once it exists. */
 export interface HeldVersion {
@@ -12,7 +13,10 @@ export interface HeldVersion {
   readonly sources: readonly SourceSpace[]
   /** Per owner: native buffer handle of each of its source buffers. */
   readonly buffers: readonly Uint32Array[]
-  /** Per owner: the ranks that may copy from it. */
+  /**
+   * Per owner: the ranks that take turns copying from it. Any rank of the daemon can, because the memory is the daemon's:
+   * where none of these takes part in an update, every rank that does may take their place.
+   */
   readonly ownerRanks: readonly (readonly number[])[]
   readonly bytes: number
   /** Hex digest of names, dtypes, shapes, owners and offsets: equal layouts share plans. */
@@ -28,25 +32,7 @@ export interface VersionLease {
   release(succeeded: boolean): void
 }
 
-export interface RankInfo {
-  readonly rank: number
-  /** Device index in the native library. */
-  readonly device: number
-  readonly deviceName: string
-  /** Key of the engine worker in a map: `GPU-<uuid>`, with `#<rank>` when ranks share the device. */
-  readonly key: string
-  readonly uuid: string
-  readonly numaNode: number
-}
-
-/** How the native library is opened; the same in the main thread and in every Worker. */
-export interface LibraryOptions {
-  readonly kind: 'host' | 'cuda'
-  /** Host library only. */
-  readonly hostDevices?: number
-  readonly hostDeviceBytes?: number
-  readonly hostCopyBytesPerSecond?: number
-}
+export type { LibraryOptions, RankInfo }
 
 export interface DaemonOptions {
   readonly library: LibraryOptions
