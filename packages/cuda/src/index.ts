@@ -1,0 +1,7 @@
+export { type DeviceSelection, selectDevices } from './devices.ts'
+export { BUFFER_SHARED, HANDLE_BYTES, SIGNAL_ABORT, SIGNAL_HTTP, SIGNAL_USER } from './generated.ts'
+export { openLibrary } from './library.ts'
+export { NativeError } from './native-error.ts'
+export { libraryDir } from './symbols.ts'
+export type * from './types.ts'
+export * from './zmq.ts'

@@ -1,0 +1,350 @@
+import * as abi from './generated.ts'
+import { NativeError } from './native-error.ts'
+import { cString, cText, encodeCopyPieces, encodeReadPieces, StructView } from './structs.ts'
+import { safeNumber } from './structs.ts'
+import { type NativeCalls, openSymbols, type SymbolName } from './symbols.ts'
+import type * as types from './types.ts'
+
+type Handle = types.Handle
+
+const DIGEST_BYTES = 32
+/** `ckpt_file_read` is for headers. */
+const FILE_READ_MAX_BYTES = 128 * 2 ** 20
+const TEXT_BYTES = 4096
+
+/**
+ * Opens the native library, checks that it fits this program and starts it (the first call of the process decides its
+ * settings). Throws `native_missing` when it is not built or does not load, and what the device says otherwise.
+ *
+ * @example
+ * const library = openLibrary({ kind: 'host', hostDevices: 2 })
+ * const memory = library.memoryAlloc(0, 2 ** 21)
+ */
+export function openLibrary(options: types.LibraryOptions): types.Library {
+  const library = new FfiLibrary(options.kind, openSymbols(options.kind))
+  const config = new StructView('config')
+  config.set('hostDevices', options.hostDevices ?? 1)
+  config.set('hostDeviceBytes', options.hostDeviceBytes ?? 0)
+  config.set('hostCopyBytesPerSecond', options.hostCopyBytesPerSecond ?? 0)
+  library.init(config.bytes)
+  return library
+}
+
+class FfiLibrary implements types.Library {
+  readonly kind: 'host' | 'cuda'
+  readonly #calls: NativeCalls
+  /** Output words of the calls; not in the JavaScript heap's movable part, because the buffer was made first. */
+  readonly #u32 = new Uint32Array(new ArrayBuffer(4))
+  readonly #u64 = new BigUint64Array(new ArrayBuffer(8))
+  readonly #u64Second = new BigUint64Array(new ArrayBuffer(8))
+  readonly #text = new Uint8Array(new ArrayBuffer(TEXT_BYTES))
+
+  constructor(kind: 'host' | 'cuda', calls: NativeCalls) {
+    this.kind = kind
+    this.#calls = calls
+  }
+
+  /** Calls and throws on every status but `CKPT_OK` (and `CKPT_NOT_READY`, which is returned). */
+  #guard(
+    symbol: SymbolName,
+    ...args: (number | Uint8Array | Uint32Array | BigUint64Array)[]
+  ): number {
+    const status = this.#calls[symbol](...args)
+    if (status === abi.STATUS_OK || status === abi.STATUS_NOT_READY) return status
+    this.#text[0] = 0
+    this.#calls.ckpt_last_error(this.#text, this.#text.length)
+    throw new NativeError(symbol, status, cText(this.#text))
+  }
+
+  /** For functions whose last argument is a `uint32_t*`. */
+  #u32Of(symbol: SymbolName, ...args: (number | Uint8Array)[]): number {
+    this.#guard(symbol, ...args, this.#u32)
+    return this.#u32[0] ?? 0
+  }
+
+  #textOf(symbol: SymbolName, handle: Handle): string {
+    this.#guard(symbol, handle, this.#text, this.#text.length)
+    return cText(this.#text)
+  }
+
+  #digestOf(symbol: SymbolName, handle: Handle, offset: number, bytes: number): Uint8Array {
+    const digest = new Uint8Array(new ArrayBuffer(DIGEST_BYTES))
+    this.#guard(symbol, handle, offset, bytes, digest)
+    return digest
+  }
+
+  init(config: Uint8Array): void {
+    this.#guard('ckpt_init', config)
+  }
+
+  setenv(name: string, value: string): void {
+    this.#guard('ckpt_setenv', cString(name), cString(value))
+  }
+
+  liveObjects(): number {
+    return this.#u32Of('ckpt_live_objects')
+  }
+
+  signalCreate(): Handle {
+    return this.#u32Of('ckpt_signal_create')
+  }
+
+  signalDestroy(signal: Handle): void {
+    this.#guard('ckpt_signal_destroy', signal)
+  }
+
+  signalFd(signal: Handle): number {
+    return this.#u32Of('ckpt_signal_fd', signal)
+  }
+
+  signalRaise(signal: Handle, bits: number): void {
+    this.#guard('ckpt_signal_raise', signal, bits)
+  }
+
+  signalTake(signal: Handle): number {
+    return this.#u32Of('ckpt_signal_take', signal)
+  }
+
+  signalReset(signal: Handle): void {
+    this.#guard('ckpt_signal_reset', signal)
+  }
+
+  signalWait(signal: Handle, timeoutMs: number): number {
+    return this.#u32Of('ckpt_signal_wait', signal, timeoutMs)
+  }
+
+  deviceCount(): number {
+    return this.#u32Of('ckpt_device_count')
+  }
+
+  deviceDescribe(device: number): types.DeviceInfo {
+    const view = new StructView('deviceInfo')
+    this.#guard('ckpt_device_describe', device, view.bytes)
+    return {
+      name: view.text('name'),
+      uuid: view.text('uuid'),
+      pci: view.text('pci'),
+      totalBytes: view.number('totalBytes'),
+      numaNode: view.number('numaNode'),
+    }
+  }
+
+  deviceMemory(device: number): types.DeviceMemory {
+    this.#guard('ckpt_device_memory', device, this.#u64, this.#u64Second)
+    return {
+      freeBytes: safeNumber(this.#u64[0] ?? 0n),
+      totalBytes: safeNumber(this.#u64Second[0] ?? 0n),
+    }
+  }
+
+  memoryAlloc(device: number, bytes: number): Handle {
+    return this.#u32Of('ckpt_memory_alloc', device, bytes)
+  }
+
+  memoryFree(memory: Handle): void {
+    this.#guard('ckpt_memory_free', memory)
+  }
+
+  memoryExport(memory: Handle): Uint8Array {
+    const handle = new Uint8Array(new ArrayBuffer(abi.HANDLE_BYTES))
+    this.#guard('ckpt_memory_export', memory, handle)
+    return handle
+  }
+
+  memoryOpen(device: number, handle: Uint8Array, bytes: number): Handle {
+    if (handle.length !== abi.HANDLE_BYTES) {
+      throw new RangeError(`an IPC handle has ${abi.HANDLE_BYTES} bytes, not ${handle.length}`)
+    }
+    return this.#u32Of('ckpt_memory_open', device, handle, bytes)
+  }
+
+  memoryFill(memory: Handle, offset: number, bytes: number, value: number): void {
+    this.#guard('ckpt_memory_fill', memory, offset, bytes, value)
+  }
+
+  memorySha256(memory: Handle, offset: number, bytes: number): Uint8Array {
+    return this.#digestOf('ckpt_memory_sha256', memory, offset, bytes)
+  }
+
+  bufferAlloc(bytes: number, flags: number): Handle {
+    return this.#u32Of('ckpt_buffer_alloc', bytes, flags)
+  }
+
+  bufferMap(file: Handle): Handle {
+    return this.#u32Of('ckpt_buffer_map', file)
+  }
+
+  bufferFree(buffer: Handle): void {
+    this.#guard('ckpt_buffer_free', buffer)
+  }
+
+  bufferSha256(buffer: Handle, offset: number, bytes: number): Uint8Array {
+    return this.#digestOf('ckpt_buffer_sha256', buffer, offset, bytes)
+  }
+
+  bufferBytes(buffer: Handle): number {
+    this.#guard('ckpt_buffer_bytes', buffer, this.#u64)
+    return safeNumber(this.#u64[0] ?? 0n)
+  }
+
+  bufferPath(buffer: Handle): string {
+    return this.#textOf('ckpt_buffer_path', buffer)
+  }
+
+  fileOpen(path: string): Handle {
+    return this.#u32Of('ckpt_file_open', cString(path))
+  }
+
+  fileClose(file: Handle): void {
+    this.#guard('ckpt_file_close', file)
+  }
+
+  fileDescribe(file: Handle): types.FileInfo {
+    const view = new StructView('fileInfo')
+    this.#guard('ckpt_file_describe', file, view.bytes)
+    return {
+      bytes: view.number('bytes'),
+      inode: view.bigint('inode'),
+      device: view.bigint('device'),
+      ctimeNs: view.bigint('ctimeNs'),
+      kind: view.number('kind') === abi.FILE_TMPFS ? 'tmpfs' : 'disk',
+      leased: view.number('leased') === 1,
+    }
+  }
+
+  fileRead(file: Handle, offset: number, bytes: number): Uint8Array {
+    if (bytes > FILE_READ_MAX_BYTES)
+      throw new RangeError(`fileRead is for headers, not ${bytes} bytes`)
+    const read = new Uint8Array(new ArrayBuffer(Math.max(1, bytes)))
+    this.#guard('ckpt_file_read', file, offset, bytes, read)
+    return read.subarray(0, bytes)
+  }
+
+  fileLease(file: Handle, signal: Handle): void {
+    this.#guard('ckpt_file_lease', file, signal)
+  }
+
+  fileCheck(file: Handle): void {
+    this.#guard('ckpt_file_check', file)
+  }
+
+  fileSha256(file: Handle, offset: number, bytes: number): Uint8Array {
+    return this.#digestOf('ckpt_file_sha256', file, offset, bytes)
+  }
+
+  readStart(pieces: readonly types.ReadPiece[], threads: number, signal: Handle): Handle {
+    const encoded = encodeReadPieces(pieces)
+    return this.#u32Of('ckpt_read_start', encoded, pieces.length, threads, signal)
+  }
+
+  readQuery(read: Handle): types.ReadProgress {
+    const view = new StructView('readProgress')
+    this.#guard('ckpt_read_query', read, view.bytes)
+    const state = view.number('state')
+    return {
+      bytesTotal: view.number('bytesTotal'),
+      bytesDone: view.number('bytesDone'),
+      piecesTotal: view.number('piecesTotal'),
+      piecesPrefix: view.number('piecesPrefix'),
+      state:
+        state === abi.STATUS_OK ? 'done' : state === abi.STATUS_NOT_READY ? 'running' : 'failed',
+      failedPiece: view.number('failedPiece'),
+    }
+  }
+
+  readError(read: Handle): string {
+    return this.#textOf('ckpt_read_error', read)
+  }
+
+  readWait(read: Handle, signal: Handle, timeoutMs: number): void {
+    this.#guard('ckpt_read_wait', read, signal, timeoutMs)
+  }
+
+  readDestroy(read: Handle): void {
+    this.#guard('ckpt_read_destroy', read)
+  }
+
+  streamCreate(device: number): Handle {
+    return this.#u32Of('ckpt_stream_create', device)
+  }
+
+  streamDestroy(stream: Handle): void {
+    this.#guard('ckpt_stream_destroy', stream)
+  }
+
+  streamWaitEvent(stream: Handle, event: Handle): void {
+    this.#guard('ckpt_stream_wait_event', stream, event)
+  }
+
+  streamSync(stream: Handle, signal: Handle, timeoutMs: number): void {
+    this.#guard('ckpt_stream_sync', stream, signal, timeoutMs)
+  }
+
+  eventCreate(device: number): Handle {
+    return this.#u32Of('ckpt_event_create', device)
+  }
+
+  eventDestroy(event: Handle): void {
+    this.#guard('ckpt_event_destroy', event)
+  }
+
+  eventRecord(event: Handle, stream: Handle): void {
+    this.#guard('ckpt_event_record', event, stream)
+  }
+
+  eventNotify(event: Handle, signal: Handle): void {
+    this.#guard('ckpt_event_notify', event, signal)
+  }
+
+  eventQuery(event: Handle): boolean {
+    return this.#guard('ckpt_event_query', event) === abi.STATUS_OK
+  }
+
+  eventWait(event: Handle, signal: Handle, timeoutMs: number): void {
+    this.#guard('ckpt_event_wait', event, signal, timeoutMs)
+  }
+
+  copyH2d(
+    stream: Handle,
+    memory: Handle,
+    memoryOffset: number,
+    buffer: Handle,
+    bufferOffset: number,
+    bytes: number,
+  ): void {
+    this.#guard('ckpt_copy_h2d', stream, memory, memoryOffset, buffer, bufferOffset, bytes)
+  }
+
+  copyDevice(stream: Handle, dst: Handle, src: Handle, pieces: readonly types.CopyPiece[]): void {
+    this.#guard('ckpt_copy_device', stream, dst, src, encodeCopyPieces(pieces), pieces.length)
+  }
+
+  groupCreate(members: number): Handle {
+    return this.#u32Of('ckpt_group_create', members)
+  }
+
+  groupJoin(group: Handle, member: number, stream: Handle, memory: Handle): void {
+    this.#guard('ckpt_group_join', group, member, stream, memory)
+  }
+
+  groupBroadcast(group: Handle, member: number, root: number, offset: number, bytes: number): void {
+    this.#guard('ckpt_group_broadcast', group, member, root, offset, bytes)
+  }
+
+  groupAbort(group: Handle): void {
+    this.#guard('ckpt_group_abort', group)
+  }
+
+  groupDestroy(group: Handle): void {
+    this.#guard('ckpt_group_destroy', group)
+  }
+
+  refcounterCreate(): { refcounter: Handle; name: string } {
+    this.#guard('ckpt_refcounter_create', this.#u32, this.#text, this.#text.length)
+    return { refcounter: this.#u32[0] ?? 0, name: cText(this.#text) }
+  }
+
+  refcounterDestroy(refcounter: Handle): void {
+    this.#guard('ckpt_refcounter_destroy', refcounter)
+  }
+}

@@ -1,0 +1,335 @@
+import { toArrayBuffer, type Pointer } from 'bun:ffi'
+import { CkptError } from '@ckpt/core'
+import { openLibzmq, type ZmqCalls } from './libzmq.ts'
+import { cString, cText } from './structs.ts'
+
+const EINTR = 4
+const EAGAIN = 11
+/** ZMQ_HAUSNUMERO + 53: the context is terminated. */
+const ETERM = 156384765
+
+const TYPES = { PAIR: 0, REQ: 3, REP: 4, DEALER: 5 } as const
+export type ZmqType = keyof typeof TYPES
+
+/** Options with their number in zmq.h and their width in bytes. */
+const OPTIONS = {
+  linger: [17, 4],
+  reconnect_ivl: [18, 4],
+  reconnect_ivl_max: [21, 4],
+  maxmsgsize: [22, 8],
+  sndhwm: [23, 4],
+  rcvhwm: [24, 4],
+  immediate: [39, 4],
+  ipc_filter_pid: [58, 4],
+  ipc_filter_uid: [59, 4],
+  ipc_filter_gid: [60, 4],
+  handshake_ivl: [66, 4],
+} as const
+export type ZmqOption = keyof typeof OPTIONS
+
+const LAST_ENDPOINT = 32
+const EVENTS = 15
+const POLLIN = 1
+const POLLOUT = 2
+const DONTWAIT = 1
+const SNDMORE = 2
+const POLL_ITEM_BYTES = 16
+const MESSAGE_BYTES = 64
+
+/** The most bytes of one frame: tensor lists of 100,000 tensors stay far below. libzmq disconnects a peer that sends more. */
+export const FRAME_MAX_BYTES = 256 * 2 ** 20
+/** The most frames of one message that is received. */
+const FRAMES_MAX = 64
+/** The most retries of one call that signals interrupt. */
+const EINTR_MAX = 100
+
+const MONITOR_CONNECTED = 0x1000
+const MONITOR_DISCONNECTED = 0x0200
+const MONITOR_ALL = 0xffff
+
+function fail(calls: ZmqCalls, what: string, code = calls.zmq_errno()): CkptError {
+  if (code === ETERM) return new CkptError('shutting_down', `${what}: the context is closed`)
+  return new CkptError('internal', `${what}: ${calls.zmq_strerror(code)}`)
+}
+
+let monitors = 0
+
+/**
+ * A libzmq context; one per thread, used by that thread only.
+ *
+ * @example
+ * const context = new ZmqContext()
+ * const socket = context.socket('DEALER')
+ * socket.bind('ipc:///run/ckpt/rank-0')
+ */
+export class ZmqContext {
+  readonly #calls = openLibzmq()
+  readonly #context: number
+  readonly #sockets = new Set<ZmqSocket>()
+  #closed = false
+
+  constructor() {
+    this.#context = this.#calls.zmq_ctx_new()
+    if (!this.#context) throw fail(this.#calls, 'zmq_ctx_new')
+  }
+
+  /** A socket with linger 0 and bounded frames. */
+  socket(type: ZmqType): ZmqSocket {
+    if (this.#closed) throw new CkptError('shutting_down', 'zmq_socket: the context is closed')
+    const pointer = this.#calls.zmq_socket(this.#context, TYPES[type])
+    if (!pointer) throw fail(this.#calls, 'zmq_socket')
+    const socket = new ZmqSocket(this, this.#calls, pointer, type)
+    this.#sockets.add(socket)
+    return socket
+  }
+
+  /** Called by a socket that closes. */
+  forget(socket: ZmqSocket): void {
+    this.#sockets.delete(socket)
+  }
+
+  /** Closes its sockets, then the context. Does not block, since every socket has linger 0 unless it was changed. */
+  close(): void {
+    if (this.#closed) return
+    this.#closed = true
+    for (const socket of this.#sockets) socket.close()
+    for (let tries = 0; tries < EINTR_MAX; tries++) {
+      if (this.#calls.zmq_ctx_term(this.#context) === 0) return
+      if (this.#calls.zmq_errno() !== EINTR) return
+    }
+  }
+}
+
+/** A libzmq socket; never blocks. A message is a list of frames. */
+export class ZmqSocket {
+  readonly #context: ZmqContext
+  readonly #calls: ZmqCalls
+  readonly #type: ZmqType
+  readonly #message = new Uint8Array(new ArrayBuffer(MESSAGE_BYTES))
+  #pointer: number
+
+  constructor(context: ZmqContext, calls: ZmqCalls, pointer: number, type: ZmqType) {
+    this.#context = context
+    this.#calls = calls
+    this.#pointer = pointer
+    this.#type = type
+    this.setOption('linger', 0)
+    this.setOption('maxmsgsize', FRAME_MAX_BYTES)
+  }
+
+  /** Address of the native socket, for {@link zmqPoll}. */
+  get pointer(): number {
+    if (this.#pointer === 0) throw new CkptError('internal', `the ${this.#type} socket is closed`)
+    return this.#pointer
+  }
+
+  bind(address: string): void {
+    this.#endpoint('zmq_bind', address)
+  }
+
+  unbind(address: string): void {
+    this.#endpoint('zmq_unbind', address)
+  }
+
+  connect(address: string): void {
+    this.#endpoint('zmq_connect', address)
+  }
+
+  disconnect(address: string): void {
+    this.#endpoint('zmq_disconnect', address)
+  }
+
+  #endpoint(
+    symbol: 'zmq_bind' | 'zmq_unbind' | 'zmq_connect' | 'zmq_disconnect',
+    address: string,
+  ): void {
+    if (this.#calls[symbol](this.pointer, cString(address)) !== 0) {
+      throw fail(this.#calls, `${symbol} ${address}`)
+    }
+  }
+
+  /** The address that was bound last, with what `*` or port 0 became. */
+  lastEndpoint(): string {
+    const text = new Uint8Array(new ArrayBuffer(1024))
+    const length = new BigUint64Array(new ArrayBuffer(8)).fill(BigInt(text.length))
+    if (this.#calls.zmq_getsockopt(this.pointer, LAST_ENDPOINT, text, length) !== 0) {
+      throw fail(this.#calls, 'zmq_getsockopt')
+    }
+    return cText(text)
+  }
+
+  /** Before `bind` or `connect`, except `linger`. Times in milliseconds. */
+  setOption(name: ZmqOption, value: number): void {
+    const [number, bytes] = OPTIONS[name]
+    if (!Number.isSafeInteger(value)) throw new RangeError(`${name} must be an integer`)
+    const encoded =
+      bytes === 8
+        ? new BigInt64Array(new ArrayBuffer(8)).fill(BigInt(value))
+        : new Int32Array(new ArrayBuffer(4)).fill(value)
+    if (this.#calls.zmq_setsockopt(this.pointer, number, encoded, bytes) !== 0) {
+      throw fail(this.#calls, `zmq_setsockopt ${name}`)
+    }
+  }
+
+  /** Queues all frames. False, and nothing queued, when no peer can take them now. */
+  send(frames: readonly Uint8Array[]): boolean {
+    for (let i = 0; i < frames.length; i++) {
+      const frame = frames[i] as Uint8Array
+      const flags = DONTWAIT | (i < frames.length - 1 ? SNDMORE : 0)
+      // An empty typed array has no address.
+      const bytes = frame.length === 0 ? NOTHING : frame
+      const sent = this.#retried(POLLOUT, 'zmq_send', () =>
+        this.#calls.zmq_send(this.pointer, bytes, frame.length, flags),
+      )
+      if (sent === null && i === 0) return false
+      if (sent === null) throw new CkptError('internal', 'zmq_send: the message was cut off')
+    }
+    return true
+  }
+
+  /** All frames of the next message, or null when there is none. */
+  recv(): Uint8Array[] | null {
+    const frames: Uint8Array[] = []
+    for (let i = 0; i < FRAMES_MAX; i++) {
+      const frame = this.#recvFrame()
+      if (frame === null && i === 0) return null
+      if (frame === null) throw new CkptError('internal', 'zmq_msg_recv: the message was cut off')
+      frames.push(frame.bytes)
+      if (!frame.more) return frames
+    }
+    throw new CkptError('engine_protocol', `a message has more than ${FRAMES_MAX} frames`)
+  }
+
+  #recvFrame(): { bytes: Uint8Array; more: boolean } | null {
+    const message = this.#message
+    this.#calls.zmq_msg_init(message)
+    try {
+      const received = this.#retried(POLLIN, 'zmq_msg_recv', () =>
+        this.#calls.zmq_msg_recv(message, this.pointer, DONTWAIT),
+      )
+      if (received === null) return null
+      return { bytes: this.#copyMessage(), more: this.#calls.zmq_msg_more(message) === 1 }
+    } finally {
+      this.#calls.zmq_msg_close(message)
+    }
+  }
+
+  #copyMessage(): Uint8Array {
+    const bytes = Number(this.#calls.zmq_msg_size(this.#message))
+    if (bytes === 0) return new Uint8Array(0)
+    const pointer = this.#calls.zmq_msg_data(this.#message) as Pointer
+    return new Uint8Array(toArrayBuffer(pointer, 0, bytes)).slice()
+  }
+
+  /** Repeats an interrupted call; null on EAGAIN. */
+  #retried(events: number, what: string, call: () => number): number | null {
+    for (let tries = 0; tries < EINTR_MAX; tries++) {
+      const result = call()
+      if (result >= 0) return result
+      const code = this.#calls.zmq_errno()
+      if (code === EAGAIN) return null
+      if (code === EINTR) continue
+      // Between the two calls the runtime may have made system calls that changed errno: ask the socket.
+      if ((this.#events() & events) === 0) return null
+      throw fail(this.#calls, what, code)
+    }
+    throw new CkptError('internal', `${what}: interrupted ${EINTR_MAX} times`)
+  }
+
+  #events(): number {
+    const value = new Int32Array(new ArrayBuffer(4))
+    const length = new BigUint64Array(new ArrayBuffer(8)).fill(4n)
+    if (this.#calls.zmq_getsockopt(this.pointer, EVENTS, value, length) !== 0) {
+      throw fail(this.#calls, 'zmq_getsockopt')
+    }
+    return value[0] ?? 0
+  }
+
+  /** Connections and disconnections of this socket (TCP and IPC; `inproc` has none). Call it before `bind` or `connect`. */
+  monitor(): ZmqMonitor {
+    const address = `inproc://ckpt-monitor-${++monitors}-${this.pointer}`
+    if (this.#calls.zmq_socket_monitor(this.pointer, cString(address), MONITOR_ALL) !== 0) {
+      throw fail(this.#calls, 'zmq_socket_monitor')
+    }
+    const pair = this.#context.socket('PAIR')
+    pair.connect(address)
+    return new ZmqMonitor(pair)
+  }
+
+  close(): void {
+    if (this.#pointer === 0) return
+    this.#calls.zmq_close(this.#pointer)
+    this.#pointer = 0
+    this.#context.forget(this)
+  }
+}
+
+const NOTHING = new Uint8Array(new ArrayBuffer(1))
+
+export interface ZmqMonitorEvent {
+  /** `connected`: the handshake with a peer is complete, on either side. */
+  readonly event: 'connected' | 'disconnected' | 'other'
+  readonly address: string
+}
+
+export class ZmqMonitor {
+  readonly #pair: ZmqSocket
+
+  constructor(pair: ZmqSocket) {
+    this.#pair = pair
+  }
+
+  get pointer(): number {
+    return this.#pair.pointer
+  }
+
+  /** The next event, or null when there is none. */
+  next(): ZmqMonitorEvent | null {
+    const frames = this.#pair.recv()
+    if (frames === null) return null
+    const [head, address] = frames
+    if (head === undefined || head.length < 6 || address === undefined) {
+      throw new CkptError('internal', 'a monitor event of unknown form')
+    }
+    const number = new DataView(head.buffer, head.byteOffset).getUint16(0, true)
+    return { event: eventName(number), address: cText(address) }
+  }
+
+  close(): void {
+    this.#pair.close()
+  }
+}
+
+function eventName(number: number): ZmqMonitorEvent['event'] {
+  if (number === MONITOR_CONNECTED) return 'connected'
+  return number === MONITOR_DISCONNECTED ? 'disconnected' : 'other'
+}
+
+/** A socket, a monitor, or a file descriptor such as that of a signal. */
+export type PollItem = ZmqSocket | ZmqMonitor | { readonly fd: number }
+
+/**
+ * Waits until one of the items is readable, at most `timeoutMs` (0: does not wait), and says which are. Blocks the thread: in a
+ * Worker only, except with 0.
+ */
+export function zmqPoll(items: readonly PollItem[], timeoutMs: number): boolean[] {
+  if (!Number.isSafeInteger(timeoutMs) || timeoutMs < 0) {
+    throw new RangeError('timeoutMs must be a whole number of milliseconds')
+  }
+  const calls = openLibzmq()
+  const view = new DataView(new ArrayBuffer(POLL_ITEM_BYTES * Math.max(1, items.length)))
+  for (const [i, item] of items.entries()) {
+    const base = i * POLL_ITEM_BYTES
+    if ('fd' in item) view.setInt32(base + 8, item.fd, true)
+    else view.setBigUint64(base, BigInt(item.pointer), true)
+    view.setInt16(base + 12, POLLIN, true)
+  }
+  const endMs = performance.now() + timeoutMs
+  for (let tries = 0; tries < EINTR_MAX; tries++) {
+    const leftMs = Math.max(0, Math.ceil(endMs - performance.now()))
+    if (calls.zmq_poll(view, items.length, leftMs) >= 0) break
+    const code = calls.zmq_errno()
+    if (code !== EINTR) throw fail(calls, 'zmq_poll', code)
+  }
+  return items.map((_, i) => view.getInt16(i * POLL_ITEM_BYTES + 14, true) !== 0)
+}
