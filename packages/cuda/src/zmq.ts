@@ -5,8 +5,10 @@ import { cString, cText } from './structs.ts'
 
 const EINTR = 4
 const EAGAIN = 11
-/** ZMQ_HAUSNUMERO + 53: the context is terminated. */
-const ETERM = 156384765
+/** Numbers from here on are libzmq's own. */
+const ZMQ_HAUSNUMERO = 156384712
+/** The context is terminated. */
+const ETERM = ZMQ_HAUSNUMERO + 53
 
 const TYPES = { PAIR: 0, REQ: 3, REP: 4, DEALER: 5 } as const
 export type ZmqType = keyof typeof TYPES
@@ -230,7 +232,7 @@ export class ZmqSocket {
       if (code === EAGAIN) return null
       if (code === EINTR) continue
       // Between the two calls the runtime may have made system calls that changed errno: ask the socket.
-      if ((this.#events() & events) === 0) return null
+      if (code < ZMQ_HAUSNUMERO && (this.#events() & events) === 0) return null
       throw fail(this.#calls, what, code)
     }
     throw new CkptError('internal', `${what}: interrupted ${EINTR_MAX} times`)
