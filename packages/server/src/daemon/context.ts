@@ -1,0 +1,38 @@
+import type { Server } from 'bun'
+import type { TokenDigest } from './auth.ts'
+import type { RankCalls } from './rank-sockets.ts'
+import type { Registry } from './registry.ts'
+import type { UpdateRequest } from '@ckpt/core'
+import type { UpdateHandle, Updates } from './updates.ts'
+
+/** Where a request came in. */
+export interface Listener {
+  readonly transport: 'unix' | 'tcp'
+  /** What clients of this listener must send; null: who can open the socket may do everything. */
+  readonly token: TokenDigest | null
+  /** The rank whose own socket this is, see `rank-sockets.ts`. */
+  readonly rank: number | null
+}
+
+export interface DaemonEnv {
+  Bindings: {
+    readonly listener: Listener
+    /** null where no server is behind the app, as with `app.request`. */
+    readonly server: Server<undefined> | null
+  }
+}
+
+/** What the routes serve. */
+export interface Daemon {
+  readonly version: string
+  readonly registry: Registry
+  readonly updates: Updates
+  /** `updates.start` with a line in the log when it starts and when it ends. */
+  start(name: string, request: UpdateRequest): UpdateHandle
+  /** Joins the calls that come over the ranks' own sockets. */
+  readonly rankCalls: RankCalls
+  /** null: nobody said, so any file may be registered over Unix sockets and none over TCP. */
+  readonly allowedDirs: readonly string[] | null
+  readonly closing: boolean
+  readonly heartbeatMs: number
+}
