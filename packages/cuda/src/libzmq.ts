@@ -1,4 +1,4 @@
-import { dlopen } from 'bun:ffi'
+import { dlopen, type Pointer } from 'bun:ffi'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { CkptError } from '@ckpt/core'
@@ -32,11 +32,20 @@ const ZMQ_SYMBOLS = {
   zmq_socket_monitor: { args: [POINTER, 'buffer', 'i32'], returns: 'i32' },
 } as const
 
+/** The same function once more: a `buffer` argument cannot be NULL, which ends a monitor. */
+const ZMQ_MONITOR_END = {
+  zmq_socket_monitor: { args: [POINTER, POINTER, 'i32'], returns: 'i32' },
+} as const
+
 type ZmqArgument = number | ArrayBufferView
 export type ZmqCalls = Record<
   Exclude<keyof typeof ZMQ_SYMBOLS, 'zmq_strerror' | 'zmq_msg_size'>,
   (...args: ZmqArgument[]) => number
-> & { zmq_strerror(code: number): string; zmq_msg_size(message: ArrayBufferView): bigint }
+> & {
+  zmq_strerror(code: number): string
+  zmq_msg_size(message: ArrayBufferView): bigint
+  endMonitor(socket: number): number
+}
 
 let opened: ZmqCalls | null = null
 
@@ -67,12 +76,14 @@ function open(path: string): ZmqCalls {
   const missing = Object.keys(ZMQ_SYMBOLS).filter((name) => typeof symbols[name] !== 'function')
   if (missing.length > 0) throw new Error(`it lacks ${missing.join(', ')}`)
   const calls = symbols as unknown as ZmqCalls
+  const monitorEnd = dlopen(path, ZMQ_MONITOR_END).symbols.zmq_socket_monitor
   const [major, minor] = zmqVersion(calls)
   if (major !== 4 || minor < 2) throw new Error(`version ${major}.${minor} is not 4.2 or later`)
   return {
     ...calls,
     zmq_strerror: (code) => String(calls.zmq_strerror(code)),
     zmq_msg_size: (message) => BigInt(calls.zmq_msg_size(message)),
+    endMonitor: (socket) => monitorEnd(socket as Pointer, null, 0),
   }
 }
 

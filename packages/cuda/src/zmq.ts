@@ -47,12 +47,16 @@ const EINTR_MAX = 100
 
 const MONITOR_CONNECTED = 0x1000
 const MONITOR_DISCONNECTED = 0x0200
-const MONITOR_ALL = 0xffff
+/** Handshakes that failed: without detail, by the protocol, by authentication. */
+const MONITOR_REFUSED = 0x0800 | 0x2000 | 0x4000
 
 function fail(calls: ZmqCalls, what: string, code = calls.zmq_errno()): CkptError {
   if (code === ETERM) return new CkptError('shutting_down', `${what}: the context is closed`)
   return new CkptError('internal', `${what}: ${calls.zmq_strerror(code)}`)
 }
+
+/** Only these: the events of every attempt to connect would fill a queue that is read late. */
+const MONITOR_EVENTS = MONITOR_CONNECTED | MONITOR_DISCONNECTED | MONITOR_REFUSED
 
 let monitors = 0
 
@@ -250,12 +254,19 @@ export class ZmqSocket {
   /** Connections and disconnections of this socket (TCP and IPC; `inproc` has none). Call it before `bind` or `connect`. */
   monitor(): ZmqMonitor {
     const address = `inproc://ckpt-monitor-${++monitors}-${this.pointer}`
-    if (this.#calls.zmq_socket_monitor(this.pointer, cString(address), MONITOR_ALL) !== 0) {
+    if (this.#calls.zmq_socket_monitor(this.pointer, cString(address), MONITOR_EVENTS) !== 0) {
       throw fail(this.#calls, 'zmq_socket_monitor')
     }
     const pair = this.#context.socket('PAIR')
+    // libzmq's own thread blocks when the queue is full.
+    pair.setOption('rcvhwm', 0)
     pair.connect(address)
-    return new ZmqMonitor(pair)
+    return new ZmqMonitor(this, pair)
+  }
+
+  /** Called by its monitor when that closes. */
+  endMonitor(): void {
+    if (this.#pointer !== 0) this.#calls.endMonitor(this.#pointer)
   }
 
   close(): void {
@@ -275,9 +286,11 @@ export interface ZmqMonitorEvent {
 }
 
 export class ZmqMonitor {
+  readonly #socket: ZmqSocket
   readonly #pair: ZmqSocket
 
-  constructor(pair: ZmqSocket) {
+  constructor(socket: ZmqSocket, pair: ZmqSocket) {
+    this.#socket = socket
     this.#pair = pair
   }
 
@@ -298,6 +311,7 @@ export class ZmqMonitor {
   }
 
   close(): void {
+    this.#socket.endMonitor()
     this.#pair.close()
   }
 }
