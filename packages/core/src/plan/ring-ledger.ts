@@ -1,0 +1,47 @@
+/**
+ * Knows which bucket has last taken each byte of the ring, for a writer that goes round it in one direction. Every question and
+ * every entry ascends until {@link wrap}. Each entry is looked at a constant number of times.
+ */
+export class RingLedger {
+  /** Of earlier laps and not yet passed, the nearest one last; disjoint. */
+  private readonly ahead: Entry[] = []
+  /** Of this lap, in order. */
+  private lap: Entry[] = []
+
+  /** The writer starts again at 0. */
+  wrap(): void {
+    const end = this.lap.at(-1)?.end ?? 0
+    this.pass(end)
+    const cut = this.ahead.at(-1)
+    if (cut !== undefined && cut.begin < end) cut.begin = end
+    for (let i = this.lap.length - 1; i >= 0; i--) this.ahead.push(this.lap[i] as Entry)
+    this.lap = []
+  }
+
+  /** The latest bucket of an earlier lap that has bytes in `[begin, end)`, -1 when there is none. */
+  latest(begin: number, end: number): number {
+    this.pass(begin)
+    let latest = -1
+    for (let i = this.ahead.length - 1; i >= 0; i--) {
+      const entry = this.ahead[i] as Entry
+      if (entry.begin >= end) break
+      if (entry.bucket > latest) latest = entry.bucket
+    }
+    return latest
+  }
+
+  /** The bucket takes `[begin, end)`. */
+  take(begin: number, end: number, bucket: number): void {
+    if (end > begin) this.lap.push({ begin, end, bucket })
+  }
+
+  private pass(begin: number): void {
+    while ((this.ahead.at(-1)?.end ?? Number.POSITIVE_INFINITY) <= begin) this.ahead.pop()
+  }
+}
+
+interface Entry {
+  begin: number
+  readonly end: number
+  readonly bucket: number
+}
