@@ -1,0 +1,235 @@
+// Devices and what runs on them: handles and arguments are checked here, the work is the backend's (backend.h).
+#include <utility>
+#include <vector>
+
+#include "backend.h"
+#include "buffer.h"
+#include "init.h"
+#include "signals.h"
+
+using namespace ckpt;
+
+namespace {
+
+constexpr uint32_t kGroupMembersMax = 256;
+constexpr uint32_t kCopyPiecesMax = 1u << 20;
+
+void require_device(uint32_t device) {
+  require_initialized();
+  const uint32_t count = backend::device_count();
+  if (device >= count) fail(CKPT_ERR_INVALID, "device %u: there are %u", device, count);
+}
+
+}  // namespace
+
+int32_t ckpt_device_count(uint32_t* count_p) {
+  return guard([&] {
+    uint32_t& out = require(count_p, "count_p");
+    require_initialized();
+    out = backend::device_count();
+  });
+}
+
+int32_t ckpt_device_describe(uint32_t device, ckpt_device_info* info_p) {
+  return guard([&] {
+    ckpt_device_info& out = require(info_p, "info_p");
+    require_device(device);
+    ckpt_device_info info{};
+    backend::device_describe(device, info);
+    out = info;
+  });
+}
+
+int32_t ckpt_device_memory(uint32_t device, uint64_t* free_p, uint64_t* total_p) {
+  return guard([&] {
+    uint64_t& free_out = require(free_p, "free_p");
+    uint64_t& total_out = require(total_p, "total_p");
+    require_device(device);
+    uint64_t free_bytes = 0;
+    uint64_t total_bytes = 0;
+    backend::device_memory(device, free_bytes, total_bytes);
+    free_out = free_bytes;
+    total_out = total_bytes;
+  });
+}
+
+int32_t ckpt_memory_alloc(uint32_t device, uint64_t bytes, uint32_t* memory_p) {
+  return guard([&] {
+    uint32_t& out = require(memory_p, "memory_p");
+    require_device(device);
+    if (bytes == 0) fail(CKPT_ERR_INVALID, "device memory of 0 bytes");
+    out = add_object(backend::memory_alloc(device, bytes));
+  });
+}
+
+int32_t ckpt_memory_free(uint32_t memory) {
+  return guard([&] { destroy_object<Memory>(memory); });
+}
+
+int32_t ckpt_memory_export(uint32_t memory, uint8_t* handle_p) {
+  return guard([&] {
+    uint8_t* handle = &require(handle_p, "handle_p");
+    find_object<Memory>(memory)->export_handle(handle);
+  });
+}
+
+int32_t ckpt_memory_open(uint32_t device, const uint8_t* handle, uint64_t bytes, uint32_t* memory_p) {
+  return guard([&] {
+    uint32_t& out = require(memory_p, "memory_p");
+    require_device(device);
+    if (bytes == 0) fail(CKPT_ERR_INVALID, "device memory of 0 bytes");
+    out = add_object(backend::memory_open(device, &require(handle, "handle"), bytes));
+  });
+}
+
+int32_t ckpt_memory_fill(uint32_t memory, uint64_t offset, uint64_t bytes, uint32_t value) {
+  return guard([&] {
+    const auto object = find_object<Memory>(memory);
+    require_range("fill of device memory", offset, bytes, object->bytes());
+    if (value > 255) fail(CKPT_ERR_INVALID, "the value %u is not a byte", value);
+    if (bytes > 0) object->fill(offset, bytes, value);
+  });
+}
+
+int32_t ckpt_memory_sha256(uint32_t memory, uint64_t offset, uint64_t bytes, uint8_t* digest_p) {
+  return guard([&] {
+    uint8_t* digest = &require(digest_p, "digest_p");
+    const auto object = find_object<Memory>(memory);
+    require_range("sha256 of device memory", offset, bytes, object->bytes());
+    object->sha256(offset, bytes, digest);
+  });
+}
+
+int32_t ckpt_stream_create(uint32_t device, uint32_t* stream_p) {
+  return guard([&] {
+    uint32_t& out = require(stream_p, "stream_p");
+    require_device(device);
+    out = add_object(backend::stream_create(device));
+  });
+}
+
+int32_t ckpt_stream_destroy(uint32_t stream) {
+  return guard([&] { destroy_object<Stream>(stream); });
+}
+
+int32_t ckpt_stream_wait_event(uint32_t stream, uint32_t event) {
+  return guard([&] {
+    const auto waited = find_object<Event>(event);
+    find_object<Stream>(stream)->wait_event(*waited);
+  });
+}
+
+int32_t ckpt_stream_sync(uint32_t stream, uint32_t signal, uint32_t timeout_ms) {
+  return guard([&] {
+    const auto abort = find_optional<Signal>(signal);
+    find_object<Stream>(stream)->sync(abort.get(), timeout_ms);
+  });
+}
+
+int32_t ckpt_event_create(uint32_t device, uint32_t* event_p) {
+  return guard([&] {
+    uint32_t& out = require(event_p, "event_p");
+    require_device(device);
+    out = add_object(backend::event_create(device));
+  });
+}
+
+int32_t ckpt_event_destroy(uint32_t event) {
+  return guard([&] { destroy_object<Event>(event); });
+}
+
+int32_t ckpt_event_record(uint32_t event, uint32_t stream) {
+  return guard([&] {
+    const auto recorded = find_object<Event>(event);
+    const auto on = find_object<Stream>(stream);
+    if (recorded->device() != on->device()) {
+      fail(CKPT_ERR_INVALID, "an event of device %u recorded on a stream of device %u", recorded->device(), on->device());
+    }
+    recorded->record(*on);
+  });
+}
+
+int32_t ckpt_event_notify(uint32_t event, uint32_t signal) {
+  return guard([&] {
+    auto raised = find_object<Signal>(signal);
+    find_object<Event>(event)->notify(std::move(raised));
+  });
+}
+
+int32_t ckpt_event_query(uint32_t event) {
+  return guard([&]() -> int32_t { return find_object<Event>(event)->query() ? CKPT_OK : CKPT_NOT_READY; });
+}
+
+int32_t ckpt_event_wait(uint32_t event, uint32_t signal, uint32_t timeout_ms) {
+  return guard([&] {
+    const auto abort = find_optional<Signal>(signal);
+    find_object<Event>(event)->wait(abort.get(), timeout_ms);
+  });
+}
+
+int32_t ckpt_copy_h2d(uint32_t stream, uint32_t memory, uint64_t memory_offset, uint32_t buffer, uint64_t buffer_offset,
+                      uint64_t bytes) {
+  return guard([&] {
+    const auto on = find_object<Stream>(stream);
+    auto to = find_object<Memory>(memory);
+    auto from = find_object<Buffer>(buffer);
+    require_range("copy to device memory", memory_offset, bytes, to->bytes());
+    require_range("copy from a buffer", buffer_offset, bytes, from->bytes());
+    if (bytes > 0) on->copy_h2d(std::move(to), memory_offset, std::move(from), buffer_offset, bytes);
+  });
+}
+
+int32_t ckpt_copy_device(uint32_t stream, uint32_t dst_memory, uint32_t src_memory, const ckpt_copy_piece* pieces,
+                         uint32_t count) {
+  return guard([&] {
+    const auto on = find_object<Stream>(stream);
+    auto to = find_object<Memory>(dst_memory);
+    auto from = find_object<Memory>(src_memory);
+    if (count > kCopyPiecesMax) fail(CKPT_ERR_INVALID, "more than %u pieces", kCopyPiecesMax);
+    if (count > 0) require(pieces, "pieces");
+    std::vector<ckpt_copy_piece> checked(pieces, pieces + count);
+    for (const ckpt_copy_piece& piece : checked) {
+      require_range("copy to device memory", piece.dst_offset, piece.bytes, to->bytes());
+      require_range("copy from device memory", piece.src_offset, piece.bytes, from->bytes());
+    }
+    if (count > 0) on->copy_device(std::move(to), std::move(from), std::move(checked));
+  });
+}
+
+int32_t ckpt_group_create(uint32_t members, uint32_t* group_p) {
+  return guard([&] {
+    uint32_t& out = require(group_p, "group_p");
+    require_initialized();
+    if (members == 0 || members > kGroupMembersMax) fail(CKPT_ERR_INVALID, "a group has 1 to %u members", kGroupMembersMax);
+    out = add_object(backend::group_create(members));
+  });
+}
+
+int32_t ckpt_group_join(uint32_t group, uint32_t member, uint32_t stream, uint32_t memory) {
+  return guard([&] {
+    const auto object = find_object<Group>(group);
+    auto on = find_object<Stream>(stream);
+    auto ring = find_object<Memory>(memory);
+    if (member >= object->members()) fail(CKPT_ERR_INVALID, "member %u of %u", member, object->members());
+    object->join(member, std::move(on), std::move(ring));
+  });
+}
+
+int32_t ckpt_group_broadcast(uint32_t group, uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes) {
+  return guard([&] {
+    const auto object = find_object<Group>(group);
+    if (member >= object->members() || root >= object->members()) {
+      fail(CKPT_ERR_INVALID, "member %u, root %u of %u", member, root, object->members());
+    }
+    if (bytes == 0) fail(CKPT_ERR_INVALID, "a broadcast of 0 bytes");
+    object->broadcast(member, root, offset, bytes);
+  });
+}
+
+int32_t ckpt_group_abort(uint32_t group) {
+  return guard([&] { find_object<Group>(group)->abort(); });
+}
+
+int32_t ckpt_group_destroy(uint32_t group) {
+  return guard([&] { destroy_object<Group>(group); });
+}

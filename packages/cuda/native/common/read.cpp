@@ -1,0 +1,135 @@
+#include "read.h"
+
+#include <algorithm>
+
+#include "threads.h"
+
+namespace ckpt {
+namespace {
+
+// Large enough for the disk and the system call to cost nothing, small enough for several threads to share a piece.
+constexpr uint64_t kChunkBytes = 4ull << 20;
+
+}  // namespace
+
+Read::Read(std::vector<Piece> pieces, std::shared_ptr<Signal> signal)
+    : pieces_(std::move(pieces)), signal_(std::move(signal)) {
+  for (const Piece& piece : pieces_) {
+    bytes_total_ += piece.bytes;
+    bytes_left_.push_back(piece.bytes);
+  }
+  advance_prefix_locked();
+}
+
+std::shared_ptr<Read> Read::start(std::vector<Piece> pieces, uint32_t threads, std::shared_ptr<Signal> signal) {
+  std::shared_ptr<Read> read(new Read(std::move(pieces), std::move(signal)));
+  const uint64_t chunks = read->bytes_total_ / kChunkBytes + read->pieces_.size();
+  const uint32_t count = static_cast<uint32_t>(std::clamp<uint64_t>(chunks, 1, threads));
+  read->threads_inside_ = count;
+  // The threads do not keep the object alive: close() joins them.
+  Read* self = read.get();
+  for (uint32_t i = 0; i < count; i++) {
+    try {
+      read->threads_.push_back(start_thread("ckpt-read", [self] { self->work(); }));
+    } catch (...) {
+      if (i == 0) throw;
+      for (; i < count; i++) read->thread_leaves();
+    }
+  }
+  return read;
+}
+
+Read::~Read() { close(); }
+
+void Read::work() {
+  Chunk chunk;
+  while (next_chunk(chunk)) {
+    const Piece& piece = pieces_[chunk.piece];
+    try {
+      piece.file->read(piece.file_offset + chunk.offset, chunk.bytes,
+                       piece.buffer->address() + piece.buffer_offset + chunk.offset);
+      chunk_done(chunk);
+    } catch (const Error& error) {
+      chunk_failed(chunk, error.status(), error.text());
+    } catch (const std::exception& error) {
+      chunk_failed(chunk, CKPT_ERR_IO, error.what());
+    }
+  }
+  thread_leaves();
+}
+
+bool Read::next_chunk(Chunk& chunk) {
+  std::lock_guard lock(mutex_);
+  if (failure_ != CKPT_OK) return false;
+  while (next_piece_ < pieces_.size() && next_offset_ == pieces_[next_piece_].bytes) {
+    next_piece_++;
+    next_offset_ = 0;
+  }
+  if (next_piece_ == pieces_.size()) return false;
+  chunk = {next_piece_, next_offset_, std::min(kChunkBytes, pieces_[next_piece_].bytes - next_offset_)};
+  next_offset_ += chunk.bytes;
+  return true;
+}
+
+void Read::advance_prefix_locked() {
+  while (pieces_prefix_ < pieces_.size() && bytes_left_[pieces_prefix_] == 0) pieces_prefix_++;
+}
+
+void Read::chunk_done(const Chunk& chunk) {
+  bool grown;
+  {
+    std::lock_guard lock(mutex_);
+    const uint32_t before = pieces_prefix_;
+    bytes_left_[chunk.piece] -= chunk.bytes;
+    bytes_done_ += chunk.bytes;
+    advance_prefix_locked();
+    grown = pieces_prefix_ > before;
+  }
+  if (grown && signal_ != nullptr) signal_->raise(0);
+}
+
+void Read::chunk_failed(const Chunk& chunk, ckpt_status status, const std::string& text) {
+  std::lock_guard lock(mutex_);
+  if (failure_ != CKPT_OK) return;
+  failure_ = status;
+  failure_text_ = text;
+  failed_piece_ = chunk.piece;
+}
+
+void Read::thread_leaves() {
+  ckpt_status status;
+  std::string text;
+  {
+    std::lock_guard lock(mutex_);
+    if (--threads_inside_ > 0) return;
+    status = failure_;
+    text = failure_text_;
+  }
+  completion_.complete(status, std::move(text));
+  if (signal_ != nullptr) signal_->raise(0);
+}
+
+void Read::query(ckpt_read_progress& progress) {
+  // First, so that an end is never reported with the figures from before it.
+  const ckpt_status state = completion_.status();
+  std::lock_guard lock(mutex_);
+  progress = {bytes_total_, bytes_done_, static_cast<uint32_t>(pieces_.size()), pieces_prefix_,
+              static_cast<uint32_t>(state), failed_piece_};
+}
+
+void Read::wait(Signal* signal, uint32_t timeout_ms) { completion_.wait(signal, timeout_ms, "read"); }
+
+void Read::close() {
+  {
+    std::lock_guard lock(mutex_);
+    if (failure_ == CKPT_OK && next_piece_ < pieces_.size()) {
+      failure_ = CKPT_ERR_ABORTED;
+      failure_text_ = "the read was destroyed";
+      failed_piece_ = next_piece_;
+    }
+  }
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+}
+
+}  // namespace ckpt

@@ -1,0 +1,72 @@
+// Files into buffers: pread by several threads, pieces in order.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "buffer.h"
+#include "completion.h"
+#include "file.h"
+
+namespace ckpt {
+
+class Read : public Object {
+ public:
+  static constexpr Kind kKind = Kind::read;
+
+  struct Piece {
+    std::shared_ptr<File> file;
+    std::shared_ptr<Buffer> buffer;
+    uint64_t file_offset;
+    uint64_t buffer_offset;
+    uint64_t bytes;
+  };
+
+  // `signal` may be null.
+  static std::shared_ptr<Read> start(std::vector<Piece> pieces, uint32_t threads, std::shared_ptr<Signal> signal);
+  ~Read() override;
+
+  void query(ckpt_read_progress& progress);
+  std::string error_text() const { return completion_.text(); }
+  void wait(Signal* signal, uint32_t timeout_ms);
+  void close() override;
+
+ private:
+  struct Chunk {
+    uint32_t piece;
+    uint64_t offset;
+    uint64_t bytes;
+  };
+
+  Read(std::vector<Piece> pieces, std::shared_ptr<Signal> signal);
+  void work();
+  bool next_chunk(Chunk& chunk);
+  void chunk_done(const Chunk& chunk);
+  void chunk_failed(const Chunk& chunk, ckpt_status status, const std::string& text);
+  void thread_leaves();
+  void advance_prefix_locked();
+
+  const std::vector<Piece> pieces_;
+  std::shared_ptr<Signal> signal_;
+  uint64_t bytes_total_ = 0;
+
+  std::mutex mutex_;
+  std::vector<uint64_t> bytes_left_;  // of each piece
+  uint32_t next_piece_ = 0;
+  uint64_t next_offset_ = 0;
+  uint64_t bytes_done_ = 0;
+  uint32_t pieces_prefix_ = 0;
+  uint32_t threads_inside_ = 0;
+  uint32_t failed_piece_ = 0;
+  ckpt_status failure_ = CKPT_OK;
+  std::string failure_text_;
+
+  Completion completion_;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace ckpt
