@@ -1,0 +1,215 @@
+import {
+  arrange,
+  buildTable,
+  CkptError,
+  type HeaderTensor,
+  naturalOrder,
+  type SourceSpace,
+  type TensorRow,
+} from '@ckpt/core'
+import type { Handle, Library } from '@ckpt/cuda'
+import type { Arena, Taking } from './arena.ts'
+import { checkFile, mapInPlace, unmap } from './in-place.ts'
+import { type MappedFile, type Part, placeInPart, rowsByName } from './part.ts'
+import type { OpenedFile, PathGuard } from './path-guard.ts'
+import type { LoadedPart, LoadRequest, PartId } from './protocol.ts'
+import { type Placement, readTensors } from './read-tensors.ts'
+import { type TensorPlace, tensorConflict } from './same-tensor.ts'
+import { openSourceFiles, type SourceFile } from './source-files.ts'
+
+export interface LoaderContext {
+  readonly library: Library
+  readonly arena: Arena
+  readonly guard: PathGuard
+  readonly parts: ReadonlyMap<PartId, Part>
+  /** Raised when the lease of a file breaks. */
+  readonly leaseSignal: Handle
+  /** Throws when the Worker is to end. */
+  readonly stopped: () => void
+}
+
+export interface LoadResult {
+  readonly part: Part
+  readonly conflicts: LoadedPart['conflicts']
+  readonly notes: string[]
+  /** The files that were read or mapped, for `consume`. */
+  readonly sources: readonly OpenedFile[]
+}
+
+interface FileTensor {
+  readonly tensor: HeaderTensor
+  readonly source: SourceFile
+}
+
+/** Mappings start at page boundaries, so that offsets keep the memory's alignment. */
+const MAPPING_ALIGNMENT = 4096
+
+/**
+ * Brings the tensors of files into host memory: in place where it is asked for and possible, else into the arena in natural
+ * order. What fails leaves nothing behind.
+ */
+export async function loadPart(context: LoaderContext, request: LoadRequest): Promise<LoadResult> {
+  const { library, arena } = context
+  const opened: OpenedFile[] = []
+  const mapped: MappedFile[] = []
+  let taking: Taking | null = null
+  try {
+    const sources = await openSourceFiles(library, context.guard, request.files, opened)
+    const tensors = await mergeFiles(library, sources)
+    const conflicts = await peerConflicts(context, tensors, request)
+    const [conflict] = conflicts
+    if (conflict !== undefined && request.refuseConflicts) throw CkptError.from(conflict.failure)
+    const notes: string[] = []
+    arena.expect(expectedBytes(tensors, request.inPlace))
+    if (request.inPlace) {
+      for (const source of wantedSources(tensors)) {
+        context.stopped()
+        const file = mapInPlace(library, arena, source, context.leaseSignal, notes)
+        if (file !== null) mapped.push(file)
+      }
+    }
+    const layout = layOut(tensors, mapped)
+    taking = await arena.take(layout.arenaBytes)
+    context.stopped()
+    await readTensors(library, taking.buffers, layout.placements, context.stopped)
+    const held = new Set(mapped.map(({ file }) => file))
+    for (const source of sources) checkFile(library, source.file, source.path)
+    const part: Part = {
+      table: buildTable(layout.rows),
+      source: sourceSpace(layout.starts, mapped, layout.arenaStart, taking),
+      mapped,
+      arena: taking.buffers,
+      shared: null,
+      origins: tensors.map(({ source }) => label(source, request.owner)),
+    }
+    for (const { file } of opened) if (!held.has(file)) library.fileClose(file)
+    return { part, conflicts, notes, sources }
+  } catch (error) {
+    if (taking !== null) arena.undo(taking)
+    for (const file of mapped) unmap(library, arena, file)
+    for (const { file } of opened) library.fileClose(file)
+    throw error
+  }
+}
+
+/** One place for each name, in natural order. @throws CkptError `tensor_conflict` */
+async function mergeFiles(
+  library: Library,
+  sources: readonly SourceFile[],
+): Promise<readonly FileTensor[]> {
+  const merged = new Map<string, FileTensor>()
+  for (const source of sources) {
+    for (const tensor of source.tensors) {
+      const first = merged.get(tensor.name)
+      if (first === undefined) {
+        merged.set(tensor.name, { tensor, source })
+        continue
+      }
+      const conflict = await tensorConflict(
+        tensor.name,
+        placeInFile(library, first),
+        placeInFile(library, { tensor, source }),
+      )
+      if (conflict !== null) throw conflict
+    }
+  }
+  const tensors = [...merged.values()]
+  const order = naturalOrder(tensors.map(({ tensor }) => tensor.name))
+  return Array.from(order, (index) => tensors[index]!)
+}
+
+function placeInFile(library: Library, { tensor, source }: FileTensor): TensorPlace {
+  return {
+    label: source.path,
+    dtype: tensor.dtype,
+    shape: tensor.shape,
+    bytes: tensor.bytes,
+    contiguous: (offset) => tensor.bytes - offset,
+    sha256: (offset, bytes) => library.fileSha256(source.file, tensor.begin + offset, bytes),
+  }
+}
+
+function label({ path }: OpenedFile, owner: number | null): string {
+  return owner === null ? path : `${path} (rank ${owner})`
+}
+
+/** Tensors that another owner of the checkpoint holds too, with other contents. */
+async function peerConflicts(
+  { library, parts }: LoaderContext,
+  tensors: readonly FileTensor[],
+  { owner, peers }: LoadRequest,
+): Promise<LoadedPart['conflicts']> {
+  const conflicts: { peer: PartId; failure: LoadedPart['conflicts'][number]['failure'] }[] = []
+  for (const peer of peers) {
+    const part = parts.get(peer)
+    if (part === undefined) continue
+    const rows = rowsByName(part.table)
+    for (const fileTensor of tensors) {
+      const { name } = fileTensor.tensor
+      const row = rows.get(name)
+      if (row === undefined) continue
+      const conflict = await tensorConflict(name, placeInPart(library, part, row), {
+        ...placeInFile(library, fileTensor),
+        label: label(fileTensor.source, owner),
+      })
+      if (conflict === null) continue
+      conflicts.push({ peer, failure: conflict.failure })
+      break
+    }
+  }
+  return conflicts
+}
+
+/** Files of which at least one byte is wanted: the same tensors of another file may have made one superfluous. */
+function wantedSources(tensors: readonly FileTensor[]): ReadonlySet<SourceFile> {
+  return new Set(tensors.filter(({ tensor }) => tensor.bytes > 0).map(({ source }) => source))
+}
+
+function expectedBytes(tensors: readonly FileTensor[], inPlace: boolean): number {
+  if (!inPlace) return arrange(tensors.map(({ tensor }) => tensor.bytes)).totalBytes
+  return [...wantedSources(tensors)].reduce((total, { info }) => total + info.bytes, 0)
+}
+
+/** Where every tensor is in the source space: mapped files first, then the arena. */
+function layOut(tensors: readonly FileTensor[], mapped: readonly MappedFile[]) {
+  const starts: number[] = []
+  let arenaStart = 0
+  for (const { bytes } of mapped) {
+    starts.push(arenaStart)
+    arenaStart += Math.ceil(bytes / MAPPING_ALIGNMENT) * MAPPING_ALIGNMENT
+  }
+  const startOfFile = new Map(mapped.map(({ file }, index) => [file, starts[index]!]))
+  const toRead = tensors.filter(({ source }) => !startOfFile.has(source.file))
+  const { offsets, totalBytes } = arrange(toRead.map(({ tensor }) => tensor.bytes))
+  const placements: Placement[] = []
+  const rows: TensorRow[] = []
+  for (const { tensor, source } of tensors) {
+    const { name, dtype, shape, bytes, begin } = tensor
+    const start = startOfFile.get(source.file)
+    let offset = 0
+    if (start !== undefined) offset = start + begin
+    else {
+      const spaceOffset = offsets[placements.length]!
+      placements.push({ source, fileOffset: begin, spaceOffset, bytes })
+      offset = arenaStart + spaceOffset
+    }
+    rows.push({ name, dtype, shape, bytes, owner: 0, offset })
+  }
+  return { rows, placements, starts, arenaStart, arenaBytes: totalBytes }
+}
+
+function sourceSpace(
+  starts: readonly number[],
+  mapped: readonly MappedFile[],
+  arenaStart: number,
+  taking: Taking,
+): SourceSpace {
+  const allStarts = [...starts]
+  let next = arenaStart
+  for (const { bytes } of taking.buffers) {
+    allStarts.push(next)
+    next += bytes
+  }
+  const bytes = [...mapped, ...taking.buffers].map((buffer) => buffer.bytes)
+  return { starts: Float64Array.from(allStarts), bytes: Float64Array.from(bytes) }
+}

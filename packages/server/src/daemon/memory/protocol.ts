@@ -1,0 +1,120 @@
+import type { Failure, SourceSpace, TensorTable } from '@ckpt/core'
+import type { Handle, LibraryOptions } from '@ckpt/cuda'
+
+/** Id of a part: what one registration put into memory. Chosen by the main thread, ascending. */
+export type PartId = number
+
+export interface StartRequest {
+  readonly library: LibraryOptions
+  readonly budgetBytes: number
+  /** null: any. */
+  readonly allowedDirs: readonly string[] | null
+}
+
+export interface LoadRequest {
+  readonly part: PartId
+  /** Rank of the owner, for messages; null: the daemon. */
+  readonly owner: number | null
+  readonly files: readonly string[]
+  readonly inPlace: boolean
+  /** Unlink the files once everything is registered. */
+  readonly consume: boolean
+  /** Parts of other owners that hold the same checkpoint: a tensor that both have must agree. */
+  readonly peers: readonly PartId[]
+  /** Whether a tensor that does not agree with a peer's ends the load; else it is reported. */
+  readonly refuseConflicts: boolean
+}
+
+export interface AdoptTensor {
+  readonly name: string
+  readonly dtype: number
+  readonly shape: readonly number[]
+  readonly bytes: number
+  readonly offset: number
+}
+
+export interface AdoptRequest {
+  readonly part: PartId
+  /** Of whom the buffers are kept for when the part is dropped. */
+  readonly name: string
+  readonly buffers: readonly {
+    readonly buffer: Handle
+    readonly tensors: readonly AdoptTensor[]
+  }[]
+}
+
+/** What one registration holds: a table with one owner. */
+export interface LoadedPart {
+  readonly table: TensorTable
+  readonly source: SourceSpace
+  readonly buffers: Uint32Array
+  /** Handles of the files that are held in place, with their paths. */
+  readonly files: Uint32Array
+  readonly filePaths: readonly string[]
+  readonly layoutDigest: string
+  /** Bytes of tensors. */
+  readonly bytes: number
+  /** Bytes of host memory that dropping the part makes free. */
+  readonly pinnedBytes: number
+  readonly notes: readonly string[]
+  /** Tensors that a peer holds with other contents. */
+  readonly conflicts: readonly { readonly peer: PartId; readonly failure: Failure }[]
+}
+
+export interface SharedBuffer {
+  readonly buffer: Handle
+  /** `/dev/shm/...` */
+  readonly path: string
+  /** At least what was asked for. */
+  readonly bytes: number
+}
+
+/** Every request of the main thread with its answer. */
+export interface MemoryCalls {
+  start: { request: StartRequest; answer: null }
+  load: { request: LoadRequest; answer: LoadedPart }
+  /** Makes a part of tensors that lie in shared buffers. */
+  adopt: { request: AdoptRequest; answer: LoadedPart }
+  /** Takes shared buffers, of those that earlier parts of the name left if they fit. */
+  share: {
+    request: { readonly name: string; readonly bytes: readonly number[] }
+    answer: readonly SharedBuffer[]
+  }
+  /** Frees shared buffers that no part has. */
+  unshare: { request: { readonly buffers: readonly Handle[] }; answer: null }
+  drop: { request: { readonly part: PartId }; answer: null }
+  /** Gives memory that nothing uses back to the system; `name`: its shared buffers too. */
+  trim: { request: { readonly name: string }; answer: null }
+  /** Checks files held in place. */
+  check: { request: { readonly files: readonly Handle[] }; answer: null }
+  /** Frees everything; the Worker can end. */
+  close: { request: null; answer: null }
+}
+
+export type MemoryCall = keyof MemoryCalls
+
+export type MemoryRequest = {
+  [K in MemoryCall]: {
+    readonly id: number
+    readonly call: K
+    readonly request: MemoryCalls[K]['request']
+  }
+}[MemoryCall]
+
+export type MemoryMessage =
+  | {
+      readonly type: 'answer'
+      readonly id: number
+      readonly answer: MemoryCalls[MemoryCall]['answer']
+      readonly pinnedBytes: number
+    }
+  | {
+      readonly type: 'failure'
+      readonly id: number
+      readonly failure: Failure
+      /** `host_memory_exhausted`: bytes that were wanted, and how many more must be free. */
+      readonly memory: { readonly wantedBytes: number; readonly shortBytes: number } | null
+      readonly pinnedBytes: number
+    }
+  /** A file held in place was opened for writing, truncated or changed: the part is lost. */
+  | { readonly type: 'broken'; readonly part: PartId; readonly path: string }
