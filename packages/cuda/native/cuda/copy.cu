@@ -1,9 +1,8 @@
-// Copies: pinned host memory to the device, and many pieces between two allocations by one kernel.
+// Many pieces between two allocations of one device, by one kernel.
 #include <algorithm>
 #include <vector>
 
-#include "buffer.h"
-#include "device-memory.h"
+#include "memory.h"
 #include "stream.h"
 
 namespace ckpt {
@@ -39,12 +38,9 @@ __global__ void copy_tiles(uint8_t* dst_base, const uint8_t* src_base, const ckp
   }
 }
 
-std::vector<ckpt_copy_piece> make_tiles(const DeviceMemory& dst, const DeviceMemory& src, const ckpt_copy_piece* pieces, uint32_t count) {
+std::vector<ckpt_copy_piece> make_tiles(const std::vector<ckpt_copy_piece>& pieces) {
   std::vector<ckpt_copy_piece> tiles;
-  for (uint32_t i = 0; i < count; i++) {
-    const ckpt_copy_piece& piece = pieces[i];
-    require_range("copy destination", piece.dst_offset, piece.bytes, dst.bytes());
-    require_range("copy source", piece.src_offset, piece.bytes, src.bytes());
+  for (const ckpt_copy_piece& piece : pieces) {
     for (uint64_t done = 0; done < piece.bytes; done += kTileBytes) {
       tiles.push_back({piece.dst_offset + done, piece.src_offset + done, std::min(kTileBytes, piece.bytes - done)});
     }
@@ -52,38 +48,26 @@ std::vector<ckpt_copy_piece> make_tiles(const DeviceMemory& dst, const DeviceMem
   return tiles;
 }
 
-// The table of tiles lives on the device in stream order; a copy from pageable memory has left it when the call returns.
-void copy_pieces(Stream& stream, const DeviceMemory& dst, const DeviceMemory& src, const std::vector<ckpt_copy_piece>& tiles) {
+}  // namespace
+
+// The table of tiles lives on the device in stream order; a copy from pageable memory has read it when the call returns.
+void CudaStream::copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from, std::vector<ckpt_copy_piece> pieces) {
+  const cudaStream_t stream = require_usable();
+  const auto tiles = make_tiles(pieces);
+  if (tiles.empty()) return;
+  use_device(device());
   const size_t table_bytes = tiles.size() * sizeof(ckpt_copy_piece);
   void* table = nullptr;
-  check_cuda(cudaMallocAsync(&table, table_bytes, stream.raw()), "cudaMallocAsync");
-  cudaError_t error = cudaMemcpyAsync(table, tiles.data(), table_bytes, cudaMemcpyHostToDevice, stream.raw());
+  check_cuda(cudaMallocAsync(&table, table_bytes, stream), "cudaMallocAsync");
+  cudaError_t error = cudaMemcpyAsync(table, tiles.data(), table_bytes, cudaMemcpyHostToDevice, stream);
   if (error == cudaSuccess) {
     const unsigned blocks = static_cast<unsigned>(std::min<uint64_t>(tiles.size(), kMaxBlocks));
-    copy_tiles<<<blocks, kThreads, 0, stream.raw()>>>(dst.at(0), src.at(0), static_cast<ckpt_copy_piece*>(table), tiles.size());
+    copy_tiles<<<blocks, kThreads, 0, stream>>>(static_cast<CudaMemory&>(*to).at(0), static_cast<CudaMemory&>(*from).at(0),
+                                                static_cast<ckpt_copy_piece*>(table), tiles.size());
     error = cudaGetLastError();
   }
-  cudaFreeAsync(table, stream.raw());
+  cudaFreeAsync(table, stream);
   check_cuda(error, "copying between device allocations");
 }
 
-}  // namespace
 }  // namespace ckpt
-
-using namespace ckpt;
-
-int32_t ckpt_copy_device(uint32_t stream, uint32_t dst_memory, uint32_t src_memory, const ckpt_copy_piece* pieces, uint32_t count) {
-  return guard([&] {
-    const auto queue = find_object<Stream>(stream);
-    const auto dst = find_object<DeviceMemory>(dst_memory);
-    const auto src = find_object<DeviceMemory>(src_memory);
-    if (count == 0) return;
-    require(pieces, "pieces");
-    if (dst->device() != queue->device() || src->device() != queue->device()) {
-      fail(CKPT_ERR_INVALID, "a copy on device %u between memory of devices %u and %u", queue->device(), dst->device(), src->device());
-    }
-    const auto tiles = make_tiles(*dst, *src, pieces, count);
-    use_device(queue->device());
-    if (!tiles.empty()) copy_pieces(*queue, *dst, *src, tiles);
-  });
-}

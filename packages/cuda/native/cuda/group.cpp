@@ -4,22 +4,28 @@
 #include <thread>
 
 namespace ckpt {
-
 namespace {
 
 constexpr uint32_t kMaxMembers = 64;
-// Larger than every number that a broadcast waits for; the comparison is cyclic, on the signed difference.
+// Larger than every number that a broadcast waits for: the device compares the signed difference.
 constexpr uint32_t kReleaseAll = 0x7fffffff;
 constexpr auto kAbortInterval = std::chrono::microseconds(100);
 constexpr auto kAbortLimit = std::chrono::seconds(5);
 
-CUdeviceptr address(volatile uint32_t* value) {
-  return reinterpret_cast<CUdeviceptr>(value);  // with unified addressing, the host's address is the device's
+// With unified addressing, the host's address of the counter is the device's.
+CUdeviceptr address(volatile uint32_t& value) { return reinterpret_cast<CUdeviceptr>(&value); }
+
+void write_value(cudaStream_t stream, volatile uint32_t& counter, uint32_t value) {
+  check_driver(driver().stream_write_value32(stream, address(counter), value, CU_STREAM_WRITE_VALUE_DEFAULT), "cuStreamWriteValue32");
+}
+
+void wait_value(cudaStream_t stream, volatile uint32_t& counter, uint32_t value) {
+  check_driver(driver().stream_wait_value32(stream, address(counter), value, CU_STREAM_WAIT_VALUE_GEQ), "cuStreamWaitValue32");
 }
 
 }  // namespace
 
-Group::Group(uint32_t members) : members_(members) {
+CudaGroup::CudaGroup(uint32_t members) : Group(members), members_(members) {
   if (members == 0 || members > kMaxMembers) fail(CKPT_ERR_INVALID, "a group of %u members (1 to %u)", members, kMaxMembers);
   void* memory = nullptr;
   check_cuda(cudaHostAlloc(&memory, 2 * members * sizeof(Counter), cudaHostAllocPortable | cudaHostAllocMapped), "cudaHostAlloc");
@@ -27,118 +33,103 @@ Group::Group(uint32_t members) : members_(members) {
   for (uint32_t i = 0; i < 2 * members; i++) counters_[i].value = 0;
 }
 
-Group::~Group() { cudaFreeHost(counters_); }
+CudaGroup::~CudaGroup() { cudaFreeHost(counters_); }
 
-Group::Member& Group::require_member(uint32_t member) {
-  if (member >= members_.size()) fail(CKPT_ERR_INVALID, "member %u of a group of %zu", member, members_.size());
-  return members_[member];
-}
-
-void Group::join(uint32_t member, std::shared_ptr<Stream> stream, std::shared_ptr<DeviceMemory> memory) {
+void CudaGroup::join(uint32_t member, std::shared_ptr<Stream> stream, std::shared_ptr<Memory> memory) {
   std::lock_guard lock(mutex_);
-  Member& self = require_member(member);
-  if (self.stream) fail(CKPT_ERR_STATE, "member %u has joined already", member);
+  Member& self = members_[member];
+  if (self.stream.lock()) fail(CKPT_ERR_STATE, "member %u has joined already", member);
   if (stream->device() != memory->device()) {
     fail(CKPT_ERR_INVALID, "member %u: its stream is on device %u, its memory on %u", member, stream->device(), memory->device());
   }
-  self.stream = std::move(stream);
-  self.memory = std::move(memory);
+  for (const Member& other : members_) {
+    if (other.stream.lock() == stream) fail(CKPT_ERR_INVALID, "member %u: its stream has joined for another member", member);
+  }
+  self.stream = std::static_pointer_cast<CudaStream>(stream);
+  self.memory = std::static_pointer_cast<CudaMemory>(memory);
 }
 
-void Group::write(Stream& stream, Counter& counter, uint32_t value) {
-  check_driver(driver().stream_write_value32(stream.raw(), address(&counter.value), value, CU_STREAM_WRITE_VALUE_DEFAULT), "cuStreamWriteValue32");
-}
-
-void Group::wait(Stream& stream, Counter& counter, uint32_t value) {
-  check_driver(driver().stream_wait_value32(stream.raw(), address(&counter.value), value, CU_STREAM_WAIT_VALUE_GEQ), "cuStreamWaitValue32");
-}
-
-void Group::enqueue_root(Member& self, uint32_t root, uint32_t number) {
-  write(*self.stream, posted(root), number);
-  for (uint32_t other = 0; other < members_.size(); other++) {
-    if (other != root) wait(*self.stream, taken(other), number);
+// Under mutex_. Members that disagree would copy different bytes, or wait for each other for ever.
+void CudaGroup::agree(uint32_t number, uint32_t root, uint64_t offset, uint64_t bytes) {
+  const uint32_t index = number - first_call_;
+  if (index == calls_.size()) calls_.push_back({root, offset, bytes, 0});
+  Call& call = calls_[index];
+  if (call.root != root || call.offset != offset || call.bytes != bytes) {
+    fail(CKPT_ERR_INVALID, "broadcast %u: a member says root %u, offset %llu, %llu bytes, another root %u, offset %llu, %llu bytes", number,
+         root, static_cast<unsigned long long>(offset), static_cast<unsigned long long>(bytes), call.root,
+         static_cast<unsigned long long>(call.offset), static_cast<unsigned long long>(call.bytes));
+  }
+  call.arrived++;
+  while (!calls_.empty() && calls_.front().arrived == members()) {
+    calls_.pop_front();
+    first_call_++;
   }
 }
 
-void Group::enqueue_copy(Member& self, uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes) {
-  std::shared_ptr<DeviceMemory> source;
-  {
-    std::lock_guard lock(mutex_);
-    source = require_member(root).memory;
+void CudaGroup::enqueue_root(cudaStream_t stream, uint32_t root, uint32_t number) {
+  write_value(stream, posted(root).value, number);
+  for (uint32_t other = 0; other < members(); other++) {
+    if (other != root) wait_value(stream, taken(other).value, number);
   }
-  if (!source) fail(CKPT_ERR_STATE, "the root %u has not joined", root);
-  require_range("broadcast", offset, bytes, source->bytes());
-  wait(*self.stream, posted(root), self.broadcasts);
-  check_cuda(cudaMemcpyPeerAsync(self.memory->at(offset), static_cast<int>(self.memory->device()), source->at(offset),
-                                 static_cast<int>(source->device()), bytes, self.stream->raw()),
+}
+
+void CudaGroup::enqueue_copy(cudaStream_t stream, uint32_t member, const CudaMemory& to, const CudaMemory& from, const Call& call,
+                             uint32_t number) {
+  wait_value(stream, posted(call.root).value, number);
+  check_cuda(cudaMemcpyPeerAsync(to.at(call.offset), static_cast<int>(to.device()), from.at(call.offset), static_cast<int>(from.device()),
+                                 call.bytes, stream),
              "cudaMemcpyPeerAsync");
-  write(*self.stream, taken(member), self.broadcasts);
+  write_value(stream, taken(member).value, number);
 }
 
-void Group::broadcast(uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes) {
-  Member* self = nullptr;
-  {
-    std::lock_guard lock(mutex_);
-    self = &require_member(member);
-    require_member(root);
-  }
-  if (!self->stream) fail(CKPT_ERR_STATE, "member %u has not joined", member);
-  if (aborted()) fail(CKPT_ERR_ABORTED, "the group was aborted");
-  require_range("broadcast", offset, bytes, self->memory->bytes());
-  use_device(self->stream->device());
-  self->broadcasts++;
-  self->stream->follow(shared_from_this());
+void CudaGroup::broadcast(uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes) {
+  std::lock_guard lock(mutex_);
+  if (abort_->aborted()) fail(CKPT_ERR_ABORTED, "the group was aborted");
+  Member& self = members_[member];
+  const auto stream = self.stream.lock();
+  const auto memory = self.memory.lock();
+  if (!stream || !memory) fail(CKPT_ERR_STATE, "member %u has not joined", member);
+  require_range("broadcast", offset, bytes, memory->bytes());
+  const auto source = members_[root].memory.lock();
+  if (!source) fail(CKPT_ERR_STATE, "the root %u has not joined", root);
+  require_range("broadcast, at the root", offset, bytes, source->bytes());
+  const cudaStream_t raw = stream->require_usable();
+  agree(self.broadcasts + 1, root, offset, bytes);
+  const uint32_t number = ++self.broadcasts;
+  use_device(stream->device());
+  stream->follow(abort_);
   if (member == root) {
-    enqueue_root(*self, root, self->broadcasts);
+    enqueue_root(raw, root, number);
   } else {
-    enqueue_copy(*self, member, root, offset, bytes);
+    enqueue_copy(raw, member, *memory, *source, {root, offset, bytes, 0}, number);
   }
+}
+
+// Opens every wait; true when no stream has work left.
+bool CudaGroup::release_streams() {
+  for (uint32_t i = 0; i < 2 * members(); i++) counters_[i].value = kReleaseAll;
+  bool idle = true;
+  for (const Member& member : members_) {
+    const auto stream = member.stream.lock();
+    if (!stream) continue;
+    use_device(stream->device());
+    idle = stream->idle() && idle;
+  }
+  return idle;
 }
 
 // A member's own write behind its copy lowers its counter again, so the counters are raised until every stream is idle.
-void Group::abort() {
-  aborted_.store(true, std::memory_order_release);
+void CudaGroup::abort() {
+  abort_->set();
   const auto deadline = std::chrono::steady_clock::now() + kAbortLimit;
   for (;;) {
-    for (uint32_t i = 0; i < 2 * members_.size(); i++) counters_[i].value = kReleaseAll;
-    bool idle = true;
     {
       std::lock_guard lock(mutex_);
-      for (const Member& member : members_) {
-        if (!member.stream) continue;
-        use_device(member.stream->device());
-        if (cudaStreamQuery(member.stream->raw()) == cudaErrorNotReady) idle = false;
-      }
+      if (release_streams()) return;
     }
-    if (idle) return;
     if (std::chrono::steady_clock::now() >= deadline) fail(CKPT_ERR_TIMEOUT, "the group's streams are still busy after its abort");
     std::this_thread::sleep_for(kAbortInterval);
   }
 }
 
 }  // namespace ckpt
-
-using namespace ckpt;
-
-int32_t ckpt_group_create(uint32_t members, uint32_t* group_p) {
-  return guard([&] {
-    require(group_p, "group_p");
-    *group_p = add_object(std::make_shared<Group>(members));
-  });
-}
-
-int32_t ckpt_group_join(uint32_t group, uint32_t member, uint32_t stream, uint32_t memory) {
-  return guard([&] { find_object<Group>(group)->join(member, find_object<Stream>(stream), find_object<DeviceMemory>(memory)); });
-}
-
-int32_t ckpt_group_broadcast(uint32_t group, uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes) {
-  return guard([&] { find_object<Group>(group)->broadcast(member, root, offset, bytes); });
-}
-
-int32_t ckpt_group_abort(uint32_t group) {
-  return guard([&] { find_object<Group>(group)->abort(); });
-}
-
-int32_t ckpt_group_destroy(uint32_t group) {
-  return guard([&] { destroy_object<Group>(group); });
-}

@@ -7,27 +7,25 @@
 //   member    wait until root's post >= n, copy its bytes, taken = n
 #pragma once
 
-#include <atomic>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <vector>
 
-#include "device-memory.h"
+#include "abort-flag.h"
+#include "memory.h"
 #include "stream.h"
 
 namespace ckpt {
 
-class Group : public Object, public std::enable_shared_from_this<Group> {
+class CudaGroup : public Group {
  public:
-  static constexpr Kind kKind = Kind::group;
+  explicit CudaGroup(uint32_t members);
+  ~CudaGroup() override;
 
-  explicit Group(uint32_t members);
-  ~Group() override;
-
-  void join(uint32_t member, std::shared_ptr<Stream> stream, std::shared_ptr<DeviceMemory> memory);
-  void broadcast(uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes);
-  void abort();
-  bool aborted() const noexcept { return aborted_.load(std::memory_order_acquire); }
+  void join(uint32_t member, std::shared_ptr<Stream> stream, std::shared_ptr<Memory> memory) override;
+  void broadcast(uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes) override;
+  void abort() override;
 
  private:
   // A counter has a cache line of its own: the devices of several members write them at the same time.
@@ -35,23 +33,31 @@ class Group : public Object, public std::enable_shared_from_this<Group> {
     volatile uint32_t value;
   };
   struct Member {
-    std::shared_ptr<Stream> stream;
-    std::shared_ptr<DeviceMemory> memory;
+    std::weak_ptr<CudaStream> stream;
+    std::weak_ptr<CudaMemory> memory;
     uint32_t broadcasts = 0;
+  };
+  // A broadcast that some members have not called yet: what the first said holds for all.
+  struct Call {
+    uint32_t root;
+    uint64_t offset;
+    uint64_t bytes;
+    uint32_t arrived;
   };
 
   Counter& posted(uint32_t member) noexcept { return counters_[2 * member]; }
   Counter& taken(uint32_t member) noexcept { return counters_[2 * member + 1]; }
-  Member& require_member(uint32_t member);
-  void enqueue_root(Member& self, uint32_t root, uint32_t number);
-  void enqueue_copy(Member& self, uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes);
-  void write(Stream& stream, Counter& counter, uint32_t value);
-  void wait(Stream& stream, Counter& counter, uint32_t value);
+  void agree(uint32_t number, uint32_t root, uint64_t offset, uint64_t bytes);
+  bool release_streams();
+  void enqueue_root(cudaStream_t stream, uint32_t root, uint32_t number);
+  void enqueue_copy(cudaStream_t stream, uint32_t member, const CudaMemory& to, const CudaMemory& from, const Call& call, uint32_t number);
 
-  std::mutex mutex_;  // of members_; broadcasts of different members run side by side otherwise
+  std::mutex mutex_;
   std::vector<Member> members_;
+  std::deque<Call> calls_;       // call i of the deque is broadcast first_call_ + i
+  uint32_t first_call_ = 1;
   Counter* counters_ = nullptr;
-  std::atomic<bool> aborted_{false};
+  std::shared_ptr<AbortFlag> abort_ = std::make_shared<AbortFlag>();
 };
 
 }  // namespace ckpt

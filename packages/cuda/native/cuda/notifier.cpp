@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <iterator>
 #include <thread>
 #include <vector>
 
@@ -16,14 +17,14 @@ namespace {
 constexpr auto kPollInterval = std::chrono::microseconds(20);
 
 struct Pending {
-  std::shared_ptr<Event> event;
-  std::shared_ptr<Signal> signal;
+  std::shared_ptr<CudaEvent> event;
+  std::function<void()> then;
 };
 
-// A query that throws is complete: whoever takes the signal asks the event and gets the error.
+// A query that throws is complete: whoever is told asks the event and gets the error.
 bool is_complete(const Pending& pending) noexcept {
   try {
-    return pending.event->query() != CKPT_NOT_READY;
+    return pending.event->query();
   } catch (...) {
     return true;
   }
@@ -59,9 +60,9 @@ class Notifier {
         std::move(added_.begin(), added_.end(), std::back_inserter(pending));
         added_.clear();
       }
-      auto first_complete = std::partition(pending.begin(), pending.end(), [](const Pending& p) { return !is_complete(p); });
-      for (auto at = first_complete; at != pending.end(); ++at) at->signal->raise(0);
-      pending.erase(first_complete, pending.end());
+      const auto complete = std::stable_partition(pending.begin(), pending.end(), [](const Pending& one) { return !is_complete(one); });
+      for (auto at = complete; at != pending.end(); ++at) at->then();
+      pending.erase(complete, pending.end());
       if (!pending.empty()) std::this_thread::sleep_for(kPollInterval);
     }
   }
@@ -73,8 +74,8 @@ class Notifier {
 
 }  // namespace
 
-void notify_when_complete(std::shared_ptr<Event> event, std::shared_ptr<Signal> signal) {
-  Notifier::instance().add({std::move(event), std::move(signal)});
+void when_complete(std::shared_ptr<CudaEvent> event, std::function<void()> then) {
+  Notifier::instance().add({std::move(event), std::move(then)});
 }
 
 }  // namespace ckpt

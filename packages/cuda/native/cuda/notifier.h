@@ -1,13 +1,15 @@
-// One thread that watches recorded events and raises signals. Host functions in a stream would hold the stream up for the
-// time of a thread switch, and do not run at all behind an error.
+// One thread that watches recorded events. A host function in the stream would hold the stream up for the time of a thread
+// switch, and would not run at all behind an error.
 #pragma once
 
+#include <functional>
 #include <memory>
 
-#include "stream.h"
+#include "event.h"
 
 namespace ckpt {
 
-void notify_when_complete(std::shared_ptr<Event> event, std::shared_ptr<Signal> signal);
+// Calls `then` once the last record of the event is complete, with an error or without. `then` must not block or throw.
+void when_complete(std::shared_ptr<CudaEvent> event, std::function<void()> then);
 
 }  // namespace ckpt

@@ -1,143 +1,97 @@
 #include "stream.h"
 
-#include <chrono>
-#include <thread>
+#include <algorithm>
 
-#include "group.h"
+#include "buffer.h"
+#include "memory.h"
 #include "notifier.h"
-#include "wake.h"
+#include "signals.h"
 
 namespace ckpt {
 
-Stream::Stream(uint32_t device) : device_(device) {
+CudaStream::CudaStream(uint32_t device) : Stream(device) {
   use_device(device);
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
 }
 
-Stream::~Stream() {
-  if (stream_ != nullptr && cudaSetDevice(static_cast<int>(device_)) == cudaSuccess) cudaStreamDestroy(stream_);
+CudaStream::~CudaStream() {
+  if (stream_ != nullptr && cudaSetDevice(static_cast<int>(device())) == cudaSuccess) cudaStreamDestroy(stream_);
 }
 
-void Stream::close() {
-  use_device(device_);
+void CudaStream::close() {
+  {
+    std::lock_guard lock(mutex_);
+    closed_ = true;
+  }
+  use_device(device());
   check_cuda(cudaStreamSynchronize(stream_), "the work in the stream");
 }
 
-void Stream::follow(std::shared_ptr<Group> group) {
+cudaStream_t CudaStream::require_open() {
   std::lock_guard lock(mutex_);
-  group_ = std::move(group);
+  if (closed_) fail(CKPT_ERR_STATE, "the stream is being destroyed");
+  return stream_;
 }
 
-std::shared_ptr<Group> Stream::followed() {
+cudaStream_t CudaStream::require_usable() {
   std::lock_guard lock(mutex_);
-  return group_;
+  if (closed_) fail(CKPT_ERR_STATE, "the stream is being destroyed");
+  if (abort_ && abort_->aborted()) fail(CKPT_ERR_ABORTED, "a broadcast in the stream was aborted");
+  return stream_;
 }
 
-Event::Event(uint32_t device) : device_(device) {
-  use_device(device);
-  check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate");
-}
-
-Event::~Event() {
-  if (event_ != nullptr && cudaSetDevice(static_cast<int>(device_)) == cudaSuccess) cudaEventDestroy(event_);
-}
-
-void Event::record(Stream& stream) {
-  use_device(device_);
+void CudaStream::follow(std::shared_ptr<AbortFlag> flag) {
   std::lock_guard lock(mutex_);
-  check_cuda(cudaEventRecord(event_, stream.raw()), "cudaEventRecord");
-  group_ = stream.followed();
+  abort_ = std::move(flag);
 }
 
-void Event::make_wait(Stream& stream) {
-  use_device(stream.device());
+std::shared_ptr<AbortFlag> CudaStream::abort_flag() {
   std::lock_guard lock(mutex_);
-  check_cuda(cudaStreamWaitEvent(stream.raw(), event_, 0), "cudaStreamWaitEvent");
-  if (group_) stream.follow(group_);
+  return abort_;
 }
 
-ckpt_status Event::query() {
-  use_device(device_);
-  std::lock_guard lock(mutex_);
-  if (group_ && group_->aborted()) fail(CKPT_ERR_ABORTED, "a broadcast before the event was aborted");
-  const cudaError_t error = cudaEventQuery(event_);
-  if (error == cudaErrorNotReady) return CKPT_NOT_READY;
-  check_cuda(error, "the work before the event");
-  return CKPT_OK;
+bool CudaStream::idle() noexcept { return cudaStreamQuery(stream_) != cudaErrorNotReady; }
+
+void CudaStream::wait_event(Event& event) {
+  use_device(device());
+  const auto flag = static_cast<CudaEvent&>(event).make_wait(require_usable());
+  if (flag) follow(flag);
 }
 
-namespace {
-
-constexpr auto kPollInterval = std::chrono::microseconds(50);
-
-// CUDA has no wait with a deadline, so it is polled; the data path uses ckpt_event_notify and poll() instead.
-void wait_event(Event& event, Signal* signal, uint32_t timeout_ms, const char* what) {
-  const auto deadline = deadline_after(timeout_ms);
-  for (;;) {
-    if (event.query() == CKPT_OK) return;
-    if (signal != nullptr && signal->aborted()) fail(CKPT_ERR_ABORTED, "%s: aborted", what);
-    if (Clock::now() >= deadline) fail(CKPT_ERR_TIMEOUT, "%s: not done within %u ms", what, timeout_ms);
-    std::this_thread::sleep_for(kPollInterval);
+void CudaStream::sync(Signal* signal, uint32_t timeout_ms) {
+  const auto event = std::make_shared<CudaEvent>(device());
+  event->record(*this);
+  try {
+    event->wait(signal, timeout_ms);
+  } catch (const Error&) {
+    const auto flag = abort_flag();
+    if (flag && flag->aborted()) follow(nullptr);  // the error has been told; the stream can be used again
+    throw;
   }
 }
 
-}  // namespace
+// Cut where a registration ends: a copy that crosses from one into the next fails (cudaErrorInvalidValue).
+void CudaStream::copy_h2d(std::shared_ptr<Memory> to, uint64_t to_offset, std::shared_ptr<Buffer> from, uint64_t from_offset,
+                          uint64_t bytes) {
+  const cudaStream_t stream = require_usable();
+  use_device(device());
+  std::shared_ptr<File::Reader> reader;
+  if (from->file()) {
+    reader = from->file()->enter();
+    if (!reader) fail(CKPT_ERR_CHANGED, "%s changed after it was registered in place", from->file()->path().c_str());
+  }
+  const auto& memory = static_cast<CudaMemory&>(*to);
+  const uint64_t piece_bytes = from->pin_piece_bytes();
+  for (uint64_t done = 0; done < bytes;) {
+    const uint64_t at = from_offset + done;
+    const uint64_t count = std::min(bytes - done, piece_bytes - at % piece_bytes);
+    check_cuda(cudaMemcpyAsync(memory.at(to_offset + done), from->address() + at, count, cudaMemcpyHostToDevice, stream), "copying to the device");
+    done += count;
+  }
+  if (!reader) return;
+  const auto read = std::make_shared<CudaEvent>(device());
+  read->record(*this);
+  when_complete(read, [reader] {});
+}
+
 }  // namespace ckpt
-
-using namespace ckpt;
-
-int32_t ckpt_stream_create(uint32_t device, uint32_t* stream_p) {
-  return guard([&] {
-    require(stream_p, "stream_p");
-    *stream_p = add_object(std::make_shared<Stream>(device));
-  });
-}
-
-int32_t ckpt_stream_destroy(uint32_t stream) {
-  return guard([&] { destroy_object<Stream>(stream); });
-}
-
-int32_t ckpt_stream_wait_event(uint32_t stream, uint32_t event) {
-  return guard([&] { find_object<Event>(event)->make_wait(*find_object<Stream>(stream)); });
-}
-
-int32_t ckpt_stream_sync(uint32_t stream, uint32_t signal, uint32_t timeout_ms) {
-  return guard([&] {
-    const auto object = find_object<Stream>(stream);
-    const auto abort = find_optional<Signal>(signal);
-    Event event(object->device());
-    event.record(*object);
-    wait_event(event, abort.get(), timeout_ms, "the stream");
-  });
-}
-
-int32_t ckpt_event_create(uint32_t device, uint32_t* event_p) {
-  return guard([&] {
-    require(event_p, "event_p");
-    *event_p = add_object(std::make_shared<Event>(device));
-  });
-}
-
-int32_t ckpt_event_destroy(uint32_t event) {
-  return guard([&] { destroy_object<Event>(event); });
-}
-
-int32_t ckpt_event_record(uint32_t event, uint32_t stream) {
-  return guard([&] { find_object<Event>(event)->record(*find_object<Stream>(stream)); });
-}
-
-int32_t ckpt_event_notify(uint32_t event, uint32_t signal) {
-  return guard([&] { notify_when_complete(find_object<Event>(event), find_object<Signal>(signal)); });
-}
-
-int32_t ckpt_event_query(uint32_t event) {
-  return guard([&] { return static_cast<int32_t>(find_object<Event>(event)->query()); });
-}
-
-int32_t ckpt_event_wait(uint32_t event, uint32_t signal, uint32_t timeout_ms) {
-  return guard([&] {
-    const auto object = find_object<Event>(event);
-    const auto abort = find_optional<Signal>(signal);
-    wait_event(*object, abort.get(), timeout_ms, "the event");
-  });
-}

@@ -1,55 +1,42 @@
-// Streams and events, and the thread that raises the signals of completed events.
 #pragma once
 
+#include <memory>
 #include <mutex>
+#include <vector>
 
+#include "abort-flag.h"
+#include "backend.h"
 #include "cuda-api.h"
-#include "handle-table.h"
-#include "signal.h"
+#include "event.h"
 
 namespace ckpt {
 
-class Group;
-
-class Stream : public Object {
+class CudaStream : public Stream {
  public:
-  static constexpr Kind kKind = Kind::stream;
+  explicit CudaStream(uint32_t device);
+  ~CudaStream() override;
+  void close() override;
 
-  explicit Stream(uint32_t device);
-  ~Stream() override;
-  void close() override;  // waits for the work in it
+  void wait_event(Event& event) override;
+  void sync(Signal* signal, uint32_t timeout_ms) override;
+  void copy_h2d(std::shared_ptr<Memory> to, uint64_t to_offset, std::shared_ptr<Buffer> from, uint64_t from_offset,
+                uint64_t bytes) override;
+  void copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from, std::vector<ckpt_copy_piece> pieces) override;
 
-  uint32_t device() const noexcept { return device_; }
-  cudaStream_t raw() const noexcept { return stream_; }
+  // CKPT_ERR_STATE after close(), the error of an aborted broadcast in it; else the CUDA stream, for work to be enqueued.
+  cudaStream_t require_usable();
+  cudaStream_t require_open();
 
-  // The group of the last broadcast in this stream: what is recorded behind it fails when the group is aborted.
-  void follow(std::shared_ptr<Group> group);
-  std::shared_ptr<Group> followed();
+  // What is recorded from now on fails once this flag is set.
+  void follow(std::shared_ptr<AbortFlag> flag);
+  std::shared_ptr<AbortFlag> abort_flag();
+  bool idle() noexcept;
 
  private:
-  uint32_t device_;
   cudaStream_t stream_ = nullptr;
   std::mutex mutex_;
-  std::shared_ptr<Group> group_;
-};
-
-class Event : public Object {
- public:
-  static constexpr Kind kKind = Kind::event;
-
-  explicit Event(uint32_t device);
-  ~Event() override;
-
-  void record(Stream& stream);
-  void make_wait(Stream& stream);
-  // CKPT_OK or CKPT_NOT_READY; throws the error of the work before it. An event that was never recorded is complete.
-  ckpt_status query();
-
- private:
-  uint32_t device_;
-  cudaEvent_t event_ = nullptr;
-  std::mutex mutex_;
-  std::shared_ptr<Group> group_;
+  bool closed_ = false;
+  std::shared_ptr<AbortFlag> abort_;
 };
 
 }  // namespace ckpt

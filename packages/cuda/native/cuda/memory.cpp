@@ -1,0 +1,81 @@
+#include "memory.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "sha256.h"
+
+namespace ckpt {
+namespace {
+
+constexpr uint64_t kHashChunkBytes = 8 << 20;
+
+// Pinned staging: pageable copies would go through a buffer of the driver anyway.
+class Staging {
+ public:
+  Staging() { check_cuda(cudaMallocHost(&pointer_, kHashChunkBytes), "cudaMallocHost"); }
+  ~Staging() { cudaFreeHost(pointer_); }
+  void* pointer() const noexcept { return pointer_; }
+
+ private:
+  void* pointer_ = nullptr;
+};
+
+}  // namespace
+
+CudaMemory::CudaMemory(uint32_t device, uint64_t bytes) : Memory(device, bytes), opened_(false) {
+  use_device(device);
+  const cudaError_t error = cudaMalloc(&pointer_, bytes);
+  if (error != cudaErrorMemoryAllocation) {
+    check_cuda(error, "cudaMalloc");
+    return;
+  }
+  cudaGetLastError();
+  size_t free_bytes = 0, total_bytes = 0;
+  check_cuda(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
+  fail(CKPT_ERR_MEMORY, "device %u: %llu bytes asked for, %zu of %zu are free", device,
+       static_cast<unsigned long long>(bytes), free_bytes, total_bytes);
+}
+
+CudaMemory::CudaMemory(uint32_t device, const uint8_t* handle, uint64_t bytes) : Memory(device, bytes), opened_(true) {
+  static_assert(sizeof(cudaIpcMemHandle_t) == CKPT_HANDLE_BYTES);
+  cudaIpcMemHandle_t raw;
+  std::memcpy(&raw, handle, sizeof raw);
+  use_device(device);
+  check_cuda(cudaIpcOpenMemHandle(&pointer_, raw, cudaIpcMemLazyEnablePeerAccess), "cudaIpcOpenMemHandle");
+}
+
+CudaMemory::~CudaMemory() {
+  if (pointer_ == nullptr || cudaSetDevice(static_cast<int>(device())) != cudaSuccess) return;
+  const cudaError_t error = opened_ ? cudaIpcCloseMemHandle(pointer_) : cudaFree(pointer_);
+  if (error != cudaSuccess) cudaGetLastError();  // a lost device frees everything with the process
+}
+
+void CudaMemory::export_handle(uint8_t* handle) {
+  if (opened_) fail(CKPT_ERR_STATE, "memory of another process cannot be exported again");
+  use_device(device());
+  cudaIpcMemHandle_t raw;
+  check_cuda(cudaIpcGetMemHandle(&raw, pointer_), "cudaIpcGetMemHandle");
+  std::memcpy(handle, &raw, sizeof raw);
+}
+
+void CudaMemory::fill(uint64_t offset, uint64_t bytes, uint32_t value) {
+  use_device(device());
+  check_cuda(cudaMemsetAsync(at(offset), static_cast<int>(value), bytes, cudaStreamPerThread), "cudaMemset");
+  check_cuda(cudaStreamSynchronize(cudaStreamPerThread), "cudaMemset");
+}
+
+void CudaMemory::sha256(uint64_t offset, uint64_t bytes, uint8_t* digest) {
+  use_device(device());
+  Staging staging;
+  Sha256 hash;
+  for (uint64_t done = 0; done < bytes; done += kHashChunkBytes) {
+    const uint64_t chunk = std::min(kHashChunkBytes, bytes - done);
+    check_cuda(cudaMemcpyAsync(staging.pointer(), at(offset + done), chunk, cudaMemcpyDeviceToHost, cudaStreamPerThread), "reading device memory");
+    check_cuda(cudaStreamSynchronize(cudaStreamPerThread), "reading device memory");
+    hash.update(staging.pointer(), chunk);
+  }
+  hash.finish(digest);
+}
+
+}  // namespace ckpt
