@@ -1,0 +1,145 @@
+import type { Handle, Library } from '@ckpt/cuda'
+import type { SourceSpace } from '@ckpt/core'
+import { BusyIntervals } from './intervals.ts'
+import type { HeldPlan } from './plans.ts'
+import type { Ring } from './ring.ts'
+
+export interface CopyTarget {
+  readonly library: Library
+  readonly signal: Handle
+  readonly ring: Ring
+  readonly held: HeldPlan
+  /** Per owner: native handles of its source buffers. */
+  readonly buffers: readonly Uint32Array[]
+  /** 0: no group, the rank is alone. */
+  readonly group: Handle
+  /** Position of this rank in `ranks`. */
+  readonly member: number
+  readonly ranks: readonly number[]
+}
+
+/** Index of the buffer of a source space that holds `[offset, offset + bytes)`; a copy never crosses buffers. */
+export function bufferAt(source: SourceSpace, offset: number, bytes: number): number {
+  let low = 0
+  let high = source.starts.length - 1
+  while (low < high) {
+    const middle = (low + high + 1) >> 1
+    if ((source.starts[middle] as number) <= offset) low = middle
+    else high = middle - 1
+  }
+  const start = source.starts[low] ?? Number.NaN
+  const end = start + (source.bytes[low] ?? Number.NaN)
+  if (!(offset >= start && offset + bytes <= end)) {
+    throw new Error(`no source buffer holds bytes ${offset} to ${offset + bytes}`)
+  }
+  return low
+}
+
+interface PendingBucket {
+  readonly event: Handle
+  readonly bucket: number
+  /** Segments of it that this rank copies. */
+  readonly ownSegments: number
+}
+
+/** Enqueues the copies and broadcasts of one rank and tells which buckets are complete. Nothing here waits. */
+export class RingCopies {
+  readonly h2d = new BusyIntervals()
+  /** As the rank that copies a bucket sees it: from the end of its copy until every rank has it. */
+  readonly broadcast = new BusyIntervals()
+  readonly #target: CopyTarget
+  /** Events of this rank's own copies that a broadcast waits for. */
+  readonly #copies: Handle[] = []
+  readonly #buckets: PendingBucket[] = []
+  #ownSegments = 0
+
+  constructor(target: CopyTarget) {
+    this.#target = target
+  }
+
+  /** The segment's host memory into this rank's ring. */
+  copy(segment: number, nowMs: number): void {
+    const { library, ring, held, buffers, group } = this.#target
+    const { plan, input } = held
+    const owner = plan.bucketOwner[held.bucketOf(segment)] as number
+    const source = input.sources[owner] as SourceSpace
+    const offset = plan.segmentSource[segment] as number
+    const bytes = plan.segmentSize[segment] as number
+    const index = bufferAt(source, offset, bytes)
+    const buffer = buffers[owner]?.[index]
+    if (buffer === undefined) throw new Error(`owner ${owner} has no buffer ${index}`)
+    const start = source.starts[index] as number
+    const ringOffset = plan.segmentRing[segment] as number
+    library.copyH2d(ring.copyStream, ring.memory, ringOffset, buffer, offset - start, bytes)
+    this.h2d.begin(nowMs)
+    this.#ownSegments++
+    if (group === 0) return
+    const event = this.#record(ring.copyStream)
+    library.streamWaitEvent(ring.collectiveStream, event)
+    this.#copies.push(event)
+  }
+
+  /** The segment's bytes of `root`'s ring into the ring of every rank. */
+  broadcastSegment(segment: number, root: number): void {
+    const { library, group, member, ranks, held } = this.#target
+    const { segmentRing, segmentSize } = held.plan
+    library.groupBroadcast(
+      group,
+      member,
+      ranks.indexOf(root),
+      segmentRing[segment] as number,
+      segmentSize[segment] as number,
+    )
+  }
+
+  /** Marks the end of the bucket's work. */
+  record(bucket: number): void {
+    const { ring, group } = this.#target
+    const event = this.#record(group === 0 ? ring.copyStream : ring.collectiveStream)
+    this.#buckets.push({ event, bucket, ownSegments: this.#ownSegments })
+    this.#ownSegments = 0
+  }
+
+  #record(stream: Handle): Handle {
+    const { library, ring, signal } = this.#target
+    const event = ring.event()
+    library.eventRecord(event, stream)
+    library.eventNotify(event, signal)
+    return event
+  }
+
+  /**
+   * The buckets that have become complete, in order.
+   *
+   * @throws NativeError what failed in a copy or a broadcast
+   */
+  takeComplete(nowMs: number): number[] {
+    const { library, ring, group } = this.#target
+    this.#takeCopies(nowMs)
+    const complete: number[] = []
+    while (this.#buckets.length > 0) {
+      const { event, bucket, ownSegments } = this.#buckets[0] as PendingBucket
+      if (!library.eventQuery(event)) break
+      this.#buckets.shift()
+      ring.reuse(event)
+      // its copies were complete before it, though perhaps not yet when they were looked at
+      this.#takeCopies(nowMs)
+      if (group === 0) this.h2d.end(nowMs, ownSegments)
+      else this.broadcast.end(nowMs, ownSegments)
+      complete.push(bucket)
+    }
+    return complete
+  }
+
+  #takeCopies(nowMs: number): void {
+    const { library, ring } = this.#target
+    while (this.#copies.length > 0) {
+      const event = this.#copies[0] as Handle
+      if (!library.eventQuery(event)) return
+      this.#copies.shift()
+      ring.reuse(event)
+      this.h2d.end(nowMs)
+      this.broadcast.begin(nowMs)
+    }
+  }
+}

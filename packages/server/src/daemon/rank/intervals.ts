@@ -1,0 +1,43 @@
+/** The times at which a stage had work: overlapping spans count once. Times in milliseconds. */
+export class BusyIntervals {
+  readonly #ends: number[] = []
+  #outstanding = 0
+
+  /** `count` units of work were handed to the stage. */
+  begin(nowMs: number, count = 1): void {
+    if (count === 0) return
+    if (this.#outstanding === 0) this.#ends.push(nowMs, nowMs)
+    this.#outstanding += count
+  }
+
+  /** `count` units of work are complete. */
+  end(nowMs: number, count = 1): void {
+    if (count === 0) return
+    this.#outstanding -= count
+    if (this.#outstanding < 0) throw new Error('more work ended than began')
+    if (this.#outstanding === 0) this.#ends[this.#ends.length - 1] = nowMs
+  }
+
+  /** Closes what is open and returns pairs of start and end. */
+  take(nowMs: number): Float64Array {
+    if (this.#outstanding > 0) this.end(nowMs, this.#outstanding)
+    return Float64Array.from(this.#ends)
+  }
+}
+
+/** Seconds that at least one of the interval lists (pairs of start and end in milliseconds) covers. */
+export function unionSeconds(lists: readonly Float64Array[]): number {
+  const spans: [number, number][] = []
+  for (const list of lists) {
+    for (let i = 0; i + 1 < list.length; i += 2)
+      spans.push([list[i] as number, list[i + 1] as number])
+  }
+  spans.sort((a, b) => a[0] - b[0])
+  let busyMs = 0
+  let endMs = Number.NEGATIVE_INFINITY
+  for (const [start, end] of spans) {
+    busyMs += Math.max(0, end - Math.max(start, endMs))
+    endMs = Math.max(endMs, end)
+  }
+  return busyMs / 1000
+}

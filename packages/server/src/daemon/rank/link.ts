@@ -1,0 +1,227 @@
+import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
+import { CkptError, type Failure } from '@ckpt/core'
+import { type Library, SIGNAL_ABORT, SIGNAL_HTTP, SIGNAL_USER } from '@ckpt/cuda'
+import type { LibraryOptions, RankInfo } from '../types.ts'
+import type {
+  MemoryAnswer,
+  RankAnswers,
+  RankEvent,
+  RankMessage,
+  RankReport,
+  RankRequest,
+  RankWorkerStart,
+} from './messages.ts'
+
+const START_MS = 30_000
+/** A Worker that is asked to close may have 500 ms of messages on their way, see `engine-socket.ts`. */
+const CLOSE_MS = 3000
+
+interface Waiting {
+  resolve(value: unknown): void
+  reject(error: CkptError): void
+}
+
+/** What a rank Worker tells the run that uses it. */
+export type RankListener = (event: RankEvent, rank: RankInfo) => void
+
+/** The main thread's end of one rank Worker. Nothing here blocks. */
+export class RankLink {
+  readonly rank: RankInfo
+  /** Bytes of rings in quarantine by run. */
+  readonly quarantined = new Map<number, number>()
+  /** Free and total bytes of the device when the Worker said them last. */
+  memory: MemoryAnswer = { freeBytes: 0, totalBytes: 0 }
+  readonly #library: Library
+  readonly #worker: Worker
+  readonly #port: MessagePort
+  readonly #waiting = new Map<number, Waiting>()
+  readonly #exited: Promise<void>
+  #signal = 0
+  #nextId = 0
+  #run: { readonly run: number; readonly listener: RankListener } | null = null
+  #dead: Failure | null = null
+  #ready: Waiting | null = null
+
+  /** Starts the Worker; rejects with what the native library says, such as `native_missing`. */
+  static async start(options: LibraryOptions, library: Library, rank: RankInfo): Promise<RankLink> {
+    const link = new RankLink(options, library, rank)
+    const timer = setTimeout(() => link.#die('the rank Worker did not start'), START_MS)
+    try {
+      await new Promise((resolve, reject) => {
+        link.#ready = { resolve, reject }
+      })
+    } finally {
+      clearTimeout(timer)
+    }
+    return link
+  }
+
+  private constructor(options: LibraryOptions, library: Library, rank: RankInfo) {
+    this.rank = rank
+    this.#library = library
+    const { port1, port2 } = new MessageChannel()
+    this.#port = port1
+    const start: RankWorkerStart = { library: options, rank, port: port2 }
+    this.#worker = new Worker(new URL('./worker.ts', import.meta.url), {
+      workerData: start,
+      transferList: [port2],
+    })
+    port1.on('message', (report: RankReport) => this.#take(report))
+    this.#worker.on('error', (error) => this.#die(`the rank Worker failed: ${error.message}`))
+    this.#exited = new Promise((resolve) => {
+      this.#worker.on('exit', () => {
+        this.#die('the rank Worker has ended')
+        port1.close()
+        resolve()
+      })
+    })
+  }
+
+  /** Why this rank cannot be used any more; null while it can. */
+  get dead(): Failure | null {
+    return this.#dead
+  }
+
+  get quarantinedBytes(): number {
+    let bytes = 0
+    for (const one of this.quarantined.values()) bytes += one
+    return bytes
+  }
+
+  /** Whether an update uses this rank. */
+  get busy(): boolean {
+    return this.#run !== null
+  }
+
+  request<T extends RankRequest['type']>(
+    request: Extract<RankRequest, { type: T }>,
+  ): Promise<RankAnswers[T]> {
+    if (this.#dead !== null) return Promise.reject(CkptError.from(this.#dead))
+    const id = this.#nextId++
+    return new Promise((resolve, reject) => {
+      this.#waiting.set(id, { resolve: resolve as (value: unknown) => void, reject })
+      this.#post({ type: 'request', id, request }, 0)
+    })
+  }
+
+  async readMemory(): Promise<MemoryAnswer> {
+    this.memory = await this.request({ type: 'memory' })
+    return this.memory
+  }
+
+  /** From now on `listener` gets the events of `run`, until `closed`. */
+  listen(run: number, listener: RankListener): void {
+    this.#run = { run, listener }
+  }
+
+  unlisten(): void {
+    this.#run = null
+  }
+
+  begin(run: number): void {
+    this.#post({ type: 'begin', run }, SIGNAL_USER)
+  }
+
+  release(run: number): void {
+    this.#post({ type: 'release', run }, SIGNAL_USER)
+  }
+
+  http(run: number, result: { ok: boolean; status: number; message: string }): void {
+    const { ok, status, message } = result
+    this.#post({ type: 'http', run, ok, status, message }, SIGNAL_HTTP)
+  }
+
+  /** First step of an abort: to be called for every rank of the update before {@link RankLink.abort} is for any. */
+  raiseAbort(): void {
+    if (this.#dead === null) this.#library.signalRaise(this.#signal, SIGNAL_ABORT)
+  }
+
+  abort(run: number, failure: Failure, leaveMs: number): void {
+    this.#post({ type: 'abort', run, failure, leaveMs }, SIGNAL_ABORT)
+  }
+
+  engineLeft(run: number): void {
+    if (this.quarantined.has(run)) this.#post({ type: 'engine_left', run }, 0)
+  }
+
+  /** Ends the Worker; one that does not answer is terminated. */
+  async close(): Promise<void> {
+    if (this.#dead === null) this.#post({ type: 'close' }, SIGNAL_USER)
+    const late = Bun.sleep(CLOSE_MS).then(() => 'late' as const)
+    if ((await Promise.race([this.#exited, late])) === 'late') {
+      this.#worker.unref()
+      void this.#worker.terminate()
+    }
+    this.#port.close()
+  }
+
+  #post(message: RankMessage, bits: number): void {
+    if (this.#dead !== null) return
+    this.#port.postMessage(message)
+    if (this.#signal !== 0) this.#library.signalRaise(this.#signal, bits)
+  }
+
+  #take(report: RankReport): void {
+    switch (report.type) {
+      case 'ready':
+        this.#signal = report.signal
+        this.memory = report.memory
+        return this.#ready?.resolve(null)
+      case 'dead':
+        return this.#dieOf(report.failure)
+      case 'answer':
+        this.#waiting.get(report.id)?.resolve(report.value)
+        this.#waiting.delete(report.id)
+        return
+      case 'refusal':
+        this.#waiting.get(report.id)?.reject(CkptError.from(report.failure))
+        this.#waiting.delete(report.id)
+        return
+      case 'ring_freed':
+        this.quarantined.delete(report.run)
+        return
+      case 'event':
+        return this.#takeEvent(report.run, report.event)
+    }
+  }
+
+  #takeEvent(run: number, event: RankEvent): void {
+    if (event.type === 'closed') {
+      if (event.quarantinedBytes > 0) this.quarantined.set(run, event.quarantinedBytes)
+      const { totalBytes } = this.memory
+      this.memory = { totalBytes, freeBytes: totalBytes - event.bytesAfter }
+    }
+    const current = this.#run
+    if (current?.run !== run) return
+    if (event.type === 'closed') this.#run = null
+    current.listener(event, this.rank)
+  }
+
+  #die(message: string): void {
+    this.#dieOf({ code: 'rank_failed', message, rank: this.rank.rank })
+  }
+
+  #dieOf(failure: Failure): void {
+    if (this.#dead !== null) return
+    this.#dead = failure
+    const error = CkptError.from(failure)
+    this.#ready?.reject(error)
+    for (const waiting of this.#waiting.values()) waiting.reject(error)
+    this.#waiting.clear()
+    const current = this.#run
+    this.#run = null
+    current?.listener({ type: 'failed', failure }, this.rank)
+    current?.listener(
+      {
+        type: 'closed',
+        quarantinedBytes: 0,
+        sent: 0,
+        bytesAfter: 0,
+        stages: { h2d: NONE, broadcast: NONE, reload: NONE },
+      },
+      this.rank,
+    )
+  }
+}
+
+const NONE = new Float64Array(0)

@@ -1,0 +1,152 @@
+import type { MessagePort } from 'node:worker_threads'
+import type { Dialect, Failure, PlanInput, RingMode } from '@ckpt/core'
+import type { LibraryOptions, RankInfo } from '../types.ts'
+
+/** What a rank Worker is started with. */
+export interface RankWorkerStart {
+  readonly library: LibraryOptions
+  readonly rank: RankInfo
+  readonly port: MessagePort
+}
+
+/** What a rank is told before an update runs. */
+export interface OpenOptions {
+  /** Ascends with every update of this daemon; messages of an earlier run are ignored. */
+  readonly run: number
+  /** A plan that this Worker holds, see the request `plan`. */
+  readonly planKey: string
+  /** The ranks of the update, ascending; a rank's position is its member number in the group. */
+  readonly ranks: readonly number[]
+  /** Native broadcast group; 0 when the rank is alone. */
+  readonly group: number
+  /** Where the engine's worker connects to; null: no engine, the rank acknowledges by itself. */
+  readonly address: string | null
+  /** Whether an HTTP request starts the engine's worker. */
+  readonly http: boolean
+  readonly dialect: Dialect | null
+  /** Per owner: native handles of its source buffers. */
+  readonly buffers: readonly Uint32Array[]
+  /** Milliseconds until the engine's worker must have mapped the ring. */
+  readonly openMs: number
+  /** Milliseconds that the update has left. */
+  readonly totalMs: number
+  /** Two int32: buckets acknowledged, lists sent. Read by the main thread at any time. */
+  readonly progress: SharedArrayBuffer
+}
+
+/** Indices into {@link OpenOptions.progress}. */
+export const PROGRESS_ACKED = 0
+export const PROGRESS_SENT = 1
+export const PROGRESS_BYTES = 8
+
+/** Requests are answered with an {@link RankAnswer} of the same id. */
+export type RankRequest =
+  | { readonly type: 'memory' }
+  /** Without input it asks whether the plan is held; with it the rank makes the plan and keeps it. */
+  | { readonly type: 'plan'; readonly key: string; readonly input: PlanInput | null }
+  | { readonly type: 'group_create'; readonly members: number }
+  | { readonly type: 'group_destroy'; readonly group: number }
+  /** Allocates and exports the ring, joins the group, binds the engine's address. */
+  | { readonly type: 'open'; readonly options: OpenOptions }
+  /** Sends the abort message to whoever still waits at these addresses, until they are gone. */
+  | {
+      readonly type: 'release_left'
+      readonly addresses: readonly string[]
+      readonly limitMs: number
+    }
+
+export interface MemoryAnswer {
+  readonly freeBytes: number
+  readonly totalBytes: number
+}
+
+/** The plan as the main thread needs it; `null` from a rank that does not hold it. */
+export interface PlanSummary {
+  readonly digest: string
+  readonly mode: RingMode
+  readonly ringBytes: number
+  readonly bucketBytes: number
+  readonly bucketCount: number
+  readonly tensorCount: number
+  readonly totalBytes: number
+  /** Bytes of the buckets `[0, g]`. */
+  readonly bytesThrough: Float64Array
+}
+
+export interface OpenAnswer {
+  /** Bytes in use on the device before and after the ring was allocated. */
+  readonly bytesBefore: number
+  readonly bytesAfter: number
+}
+
+export interface RankAnswers {
+  memory: MemoryAnswer
+  plan: PlanSummary | null
+  group_create: { readonly group: number }
+  group_destroy: null
+  open: OpenAnswer
+  release_left: { readonly left: readonly string[] }
+}
+
+export type RankMessage =
+  | { readonly type: 'request'; readonly id: number; readonly request: RankRequest }
+  /** Every rank is open: run. The Worker's thread is busy from here until it has reported `closed`. */
+  | { readonly type: 'begin'; readonly run: number }
+  | {
+      readonly type: 'http'
+      readonly run: number
+      readonly ok: boolean
+      readonly status: number
+      readonly message: string
+    }
+  /** Every rank has every bucket: end the conversation. */
+  | { readonly type: 'release'; readonly run: number }
+  /** `leaveMs`: until the engine's worker must have left. */
+  | {
+      readonly type: 'abort'
+      readonly run: number
+      readonly failure: Failure
+      readonly leaveMs: number
+    }
+  /** The engine can no longer read the ring that this run left in quarantine. */
+  | { readonly type: 'engine_left'; readonly run: number }
+  | { readonly type: 'close' }
+
+/** Busy intervals of a stage as pairs of start and end, ascending, in milliseconds of {@link clockMs}. */
+export interface StageIntervals {
+  readonly h2d: Float64Array
+  readonly broadcast: Float64Array
+  readonly reload: Float64Array
+}
+
+export type RankEvent =
+  /** The engine's worker has mapped the ring. */
+  | { readonly type: 'opened' }
+  /** Every bucket is acknowledged. */
+  | { readonly type: 'transferred' }
+  | { readonly type: 'finished'; readonly dialect: Dialect | null }
+  | { readonly type: 'failed'; readonly failure: Failure }
+  | {
+      readonly type: 'closed'
+      /** Bytes of a ring that an engine or a copy may still use; 0 when it was freed. */
+      readonly quarantinedBytes: number
+      /** Tensor lists that were sent: the engine is torn unless it finished. */
+      readonly sent: number
+      readonly bytesAfter: number
+      readonly stages: StageIntervals
+    }
+
+export type RankReport =
+  | { readonly type: 'ready'; readonly signal: number; readonly memory: MemoryAnswer }
+  /** The Worker could not start. */
+  | { readonly type: 'dead'; readonly failure: Failure }
+  | { readonly type: 'answer'; readonly id: number; readonly value: unknown }
+  | { readonly type: 'refusal'; readonly id: number; readonly failure: Failure }
+  | { readonly type: 'event'; readonly run: number; readonly event: RankEvent }
+  /** The quarantined ring of a run was freed. */
+  | { readonly type: 'ring_freed'; readonly run: number; readonly bytes: number }
+
+/** Monotonic milliseconds, the same clock in every thread of the process. */
+export function clockMs(): number {
+  return performance.timeOrigin + performance.now()
+}

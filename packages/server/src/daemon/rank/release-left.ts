@@ -1,0 +1,70 @@
+import { pickleRuntimeError } from '@ckpt/core'
+import { type ZmqContext, zmqPoll } from '@ckpt/cuda'
+import { EngineSocket } from './engine-socket.ts'
+import { clockMs } from './messages.ts'
+
+/** checkpoint-engine's own words to the workers that a failure elsewhere ends. */
+export const FAILED_ELSEWHERE = 'Some workers failed to update weights'
+/** libzmq reconnects after 100 ms: who has not come by then is gone. */
+const CONNECT_MS = 3000
+/** A worker that is inside `run` or that took the first message for the handle wants another one. */
+const REPEAT_MS = 500
+const POLL_MS = 50
+
+interface Left {
+  readonly address: string
+  readonly socket: EngineSocket
+  connected: boolean
+  gone: boolean
+  nextMs: number
+}
+
+/**
+ * Ends the conversations of a dead daemon: binds its addresses, sends the abort message to every worker that reconnects,
+ * until it is gone. Blocks for `limitMs` at most. Returns the addresses whose worker did not leave.
+ */
+export function releaseLeft(
+  context: ZmqContext,
+  addresses: readonly string[],
+  limitMs: number,
+): string[] {
+  const startMs = clockMs()
+  const body = pickleRuntimeError(FAILED_ELSEWHERE)
+  const left: Left[] = []
+  try {
+    for (const address of addresses) {
+      const socket = new EngineSocket(context, address)
+      left.push({ address, socket, connected: false, gone: false, nextMs: startMs })
+    }
+    for (;;) {
+      const nowMs = clockMs()
+      for (const one of left) tell(one, body, nowMs)
+      const waiting = left.filter(
+        (one) => !one.gone && (one.connected || nowMs < startMs + CONNECT_MS),
+      )
+      if (waiting.length === 0 || nowMs >= startMs + limitMs) break
+      zmqPoll(
+        waiting.flatMap((one) => one.socket.pollItems),
+        POLL_MS,
+      )
+    }
+    return left.filter((one) => one.connected && !one.gone).map((one) => one.address)
+  } finally {
+    for (const one of left) one.socket.close()
+  }
+}
+
+function tell(one: Left, body: Uint8Array, nowMs: number): void {
+  const { socket } = one
+  for (let link = socket.nextLink(); link !== null; link = socket.nextLink()) {
+    one.connected ||= link === 'connected'
+    one.gone = link === 'disconnected'
+    one.nextMs = nowMs
+  }
+  // a reply: the worker took the message for the one it expected, so it wants another one
+  while (socket.receive() !== null) one.nextMs = nowMs
+  socket.flush()
+  if (!one.connected || one.gone || nowMs < one.nextMs) return
+  socket.send(body)
+  one.nextMs = nowMs + REPEAT_MS
+}

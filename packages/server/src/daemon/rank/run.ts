@@ -1,0 +1,401 @@
+import {
+  CkptError,
+  Conversation,
+  type ConversationAction,
+  type ConversationEvent,
+  type Dialect,
+  Executor,
+  type ExecutorAction,
+  type Failure,
+  pickleHandle,
+} from '@ckpt/core'
+import { type Library, SIGNAL_ABORT, type ZmqContext, zmqPoll } from '@ckpt/cuda'
+import type { RankInfo } from '../types.ts'
+import { RingCopies } from './copies.ts'
+import { EngineSocket } from './engine-socket.ts'
+import { BusyIntervals } from './intervals.ts'
+import {
+  clockMs,
+  type OpenOptions,
+  PROGRESS_ACKED,
+  PROGRESS_SENT,
+  type RankEvent,
+  type RankMessage,
+} from './messages.ts'
+import type { HeldPlan } from './plans.ts'
+import { Ring } from './ring.ts'
+
+/** A wake-up that got lost costs no more than this. */
+const POLL_MS_MAX = 200
+/** For copies in flight, after everything else has ended. */
+const SETTLE_MS = 250
+/** Between the conversation's own deadline, which says what was waited for, and the end of the loop. */
+const LEAVE_MS_AT_DEADLINE = 1000
+
+export interface RunHost {
+  readonly library: Library
+  readonly context: ZmqContext
+  readonly signal: number
+  readonly rank: RankInfo
+  report(run: number, event: RankEvent): void
+  /** The messages that have arrived; those that are not for a run are kept for later. */
+  takeMessages(): RankMessage[]
+  /** Keeps a ring that may still be read or written; frees it later. */
+  quarantine(run: number, ring: Ring, engineLeft: boolean): void
+}
+
+/** One update on one rank: drives the executor and the conversation from one blocking loop. */
+export class RankRun {
+  readonly options: OpenOptions
+  readonly bytesBefore: number
+  readonly #host: RunHost
+  readonly #held: HeldPlan
+  readonly #ring: Ring
+  readonly #copies: RingCopies
+  readonly #executor: Executor
+  readonly #engine: EngineSocket | null
+  readonly #conversation: Conversation | null
+  readonly #reload = new BusyIntervals()
+  readonly #progress: Int32Array
+  readonly #todo: ExecutorAction[] = []
+  /** Buckets whose lists are pickled as soon as nothing more urgent is to be done. */
+  readonly #toPickle: number[] = []
+  #endMs: number
+  #failure: Failure | null = null
+  /** The main thread has told every rank to stop. */
+  #stopped = false
+  #finished = false
+  #conversationClosed = false
+  #engineLeft = true
+  /** The signal was drained after this turn had looked at what it announces. */
+  #woken = false
+  #sent = 0
+
+  /** Allocates the ring, joins the group, binds the address. Leaves nothing behind when it throws. */
+  constructor(host: RunHost, options: OpenOptions, held: HeldPlan) {
+    const { library, rank } = host
+    this.#host = host
+    this.options = options
+    this.#held = held
+    this.#progress = new Int32Array(options.progress)
+    this.#endMs = clockMs() + options.totalMs + LEAVE_MS_AT_DEADLINE
+    library.signalReset(host.signal)
+    this.bytesBefore = this.bytesInUse()
+    this.#ring = new Ring(library, rank.device, held.plan.ringBytes)
+    let engine: EngineSocket | null = null
+    try {
+      const member = options.ranks.indexOf(rank.rank)
+      this.#copies = new RingCopies({
+        library,
+        signal: host.signal,
+        ring: this.#ring,
+        held,
+        buffers: options.buffers,
+        group: options.group,
+        member,
+        ranks: options.ranks,
+      })
+      this.#executor = new Executor(held.plan, rank.rank, options.ranks)
+      if (options.address !== null) engine = new EngineSocket(host.context, options.address)
+      this.#engine = engine
+      this.#conversation = engine === null ? null : this.#converse()
+      if (options.group !== 0) {
+        library.groupJoin(options.group, member, this.#ring.collectiveStream, this.#ring.memory)
+      }
+    } catch (error) {
+      engine?.close()
+      this.#ring.free()
+      throw error
+    }
+  }
+
+  #converse(): Conversation {
+    const { options } = this
+    return new Conversation({
+      handle: pickleHandle({
+        handle: this.#ring.handle,
+        bytes: this.#ring.bytes,
+        refcounter: this.#ring.refcounterName,
+      }),
+      rank: this.#host.rank.rank,
+      limits: {
+        openMs: options.openMs,
+        replyMs: options.totalMs,
+        totalMs: options.totalMs,
+        // the loop's own end bounds it, see `abort`
+        leaveMs: options.totalMs + LEAVE_MS_AT_DEADLINE,
+      },
+      http: options.http,
+      ...(options.dialect === null ? {} : { dialect: options.dialect }),
+    })
+  }
+
+  bytesInUse(): number {
+    const { freeBytes, totalBytes } = this.#host.library.deviceMemory(this.#host.rank.device)
+    return totalBytes - freeBytes
+  }
+
+  /** Runs until the engine's worker has left and the ring is freed or in quarantine. Blocks. */
+  loop(): void {
+    this.#turn(() => this.#begin())
+    while (!this.#done()) {
+      this.#turn(() => this.#work())
+      if (this.#done()) break
+      this.#turn(() => this.#wait())
+    }
+    this.close()
+  }
+
+  /** What fails in a turn fails the update, never the Worker. */
+  #turn(work: () => void): void {
+    try {
+      work()
+    } catch (error) {
+      if (this.#failure !== null) {
+        // leaving failed too: do not try for ever
+        this.#endMs = Math.min(this.#endMs, clockMs() + LEAVE_MS_AT_DEADLINE)
+      }
+      this.#fail(CkptError.wrap(error).failure)
+    }
+  }
+
+  #done(): boolean {
+    if (clockMs() >= this.#endMs) return true
+    return this.#conversationClosed && (this.#stopped || this.#finished)
+  }
+
+  #begin(): void {
+    this.#engineLeft = this.#engine === null
+    this.#converseStep({ type: 'start', nowMs: clockMs() })
+    if (this.#engine === null) this.#host.report(this.options.run, { type: 'opened' })
+    this.#perform(this.#executor.start())
+  }
+
+  #work(): void {
+    // drained before anything is looked at: what arrives from here on wakes the next wait
+    this.#woken = false
+    this.#aborting()
+    for (const message of this.#host.takeMessages()) this.handle(message)
+    if (this.#failure === null) this.#takeComplete()
+    this.#takeEngine()
+    const deadlineMs = this.#conversation?.deadlineMs ?? null
+    if (deadlineMs !== null && clockMs() >= deadlineMs) {
+      this.#converseStep({ type: 'tick', nowMs: clockMs() })
+    }
+    this.#pickle()
+  }
+
+  /** Whether the abort bit is set. Drains the signal, so the next wait must not sleep. */
+  #aborting(): boolean {
+    return (this.#host.library.signalTake(this.#host.signal) & SIGNAL_ABORT) !== 0
+  }
+
+  #takeComplete(): void {
+    for (const bucket of this.#copies.takeComplete(clockMs())) {
+      this.#perform(this.#executor.step({ type: 'copied', bucket }))
+    }
+  }
+
+  #takeEngine(): void {
+    const engine = this.#engine
+    if (engine === null || this.#conversationClosed) return
+    engine.flush()
+    for (let link = engine.nextLink(); link !== null; link = engine.nextLink()) {
+      // a reply that came before the worker closed belongs before the disconnect
+      if (link === 'disconnected') this.#takeReplies(engine)
+      this.#converseStep({ type: link, nowMs: clockMs() })
+    }
+    this.#takeReplies(engine)
+  }
+
+  #takeReplies(engine: EngineSocket): void {
+    for (let body = engine.receive(); body !== null; body = engine.receive()) {
+      this.#converseStep({ type: 'reply', body, nowMs: clockMs() })
+    }
+  }
+
+  #wait(): void {
+    const nowMs = clockMs()
+    const wanted = [this.#endMs, this.#woken ? nowMs : nowMs + POLL_MS_MAX]
+    const items: Parameters<typeof zmqPoll>[0][number][] = [
+      { fd: this.#host.library.signalFd(this.#host.signal) },
+    ]
+    if (this.#engine !== null && !this.#conversationClosed) {
+      items.push(...this.#engine.pollItems)
+      const { retryMs } = this.#engine
+      if (retryMs !== null) wanted.push(nowMs + retryMs)
+      const deadlineMs = this.#conversation?.deadlineMs ?? null
+      if (deadlineMs !== null) wanted.push(deadlineMs)
+    }
+    zmqPoll(items, Math.max(0, Math.ceil(Math.min(...wanted) - nowMs)))
+  }
+
+  /** What the main thread says about this run. */
+  handle(message: RankMessage): void {
+    const nowMs = clockMs()
+    switch (message.type) {
+      case 'http': {
+        const { ok, status, message: words } = message
+        return this.#converseStep({ type: 'http', ok, status, message: words, nowMs })
+      }
+      case 'release':
+        if (this.#failure !== null) return
+        if (this.#conversation === null) return this.#finish(null)
+        return this.#converseStep({ type: 'end', nowMs })
+      case 'abort':
+        return this.#stop(message.failure, message.leaveMs)
+      default:
+        throw new Error(`a run does not take ${message.type}`)
+    }
+  }
+
+  /** Every rank's signal has its abort bit before any rank gets here: no rank announces what the group's end spoils. */
+  #stop(failure: Failure, leaveMs: number): void {
+    if (this.#stopped) return
+    this.#stopped = true
+    this.#endMs = Math.min(this.#endMs, clockMs() + leaveMs)
+    const told = this.#failure !== null
+    this.#failure ??= failure
+    try {
+      if (this.options.group !== 0) this.#host.library.groupAbort(this.options.group)
+    } catch {
+      // another rank has ended it
+    }
+    if (!told) this.#converseStep({ type: 'abort', failure, nowMs: clockMs() })
+  }
+
+  #perform(actions: readonly ExecutorAction[]): void {
+    this.#todo.push(...actions)
+    if (this.#todo.length > actions.length) return // the caller further up is performing
+    while (this.#todo.length > 0) {
+      if (this.#failure === null) this.#act(this.#todo[0] as ExecutorAction)
+      this.#todo.shift()
+    }
+  }
+
+  #act(action: ExecutorAction): void {
+    switch (action.type) {
+      case 'copy':
+        return this.#copies.copy(action.segment, clockMs())
+      case 'broadcast':
+        return this.#copies.broadcastSegment(action.segment, action.root)
+      case 'record':
+        this.#toPickle.push(action.bucket)
+        return this.#copies.record(action.bucket)
+      case 'announce':
+        return this.#announce(action.bucket)
+      case 'finish':
+        return this.#host.report(this.options.run, { type: 'transferred' })
+    }
+  }
+
+  #announce(bucket: number): void {
+    this.#woken = true
+    // The bit is set before a group is aborted, so a copy that was seen complete while it is clear is a good one.
+    if (this.#aborting()) return
+    if (this.#conversation === null) return this.#acked(bucket)
+    this.#sent++
+    Atomics.store(this.#progress, PROGRESS_SENT, this.#sent)
+    this.#reload.begin(clockMs())
+    const list = this.#held.list(bucket)
+    this.#converseStep({ type: 'announce', bucket, list, nowMs: clockMs() })
+  }
+
+  #acked(bucket: number): void {
+    Atomics.store(this.#progress, PROGRESS_ACKED, bucket + 1)
+    this.#perform(this.#executor.step({ type: 'acked', bucket }))
+  }
+
+  #pickle(): void {
+    if (this.#conversation === null) this.#toPickle.length = 0
+    for (const bucket of this.#toPickle) this.#held.list(bucket)
+    this.#toPickle.length = 0
+  }
+
+  #converseStep(event: ConversationEvent): void {
+    if (this.#conversation === null) {
+      if (event.type === 'abort') this.#conversationClosed = true
+      return
+    }
+    if (this.#conversationClosed) return
+    for (const action of this.#conversation.step(event)) this.#converseAct(action)
+  }
+
+  #converseAct(action: ConversationAction): void {
+    const { run } = this.options
+    switch (action.type) {
+      case 'send':
+        return this.#engine?.send(action.body)
+      case 'opened':
+        return this.#host.report(run, { type: 'opened' })
+      case 'acked':
+        this.#reload.end(clockMs())
+        return this.#acked(action.bucket)
+      case 'ring_free':
+        this.#engineLeft = true
+        if (this.#failure === null) this.#ring.free()
+        return
+      case 'finished':
+        return this.#finish(action.dialect)
+      case 'failed':
+        return this.#noteFailure(action.failure)
+      case 'close':
+        this.#engineLeft = action.ringFree
+        this.#conversationClosed = true
+    }
+  }
+
+  #finish(dialect: Dialect | null): void {
+    this.#finished = true
+    if (this.#conversation === null) this.#conversationClosed = true
+    this.#host.report(this.options.run, { type: 'finished', dialect })
+  }
+
+  /** Something of this rank failed: its engine must be told. */
+  #fail(failure: Failure): void {
+    if (this.#failure !== null) return
+    this.#noteFailure(failure)
+    this.#converseStep({ type: 'abort', failure, nowMs: clockMs() })
+  }
+
+  #noteFailure(failure: Failure): void {
+    if (this.#failure !== null) return
+    const { rank } = this.#host.rank
+    this.#failure = { rank, phase: this.#phase(), ...failure }
+    this.#host.report(this.options.run, { type: 'failed', failure: this.#failure })
+  }
+
+  #phase(): Failure['phase'] {
+    const phase = this.#conversation?.phase
+    return phase === undefined || phase === 'leaving' || phase === 'closed' ? 'transfer' : phase
+  }
+
+  /** Frees everything, or leaves the ring in quarantine. Also ends a run that has not begun. Blocks shortly. */
+  close(): void {
+    const { library, signal } = this.#host
+    const nowMs = clockMs()
+    this.#engine?.close()
+    let quarantinedBytes = 0
+    if (!this.#ring.freed) {
+      const settled = this.#ring.settle(SETTLE_MS)
+      if (settled && this.#engineLeft) {
+        this.#ring.free()
+      } else {
+        quarantinedBytes = this.#ring.bytes
+        this.#host.quarantine(this.options.run, this.#ring, this.#engineLeft)
+      }
+    }
+    library.signalReset(signal)
+    this.#host.report(this.options.run, {
+      type: 'closed',
+      quarantinedBytes,
+      sent: this.#sent,
+      bytesAfter: this.bytesInUse(),
+      stages: {
+        h2d: this.#copies.h2d.take(nowMs),
+        broadcast: this.#copies.broadcast.take(nowMs),
+        reload: this.#reload.take(nowMs),
+      },
+    })
+  }
+}

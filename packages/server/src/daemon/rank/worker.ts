@@ -1,0 +1,189 @@
+import { receiveMessageOnPort, workerData } from 'node:worker_threads'
+import { CkptError } from '@ckpt/core'
+import { type Library, openLibrary, ZmqContext } from '@ckpt/cuda'
+import type { RankInfo } from '../types.ts'
+import type {
+  OpenAnswer,
+  OpenOptions,
+  RankAnswers,
+  RankEvent,
+  RankMessage,
+  RankReport,
+  RankRequest,
+  RankWorkerStart,
+} from './messages.ts'
+import { PlanShelf } from './plans.ts'
+import { Quarantine } from './quarantine.ts'
+import { releaseLeft } from './release-left.ts'
+import type { Ring } from './ring.ts'
+import { RankRun, type RunHost } from './run.ts'
+
+const SWEEP_MS = 250
+/** The most messages that are taken at once. */
+const MESSAGES_MAX = 10_000
+
+/** The Worker of one rank: idle in its event loop between updates, in the loop of a {@link RankRun} during one. */
+class RankWorker implements RunHost {
+  readonly library: Library
+  readonly context: ZmqContext
+  readonly signal: number
+  readonly rank: RankInfo
+  readonly #port: RankWorkerStart['port']
+  readonly #plans = new PlanShelf()
+  readonly #quarantine: Quarantine
+  readonly #later: RankMessage[] = []
+  #sweeper: ReturnType<typeof setInterval> | null = null
+  #run: RankRun | null = null
+
+  constructor({ library, rank, port }: RankWorkerStart) {
+    this.#port = port
+    this.rank = rank
+    this.library = openLibrary(library)
+    this.context = new ZmqContext()
+    this.signal = this.library.signalCreate()
+    this.#quarantine = new Quarantine((run, bytes) => {
+      this.#send({ type: 'ring_freed', run, bytes })
+    })
+    port.on('message', (message: RankMessage) => this.#take(message))
+    const memory = this.library.deviceMemory(rank.device)
+    this.#send({ type: 'ready', signal: this.signal, memory })
+  }
+
+  #send(report: RankReport): void {
+    this.#port.postMessage(report)
+  }
+
+  report(run: number, event: RankEvent): void {
+    this.#send({ type: 'event', run, event })
+  }
+
+  quarantine(run: number, ring: Ring, engineLeft: boolean): void {
+    this.#quarantine.keep(run, ring, engineLeft)
+    this.#sweeper ??= setInterval(() => this.#sweep(), SWEEP_MS)
+  }
+
+  #sweep(): void {
+    this.#quarantine.sweep()
+    if (!this.#quarantine.empty || this.#sweeper === null) return
+    clearInterval(this.#sweeper)
+    this.#sweeper = null
+  }
+
+  takeMessages(): RankMessage[] {
+    const forRun: RankMessage[] = []
+    for (let taken = 0; taken < MESSAGES_MAX; taken++) {
+      const received = receiveMessageOnPort(this.#port) as { message: RankMessage } | undefined
+      if (received === undefined) break
+      const { message } = received
+      if (this.#isForRun(message)) forRun.push(message)
+      else this.#later.push(message)
+    }
+    return forRun
+  }
+
+  #isForRun(message: RankMessage): boolean {
+    if (message.type !== 'http' && message.type !== 'release' && message.type !== 'abort') {
+      return false
+    }
+    return message.run === this.#run?.options.run
+  }
+
+  #take(message: RankMessage): void {
+    this.#handle(message)
+    for (let later = this.#later.shift(); later !== undefined; later = this.#later.shift()) {
+      this.#handle(later)
+    }
+  }
+
+  #handle(message: RankMessage): void {
+    switch (message.type) {
+      case 'request':
+        return this.#answer(message.id, message.request)
+      case 'begin':
+        if (message.run === this.#run?.options.run) this.#runToEnd(this.#run)
+        return
+      case 'abort':
+        // before it has begun nobody knows of it
+        if (message.run === this.#run?.options.run) this.#endRun((run) => run.close())
+        return
+      case 'engine_left':
+        return this.#quarantine.engineLeft(message.run)
+      case 'close':
+        return this.#close()
+      default: // of a run that has ended
+    }
+  }
+
+  #runToEnd(run: RankRun): void {
+    this.#endRun(() => run.loop())
+  }
+
+  #endRun(end: (run: RankRun) => void): void {
+    const run = this.#run
+    if (run === null) return
+    try {
+      end(run)
+    } catch (error) {
+      // the ring's fate is unknown: the main thread starts a new Worker
+      this.#send({ type: 'dead', failure: CkptError.wrap(error).failure })
+    } finally {
+      this.#run = null
+    }
+  }
+
+  #answer(id: number, request: RankRequest): void {
+    try {
+      this.#send({ type: 'answer', id, value: this.#serve(request) })
+    } catch (error) {
+      const { failure } = CkptError.wrap(error)
+      this.#send({ type: 'refusal', id, failure: { rank: this.rank.rank, ...failure } })
+    }
+  }
+
+  #serve(request: RankRequest): RankAnswers[RankRequest['type']] {
+    switch (request.type) {
+      case 'memory':
+        return this.library.deviceMemory(this.rank.device)
+      case 'plan': {
+        const held = this.#plans.get(request.key)
+        if (held !== null || request.input === null) return held?.summary() ?? null
+        return this.#plans.make(request.key, request.input).summary()
+      }
+      case 'group_create':
+        return { group: this.library.groupCreate(request.members) }
+      case 'group_destroy':
+        this.library.groupDestroy(request.group)
+        return null
+      case 'open':
+        return this.#open(request.options)
+      case 'release_left':
+        return { left: releaseLeft(this.context, request.addresses, request.limitMs) }
+    }
+  }
+
+  #open(options: OpenOptions): OpenAnswer {
+    if (this.#run !== null) throw new Error('a run is open')
+    const held = this.#plans.get(options.planKey)
+    if (held === null) throw new Error('the plan is not held')
+    this.#run = new RankRun(this, options, held)
+    return { bytesBefore: this.#run.bytesBefore, bytesAfter: this.#run.bytesInUse() }
+  }
+
+  #close(): void {
+    if (this.#run !== null) this.#endRun((run) => run.close())
+    this.#quarantine.freeAll()
+    if (this.#sweeper !== null) clearInterval(this.#sweeper)
+    this.context.close()
+    this.library.signalDestroy(this.signal)
+    this.#port.close()
+    process.exit(0)
+  }
+}
+
+const start = workerData as RankWorkerStart
+try {
+  new RankWorker(start)
+} catch (error) {
+  const report: RankReport = { type: 'dead', failure: CkptError.wrap(error).failure }
+  start.port.postMessage(report)
+}

@@ -1,0 +1,50 @@
+import type { Failure } from '@ckpt/core'
+import type { EngineClient, EngineReply } from './client.ts'
+
+export type EngineKind = 'vllm' | 'sglang' | 'lmdeploy' | 'post'
+
+/** How running requests are treated while the weights change; see design.md, section 7. */
+export type PauseMode = 'wait' | 'keep' | 'abort'
+
+/** What one look at the engine says. */
+export interface Readiness {
+  readonly ready: boolean
+  /** The engine's own words when it is not. */
+  readonly words: string
+  /** UUIDs of its devices, where it tells them. */
+  readonly deviceUuids: readonly string[] | null
+}
+
+export interface UpdateBody {
+  /** Key of an engine worker to the address it connects to. */
+  readonly map: Readonly<Record<string, string>>
+  readonly timeoutSeconds: number
+  /** vLLM: the method of the worker extension. */
+  readonly method: string
+  readonly weightVersion: string | null
+}
+
+/** What an answer to the update request means. */
+export interface UpdateVerdict {
+  readonly ok: boolean
+  /** The engine's own words. */
+  readonly message: string
+  /** The workers answered in our extension's form, so that none of them raised out of the call. */
+  readonly structured: boolean
+}
+
+/** One kind of inference server; wire facts in `docs/engines.md`. Every call ends when its signal does. */
+export interface EngineAdapter {
+  readonly kind: EngineKind
+  /** Where the update is posted when the URL names no path. */
+  readonly updatePath: string
+  /** One look. Throws `engine_unreachable` when there is no answer. */
+  look(client: EngineClient, signal: AbortSignal): Promise<Readiness>
+  updateBody(body: UpdateBody): unknown
+  judge(reply: EngineReply): UpdateVerdict
+  /** False: the engine was paused already, so it is not ours to resume. Throws `not_supported` where it cannot be paused. */
+  pause(client: EngineClient, mode: PauseMode, signal: AbortSignal): Promise<boolean>
+  resume(client: EngineClient, signal: AbortSignal): Promise<void>
+  /** After an update: caches that hold results of the old weights are flushed. Returns what could not be done. */
+  settle(client: EngineClient, paused: boolean, signal: AbortSignal): Promise<Failure | null>
+}

@@ -1,0 +1,40 @@
+import type { EngineAdapter, Readiness, UpdateVerdict } from './adapter.ts'
+import type { EngineClient, EngineReply } from './client.ts'
+import { must } from './routes.ts'
+
+/** LMDeploy: it tells its devices before anything is sent. */
+export const lmdeploy: EngineAdapter = {
+  kind: 'lmdeploy',
+  updatePath: '/update_weights_from_ipc',
+
+  async look(client: EngineClient, signal: AbortSignal): Promise<Readiness> {
+    const reply = await client.get('/update_weights_from_ipc', signal)
+    const fields = (reply.json ?? {}) as { ready?: unknown; device_uuids?: unknown }
+    const ready = reply.ok && fields.ready !== false
+    const uuids = Array.isArray(fields.device_uuids) ? fields.device_uuids.map(String) : null
+    const words = ready
+      ? ''
+      : `GET /update_weights_from_ipc answered ${reply.status}: ${reply.words}`
+    return { ready, words, deviceUuids: uuids }
+  },
+
+  updateBody: ({ map }) => ({ zmq_handles: map }),
+
+  judge(reply: EngineReply): UpdateVerdict {
+    const { success } = (reply.json ?? {}) as { success?: unknown }
+    return { ok: reply.ok && success !== false, message: reply.words, structured: false }
+  },
+
+  /** Level 2 gives weights and cache up; the weights' memory comes back at once, to be written. */
+  async pause(client: EngineClient, _mode, signal: AbortSignal): Promise<boolean> {
+    must(await client.post('/sleep?level=2', undefined, signal), 'pause')
+    must(await client.post('/wakeup?tags=weights', undefined, signal), 'pause')
+    return true
+  },
+
+  async resume(client: EngineClient, signal: AbortSignal): Promise<void> {
+    must(await client.post('/wakeup?tags=kv_cache', undefined, signal), 'resume')
+  },
+
+  settle: async () => null,
+}

@@ -1,0 +1,35 @@
+import { CkptError, type Phase } from '@ckpt/core'
+import type { Readiness } from './adapter.ts'
+import type { EngineClient, EngineReply } from './client.ts'
+
+/** The server does not have this route (405: not with this method). */
+export function isMissing(reply: EngineReply): boolean {
+  return reply.status === 404 || reply.status === 405 || reply.status === 501
+}
+
+/** @throws CkptError `engine_failed` with the engine's words unless the answer is 2xx */
+export function must(reply: EngineReply, phase: Phase): void {
+  if (reply.ok) return
+  throw new CkptError(
+    'engine_failed',
+    `${phase}: the engine answered ${reply.status}: ${reply.words}`,
+    {
+      phase,
+    },
+  )
+}
+
+/**
+ * Readiness by a health route. While a server loads or restarts it, or a proxy before it, answers 502 to 504; any other answer
+ * comes from a server that can take the request, which then says itself what is wrong.
+ */
+export async function lookAt(
+  client: EngineClient,
+  path: string,
+  signal: AbortSignal,
+): Promise<Readiness> {
+  const reply = await client.get(path, signal)
+  const ready = reply.status < 502 || reply.status > 504
+  const words = ready ? '' : `${path} answered ${reply.status}: ${reply.words}`
+  return { ready, words, deviceUuids: null }
+}

@@ -1,0 +1,54 @@
+import type { Failure } from '@ckpt/core'
+import type { EngineAdapter, PauseMode, UpdateVerdict } from './adapter.ts'
+import type { EngineClient, EngineReply } from './client.ts'
+import { lookAt, must } from './routes.ts'
+
+const FLUSH_RETRY_MS = 100
+/** An engine that serves requests cannot be flushed: it is tried this often, then the report says so. */
+const FLUSH_TRIES_SERVING = 10
+
+/** SGLang with its checkpoint-engine support; see `docs/engines.md`, section 5. */
+export const sglang: EngineAdapter = {
+  kind: 'sglang',
+  updatePath: '/update_weights_from_ipc',
+
+  // GET /health is itself a request that waits for a generated token
+  look: (client, signal) => lookAt(client, '/ping', signal),
+
+  updateBody: ({ map, weightVersion }) => ({
+    zmq_handles: map,
+    // with true a pending request kills the server (`assert flush_cache_success`): flushed afterwards, see settle
+    flush_cache: false,
+    torch_empty_cache: false,
+    ...(weightVersion === null ? {} : { weight_version: weightVersion }),
+  }),
+
+  judge(reply: EngineReply): UpdateVerdict {
+    const { success } = (reply.json ?? {}) as { success?: unknown }
+    return { ok: reply.ok && success !== false, message: reply.words, structured: false }
+  },
+
+  /** Retracted requests go on afterwards; SGLang has no mode that lets them end first. */
+  async pause(client: EngineClient, mode: PauseMode, signal: AbortSignal): Promise<boolean> {
+    const body = { mode: mode === 'abort' ? 'abort' : 'retract' }
+    must(await client.post('/pause_generation', body, signal), 'pause')
+    return true
+  },
+
+  async resume(client: EngineClient, signal: AbortSignal): Promise<void> {
+    must(await client.post('/continue_generation', {}, signal), 'resume')
+  },
+
+  async settle(client, paused, signal): Promise<Failure | null> {
+    for (let tries = 1; ; tries++) {
+      const reply = await client.post('/flush_cache', undefined, signal)
+      if (reply.ok) return null
+      if (!paused && tries >= FLUSH_TRIES_SERVING) {
+        const message = `the cache still holds results of the old weights: /flush_cache answered ${reply.status}: ${reply.words}; pause the engine for updates`
+        return { code: 'engine_busy', message, phase: 'post' }
+      }
+      signal.throwIfAborted()
+      await Bun.sleep(FLUSH_RETRY_MS)
+    }
+  },
+}

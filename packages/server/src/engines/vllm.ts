@@ -1,0 +1,65 @@
+import { CkptError, type Failure } from '@ckpt/core'
+import type { EngineAdapter, PauseMode, UpdateVerdict } from './adapter.ts'
+import type { EngineClient, EngineReply } from './client.ts'
+import { isMissing, lookAt, must } from './routes.ts'
+import { engineWords } from './words.ts'
+
+/** vLLM >= 0.10.2 with `VLLM_SERVER_DEV_MODE=1` and a worker extension; `ckpt engine` speaks it too. */
+export const vllm: EngineAdapter = {
+  kind: 'vllm',
+  updatePath: '/collective_rpc',
+
+  look: (client, signal) => lookAt(client, '/health', signal),
+
+  updateBody: ({ map, method, timeoutSeconds }) => ({
+    method,
+    args: [map],
+    timeout: timeoutSeconds,
+  }),
+
+  judge(reply: EngineReply): UpdateVerdict {
+    if (!reply.ok) {
+      return { ok: false, message: reply.words, structured: resultsOf(reply.json) !== null }
+    }
+    const results = resultsOf(reply.json)
+    const failed = results?.filter((one) => !one.ok) ?? []
+    const message = engineWords(failed, '') || 'a worker of the engine failed'
+    return { ok: failed.length === 0, message, structured: results !== null }
+  },
+
+  async pause(client: EngineClient, mode: PauseMode, signal: AbortSignal): Promise<boolean> {
+    const asked = await client.get('/is_paused', signal)
+    if (asked.ok && (asked.json as { is_paused?: unknown } | null)?.is_paused === true) return false
+    const reply = await client.post(`/pause?mode=${mode}&clear_cache=true`, undefined, signal)
+    if (isMissing(reply)) {
+      throw new CkptError('not_supported', `${client.base} has no route /pause`)
+    }
+    must(reply, 'pause')
+    return true
+  },
+
+  async resume(client: EngineClient, signal: AbortSignal): Promise<void> {
+    must(await client.post('/resume', undefined, signal), 'resume')
+  },
+
+  /** Blocks of the prefix cache were computed with the old weights. */
+  async settle(client, _paused, signal): Promise<Failure | null> {
+    const reply = await client.post('/reset_prefix_cache', undefined, signal)
+    if (reply.ok || isMissing(reply)) return null
+    const message = `/reset_prefix_cache answered ${reply.status}: ${reply.words}`
+    return { code: 'engine_failed', message, phase: 'post' }
+  },
+}
+
+/** What our worker extension returns per worker instead of raising. */
+interface WorkerResult {
+  readonly ok: boolean
+}
+
+/** Null unless every result has our extension's form; checkpoint-engine's returns None. */
+function resultsOf(json: unknown): WorkerResult[] | null {
+  const { results } = (json ?? {}) as { results?: unknown }
+  if (!Array.isArray(results) || results.length === 0) return null
+  const ours = results.filter((one): one is WorkerResult => typeof one?.ok === 'boolean')
+  return ours.length === results.length ? ours : null
+}
