@@ -3,6 +3,7 @@
  * row, every tensor compared, no device memory left behind. `scripts/gpu-check` builds the library and calls this.
  */
 import { join } from 'node:path'
+import type { EngineWeights } from '@ckpt/core'
 import {
   compareWeights,
   pseudoRandomBytes,
@@ -87,7 +88,7 @@ async function checkWorker(): Promise<void> {
         body,
       )
       if (status !== 200) throw new Error(JSON.stringify(report))
-      const weights: any = await (await fetch(`${worker.ready[1]}/v1/weights`)).json()
+      const weights = (await (await fetch(`${worker.ready[1]}/v1/weights`)).json()) as EngineWeights
       const compared = compareWeights(weights.ranks, readSafetensors(files), 1)
       const { mode, buckets, gb_per_s, seconds, device_bytes, ring_bytes, engines } = report
       console.log(
