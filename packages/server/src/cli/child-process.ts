@@ -1,0 +1,73 @@
+import { join } from 'node:path'
+import { CkptError } from '@ckpt/core'
+
+/** A `ckpt` command that runs beside this one until it is stopped. */
+export interface ChildProcess {
+  /** What the ready line captured. */
+  readonly ready: string
+  /** Asks it to end (SIGTERM), and ends it when it does not within five seconds. */
+  stop(): Promise<void>
+}
+
+const MAIN = join(import.meta.dir, 'main.ts')
+const READY_MS = 30_000
+const STOP_MS = 5_000
+const TAIL_CHARACTERS = 4_000
+
+/**
+ * Starts `ckpt ARGS` and waits until its stdout matches `ready`, whose first group is captured.
+ *
+ * @throws CkptError `internal` with the process's own last words when it ends or does not get ready in time
+ */
+export async function startCommand(args: readonly string[], ready: RegExp): Promise<ChildProcess> {
+  const child = Bun.spawn([process.execPath, MAIN, ...args], {
+    stdin: 'ignore',
+    stdout: 'pipe',
+    stderr: 'pipe',
+  })
+  let errors = ''
+  const reading = readText(child.stderr, (text) => {
+    errors = (errors + text).slice(-TAIL_CHARACTERS)
+  })
+  const captured = Promise.withResolvers<string>()
+  let output = ''
+  const listening = readText(child.stdout, (text) => {
+    output = (output + text).slice(-TAIL_CHARACTERS)
+    const match = output.match(ready)
+    if (match !== null) captured.resolve(match[1] ?? match[0])
+  })
+  const ended = Promise.all([child.exited, reading, listening]).then(([status]) => {
+    throw failed(args, `ended with status ${status}`, errors)
+  })
+  ended.catch(() => {})
+  const late = Bun.sleep(READY_MS).then(() => {
+    throw failed(args, `was not ready within ${READY_MS / 1000} s`, errors)
+  })
+  late.catch(() => {})
+  try {
+    return { ready: await Promise.race([captured.promise, ended, late]), stop: () => stop(child) }
+  } catch (error) {
+    await stop(child)
+    throw error
+  }
+}
+
+async function stop(child: Bun.Subprocess): Promise<void> {
+  child.kill('SIGTERM')
+  const timer = setTimeout(() => child.kill('SIGKILL'), STOP_MS)
+  await child.exited
+  clearTimeout(timer)
+}
+
+function failed(args: readonly string[], what: string, errors: string): CkptError {
+  const words = errors.trim() === '' ? '' : `:\n${errors.trim()}`
+  return new CkptError('internal', `\`ckpt ${args.join(' ')}\` ${what}${words}`)
+}
+
+async function readText(
+  stream: ReadableStream<Uint8Array>,
+  onText: (text: string) => void,
+): Promise<void> {
+  const decoder = new TextDecoder()
+  for await (const chunk of stream) onText(decoder.decode(chunk, { stream: true }))
+}

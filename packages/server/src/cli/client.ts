@@ -1,0 +1,192 @@
+import { existsSync, readFileSync } from 'node:fs'
+import { resolve } from 'node:path'
+import type {
+  CheckpointDetail,
+  CheckpointsAnswer,
+  DropAnswer,
+  ErrorBody,
+  GatherAnswer,
+  Metas,
+  RegisterAnswer,
+  RegisterRequest,
+  StatusAnswer,
+  UpdateEvent,
+  UpdateRequest,
+  UpdateState,
+} from '@ckpt/core'
+import { CkptError } from '@ckpt/core'
+import { defaultSocketPath } from '../daemon/options.ts'
+import { CommandError, usageError } from './exit.ts'
+import { readServerSentEvents } from './server-sent-events.ts'
+
+export interface DaemonAddress {
+  /** What stands before the path of a request. */
+  readonly base: string
+  /** Path of a Unix socket; null: TCP. */
+  readonly unix: string | null
+  readonly token: string | null
+}
+
+/**
+ * `/path`, `./path`, `unix:/path`, `http://host:port` or `host:port`; without a text the default socket.
+ *
+ * @param tokenFile file whose only line is the token, for TCP
+ */
+export function daemonAddress(text?: string, tokenFile?: string): DaemonAddress {
+  const token = tokenFile === undefined ? null : readToken(tokenFile)
+  const target = text ?? defaultSocketPath()
+  if (target.startsWith('unix:')) return onSocket(target.slice('unix:'.length), token)
+  if (/^https?:\/\//.test(target)) return { base: target.replace(/\/+$/, ''), unix: null, token }
+  if (target.includes('/') || existsSync(target)) return onSocket(target, token)
+  if (/^[^\s/]+:\d+$/.test(target)) return { base: `http://${target}`, unix: null, token }
+  throw usageError(`--daemon '${target}' is neither a socket's path nor http://HOST:PORT`)
+}
+
+function onSocket(path: string, token: string | null): DaemonAddress {
+  return { base: 'http://localhost', unix: resolve(path), token }
+}
+
+function readToken(path: string): string {
+  try {
+    return readFileSync(path, 'utf8').trim()
+  } catch (error) {
+    throw usageError(`--token-file ${path} cannot be read: ${(error as Error).message}`)
+  }
+}
+
+/** How an address is shown to people. */
+export function addressText(address: DaemonAddress): string {
+  return address.unix === null ? address.base : `unix:${address.unix}`
+}
+
+/** The daemon's routes. Requests have no time limit of their own: the daemon ends an update, or the user does. */
+export class DaemonClient {
+  constructor(readonly address: DaemonAddress) {}
+
+  /** Whether a daemon answers there. */
+  async answers(): Promise<boolean> {
+    const { unix } = this.address
+    if (unix !== null && !existsSync(unix)) return false
+    try {
+      const response = await this.#fetch('GET', '/v1/healthz')
+      await response.body?.cancel()
+      return response.ok
+    } catch {
+      return false
+    }
+  }
+
+  register(name: string, request: RegisterRequest): Promise<RegisterAnswer> {
+    return this.#json('POST', `${checkpoint(name)}/files`, request)
+  }
+
+  gather(name: string): Promise<GatherAnswer> {
+    return this.#json('POST', `${checkpoint(name)}/gather-metas`, {})
+  }
+
+  /** Starts an update and returns at once; {@link updateEvents} follows it. */
+  startUpdate(name: string, request: UpdateRequest): Promise<UpdateState> {
+    return this.#json('POST', `${checkpoint(name)}/update`, { ...request, wait: false })
+  }
+
+  updateState(id: string): Promise<UpdateState> {
+    return this.#json('GET', update(id))
+  }
+
+  abort(id: string, reason: string): Promise<UpdateState> {
+    return this.#json('POST', `${update(id)}/abort`, { reason })
+  }
+
+  /** Ends with the update, or earlier when the connection does. */
+  async *updateEvents(id: string): AsyncGenerator<UpdateEvent> {
+    const response = await this.#checked('GET', `${update(id)}/events`)
+    if (response.body === null) return
+    for await (const { data } of readServerSentEvents(response.body)) {
+      yield JSON.parse(data) as UpdateEvent
+    }
+  }
+
+  list(): Promise<CheckpointsAnswer> {
+    return this.#json('GET', '/v1/checkpoints')
+  }
+
+  describe(name: string): Promise<CheckpointDetail> {
+    return this.#json('GET', checkpoint(name))
+  }
+
+  drop(name: string, force: boolean): Promise<DropAnswer> {
+    return this.#json('DELETE', `${checkpoint(name)}${force ? '?force=true' : ''}`)
+  }
+
+  status(): Promise<StatusAnswer> {
+    return this.#json('GET', '/v1/status')
+  }
+
+  metas(): Promise<Metas> {
+    return this.#json('GET', '/v1/metas')
+  }
+
+  async loadMetas(metas: Metas): Promise<void> {
+    await this.#checked('POST', '/v1/metas', metas)
+  }
+
+  async #json<T>(method: string, path: string, body?: unknown): Promise<T> {
+    const response = await this.#checked(method, path, body)
+    return (await response.json()) as T
+  }
+
+  async #checked(method: string, path: string, body?: unknown): Promise<Response> {
+    const response = await this.#fetch(method, path, body)
+    if (response.ok) return response
+    const text = await response.text()
+    throw (
+      errorOf(text) ?? this.#strange(`${method} ${path}: ${response.status} ${text.slice(0, 200)}`)
+    )
+  }
+
+  async #fetch(method: string, path: string, body?: unknown): Promise<Response> {
+    const { base, unix, token } = this.address
+    const headers: Record<string, string> = {}
+    if (token !== null) headers.authorization = `Bearer ${token}`
+    if (body !== undefined) headers['content-type'] = 'application/json'
+    const init: BunFetchRequestInit = { method, headers, proxy: false, timeout: false }
+    if (body !== undefined) init.body = JSON.stringify(body)
+    if (unix !== null) init.unix = unix
+    try {
+      return await fetch(base + path, init)
+    } catch (error) {
+      throw this.#unreachable(error instanceof Error ? error.message : String(error))
+    }
+  }
+
+  #unreachable(reason: string): CommandError {
+    const { unix } = this.address
+    const why = unix !== null && !existsSync(unix) ? 'there is no such socket' : reason
+    const message = `no daemon answers at ${addressText(this.address)}: ${why}`
+    return new CommandError({ code: 'daemon_unreachable', message })
+  }
+
+  #strange(answer: string): CommandError {
+    return new CommandError({
+      code: 'daemon_unreachable',
+      message: `what answers at ${addressText(this.address)} is not a ckpt daemon: ${answer}`,
+    })
+  }
+}
+
+function checkpoint(name: string): string {
+  return `/v1/checkpoints/${encodeURIComponent(name)}`
+}
+
+function update(id: string): string {
+  return `/v1/updates/${encodeURIComponent(id)}`
+}
+
+function errorOf(text: string): CkptError | null {
+  try {
+    const { error } = JSON.parse(text) as ErrorBody
+    return typeof error?.code === 'string' ? CkptError.from(error) : null
+  } catch {
+    return null
+  }
+}

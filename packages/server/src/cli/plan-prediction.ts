@@ -1,0 +1,152 @@
+import { CkptError } from '@ckpt/core'
+import { arrange } from '@ckpt/core/checkpoint/arrange'
+import { buildTable, type TensorRow } from '@ckpt/core/checkpoint/build-table'
+import { naturalCompare } from '@ckpt/core/checkpoint/natural-order'
+import { stripeOwners } from '@ckpt/core/checkpoint/stripes'
+import type { SourceSpace, TensorTable } from '@ckpt/core'
+import type { CostRates } from '@ckpt/core/plan/cost'
+import { makePlan } from '@ckpt/core/plan/make-plan'
+import { decideMode, type ModeInput } from '@ckpt/core/plan/mode'
+import { dtypeIndex, tensorBytes } from '@ckpt/core/safetensors/dtypes'
+import { simulate, type Stage, uniformCluster } from '@ckpt/core/update/simulate'
+import type { TensorShape } from './model-shapes.ts'
+
+export interface PredictionInput {
+  readonly tensors: readonly TensorShape[]
+  readonly ranks: number
+  /** Daemons that register the checkpoint together; each has `ranks / hosts` ranks. */
+  readonly hosts: number
+  readonly rates: CostRates
+  /** Free device memory of each rank. */
+  readonly freeBytes: number
+  readonly fraction: number
+  readonly ringBytes: number | null
+  readonly bucketBytes: number | null
+  readonly mode: ModeInput['mode']
+}
+
+/** JSON of `ckpt plan`. */
+export interface Prediction {
+  readonly ranks: number
+  readonly hosts: number
+  readonly tensors: number
+  readonly bytes: number
+  readonly largest: { readonly name: string; readonly bytes: number }
+  readonly mode: 'pipelined' | 'serial'
+  readonly mode_reason: string
+  readonly ring_bytes: number
+  readonly bucket_bytes: number
+  readonly buckets: number
+  readonly segments: number
+  readonly digest: string
+  readonly seconds: number
+  readonly gb_per_s: number
+  readonly stages: Readonly<Record<Stage, { busy_s: number; bytes: number }>>
+  /** Seconds until a tenth, two tenths, ... of the bytes are in the engines. */
+  readonly tenths_s: readonly number[]
+}
+
+/**
+ * What the planner would do with this model on this cluster and how long it would take: the plan and the executor of a real
+ * update, on a simulated clock.
+ *
+ * @throws CkptError `tensor_too_large` or `device_memory_exhausted` when no ring is possible
+ */
+export function predict(input: PredictionInput): Prediction {
+  const { table, sources } = layOut(input)
+  const largest = largestOf(table)
+  const totalBytes = table.bytes.reduce((sum, bytes) => sum + bytes, 0)
+  const decision = decideMode({
+    freeBytes: [{ rank: 0, bytes: input.freeBytes }],
+    fraction: input.fraction,
+    largest,
+    totalBytes,
+    tensorCount: table.names.length,
+    ringBytes: input.ringBytes,
+    bucketBytes: input.bucketBytes,
+    mode: input.mode,
+    rates: input.rates,
+  })
+  if (decision.mode === 'refuse') throw CkptError.from(decision.failure)
+  const perHost = input.ranks / input.hosts
+  const ownerRanks = Array.from({ length: input.hosts }, (_, host) =>
+    Array.from({ length: perHost }, (_, i) => host * perHost + i),
+  )
+  const plan = makePlan({ table, sources, ownerRanks, ...decision })
+  const cluster = uniformCluster(ownerRanks.flat(), input.rates)
+  const timeline = simulate(plan, table, cluster)
+  const stage = (name: Stage) => {
+    const { busySeconds, bytes } = timeline.stages[name]
+    return { busy_s: busySeconds, bytes }
+  }
+  return {
+    ranks: input.ranks,
+    hosts: input.hosts,
+    tensors: table.names.length,
+    bytes: totalBytes,
+    largest,
+    mode: decision.mode,
+    mode_reason: decision.reason,
+    ring_bytes: decision.ringBytes,
+    bucket_bytes: decision.bucketBytes,
+    buckets: plan.bucketCount,
+    segments: plan.segmentCount,
+    digest: plan.digest,
+    seconds: timeline.totalSeconds,
+    gb_per_s: timeline.totalSeconds > 0 ? totalBytes / timeline.totalSeconds / 1e9 : 0,
+    stages: { h2d: stage('h2d'), broadcast: stage('broadcast'), reload: stage('reload') },
+    tenths_s: tenths(plan.bucketSize, timeline.ackedSeconds),
+  }
+}
+
+function largestOf(table: TensorTable): { name: string; bytes: number } {
+  let largest = 0
+  for (let i = 1; i < table.bytes.length; i++) {
+    if (table.bytes[i]! > table.bytes[largest]!) largest = i
+  }
+  return { name: table.names[largest]!, bytes: table.bytes[largest]! }
+}
+
+/** The tensors in the memory of their owners, as the daemons would place them. */
+function layOut(input: PredictionInput): { table: TensorTable; sources: SourceSpace[] } {
+  const tensors = [...input.tensors].sort((a, b) => naturalCompare(a.name, b.name))
+  const bytes = tensors.map(bytesOf)
+  const owners = stripeOwners(bytes, input.hosts)
+  const offsets = new Float64Array(tensors.length)
+  const sources = Array.from({ length: input.hosts }, (_, owner): SourceSpace => {
+    const mine = [...owners.keys()].filter((i) => owners[i] === owner)
+    const placed = arrange(mine.map((i) => bytes[i]!))
+    mine.forEach((tensor, i) => {
+      offsets[tensor] = placed.offsets[i]!
+    })
+    return { starts: Float64Array.of(0), bytes: Float64Array.of(placed.totalBytes) }
+  })
+  const rows = tensors.map((tensor, i): TensorRow => {
+    const { name, shape } = tensor
+    const dtype = dtypeIndex(tensor.dtype)
+    return { name, dtype, shape, bytes: bytes[i]!, owner: owners[i]!, offset: offsets[i]! }
+  })
+  return { table: buildTable(rows), sources }
+}
+
+function bytesOf(tensor: TensorShape): number {
+  const dtype = dtypeIndex(tensor.dtype)
+  const bytes = dtype < 0 ? null : tensorBytes(dtype, tensor.shape)
+  if (bytes !== null) return bytes
+  const shape = `${tensor.dtype} [${tensor.shape.join(', ')}]`
+  throw new CkptError('bad_request', `tensor ${tensor.name}: ${shape} is no tensor of the format`)
+}
+
+/** When each tenth of the bytes has been taken by the last engine. */
+function tenths(sizes: ArrayLike<number>, ackedSeconds: ArrayLike<number>): number[] {
+  let total = 0
+  for (let i = 0; i < sizes.length; i++) total += sizes[i]!
+  const marks: number[] = []
+  let taken = 0
+  for (let i = 0; i < sizes.length; i++) {
+    taken += sizes[i]!
+    while (marks.length < 10 && taken >= (total * (marks.length + 1)) / 10)
+      marks.push(ackedSeconds[i]!)
+  }
+  return marks
+}

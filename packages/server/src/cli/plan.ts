@@ -1,0 +1,177 @@
+import { existsSync } from 'node:fs'
+import { type Command, Option } from 'commander'
+import { DTYPES } from '@ckpt/core'
+import { DEFAULT_RATES } from '@ckpt/core/plan/cost'
+import { findCheckpointFiles, readHeader } from './checkpoint-files.ts'
+import { usageError } from './exit.ts'
+import { formatBytes, formatRate, formatSeconds, formatTable } from './format.ts'
+import { MODEL_NAMES, modelTensors, type TensorShape } from './model-shapes.ts'
+import { positiveNumber, seconds, wholeNumber, withJson } from './options.ts'
+import { print } from './output.ts'
+import type { Prediction, PredictionInput } from './plan-prediction.ts'
+
+interface PlanFlags {
+  checkpointPath?: string
+  tensors?: string
+  ranks: number
+  hosts: number
+  h2dGbps: number
+  broadcastGbps: number
+  reloadGbps: number
+  engineUsPerTensor: number
+  engineUsPerBucket: number
+  freeGib: number
+  ringGib?: number
+  bucketMib?: number
+  mode: PredictionInput['mode']
+  json?: boolean
+}
+
+const GIB = 1024 ** 3
+const MIB = 1024 ** 2
+
+export function addPlanCommand(program: Command): void {
+  const rates = DEFAULT_RATES
+  withJson(program.command('plan'))
+    .description(
+      'predict the timeline of an update: the real plan and executor on a simulated clock',
+    )
+    .option('--checkpoint-path <dir>', 'a checkpoint; only headers are read')
+    .option(
+      '--tensors <spec>',
+      `instead: ${MODEL_NAMES.join(', ')}, or a JSON file of [{name, dtype, shape}]`,
+    )
+    .option('--ranks <n>', 'ranks of the update, each with a device of its own', wholeNumber(1), 1)
+    .option('--hosts <n>', 'hosts; the checkpoint is striped over them', wholeNumber(1), 1)
+    .option(
+      '--h2d-gbps <n>',
+      'GB/s from pinned memory to a device',
+      positiveNumber,
+      rates.h2dBytesPerSecond / 1e9,
+    )
+    .option(
+      '--broadcast-gbps <n>',
+      'GB/s of a broadcast',
+      positiveNumber,
+      rates.broadcastBytesPerSecond / 1e9,
+    )
+    .option(
+      '--reload-gbps <n>',
+      "GB/s of the engine's copies",
+      positiveNumber,
+      rates.reloadBytesPerSecond / 1e9,
+    )
+    .option(
+      '--engine-us-per-tensor <n>',
+      "the engine's work on a tensor",
+      seconds,
+      rates.tensorSeconds * 1e6,
+    )
+    .option('--engine-us-per-bucket <n>', 'a round trip', seconds, rates.bucketSeconds * 1e6)
+    .option('--free-gib <n>', 'free device memory of each rank', positiveNumber, 8)
+    .option('--ring-gib <n>', 'GiB of the ring (default: chosen)', positiveNumber)
+    .option('--bucket-mib <n>', 'most MiB of a bucket (default: chosen)', positiveNumber)
+    .addOption(new Option('--mode <m>').choices(['auto', 'pipelined', 'serial']).default('auto'))
+    .action(plan)
+}
+
+async function plan(flags: PlanFlags): Promise<void> {
+  if ((flags.checkpointPath === undefined) === (flags.tensors === undefined)) {
+    throw usageError('give a model: either --checkpoint-path DIR or --tensors SPEC')
+  }
+  if (flags.ranks % flags.hosts !== 0) {
+    throw usageError(`--ranks ${flags.ranks} do not divide over --hosts ${flags.hosts}`)
+  }
+  const tensors =
+    flags.checkpointPath === undefined
+      ? await tensorsOfSpec(flags.tensors!)
+      : await tensorsOfFiles(flags.checkpointPath)
+  if (tensors.length === 0) throw usageError('the model has no tensors')
+  const { predict } = await import('./plan-prediction.ts')
+  const prediction = predict({
+    tensors,
+    ranks: flags.ranks,
+    hosts: flags.hosts,
+    rates: {
+      h2dBytesPerSecond: flags.h2dGbps * 1e9,
+      broadcastBytesPerSecond: flags.broadcastGbps * 1e9,
+      reloadBytesPerSecond: flags.reloadGbps * 1e9,
+      tensorSeconds: flags.engineUsPerTensor / 1e6,
+      bucketSeconds: flags.engineUsPerBucket / 1e6,
+    },
+    freeBytes: flags.freeGib * GIB,
+    fraction: 0.9,
+    ringBytes: flags.ringGib === undefined ? null : flags.ringGib * GIB,
+    bucketBytes: flags.bucketMib === undefined ? null : flags.bucketMib * MIB,
+    mode: flags.mode,
+  })
+  await print(flags.json === true, prediction, () => predictionText(prediction))
+}
+
+async function tensorsOfSpec(spec: string): Promise<TensorShape[]> {
+  const model = MODEL_NAMES.find((name) => name === spec)
+  if (model !== undefined) return modelTensors(model)
+  if (!existsSync(spec)) {
+    throw usageError(`--tensors '${spec}' is neither a file nor one of ${MODEL_NAMES.join(', ')}`)
+  }
+  const value: unknown = await Bun.file(spec)
+    .json()
+    .catch((error: Error) => {
+      throw usageError(`--tensors ${spec} is no JSON: ${error.message}`)
+    })
+  if (!Array.isArray(value) || !value.every(isTensorShape)) {
+    throw usageError(`--tensors ${spec} must hold a list of {"name", "dtype", "shape"}`)
+  }
+  return value
+}
+
+function isTensorShape(value: unknown): value is TensorShape {
+  const { name, dtype, shape } = (value ?? {}) as Partial<TensorShape>
+  const isDimension = (n: unknown) => Number.isSafeInteger(n) && Number(n) >= 0
+  return (
+    typeof name === 'string' &&
+    typeof dtype === 'string' &&
+    Array.isArray(shape) &&
+    shape.every(isDimension)
+  )
+}
+
+async function tensorsOfFiles(path: string): Promise<TensorShape[]> {
+  const { files } = await findCheckpointFiles(path)
+  const tensors = new Map<string, TensorShape>()
+  for (const file of files) {
+    for (const { name, dtype, shape } of (await readHeader(file)).tensors) {
+      tensors.set(name, { name, dtype: DTYPES[dtype]!.name, shape })
+    }
+  }
+  return [...tensors.values()]
+}
+
+function predictionText(p: Prediction): string {
+  const { h2d, broadcast, reload } = p.stages
+  const row = (name: string, s: number, bytes: number) => [
+    name,
+    s.toFixed(4),
+    formatRate(bytes, s),
+    p.seconds > 0 ? `${Math.round((100 * s) / p.seconds)} %` : '',
+  ]
+  return [
+    `${p.tensors} tensors, ${formatBytes(p.bytes)}, the largest is ${p.largest.name} with ${formatBytes(p.largest.bytes)}`,
+    `${counted(p.ranks, 'rank')} on ${counted(p.hosts, 'host')}, ${p.mode}: ${p.mode_reason}`,
+    `ring ${formatBytes(p.ring_bytes)}, ${p.buckets} buckets of at most ${formatBytes(p.bucket_bytes)}, ${p.segments} copies`,
+    '',
+    formatTable([
+      ['stage', 'busy s', 'GB/s', 'of the time'],
+      row('h2d (all devices)', h2d.busy_s, h2d.bytes),
+      row('broadcast', broadcast.busy_s, broadcast.bytes),
+      row('reload (one engine)', reload.busy_s, reload.bytes),
+      row('update', p.seconds, p.bytes),
+    ]),
+    '',
+    `in the engines: ${p.tenths_s.map((s, i) => `${10 * (i + 1)} % ${formatSeconds(s)}`).join(', ')}`,
+  ].join('\n')
+}
+
+function counted(count: number, what: string): string {
+  return `${count} ${what}${count === 1 ? '' : 's'}`
+}

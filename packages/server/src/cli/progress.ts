@@ -1,0 +1,52 @@
+/** Where progress goes: stderr when it is a terminal, nowhere otherwise. */
+export interface ProgressStream {
+  readonly isTTY?: boolean
+  readonly columns?: number
+  write(text: string): unknown
+}
+
+/**
+ * One line a stage that is updated in place.
+ *
+ * @example
+ * const progress = new Progress(process.stderr)
+ * progress.show('register', '120.0 MB')
+ * progress.done('register', '0.2 s')
+ */
+export class Progress {
+  readonly #stream: ProgressStream | null
+  #shownAtMs = 0
+  #open = false
+
+  constructor(stream: ProgressStream = process.stderr) {
+    this.#stream = stream.isTTY ? stream : null
+  }
+
+  /** Redraws the line; ten times a second is enough for a reader. */
+  show(stage: string, text: string): void {
+    const nowMs = performance.now()
+    if (this.#stream === null || (this.#open && nowMs - this.#shownAtMs < 100)) return
+    this.#shownAtMs = nowMs
+    this.#write(stage, text)
+    this.#open = true
+  }
+
+  /** Ends the line with its final text. */
+  done(stage: string, text: string): void {
+    if (this.#stream === null) return
+    this.#write(stage, text)
+    this.#stream.write('\n')
+    this.#open = false
+  }
+
+  /** Clears an unfinished line, so that an error does not end up behind it. */
+  clear(): void {
+    if (this.#open) this.#stream?.write('\r\x1b[2K')
+    this.#open = false
+  }
+
+  #write(stage: string, text: string): void {
+    const line = `${stage.padEnd(10)} ${text}`.slice(0, (this.#stream?.columns ?? 80) - 1)
+    this.#stream?.write(`\r\x1b[2K${line}`)
+  }
+}

@@ -1,0 +1,54 @@
+import type { StatusAnswer } from '@ckpt/core'
+import type { Command } from 'commander'
+import { formatBytes, formatTable } from './format.ts'
+import { clientOf, type DaemonFlags, withDaemon } from './options.ts'
+import { print } from './output.ts'
+
+export function addStatusCommand(program: Command): void {
+  withDaemon(program.command('status'))
+    .description('devices, ranks, engines, memory and the running update of the daemon')
+    .action(async (flags: DaemonFlags) => {
+      const status = await clientOf(flags).status()
+      await print(flags.json === true, status, () => statusText(status))
+    })
+}
+
+function statusText(status: StatusAnswer): string {
+  const { memory } = status
+  const quarantined =
+    memory.quarantined_bytes === 0 ? '' : `, ${formatBytes(memory.quarantined_bytes)} in quarantine`
+  const sections = [
+    `ckpt ${status.version}, process ${status.pid}`,
+    `pinned memory: ${formatBytes(memory.pinned_bytes)} of ${formatBytes(memory.budget_bytes)}${quarantined}`,
+    `update: ${status.running_update ?? 'none is running'}, ${status.queued} waiting`,
+    '',
+    formatTable([
+      ['rank', 'device', 'key'],
+      ...status.ranks.map((rank) => [String(rank.rank), String(rank.device), rank.key]),
+    ]),
+    '',
+    formatTable([
+      ['device', 'name', 'free', 'total'],
+      ...status.devices.map((device) => [
+        String(device.index),
+        device.name,
+        formatBytes(device.free_bytes),
+        formatBytes(device.total_bytes),
+      ]),
+    ]),
+  ]
+  if (status.engines.length > 0) sections.push('', enginesText(status.engines))
+  return sections.join('\n')
+}
+
+function enginesText(engines: StatusAnswer['engines']): string {
+  return formatTable([
+    ['engine', 'dialect', 'version', 'state'],
+    ...engines.map((engine) => [
+      engine.url,
+      engine.dialect ?? '-',
+      engine.version ?? '-',
+      engine.torn ? 'torn: it holds a part of an update' : 'ok',
+    ]),
+  ])
+}

@@ -1,0 +1,237 @@
+import { randomUUID } from 'node:crypto'
+import type {
+  EngineTarget,
+  GatherAnswer,
+  Metas,
+  RegisterAnswer,
+  RegisterRequest,
+  UpdateReport,
+  UpdateRequest,
+  UpdateState,
+} from '@ckpt/core'
+import { CkptError } from '@ckpt/core'
+import type { DaemonClient } from './client.ts'
+import { waitForEngine } from './engine-ready.ts'
+import { CommandError } from './exit.ts'
+import { formatBytes, formatRate, formatSeconds } from './format.ts'
+import type { Progress } from './progress.ts'
+
+/** One update of the job: the engines, and the ranks when not all of them. */
+export interface UpdateStep {
+  readonly engines: readonly EngineTarget[]
+  readonly ranks?: readonly number[]
+}
+
+export interface UpdateJob {
+  readonly name: string
+  /** Null: what the daemon holds under the name is used. */
+  readonly files: RegisterRequest | null
+  /** Another instance's metas, loaded after gathering. */
+  readonly metas: Metas | null
+  readonly steps: readonly UpdateStep[]
+  readonly request: UpdateRequest
+  readonly readyTimeoutMs: number
+  /** False when the engine is reached from another host than this command's. */
+  readonly waitForEngines: boolean
+  /** Pause between the updates of one job: checkpoint-engine's client lets a process group end. */
+  readonly pauseMs: number
+}
+
+export interface JobSeconds {
+  /** From the command's start to the engines' end: what a trainer waits for. */
+  total: number
+  register: number
+  ready: number
+  gather: number
+  update: number
+}
+
+export interface JobResult {
+  readonly seconds: JobSeconds
+  readonly registered: RegisterAnswer | null
+  readonly gathered: GatherAnswer
+  readonly updates: readonly UpdateReport[]
+}
+
+/** Ends the job from outside; the running update is aborted and waited for. */
+export interface Interrupt {
+  readonly signal: AbortSignal
+}
+
+/**
+ * Register, wait for the engines, gather, update: the job of `ckpt update`, against a daemon's routes.
+ *
+ * @throws CkptError or CommandError; `aborted` after an interrupt
+ */
+export async function runUpdateJob(
+  client: DaemonClient,
+  job: UpdateJob,
+  progress: Progress,
+  interrupt: Interrupt,
+): Promise<JobResult> {
+  const clock = stopwatch()
+  const registered =
+    job.files === null ? null : await register(client, job.name, job.files, progress)
+  const registerSeconds = clock.lap()
+  throwIfInterrupted(interrupt)
+  if (job.waitForEngines) await waitForEngines(job, progress, interrupt)
+  const readySeconds = clock.lap()
+  const gathered = await client.gather(job.name)
+  if (job.metas !== null) await client.loadMetas(job.metas)
+  const gatherSeconds = clock.lap()
+  progress.done('gather', `${formatSeconds(gatherSeconds)}  digest ${gathered.digest.slice(0, 12)}`)
+  const updates: UpdateReport[] = []
+  for (const [index, step] of job.steps.entries()) {
+    if (index > 0) await Bun.sleep(job.pauseMs)
+    throwIfInterrupted(interrupt)
+    const request = { ...job.request, engines: [...step.engines], ranks: [...(step.ranks ?? [])] }
+    updates.push(await followUpdate(client, job.name, request, progress, interrupt))
+  }
+  const seconds: JobSeconds = {
+    total: clock.total(),
+    register: registerSeconds,
+    ready: readySeconds,
+    gather: gatherSeconds,
+    update: clock.lap(),
+  }
+  return { seconds, registered, gathered, updates }
+}
+
+function stopwatch() {
+  const startMs = performance.now()
+  let lapMs = startMs
+  return {
+    lap(): number {
+      const beforeMs = lapMs
+      lapMs = performance.now()
+      return (lapMs - beforeMs) / 1000
+    },
+    total: (): number => (performance.now() - startMs) / 1000,
+  }
+}
+
+async function register(
+  client: DaemonClient,
+  name: string,
+  files: RegisterRequest,
+  progress: Progress,
+): Promise<RegisterAnswer> {
+  const startMs = performance.now()
+  const show = () =>
+    progress.show(
+      'register',
+      `${files.files.length} files, ${formatSeconds((performance.now() - startMs) / 1000)}`,
+    )
+  show()
+  const timer = setInterval(show, 200)
+  try {
+    const answer = await client.register(name, files)
+    const rate = formatRate(answer.bytes, answer.seconds)
+    progress.done(
+      'register',
+      `${formatSeconds(answer.seconds)}  ${formatBytes(answer.bytes)}  ${rate} GB/s`,
+    )
+    return answer
+  } finally {
+    clearInterval(timer)
+  }
+}
+
+async function waitForEngines(
+  job: UpdateJob,
+  progress: Progress,
+  interrupt: Interrupt,
+): Promise<void> {
+  const engines = new Map(
+    job.steps.flatMap((step) => step.engines).map((engine) => [engine.url, engine]),
+  )
+  const startMs = performance.now()
+  await Promise.all(
+    [...engines.values()].map((engine) =>
+      waitForEngine(engine, {
+        timeoutMs: job.readyTimeoutMs,
+        signal: interrupt.signal,
+        onWait: (reason, waitedMs) =>
+          progress.show(
+            'ready',
+            `waiting for ${engine.url}, ${formatSeconds(waitedMs / 1000)}: ${reason}`,
+          ),
+      }),
+    ),
+  )
+  progress.done('ready', formatSeconds((performance.now() - startMs) / 1000))
+}
+
+/**
+ * Starts an update and follows it to its end. An interrupt aborts it in the daemon and still waits for the end, because only
+ * then are the engines released.
+ */
+export async function followUpdate(
+  client: DaemonClient,
+  name: string,
+  request: UpdateRequest,
+  progress: Progress,
+  interrupt: Interrupt,
+): Promise<UpdateReport> {
+  const id = request.update_id ?? `update-${randomUUID()}`
+  await client.startUpdate(name, { ...request, update_id: id })
+  const abort = () => {
+    progress.show('abort', `ending update ${id}`)
+    client.abort(id, 'interrupted in `ckpt update`').catch(() => {})
+  }
+  interrupt.signal.addEventListener('abort', abort)
+  if (interrupt.signal.aborted) abort()
+  try {
+    const state = await followToEnd(client, id, (now) => showUpdate(progress, now))
+    if (state.report !== undefined && state.state === 'done') {
+      progress.done('update', updateLine(state.report))
+      return state.report
+    }
+    const failure =
+      state.error ?? new CkptError('internal', `update ${id} failed without a reason`).failure
+    throw new CommandError(failure, { update: state })
+  } finally {
+    progress.clear()
+    interrupt.signal.removeEventListener('abort', abort)
+  }
+}
+
+/** Reads the events; where their connection ends before the update does, asks for its state and connects again. */
+async function followToEnd(
+  client: DaemonClient,
+  id: string,
+  onState: (state: UpdateState) => void,
+): Promise<UpdateState> {
+  for (;;) {
+    try {
+      for await (const event of client.updateEvents(id)) {
+        onState(event)
+        if (event.event === 'done' || event.event === 'failed') break
+      }
+    } catch (error) {
+      // a broken stream is no reason to give up; a daemon that is gone shows in the next request
+      if (error instanceof CkptError) throw error
+    }
+    const state = await client.updateState(id)
+    if (state.state === 'done' || state.state === 'failed') return state
+    await Bun.sleep(200)
+  }
+}
+
+function showUpdate(progress: Progress, state: UpdateState): void {
+  if (state.state === 'queued') return progress.show('update', 'waiting for its turn')
+  const part = state.bytes > 0 ? ` ${Math.floor((100 * state.bytes_done) / state.bytes)} %` : ''
+  const buckets = state.buckets > 0 ? `, bucket ${state.buckets_done} of ${state.buckets}` : ''
+  progress.show(
+    'update',
+    `${state.phase ?? state.state}${part}${buckets}, ${formatBytes(state.bytes_done)}`,
+  )
+}
+
+function updateLine(report: UpdateReport): string {
+  return `${formatSeconds(report.seconds.total)}  ${formatBytes(report.bytes)}  ${report.gb_per_s.toFixed(2)} GB/s  ${report.mode}`
+}
+
+function throwIfInterrupted(interrupt: Interrupt): void {
+  if (interrupt.signal.aborted) throw new CkptError('aborted', 'interrupted')
+}

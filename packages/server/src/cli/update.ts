@@ -1,0 +1,302 @@
+import type { RegisterRequest, UpdateRequest } from '@ckpt/core'
+import { CkptError } from '@ckpt/core'
+import { type Command, Option } from 'commander'
+import { configureLogging } from '../daemon/log.ts'
+import { findCheckpointFiles } from './checkpoint-files.ts'
+import { type DaemonClient, DaemonClient as Client, daemonAddress } from './client.ts'
+import { engineTargets } from './engine-targets.ts'
+import { EXIT, usageError } from './exit.ts'
+import { startLocalDaemon } from './local-daemon.ts'
+import { loadMetas, saveMetas } from './metas-file.ts'
+import {
+  collect,
+  type DaemonFlags,
+  positiveNumber,
+  seconds,
+  wholeNumber,
+  withDaemon,
+} from './options.ts'
+import { print } from './output.ts'
+import { Progress } from './progress.ts'
+import { stageTable } from './stage-table.ts'
+import { type JobResult, runUpdateJob, type UpdateJob, type UpdateStep } from './update-job.ts'
+
+interface UpdateFlags extends DaemonFlags {
+  checkpointPath?: string
+  endpoint?: string[]
+  inferenceParallelSize: number
+  checkpointName: string
+  updateMethod: 'broadcast' | 'p2p' | 'all'
+  uds?: string[]
+  saveMetasFile?: string
+  loadMetasFile?: string
+  sleepTime: number
+  customDist?: string
+  weightVersion?: string
+  engine: NonNullable<UpdateRequest['engine']>
+  engineMethod?: string
+  pause: NonNullable<UpdateRequest['pause']>
+  pauseTimeout?: number
+  openTimeout?: number
+  timeout?: number
+  readyTimeout: number
+  mode: NonNullable<UpdateRequest['mode']>
+  ifBusy: NonNullable<UpdateRequest['if_busy']>
+  inPlace?: boolean
+  consume?: boolean
+  devices: string
+  ringGib?: number
+  bucketMib?: number
+  hostMemoryGib?: number
+}
+
+const DEFAULT_ENDPOINT = 'http://localhost:19730'
+/** checkpoint-engine's client waits as long for its process group to end. */
+const BETWEEN_UPDATES_MS = 2000
+
+const choice = (flags: string, text: string, first: string, ...rest: string[]) =>
+  new Option(flags, text).choices([first, ...rest]).default(first)
+
+export function addUpdateCommand(program: Command): void {
+  const command = withDaemon(program.command('update'))
+    .description('load a checkpoint and update running engines with it')
+    .argument('[name]', 'name of the checkpoint (instead of --checkpoint-name)')
+    .option(
+      '--checkpoint-path <dir>',
+      'directory of safetensors files; without it, what the daemon holds is used',
+    )
+    .option(
+      '--endpoint <url>',
+      `the engine; repeatable, one per group of ranks (default: ${DEFAULT_ENDPOINT})`,
+      collect,
+    )
+    .option('--inference-parallel-size <n>', 'ranks of one engine', wholeNumber(1), 8)
+    .option('--checkpoint-name <s>', 'name of the checkpoint', 'my-checkpoint-iter-0')
+    .addOption(
+      choice(
+        '--update-method <m>',
+        'all ranks, or a part of them by p2p',
+        'broadcast',
+        'p2p',
+        'all',
+      ),
+    )
+    .option('--uds <path>', 'Unix socket of the engine; repeatable', collect)
+    .option('--save-metas-file <file>', 'write the metas as JSON after gathering')
+    .option('--load-metas-file <file>', 'join another instance whose metas these are')
+    .option('--sleep-time <s>', 'stay for so many seconds afterwards', seconds, 0)
+    .option('--custom-dist <name>', 'accepted and not needed: there is no torch.distributed here')
+    .option('--weight-version <v>', 'what the engine shall call these weights')
+    .addOption(choice('--engine <kind>', 'kind of engine', 'auto', 'vllm', 'sglang', 'lmdeploy'))
+    .option('--engine-method <name>', "method of vLLM's /collective_rpc")
+    .addOption(
+      choice('--pause <how>', 'what happens to running requests', 'wait', 'none', 'keep', 'abort'),
+    )
+    .option('--pause-timeout <s>', 'seconds that pausing may take', positiveNumber)
+    .option('--open-timeout <s>', 'seconds until every worker has opened the ring', positiveNumber)
+    .option('--timeout <s>', 'seconds that an update may take', positiveNumber)
+    .option('--ready-timeout <s>', 'seconds to wait for the engine; 0: for ever', seconds, 600)
+    .addOption(
+      choice('--mode <m>', 'how the bytes travel', 'auto', 'pipelined', 'serial', 'direct'),
+    )
+    .addOption(choice('--if-busy <what>', 'while another update runs', 'wait', 'fail'))
+    .option('--in-place', 'use the files where they lie instead of a copy')
+    .option('--consume', 'like --in-place, and remove files in /dev/shm when they are loaded')
+  command
+    .optionsGroup('Without a running daemon:')
+    .option('--devices <spec>', 'auto, host, host:D, cuda or cuda:0,2', 'auto')
+    .option('--ring-gib <n>', 'GiB of device memory for the ring', positiveNumber)
+    .option('--bucket-mib <n>', 'most MiB of a bucket', positiveNumber)
+    .option('--host-memory-gib <n>', 'most GiB of pinned host memory', positiveNumber)
+  command.action(async (name: string | undefined, flags: UpdateFlags) => {
+    process.exitCode = await update(name ?? flags.checkpointName, flags)
+  })
+}
+
+async function update(name: string, flags: UpdateFlags): Promise<number> {
+  configureLogging({ format: 'text', level: 'warning' })
+  const startMs = performance.now()
+  const progress = new Progress()
+  const inputs = await readInputs(flags)
+  const interrupt = interruptBySignal()
+  const daemon = await reachDaemon(flags)
+  try {
+    const job = await planJob(name, flags, inputs, daemon)
+    const result = await runUpdateJob(daemon.client, job, progress, interrupt)
+    if (flags.saveMetasFile) await saveMetas(flags.saveMetasFile, await daemon.client.metas())
+    result.seconds.total = (performance.now() - startMs) / 1000
+    await print(flags.json === true, { ok: true, name, ...result, notes: inputs.notes }, () =>
+      resultText(name, result, inputs.notes),
+    )
+    // other instances can join while this one stays
+    await Promise.race([Bun.sleep(flags.sleepTime * 1000), interrupt.happened])
+    return EXIT.done
+  } finally {
+    progress.clear()
+    await daemon.close('`ckpt update` is done')
+  }
+}
+
+interface Inputs {
+  readonly files: RegisterRequest | null
+  readonly metas: UpdateJob['metas']
+  readonly notes: string[]
+}
+
+/** Everything that can be wrong with files is found before a daemon is started or asked. */
+async function readInputs(flags: UpdateFlags): Promise<Inputs> {
+  const notes: string[] = []
+  if (flags.customDist !== undefined) {
+    notes.push(
+      `--custom-dist ${flags.customDist} is not needed: there is no torch.distributed here`,
+    )
+  }
+  if (flags.loadMetasFile !== undefined) {
+    if (flags.checkpointPath !== undefined) {
+      notes.push(
+        '--checkpoint-path is not read: with --load-metas-file the bytes come from the other instance',
+      )
+    }
+    return { files: null, metas: await loadMetas(flags.loadMetasFile), notes }
+  }
+  if (flags.checkpointPath === undefined) return { files: null, metas: null, notes }
+  const found = await findCheckpointFiles(flags.checkpointPath)
+  if (found.unlisted.length > 0) {
+    notes.push(
+      `${found.unlisted.length} tensors of the files are not in the index and are loaded too, the first is ${found.unlisted[0]}`,
+    )
+  }
+  const files: RegisterRequest = { files: [...found.files], replace: true }
+  if (flags.inPlace) files.in_place = true
+  if (flags.consume) files.consume = true
+  if (flags.weightVersion !== undefined) files.version = flags.weightVersion
+  return { files, metas: null, notes }
+}
+
+interface ReachedDaemon {
+  readonly client: DaemonClient
+  close(reason: string): Promise<void>
+}
+
+/** The daemon that was named, else the one of the default socket, else one in this process. */
+async function reachDaemon(flags: UpdateFlags): Promise<ReachedDaemon> {
+  const client = new Client(daemonAddress(flags.daemon, flags.tokenFile))
+  if (flags.daemon !== undefined || (await client.answers()))
+    return { client, close: async () => {} }
+  if (flags.checkpointPath === undefined && flags.loadMetasFile === undefined) {
+    throw usageError('no daemon runs and there is no --checkpoint-path: nothing to update from')
+  }
+  const endpoints = endpointsOf(flags)
+  return startLocalDaemon(endpoints, {
+    devices: flags.devices,
+    ranks: endpoints.length * flags.inferenceParallelSize,
+    ringGib: flags.ringGib ?? null,
+    bucketMib: flags.bucketMib ?? null,
+    hostMemoryGib: flags.hostMemoryGib ?? null,
+    allowEngines: endpoints.map((endpoint) => endpoint.replaceAll('{host}', 'localhost')),
+  })
+}
+
+function endpointsOf(flags: UpdateFlags): string[] {
+  return flags.endpoint ?? [DEFAULT_ENDPOINT]
+}
+
+async function planJob(
+  name: string,
+  flags: UpdateFlags,
+  inputs: Inputs,
+  daemon: ReachedDaemon,
+): Promise<UpdateJob> {
+  const status = await daemon.client.status()
+  const targets = engineTargets(
+    {
+      endpoints: endpointsOf(flags),
+      sockets: flags.uds ?? [],
+      engine: flags.engine,
+      parallelSize: flags.inferenceParallelSize,
+    },
+    status.ranks.length,
+    status.peers.length,
+  )
+  const all: UpdateStep = { engines: targets }
+  const first: UpdateStep = { engines: [targets[0]], ranks: targets[0].ranks }
+  const method = inputs.metas === null ? flags.updateMethod : 'p2p'
+  if (method !== 'broadcast' && status.peers.length > 0) {
+    throw new CkptError(
+      'not_supported',
+      `--update-method ${method} over several hosts is not supported yet`,
+    )
+  }
+  return {
+    name,
+    files: inputs.files,
+    metas: inputs.metas,
+    steps: method === 'broadcast' ? [all] : method === 'p2p' ? [first] : [all, first],
+    request: updateRequest(flags),
+    readyTimeoutMs: flags.readyTimeout * 1000,
+    waitForEngines: seesSameHosts(
+      daemon.client,
+      targets.map((target) => target.url),
+    ),
+    pauseMs: BETWEEN_UPDATES_MS,
+  }
+}
+
+/** `localhost` of a daemon on another host is not ours: that daemon waits for its engines itself. */
+function seesSameHosts(client: DaemonClient, urls: readonly string[]): boolean {
+  const loopback = /^https?:\/\/(localhost|127\.|\[::1\])/
+  const { unix, base } = client.address
+  return unix !== null || loopback.test(base) || !urls.some((url) => loopback.test(url))
+}
+
+function updateRequest(flags: UpdateFlags): UpdateRequest {
+  const { pause, mode, ifBusy, engineMethod, pauseTimeout, openTimeout, timeout, weightVersion } =
+    flags
+  return {
+    pause,
+    mode,
+    if_busy: ifBusy,
+    ...(engineMethod === undefined ? {} : { engine_method: engineMethod }),
+    ...(pauseTimeout === undefined ? {} : { pause_timeout: pauseTimeout }),
+    ...(openTimeout === undefined ? {} : { open_timeout: openTimeout }),
+    ...(timeout === undefined ? {} : { timeout }),
+    ...(weightVersion === undefined ? {} : { weight_version: weightVersion }),
+  }
+}
+
+/** The first Ctrl-C (or SIGTERM) interrupts the job, a second one ends the process at once. */
+function interruptBySignal(): { signal: AbortSignal; happened: Promise<void> } {
+  const controller = new AbortController()
+  const happened = new Promise<void>((resolve) => {
+    const onSignal = () => {
+      if (controller.signal.aborted) process.exit(EXIT.failed)
+      controller.abort()
+      resolve()
+    }
+    process.on('SIGINT', onSignal)
+    process.on('SIGTERM', onSignal)
+  })
+  return { signal: controller.signal, happened }
+}
+
+function resultText(name: string, result: JobResult, notes: readonly string[]): string {
+  const { seconds: s, registered } = result
+  const before = [
+    ...(registered === null
+      ? []
+      : [{ name: 'register', seconds: s.register, bytes: registered.bytes }]),
+    { name: 'ready', seconds: s.ready, bytes: 0 },
+    { name: 'gather', seconds: s.gather, bytes: 0 },
+  ]
+  const lines = [...notes, ...(registered?.notes ?? [])].map((note) => `note: ${note}`)
+  for (const report of result.updates) {
+    const engines = report.engines.map(
+      (engine) => `${engine.url} (${engine.dialect ?? 'dialect unknown'})`,
+    )
+    lines.push(
+      `${name} -> ${engines.join(', ')}: ${report.tensors} tensors on ${report.ranks} ranks, ${s.total.toFixed(3)} s from files to engine`,
+      stageTable(report, before, s.total),
+    )
+  }
+  return lines.join('\n')
+}
