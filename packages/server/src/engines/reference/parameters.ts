@@ -1,0 +1,189 @@
+import { CkptError, DTYPES, itemBytes } from '@ckpt/core'
+import type { CopyPiece, Handle, Library } from '@ckpt/cuda'
+import type { HeldTensor } from './messages.ts'
+import { shardOf } from './shard.ts'
+
+/** One entry of a tensor list. */
+export interface ListedTensor {
+  readonly name: string
+  /** Index into DTYPES. */
+  readonly dtype: number
+  readonly shape: readonly number[]
+  /** Byte offset in the ring. */
+  readonly offset: number
+}
+
+interface Slot {
+  readonly dtype: number
+  readonly shape: readonly number[]
+  readonly chunk: Chunk
+  readonly offset: number
+  readonly bytes: number
+}
+
+interface Chunk {
+  readonly memory: Handle
+  readonly bytes: number
+  used: number
+}
+
+interface Hole {
+  readonly chunk: Chunk
+  readonly offset: number
+  readonly bytes: number
+}
+
+const ALIGNMENT = 256
+const CHUNK_LEAST_BYTES = 64 * 2 ** 20
+const CHUNK_MOST_BYTES = 2 ** 30
+
+function aligned(bytes: number): number {
+  return Math.ceil(bytes / ALIGNMENT) * ALIGNMENT
+}
+
+/**
+ * The parameters of one rank in device memory. They are learned from the tensor lists and lie in few allocations: each new one
+ * is as large as all before it together (64 MiB to 1 GiB), or as what a list needs if that is more.
+ */
+export class Parameters {
+  readonly #library: Library
+  readonly #device: number
+  readonly #rank: number
+  readonly #size: number
+  readonly #stream: Handle
+  readonly #slots = new Map<string, Slot>()
+  readonly #chunks: Chunk[] = []
+  #holes: Hole[] = []
+
+  constructor(library: Library, device: number, rank: number, size: number) {
+    this.#library = library
+    this.#device = device
+    this.#rank = rank
+    this.#size = size
+    this.#stream = library.streamCreate(device)
+  }
+
+  /**
+   * Copies this rank's part of each listed tensor out of the ring and waits for the copies. Throws `engine_protocol` when an
+   * entry does not lie in the ring, and what the device says.
+   */
+  load(
+    list: readonly ListedTensor[],
+    ring: { readonly memory: Handle; readonly bytes: number },
+    signal: Handle,
+    timeoutMs: number,
+  ): void {
+    this.#reserve(list)
+    const piecesOf = new Map<Chunk, CopyPiece[]>()
+    for (const tensor of list) {
+      const shard = this.#checkedShard(tensor, ring.bytes)
+      const slot = this.#slotFor(tensor, shard.shape, shard.bytes)
+      if (shard.bytes === 0) continue
+      const pieces = piecesOf.get(slot.chunk) ?? []
+      piecesOf.set(slot.chunk, pieces)
+      pieces.push({
+        dstOffset: slot.offset,
+        srcOffset: tensor.offset + shard.offset,
+        bytes: shard.bytes,
+      })
+    }
+    for (const [chunk, pieces] of piecesOf) {
+      this.#library.copyDevice(this.#stream, chunk.memory, ring.memory, pieces)
+    }
+    this.#library.streamSync(this.#stream, signal, timeoutMs)
+  }
+
+  #checkedShard(tensor: ListedTensor, ringBytes: number) {
+    const whole = shardOf(tensor.dtype, tensor.shape, 0, 1)
+    const shard = shardOf(tensor.dtype, tensor.shape, this.#rank, this.#size)
+    const inRing =
+      whole !== null && Number.isSafeInteger(tensor.offset) && tensor.offset >= 0
+        ? tensor.offset + whole.bytes <= ringBytes
+        : false
+    if (shard === null || !inRing) {
+      throw new CkptError('engine_protocol', `${tensor.name} does not lie in the ring`)
+    }
+    // torch: "self.storage_offset() must be divisible by" the item size, in Tensor.view(dtype)
+    if (tensor.offset % itemBytes(tensor.dtype) !== 0) {
+      throw new CkptError('engine_protocol', `${tensor.name} is not aligned to its item size`)
+    }
+    return shard
+  }
+
+  /** Makes sure that what the list needs beyond the present slots fits into one allocation. */
+  #reserve(list: readonly ListedTensor[]): void {
+    let needed = 0
+    for (const tensor of list) {
+      const shard = shardOf(tensor.dtype, tensor.shape, this.#rank, this.#size)
+      if (shard === null || this.#slots.get(tensor.name)?.bytes === shard.bytes) continue
+      needed += aligned(shard.bytes)
+    }
+    const last = this.#chunks.at(-1)
+    if (needed === 0 || (last !== undefined && last.used + needed <= last.bytes)) return
+    const total = this.#chunks.reduce((sum, chunk) => sum + chunk.bytes, 0)
+    const growth = Math.min(CHUNK_MOST_BYTES, Math.max(CHUNK_LEAST_BYTES, total))
+    const bytes = Math.max(growth, needed)
+    const memory = this.#library.memoryAlloc(this.#device, bytes)
+    this.#chunks.push({ memory, bytes, used: 0 })
+  }
+
+  #slotFor(tensor: ListedTensor, shape: readonly number[], bytes: number): Slot {
+    const held = this.#slots.get(tensor.name)
+    if (held !== undefined && held.bytes === bytes) {
+      const slot = { ...held, dtype: tensor.dtype, shape }
+      this.#slots.set(tensor.name, slot)
+      return slot
+    }
+    if (held !== undefined && held.bytes > 0) {
+      this.#holes.push({ chunk: held.chunk, offset: held.offset, bytes: aligned(held.bytes) })
+    }
+    const slot = { dtype: tensor.dtype, shape, bytes, ...this.#place(aligned(bytes)) }
+    this.#slots.set(tensor.name, slot)
+    return slot
+  }
+
+  /** First fit in what was given up by tensors whose size has changed, else the end of the last allocation. */
+  #place(bytes: number): { chunk: Chunk; offset: number } {
+    const hole = bytes === 0 ? undefined : this.#holes.find((one) => one.bytes >= bytes)
+    if (hole !== undefined) {
+      this.#holes = this.#holes.filter((one) => one !== hole)
+      const rest = { chunk: hole.chunk, offset: hole.offset + bytes, bytes: hole.bytes - bytes }
+      if (rest.bytes > 0) this.#holes.push(rest)
+      return hole
+    }
+    const chunk = this.#chunks.at(-1) ?? this.#emptyChunk()
+    const offset = chunk.used
+    chunk.used += bytes
+    if (chunk.used > chunk.bytes) throw new Error('the list was not reserved for')
+    return { chunk, offset }
+  }
+
+  #emptyChunk(): Chunk {
+    const memory = this.#library.memoryAlloc(this.#device, CHUNK_LEAST_BYTES)
+    const chunk = { memory, bytes: CHUNK_LEAST_BYTES, used: 0 }
+    this.#chunks.push(chunk)
+    return chunk
+  }
+
+  /** What is held, with the SHA-256 of each tensor. Blocks. */
+  hash(): Record<string, HeldTensor> {
+    // Names come from the wire, and `__proto__` is a legal one.
+    const tensors: Record<string, HeldTensor> = Object.create(null)
+    for (const [name, { dtype, shape, chunk, offset, bytes }] of this.#slots) {
+      const digest =
+        bytes === 0
+          ? new Bun.CryptoHasher('sha256').digest()
+          : this.#library.memorySha256(chunk.memory, offset, bytes)
+      const sha256 = Buffer.from(digest).toString('hex')
+      tensors[name] = { dtype: DTYPES[dtype]?.name ?? '', shape, sha256 }
+    }
+    return tensors
+  }
+
+  free(): void {
+    this.#library.streamDestroy(this.#stream)
+    for (const chunk of this.#chunks) this.#library.memoryFree(chunk.memory)
+    this.#chunks.length = 0
+    this.#slots.clear()
+  }
+}
