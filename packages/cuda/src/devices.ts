@@ -1,9 +1,7 @@
 import { CkptError } from '@ckpt/core'
-import { openLibrary } from './library.ts'
+import { HOST_DEVICES_MAX, openLibrary } from './library.ts'
 import type { Library, LibraryOptions, RankInfo } from './types.ts'
 
-/** The most virtual devices of the host library. */
-const HOST_DEVICES_MAX = 64
 /** The most ranks of one host. */
 const RANKS_MAX = 1024
 

@@ -11,6 +11,8 @@ const DIGEST_BYTES = 32
 /** `ckpt_file_read` is for headers. */
 const FILE_READ_MAX_BYTES = 128 * 2 ** 20
 const TEXT_BYTES = 4096
+/** The most virtual devices of the host library. */
+export const HOST_DEVICES_MAX = 64
 
 /**
  * Opens the native library, checks that it fits this program and starts it (the first call of the process decides its
@@ -21,9 +23,15 @@ const TEXT_BYTES = 4096
  * const memory = library.memoryAlloc(0, 2 ** 21)
  */
 export function openLibrary(options: types.LibraryOptions): types.Library {
-  const library = new FfiLibrary(options.kind, openSymbols(options.kind))
+  const hostDevices = options.hostDevices ?? 1
+  if (!(Number.isSafeInteger(hostDevices) && hostDevices >= 1 && hostDevices <= HOST_DEVICES_MAX)) {
+    throw new RangeError(`hostDevices must be 1 to ${HOST_DEVICES_MAX}`)
+  }
+  const library = new FfiLibrary(options.kind, openSymbols(options.kind), hostDevices)
   const config = new StructView('config')
-  config.set('hostDevices', options.hostDevices ?? 1)
+  // One process has one configuration, but a daemon, an engine and a test in it may want different numbers of devices: all
+  // exist, and each user sees as many as it asked for.
+  config.set('hostDevices', HOST_DEVICES_MAX)
   config.set('hostDeviceBytes', options.hostDeviceBytes ?? 0)
   config.set('hostCopyBytesPerSecond', options.hostCopyBytesPerSecond ?? 0)
   library.init(config.bytes)
@@ -33,15 +41,17 @@ export function openLibrary(options: types.LibraryOptions): types.Library {
 class FfiLibrary implements types.Library {
   readonly kind: 'host' | 'cuda'
   readonly #calls: NativeCalls
+  readonly #hostDevices: number
   /** Output words of the calls; not in the JavaScript heap's movable part, because the buffer was made first. */
   readonly #u32 = new Uint32Array(new ArrayBuffer(4))
   readonly #u64 = new BigUint64Array(new ArrayBuffer(8))
   readonly #u64Second = new BigUint64Array(new ArrayBuffer(8))
   readonly #text = new Uint8Array(new ArrayBuffer(TEXT_BYTES))
 
-  constructor(kind: 'host' | 'cuda', calls: NativeCalls) {
+  constructor(kind: 'host' | 'cuda', calls: NativeCalls, hostDevices: number) {
     this.kind = kind
     this.#calls = calls
+    this.#hostDevices = hostDevices
   }
 
   /** Calls and throws on every status but `CKPT_OK` (and `CKPT_NOT_READY`, which is returned). */
@@ -114,7 +124,8 @@ class FfiLibrary implements types.Library {
   }
 
   deviceCount(): number {
-    return this.#u32Of('ckpt_device_count')
+    const count = this.#u32Of('ckpt_device_count')
+    return this.kind === 'host' ? Math.min(count, this.#hostDevices) : count
   }
 
   deviceDescribe(device: number): types.DeviceInfo {
