@@ -1,0 +1,108 @@
+import type { EngineTarget } from '@ckpt/core'
+import { CkptError } from '@ckpt/core'
+
+export interface ReadyOptions {
+  /** 0: for ever, as checkpoint-engine's client waits. */
+  readonly timeoutMs: number
+  readonly signal: AbortSignal
+  /** Called before each further try. */
+  onWait(reason: string, waitedMs: number): void
+}
+
+const TRY_MS = 10_000
+const FIRST_PAUSE_MS = 100
+const PAUSE_MAX_MS = 5_000
+
+/**
+ * Waits until the engine says that it is ready. SGLang is asked with `/ping`, because its `/health` is a request of its own
+ * that generates a token.
+ *
+ * @throws CkptError `engine_unreachable` with what was seen last, `aborted`
+ */
+export async function waitForEngine(target: EngineTarget, options: ReadyOptions): Promise<void> {
+  const startMs = performance.now()
+  for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = Math.min(pauseMs * 2, PAUSE_MAX_MS)) {
+    const reason = await notReady(target, options.signal)
+    if (options.signal.aborted)
+      throw new CkptError('aborted', 'interrupted while waiting for the engine')
+    if (reason === null) return
+    const waitedMs = performance.now() - startMs
+    const leftMs = options.timeoutMs === 0 ? Number.POSITIVE_INFINITY : options.timeoutMs - waitedMs
+    if (leftMs <= 0)
+      throw new CkptError('engine_unreachable', unreachable(target, waitedMs, reason))
+    options.onWait(reason, waitedMs)
+    await pause(Math.min(pauseMs, leftMs), options.signal)
+  }
+}
+
+function unreachable(target: EngineTarget, waitedMs: number, reason: string): string {
+  const where = target.uds === undefined ? target.url : `${target.url} (${target.uds})`
+  return `the engine at ${where} did not become ready in ${(waitedMs / 1000).toFixed(1)} s: ${reason}`
+}
+
+/** Null when ready, else why not. */
+async function notReady(target: EngineTarget, signal: AbortSignal): Promise<string | null> {
+  switch (target.engine ?? 'auto') {
+    case 'vllm':
+      return refusal('/health', await ask(target, '/health', signal))
+    case 'sglang':
+      return refusal('/ping', await ask(target, '/ping', signal))
+    case 'lmdeploy':
+      return lmdeployRefusal(await ask(target, '/update_weights_from_ipc', signal))
+    default: {
+      const ping = await ask(target, '/ping', signal)
+      if (typeof ping === 'string' || ![404, 405].includes(ping.status))
+        return refusal('/ping', ping)
+      return refusal('/health', await ask(target, '/health', signal))
+    }
+  }
+}
+
+interface Answer {
+  readonly status: number
+  readonly text: string
+}
+
+async function ask(
+  target: EngineTarget,
+  path: string,
+  signal: AbortSignal,
+): Promise<Answer | string> {
+  const limit = AbortSignal.any([signal, AbortSignal.timeout(TRY_MS)])
+  const init: BunFetchRequestInit = { signal: limit, proxy: false }
+  if (target.uds !== undefined) init.unix = target.uds
+  try {
+    const response = await fetch(target.url + path, init)
+    return { status: response.status, text: await response.text() }
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error)
+  }
+}
+
+function refusal(path: string, answer: Answer | string): string | null {
+  if (typeof answer === 'string') return answer
+  return answer.status >= 200 && answer.status < 300 ? null : `${path} answered ${answer.status}`
+}
+
+function lmdeployRefusal(answer: Answer | string): string | null {
+  const refused = refusal('/update_weights_from_ipc', answer)
+  if (refused !== null || typeof answer === 'string') return refused
+  try {
+    const { ready } = JSON.parse(answer.text) as { ready?: boolean }
+    return ready === true ? null : '/update_weights_from_ipc says that it is not ready'
+  } catch {
+    return '/update_weights_from_ipc answered no JSON'
+  }
+}
+
+async function pause(ms: number, signal: AbortSignal): Promise<void> {
+  await new Promise<void>((resolve) => {
+    const timer = setTimeout(done, ms)
+    function done() {
+      clearTimeout(timer)
+      signal.removeEventListener('abort', done)
+      resolve()
+    }
+    signal.addEventListener('abort', done)
+  })
+}

@@ -1,0 +1,182 @@
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { CKPT, run, type Scratch, scratch } from '../../../../test/support/process.ts'
+
+let dir: Scratch
+beforeAll(() => {
+  dir = scratch()
+})
+afterAll(() => dir.remove())
+
+/** Runs `ckpt` where no daemon of the user's can be met. */
+function ckpt(...args: string[]) {
+  return run([...CKPT, ...args], { XDG_RUNTIME_DIR: dir.path, XDG_STATE_HOME: dir.path })
+}
+
+/** The one document on stdout; fails when there is anything else. */
+async function json(...args: string[]) {
+  const result = await ckpt(...args, '--json')
+  return { status: result.status, document: JSON.parse(result.stdout), stderr: result.stderr }
+}
+
+describe('wrong usage is status 2', () => {
+  const wrong: [string, string[]][] = [
+    ['an unknown command', ['fly']],
+    ['an unknown option', ['ls', '--fly']],
+    ['a missing argument', ['rm']],
+    ['no number', ['serve', '--ranks', 'two']],
+    ['a choice that is none', ['update', '--update-method', 'carrier-pigeon']],
+    ['TCP without a token', ['serve', '--listen', '127.0.0.1:0']],
+    ['a daemon address that is none', ['ls', '--daemon', 'nonsense']],
+    ['no model to plan for', ['plan']],
+    ['a model that is none', ['plan', '--tensors', 'gpt-9']],
+    ['nothing to update from', ['update']],
+  ]
+  test.each(wrong)('%s', async (_, args) => {
+    const human = await ckpt(...args)
+    expect(human.stdout).toBe('')
+    expect(human.stderr).toStartWith('ckpt: ')
+    expect(human.status).toBe(2)
+    const machine = await json(...args)
+    expect(machine.status).toBe(2)
+    expect(machine.document.error.code).toBe('bad_request')
+    expect(machine.document.error.message.length).toBeGreaterThan(5)
+    expect(machine.stderr).toBe('')
+  })
+
+  test('no command at all shows the help on stderr', async () => {
+    const { status, stdout, stderr } = await ckpt()
+    expect({ status, stdout }).toEqual({ status: 2, stdout: '' })
+    expect(stderr).toContain('Usage: ckpt')
+  })
+})
+
+describe('help and version are status 0', () => {
+  test.each([
+    ['--help', 'Exit codes'],
+    ['--version', '0.1.0'],
+    ['update --help', '--inference-parallel-size'],
+    ['help serve', '--rank-sockets'],
+  ])('%s', async (args, text) => {
+    const { status, stdout } = await ckpt(...args.split(' '))
+    expect(status).toBe(0)
+    expect(stdout).toContain(text)
+  })
+})
+
+describe('a daemon that cannot be reached is status 3', () => {
+  const commands = [['ls'], ['ls', 'name'], ['rm', 'name'], ['status'], ['abort', 'id']]
+  test.each(commands)('%s %s', async (...args) => {
+    const words = args.filter((word) => word !== undefined)
+    const human = await ckpt(...words)
+    expect(human.status).toBe(3)
+    expect(human.stderr).toContain('ckpt serve')
+    const machine = await json(...words, '--daemon', join(dir.path, 'nobody.sock'))
+    expect(machine.status).toBe(3)
+    expect(machine.document.error.code).toBe('daemon_unreachable')
+    expect(machine.document.error.message).toContain('nobody.sock')
+  })
+
+  test('over TCP, and with update', async () => {
+    const model = join(dir.path, 'one')
+    mkdirSync(model, { recursive: true })
+    const header = '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    const prefix = new Uint8Array(8)
+    prefix[0] = header.length
+    writeFileSync(
+      join(model, 'model.safetensors'),
+      Buffer.concat([prefix, Buffer.from(`${header}x`)]),
+    )
+    const args = ['update', '--checkpoint-path', model, '--daemon', 'http://127.0.0.1:1']
+    const { status, document } = await json(...args)
+    expect(document.error.code).toBe('daemon_unreachable')
+    expect(status).toBe(3)
+  })
+
+  test('what answers there is no daemon', async () => {
+    const server = Bun.serve({ port: 0, fetch: () => new Response('hello', { status: 418 }) })
+    try {
+      const { status, document } = await json('ls', '--daemon', `127.0.0.1:${server.port}`)
+      expect(status).toBe(3)
+      expect(document.error.message).toContain('is not a ckpt daemon')
+    } finally {
+      await server.stop(true)
+    }
+  })
+})
+
+describe('update refuses what it cannot load before it asks a daemon', () => {
+  test.each([
+    ['--checkpoint-path', '/no/such/dir', 'file_not_found'],
+    ['--load-metas-file', '/no/such/file', 'file_not_found'],
+  ])('%s %s', async (option, value, code) => {
+    const { status, document } = await json('update', option, value)
+    expect(document.error.code).toBe(code)
+    expect(document.error.message).toContain(value)
+    expect(status).toBe(1)
+  })
+
+  test('pickled metas, by name', async () => {
+    const path = join(dir.path, 'metas.pkl')
+    writeFileSync(path, new Uint8Array([0x80, 4, 0x7d, 0x2e]))
+    const { status, document } = await json('update', '--load-metas-file', path)
+    expect(document.error.code).toBe('format_not_supported')
+    expect(document.error.message).toContain('pickle')
+    expect(document.error.message).toContain('--save-metas-file')
+    expect(status).toBe(1)
+  })
+})
+
+describe('plan', () => {
+  test('is as fast as the link for a dense model', async () => {
+    const { status, document } = await json('plan', '--tensors', 'qwen3-8b')
+    expect(status).toBe(0)
+    expect(document.tensors).toBe(399)
+    expect(document.mode).toBe('pipelined')
+    expect(document.gb_per_s).toBeGreaterThan(50)
+    expect(document.gb_per_s).toBeLessThan(54)
+    expect(document.tenths_s).toHaveLength(10)
+  })
+
+  test('shows what the engine costs a model of many tensors', async () => {
+    const of = (us: string) =>
+      json('plan', '--tensors', 'qwen3-30b-a3b', '--engine-us-per-tensor', us)
+    const fast = (await of('7')).document
+    const slow = (await of('100')).document
+    expect(fast.tensors).toBe(18_867)
+    // 18,867 tensors of 100 us each
+    expect(slow.seconds).toBeGreaterThan(1.88)
+    expect(fast.seconds).toBeLessThan(slow.seconds / 1.4)
+  })
+
+  test('names the tensor that does not fit', async () => {
+    const { status, document } = await json('plan', '--tensors', 'qwen3-8b', '--free-gib', '1')
+    expect(status).toBe(1)
+    expect(document.error.code).toBe('tensor_too_large')
+    expect(document.error.tensor).toBe('lm_head.weight')
+  })
+
+  test('takes tensors from a file', async () => {
+    const path = join(dir.path, 'tensors.json')
+    writeFileSync(path, JSON.stringify([{ name: 'a', dtype: 'F32', shape: [4, 4] }]))
+    const { document } = await json('plan', '--tensors', path)
+    expect(document).toMatchObject({ tensors: 1, bytes: 64, largest: { name: 'a', bytes: 64 } })
+    writeFileSync(path, JSON.stringify([{ name: 'a', dtype: 'F32', shape: [-1] }]))
+    expect((await json('plan', '--tensors', path)).status).toBe(2)
+    writeFileSync(path, JSON.stringify([{ name: 'a', dtype: 'F33', shape: [1] }]))
+    expect((await json('plan', '--tensors', path)).document.error.message).toContain('F33')
+  })
+})
+
+test('doctor names a fix for everything that is not ok', async () => {
+  const { document } = await json('doctor')
+  const names = document.checks.map((check: { name: string }) => check.name)
+  expect(names).toContain('libzmq')
+  expect(names).toContain('locked memory')
+  for (const check of document.checks) {
+    expect(check.found.length).toBeGreaterThan(0)
+    if (check.state !== 'ok') expect(check.fix?.length).toBeGreaterThan(5)
+  }
+  expect(document.ok).toBe(!document.checks.some((c: { state: string }) => c.state === 'missing'))
+})
