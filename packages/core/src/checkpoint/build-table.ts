@@ -19,8 +19,8 @@ export interface TensorRow {
 export function buildTable(rows: readonly TensorRow[]): TensorTable {
   const count = rows.length
   const order = naturalOrder(rows.map((row) => row.name))
-  const names: string[] = new Array(count)
-  const shapes: (readonly number[])[] = new Array(count)
+  const names: string[] = []
+  const shapes: (readonly number[])[] = []
   const dtypes = new Uint8Array(count)
   const bytes = new Float64Array(count)
   const owners = new Uint32Array(count)
@@ -29,8 +29,8 @@ export function buildTable(rows: readonly TensorRow[]): TensorTable {
     const row = rows[order[i] as number] as TensorRow
     assert(i === 0 || row.name !== names[i - 1], `two rows are named '${row.name}'`)
     assert(Number.isSafeInteger(row.offset + row.bytes), `'${row.name}' is out of range`)
-    names[i] = row.name
-    shapes[i] = row.shape
+    names.push(row.name)
+    shapes.push(row.shape)
     dtypes[i] = row.dtype
     bytes[i] = row.bytes
     owners[i] = row.owner

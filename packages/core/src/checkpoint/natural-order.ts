@@ -3,10 +3,20 @@
  * character, and the digits without leading zeros. `layers.2` then comes before `layers.10`.
  */
 export function naturalKey(name: string): string {
-  return name.replace(/\d+/g, (run) => {
-    const digits = run.replace(/^0+(?=\d)/, '')
-    return `0${String.fromCharCode(Math.min(digits.length, 0xffff))}${digits}`
-  })
+  const { length } = name
+  let key = ''
+  let copied = 0
+  for (let at = 0; at < length; at++) {
+    if (!isDigit(name, at)) continue
+    key += name.slice(copied, at)
+    let end = at + 1
+    while (end < length && isDigit(name, end)) end++
+    while (at < end - 1 && name.charCodeAt(at) === ZERO) at++
+    key += `0${String.fromCharCode(Math.min(end - at, 0xffff))}${name.slice(at, end)}`
+    copied = end
+    at = end
+  }
+  return copied === 0 ? name : key + name.slice(copied)
 }
 
 /** Natural order of names: numbers compare as numbers, all else by UTF-16 unit. Total: 0 only for equal names. */
@@ -24,6 +34,13 @@ export function naturalOrder(names: readonly string[]): Uint32Array {
   // tables mostly come sorted: one pass then saves the sort
   for (let i = 1; i < names.length; i++) if (compare(i - 1, i) > 0) return order.sort(compare)
   return order
+}
+
+const ZERO = 0x30
+
+function isDigit(name: string, at: number): boolean {
+  const unit = name.charCodeAt(at)
+  return unit >= ZERO && unit <= 0x39
 }
 
 function comparePlain(a: string, b: string): number {

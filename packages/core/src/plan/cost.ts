@@ -28,6 +28,8 @@ export const DEFAULT_RATES: CostRates = {
 export interface CostJob {
   readonly totalBytes: number
   readonly tensorCount: number
+  /** Each has a link of its own to host memory; with one there is no broadcast. */
+  readonly rankCount: number
 }
 
 const MIB = 2 ** 20
@@ -51,7 +53,11 @@ const BUCKET_CHOICES = [16 * MIB, 32 * MIB, 64 * MIB, 128 * MIB, 256 * MIB]
 export function predictSeconds(job: CostJob, bucketBytes: number, rates: CostRates): number {
   const { totalBytes, tensorCount } = job
   const bucketCount = Math.max(1, Math.ceil(totalBytes / bucketBytes))
-  const bytesPerSecond = Math.min(rates.h2dBytesPerSecond, rates.broadcastBytesPerSecond)
+  const linksBytesPerSecond = rates.h2dBytesPerSecond * job.rankCount
+  const bytesPerSecond =
+    job.rankCount > 1
+      ? Math.min(linksBytesPerSecond, rates.broadcastBytesPerSecond)
+      : linksBytesPerSecond
   const transfer = totalBytes / bytesPerSecond
   const tensors = tensorCount * rates.tensorSeconds + totalBytes / rates.reloadBytesPerSecond
   const engine = tensors + bucketCount * rates.bucketSeconds

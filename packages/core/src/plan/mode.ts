@@ -94,10 +94,12 @@ function pipelined(
   holdsAll: boolean,
 ): ModeDecision {
   const most = Math.min(floorTo(ringBytes / BUCKETS_PER_RING, 256), spareBytes)
+  const { totalBytes, tensorCount } = input
+  const job = { totalBytes, tensorCount, rankCount: input.freeBytes.length }
   const bucketBytes =
     input.bucketBytes === null
-      ? chooseBucketBytes(input, most, input.rates ?? DEFAULT_RATES)
-      : Math.min(input.bucketBytes, floorTo(ringBytes / 2, 256))
+      ? chooseBucketBytes(job, most, input.rates ?? DEFAULT_RATES)
+      : Math.min(input.bucketBytes, floorTo(ringBytes / 2, 256), spareBytes)
   const held = holdsAll ? 'the whole checkpoint' : 'the largest tensor and further buckets'
   const reason = `${input.mode === 'pipelined' ? 'asked for; ' : ''}the ring holds ${held}`
   return decided('pipelined', ringBytes, bucketBytes, reason)

@@ -29,6 +29,11 @@ export const HEADER_BYTES_MAX = 100_000_000
 
 const METADATA = '__metadata__'
 
+/** Limits, so that nonsense is refused early. torch has tensors of at most 64 dimensions. */
+const DIMENSIONS_MAX = 64
+const METADATA_ENTRIES_MAX = 65_536
+const UNKNOWN_FIELDS_MAX = 64
+
 /**
  * Bytes of the JSON that follows the prefix, which is the first 8 bytes of the file (fewer when the file is shorter).
  *
@@ -103,7 +108,7 @@ class HeaderParser {
       this.reader.end()
     } catch (error) {
       if (!(error instanceof JsonError)) throw error
-      throw this.invalid(`${error.message}, at byte ${error.at} of the header`)
+      throw this.invalid(`invalid header: ${error.message}, at byte ${error.at} of it`)
     }
     return { tensors: this.tensors, metadata: this.metadata, dataStart: this.dataStart }
   }
@@ -119,7 +124,10 @@ class HeaderParser {
   private readMetadata(): void {
     if (this.reader.takeNull()) return
     const metadata = new Map<string, string>()
-    this.reader.object((key) => metadata.set(key, this.reader.string()))
+    this.reader.object((key) => {
+      metadata.set(key, this.reader.string())
+      if (metadata.size > METADATA_ENTRIES_MAX) throw this.invalid('too many entries')
+    })
     this.metadata = Object.fromEntries(metadata)
   }
 
@@ -128,17 +136,19 @@ class HeaderParser {
     let dtype: number | undefined
     let shape: number[] | undefined
     let offsets: number[] | undefined
+    let unknownCount = 0
     reader.object((key) => {
       if (key === 'dtype') {
         if (dtype !== undefined) throw this.invalid("'dtype' comes twice")
         dtype = this.readDtype()
       } else if (key === 'shape') {
         if (shape !== undefined) throw this.invalid("'shape' comes twice")
-        shape = this.readIntegers()
+        shape = this.readIntegers(DIMENSIONS_MAX)
       } else if (key === 'data_offsets') {
         if (offsets !== undefined) throw this.invalid("'data_offsets' comes twice")
-        offsets = this.readIntegers()
-      } else reader.skip()
+        offsets = this.readIntegers(2)
+      } else if (unknownCount++ < UNKNOWN_FIELDS_MAX) reader.skip()
+      else throw this.invalid('too many unknown fields')
     })
     if (dtype === undefined) throw this.invalid("'dtype' is missing")
     if (shape === undefined) throw this.invalid("'shape' is missing")
@@ -148,7 +158,7 @@ class HeaderParser {
 
   private addTensor(name: string, dtype: number, shape: number[], offsets: number[]): void {
     const [from, to] = offsets
-    if (from === undefined || to === undefined || offsets.length !== 2) {
+    if (from === undefined || to === undefined) {
       throw this.invalid(`'data_offsets' has ${offsets.length} numbers instead of 2`)
     }
     const dataBytes = this.fileBytes - this.dataStart
@@ -172,9 +182,9 @@ class HeaderParser {
     return dtype
   }
 
-  private readIntegers(): number[] {
+  private readIntegers(countMax: number): number[] {
     const numbers: number[] = []
-    this.reader.array(() => numbers.push(this.reader.integer()))
+    this.reader.array(countMax, () => numbers.push(this.reader.integer()))
     return numbers
   }
 

@@ -23,12 +23,26 @@ const CLOSE_OBJECT = 0x7d
 /** serde_json, which safetensors reads headers with, has the same limit. */
 const DEPTH_MAX = 128
 
+/** The most bytes of a value that nobody asked for. */
+const SKIPPED_BYTES_MAX = 2 ** 20
+
+/** Strings up to this length are looked up before they are decoded: a header repeats a few of them for every tensor. */
+const SHORT_BYTES_MAX = 16
+const SHORT_SLOTS = 64
+
+interface ShortString {
+  readonly bytes: Uint8Array
+  readonly text: string
+}
+
 /**
  * Reads JSON of a known form straight from its bytes, and stops at the first byte that does not fit. `JSON.parse` would hide
  * keys that come twice, and would build a tree out of 100 MB of nonsense before anyone could look at it.
  */
 export class JsonReader {
   private at = 0
+  private skipEnd = 0
+  private readonly short: (ShortString | undefined)[] = []
   private readonly decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
   constructor(private readonly bytes: Uint8Array) {}
@@ -45,11 +59,13 @@ export class JsonReader {
     this.expect(CLOSE_OBJECT, "',' or '}'")
   }
 
-  /** Reads an array; `item` must read one value. */
-  array(item: () => void): void {
+  /** Reads an array of at most `countMax` values; `item` must read one. */
+  array(countMax: number, item: () => void): void {
     this.expect(OPEN_ARRAY, 'an array')
     if (this.take(CLOSE_ARRAY)) return
+    let count = 0
     do {
+      if (count++ === countMax) this.fail(`an array of more than ${countMax} values`, this.at)
       item()
     } while (this.take(COMMA))
     this.expect(CLOSE_ARRAY, "',' or ']'")
@@ -80,6 +96,27 @@ export class JsonReader {
     this.expect(QUOTE, 'a string')
     const start = this.at
     const escaped = this.skipString()
+    if (!escaped && this.at - 1 - start <= SHORT_BYTES_MAX) return this.shortString(start)
+    return this.decode(start, escaped)
+  }
+
+  private shortString(start: number): string {
+    const { bytes } = this
+    const length = this.at - 1 - start
+    const slot =
+      (length * 31 + (bytes[start] as number) * 7 + (bytes[start + 1] ?? 0)) % SHORT_SLOTS
+    const known = this.short[slot]
+    if (known !== undefined && known.bytes.length === length) {
+      let i = 0
+      while (i < length && known.bytes[i] === bytes[start + i]) i++
+      if (i === length) return known.text
+    }
+    const text = this.decode(start, false)
+    this.short[slot] = { bytes: bytes.subarray(start, start + length), text }
+    return text
+  }
+
+  private decode(start: number, escaped: boolean): string {
     const raw = this.bytes.subarray(start, this.at - 1)
     try {
       const text = this.decoder.decode(raw)
@@ -100,8 +137,9 @@ export class JsonReader {
     return true
   }
 
-  /** Skips one value of any form. */
+  /** Skips one value of any form, up to 1 MiB. */
   skip(): void {
+    this.skipEnd = this.at + SKIPPED_BYTES_MAX
     this.skipValue(0)
   }
 
@@ -113,10 +151,11 @@ export class JsonReader {
 
   private skipValue(depth: number): void {
     if (depth > DEPTH_MAX) this.fail('nested too deeply', this.at)
+    if (this.at > this.skipEnd) this.fail('an unknown value of more than 1 MiB', this.at)
     this.space()
     const byte = this.bytes[this.at]
     if (byte === OPEN_OBJECT) this.object(() => this.skipValue(depth + 1))
-    else if (byte === OPEN_ARRAY) this.array(() => this.skipValue(depth + 1))
+    else if (byte === OPEN_ARRAY) this.array(SKIPPED_BYTES_MAX, () => this.skipValue(depth + 1))
     else if (byte === QUOTE) this.string()
     else if (byte === 0x2d || (byte !== undefined && byte >= ZERO && byte <= NINE))
       this.skipNumber()
