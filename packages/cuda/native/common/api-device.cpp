@@ -1,4 +1,5 @@
-// Devices and what runs on them: handles and arguments are checked here, the work is the backend's (backend.h).
+// Devices and what runs on them: handles and arguments are checked here, the work is the backend's
+// (backend.h).
 #include <utility>
 #include <vector>
 
@@ -73,7 +74,8 @@ int32_t ckpt_memory_export(uint32_t memory, uint8_t* handle_p) {
   });
 }
 
-int32_t ckpt_memory_open(uint32_t device, const uint8_t* handle, uint64_t bytes, uint32_t* memory_p) {
+int32_t ckpt_memory_open(uint32_t device, const uint8_t* handle, uint64_t bytes,
+                         uint32_t* memory_p) {
   return guard([&] {
     uint32_t& out = require(memory_p, "memory_p");
     require_device(device);
@@ -143,7 +145,8 @@ int32_t ckpt_event_record(uint32_t event, uint32_t stream) {
     const auto recorded = find_object<Event>(event);
     const auto on = find_object<Stream>(stream);
     if (recorded->device() != on->device()) {
-      fail(CKPT_ERR_INVALID, "an event of device %u recorded on a stream of device %u", recorded->device(), on->device());
+      fail(CKPT_ERR_INVALID, "an event of device %u recorded on a stream of device %u",
+           recorded->device(), on->device());
     }
     recorded->record(*on);
   });
@@ -157,7 +160,8 @@ int32_t ckpt_event_notify(uint32_t event, uint32_t signal) {
 }
 
 int32_t ckpt_event_query(uint32_t event) {
-  return guard([&]() -> int32_t { return find_object<Event>(event)->query() ? CKPT_OK : CKPT_NOT_READY; });
+  return guard(
+      [&]() -> int32_t { return find_object<Event>(event)->query() ? CKPT_OK : CKPT_NOT_READY; });
 }
 
 int32_t ckpt_event_wait(uint32_t event, uint32_t signal, uint32_t timeout_ms) {
@@ -167,20 +171,21 @@ int32_t ckpt_event_wait(uint32_t event, uint32_t signal, uint32_t timeout_ms) {
   });
 }
 
-int32_t ckpt_copy_h2d(uint32_t stream, uint32_t memory, uint64_t memory_offset, uint32_t buffer, uint64_t buffer_offset,
-                      uint64_t bytes) {
+int32_t ckpt_copy_h2d(uint32_t stream, uint32_t memory, uint64_t memory_offset, uint32_t buffer,
+                      uint64_t buffer_offset, uint64_t bytes) {
   return guard([&] {
     const auto on = find_object<Stream>(stream);
     auto to = find_object<Memory>(memory);
     auto from = find_object<Buffer>(buffer);
     require_range("copy to device memory", memory_offset, bytes, to->bytes());
     require_range("copy from a buffer", buffer_offset, bytes, from->bytes());
-    if (bytes > 0) on->copy_h2d(std::move(to), memory_offset, std::move(from), buffer_offset, bytes);
+    if (bytes > 0)
+      on->copy_h2d(std::move(to), memory_offset, std::move(from), buffer_offset, bytes);
   });
 }
 
-int32_t ckpt_copy_device(uint32_t stream, uint32_t dst_memory, uint32_t src_memory, const ckpt_copy_piece* pieces,
-                         uint32_t count) {
+int32_t ckpt_copy_device(uint32_t stream, uint32_t dst_memory, uint32_t src_memory,
+                         const ckpt_copy_piece* pieces, uint32_t count) {
   return guard([&] {
     const auto on = find_object<Stream>(stream);
     auto to = find_object<Memory>(dst_memory);
@@ -200,7 +205,8 @@ int32_t ckpt_group_create(uint32_t members, uint32_t* group_p) {
   return guard([&] {
     uint32_t& out = require(group_p, "group_p");
     require_initialized();
-    if (members == 0 || members > kGroupMembersMax) fail(CKPT_ERR_INVALID, "a group has 1 to %u members", kGroupMembersMax);
+    if (members == 0 || members > kGroupMembersMax)
+      fail(CKPT_ERR_INVALID, "a group has 1 to %u members", kGroupMembersMax);
     out = add_object(backend::group_create(members));
   });
 }
@@ -210,12 +216,14 @@ int32_t ckpt_group_join(uint32_t group, uint32_t member, uint32_t stream, uint32
     const auto object = find_object<Group>(group);
     auto on = find_object<Stream>(stream);
     auto ring = find_object<Memory>(memory);
-    if (member >= object->members()) fail(CKPT_ERR_INVALID, "member %u of %u", member, object->members());
+    if (member >= object->members())
+      fail(CKPT_ERR_INVALID, "member %u of %u", member, object->members());
     object->join(member, std::move(on), std::move(ring));
   });
 }
 
-int32_t ckpt_group_broadcast(uint32_t group, uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes) {
+int32_t ckpt_group_broadcast(uint32_t group, uint32_t member, uint32_t root, uint64_t offset,
+                             uint64_t bytes) {
   return guard([&] {
     const auto object = find_object<Group>(group);
     if (member >= object->members() || root >= object->members()) {

@@ -16,9 +16,10 @@ constexpr uint32_t kReadThreadsMax = 64;
 constexpr uint32_t kReadPiecesMax = 1u << 24;
 
 Read::Piece resolve(const ckpt_read_piece& piece) {
-  Read::Piece resolved{find_object<File>(piece.file), find_object<Buffer>(piece.buffer), piece.file_offset,
-                       piece.buffer_offset, piece.bytes};
-  if (resolved.buffer->file() != nullptr) fail(CKPT_ERR_INVALID, "the buffer is a read-only mapping");
+  Read::Piece resolved{find_object<File>(piece.file), find_object<Buffer>(piece.buffer),
+                       piece.file_offset, piece.buffer_offset, piece.bytes};
+  if (resolved.buffer->file() != nullptr)
+    fail(CKPT_ERR_INVALID, "the buffer is a read-only mapping");
   require_range("read into a buffer", piece.buffer_offset, piece.bytes, resolved.buffer->bytes());
   require_range("read of a file", piece.file_offset, piece.bytes, INT64_MAX);
   return resolved;
@@ -60,7 +61,8 @@ int32_t ckpt_buffer_bytes(uint32_t buffer, uint64_t* bytes_p) {
 }
 
 int32_t ckpt_buffer_path(uint32_t buffer, char* text, uint32_t text_bytes) {
-  return guard([&] { copy_text(find_object<Buffer>(buffer)->shared_path().c_str(), text, text_bytes); });
+  return guard(
+      [&] { copy_text(find_object<Buffer>(buffer)->shared_path().c_str(), text, text_bytes); });
 }
 
 int32_t ckpt_file_open(const char* path, uint32_t* file_p) {
@@ -87,7 +89,8 @@ int32_t ckpt_file_read(uint32_t file, uint64_t offset, uint64_t bytes, uint8_t* 
   return guard([&] {
     const auto object = find_object<File>(file);
     require_range("read of a file", offset, bytes, INT64_MAX);
-    if (bytes > kFileReadBytesMax) fail(CKPT_ERR_INVALID, "ckpt_file_read is for headers of at most 128 MiB");
+    if (bytes > kFileReadBytesMax)
+      fail(CKPT_ERR_INVALID, "ckpt_file_read is for headers of at most 128 MiB");
     if (bytes > 0) object->read(offset, bytes, &require(bytes_p, "bytes_p"));
   });
 }
@@ -108,11 +111,12 @@ int32_t ckpt_file_sha256(uint32_t file, uint64_t offset, uint64_t bytes, uint8_t
   });
 }
 
-int32_t ckpt_read_start(const ckpt_read_piece* pieces, uint32_t count, uint32_t threads, uint32_t signal,
-                        uint32_t* read_p) {
+int32_t ckpt_read_start(const ckpt_read_piece* pieces, uint32_t count, uint32_t threads,
+                        uint32_t signal, uint32_t* read_p) {
   return guard([&] {
     uint32_t& out = require(read_p, "read_p");
-    if (threads == 0 || threads > kReadThreadsMax) fail(CKPT_ERR_INVALID, "threads must be 1 to %u", kReadThreadsMax);
+    if (threads == 0 || threads > kReadThreadsMax)
+      fail(CKPT_ERR_INVALID, "threads must be 1 to %u", kReadThreadsMax);
     if (count > kReadPiecesMax) fail(CKPT_ERR_INVALID, "more than %u pieces", kReadPiecesMax);
     if (count > 0) require(pieces, "pieces");
     std::vector<Read::Piece> resolved;
@@ -148,7 +152,8 @@ int32_t ckpt_refcounter_create(uint32_t* refcounter_p, char* name_p, uint32_t na
   return guard([&] {
     uint32_t& out = require(refcounter_p, "refcounter_p");
     auto object = std::make_shared<Refcounter>();
-    if (name_bytes <= object->name().size()) fail(CKPT_ERR_INVALID, "the name has %zu characters", object->name().size());
+    if (name_bytes <= object->name().size())
+      fail(CKPT_ERR_INVALID, "the name has %zu characters", object->name().size());
     copy_text(object->name().c_str(), name_p, name_bytes);
     out = add_object(std::move(object));
   });

@@ -1,7 +1,7 @@
 // The library itself and its signals.
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
-#include <cerrno>
 
 #include "backend.h"
 #include "init.h"

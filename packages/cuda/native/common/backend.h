@@ -1,21 +1,27 @@
-// What a backend (host/, cuda/) implements. common/ implements the whole C ABI of ckpt.h on top of it:
+// What a backend (host/, cuda/) implements. common/ implements the whole C ABI of ckpt.h on top of
+// it:
 //
 //   common/api-library.cpp   library, signals, init, live objects
 //   common/api-host.cpp      buffers, files, reads, the reference counters
-//   common/api-device.cpp    devices, memory, streams, events, copies, groups: looks handles up, checks arguments and
+//   common/api-device.cpp    devices, memory, streams, events, copies, groups: looks handles up,
+//   checks arguments and
 //                            ranges, then calls the functions and classes below
 //
-// So a backend has no extern "C" function. It derives from Memory, Stream, Event and Group, and defines the functions
-// of namespace backend. It reports an error by throwing ckpt::Error (fail() and fail_errno() in error.h); destructors
-// do not throw. Every function may be called from any thread, also several at once on one object.
+// So a backend has no extern "C" function. It derives from Memory, Stream, Event and Group, and
+// defines the functions of namespace backend. It reports an error by throwing ckpt::Error (fail()
+// and fail_errno() in error.h); destructors do not throw. Every function may be called from any
+// thread, also several at once on one object.
 //
-// Ready for use in a backend: Completion and wait_for (completion.h: waits that a signal aborts), start_thread and
-// parallel_for (threads.h), SharedMemory (host-memory.h), Sha256, and Buffer/File (buffer.h, file.h).
+// Ready for use in a backend: Completion and wait_for (completion.h: waits that a signal aborts),
+// start_thread and parallel_for (threads.h), SharedMemory (host-memory.h), Sha256, and Buffer/File
+// (buffer.h, file.h).
 //
-// Sources include "ckpt.h" and "common/...h" (-I native/include -I native); C++20, -Wall -Wextra -Werror.
+// Sources include "ckpt.h" and "common/...h" (native/include, native and native/common are on the
+// path); C++20, -Wall -Wextra -Werror.
 //
-// Copies out of a Buffer whose file() is not null: take file()->enter() and keep the Reader until the device has read
-// the bytes; null means CKPT_ERR_CHANGED. Cut copies at multiples of pin_piece_bytes().
+// Copies out of a Buffer whose file() is not null: take file()->enter() and keep the Reader until
+// the device has read the bytes; null means CKPT_ERR_CHANGED. Cut copies at multiples of
+// pin_piece_bytes().
 #pragma once
 
 #include <memory>
@@ -28,8 +34,8 @@ namespace ckpt {
 class Buffer;
 class Signal;
 
-// Device memory. The destructor frees it (or closes it when it was opened): by then the handle is destroyed and no call
-// and no queued work refers to it.
+// Device memory. The destructor frees it (or closes it when it was opened): by then the handle is
+// destroyed and no call and no queued work refers to it.
 class Memory : public Object {
  public:
   static constexpr Kind kKind = Kind::memory;
@@ -50,22 +56,24 @@ class Memory : public Object {
 
 class Event;
 
-// Work in order. An error of work that was enqueued stays with the stream: work behind it is left out, events recorded
-// behind it complete with it, a stream that waits for such an event takes it over. sync() returns it and clears it.
-// close() waits for the work; afterwards enqueuing gives CKPT_ERR_STATE.
+// Work in order. An error of work that was enqueued stays with the stream: work behind it is left
+// out, events recorded behind it complete with it, a stream that waits for such an event takes it
+// over. sync() returns it and clears it. close() waits for the work; afterwards enqueuing gives
+// CKPT_ERR_STATE.
 class Stream : public Object {
  public:
   static constexpr Kind kKind = Kind::stream;
   explicit Stream(uint32_t device) : device_(device) {}
   uint32_t device() const noexcept { return device_; }
 
-  // The state of the event's last record at the time of the call; nothing when it was never recorded.
+  // The state of the event's last record at the time of the call; nothing when it was never
+  // recorded.
   virtual void wait_event(Event& event) = 0;
   // signal may be null. Throws the stream's error, CKPT_ERR_ABORTED or CKPT_ERR_TIMEOUT.
   virtual void sync(Signal* signal, uint32_t timeout_ms) = 0;
   // Ranges are checked, bytes > 0.
-  virtual void copy_h2d(std::shared_ptr<Memory> to, uint64_t to_offset, std::shared_ptr<Buffer> from,
-                        uint64_t from_offset, uint64_t bytes) = 0;
+  virtual void copy_h2d(std::shared_ptr<Memory> to, uint64_t to_offset,
+                        std::shared_ptr<Buffer> from, uint64_t from_offset, uint64_t bytes) = 0;
   virtual void copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from,
                            std::vector<ckpt_copy_piece> pieces) = 0;
 
@@ -80,10 +88,11 @@ class Event : public Object {
   uint32_t device() const noexcept { return device_; }
 
   virtual void record(Stream& stream) = 0;
-  // Raises the signal (no bits) when the last record completes, with an error or without; at once when it has, or when
-  // there is none.
+  // Raises the signal (no bits) when the last record completes, with an error or without; at once
+  // when it has, or when there is none.
   virtual void notify(std::shared_ptr<Signal> signal) = 0;
-  // False: not complete. Throws the error of the work before it. An event that was never recorded is complete.
+  // False: not complete. Throws the error of the work before it. An event that was never recorded
+  // is complete.
   virtual bool query() = 0;
   // signal may be null. Throws the work's error, CKPT_ERR_ABORTED or CKPT_ERR_TIMEOUT.
   virtual void wait(Signal* signal, uint32_t timeout_ms) = 0;
@@ -99,12 +108,14 @@ class Group : public Object {
   explicit Group(uint32_t members) : members_(members) {}
   uint32_t members() const noexcept { return members_; }
 
-  // member < members(). A member joins once; a stream joins one member of a group (CKPT_ERR_STATE, CKPT_ERR_INVALID).
-  // The group must not keep stream and memory alive (weak_ptr): they can be freed before it.
-  virtual void join(uint32_t member, std::shared_ptr<Stream> stream, std::shared_ptr<Memory> memory) = 0;
-  // member, root < members(), bytes > 0. CKPT_ERR_STATE unless the member has joined, CKPT_ERR_INVALID when the range
-  // is outside of its memory, or when root, offset or bytes differ from what another member said for the same broadcast,
-  // CKPT_ERR_ABORTED after abort().
+  // member < members(). A member joins once; a stream joins one member of a group (CKPT_ERR_STATE,
+  // CKPT_ERR_INVALID). The group must not keep stream and memory alive (weak_ptr): they can be
+  // freed before it.
+  virtual void join(uint32_t member, std::shared_ptr<Stream> stream,
+                    std::shared_ptr<Memory> memory) = 0;
+  // member, root < members(), bytes > 0. CKPT_ERR_STATE unless the member has joined,
+  // CKPT_ERR_INVALID when the range is outside of its memory, or when root, offset or bytes differ
+  // from what another member said for the same broadcast, CKPT_ERR_ABORTED after abort().
   virtual void broadcast(uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes) = 0;
   virtual void abort() = 0;
   void close() override { abort(); }
@@ -125,8 +136,8 @@ namespace backend {
 // "host" or "cuda".
 const char* kind() noexcept;
 
-// Called once, before everything below, by the first ckpt_init that succeeds. The functions below are called only
-// after it; device < device_count().
+// Called once, before everything below, by the first ckpt_init that succeeds. The functions below
+// are called only after it; device < device_count().
 void init(const ckpt_config& config);
 uint32_t device_count();
 void device_describe(uint32_t device, ckpt_device_info& info);  // info is all zeros
@@ -138,7 +149,8 @@ std::shared_ptr<Stream> stream_create(uint32_t device);
 std::shared_ptr<Event> event_create(uint32_t device);
 std::shared_ptr<Group> group_create(uint32_t members);
 
-// Host memory for every device. The pages are populated. unpin_host gets the addresses that pin_host got.
+// Host memory for every device. The pages are populated. unpin_host gets the addresses that
+// pin_host got.
 PinPlan pin_plan(uint64_t bytes, bool read_only);
 void pin_host(void* address, uint64_t bytes, bool read_only);
 void unpin_host(void* address) noexcept;

@@ -21,7 +21,8 @@ constexpr uint64_t kHashChunkBytes = 1ull << 20;
 
 std::shared_ptr<Buffer> Buffer::allocate(uint64_t bytes, uint32_t flags) {
   if (bytes == 0) fail(CKPT_ERR_INVALID, "a buffer of 0 bytes");
-  if ((flags & ~static_cast<uint32_t>(CKPT_BUFFER_SHARED)) != 0) fail(CKPT_ERR_INVALID, "unknown buffer flags %#x", flags);
+  if ((flags & ~static_cast<uint32_t>(CKPT_BUFFER_SHARED)) != 0)
+    fail(CKPT_ERR_INVALID, "unknown buffer flags %#x", flags);
   std::shared_ptr<Buffer> buffer(new Buffer);
   buffer->bytes_ = bytes;
   if ((flags & CKPT_BUFFER_SHARED) != 0) {
@@ -44,7 +45,9 @@ std::shared_ptr<Buffer> Buffer::map(std::shared_ptr<File> file) {
   if (reader == nullptr) file->require_lease();
   std::shared_ptr<Buffer> buffer(new Buffer);
   void* address = mmap(nullptr, file->bytes(), PROT_READ, MAP_SHARED, file->fd(), 0);
-  if (address == MAP_FAILED) fail_errno(errno == ENOMEM ? CKPT_ERR_MEMORY : CKPT_ERR_IO, errno, "mmap %s", file->path().c_str());
+  if (address == MAP_FAILED)
+    fail_errno(errno == ENOMEM ? CKPT_ERR_MEMORY : CKPT_ERR_IO, errno, "mmap %s",
+               file->path().c_str());
   buffer->bytes_ = file->bytes();
   buffer->file_ = std::move(file);
   buffer->address_ = static_cast<uint8_t*>(address);
@@ -57,13 +60,16 @@ void Buffer::populate_and_pin() {
   const PinPlan plan = backend::pin_plan(bytes_, read_only);
   pin_piece_bytes_ = plan.piece_bytes == 0 ? bytes_ : plan.piece_bytes;
   const uint32_t threads = usable_threads(kPopulateThreads);
-  // A mapping is populated for the device only: the processor reads the file instead (File::read_leased).
+  // A mapping is populated for the device only: the processor reads the file instead
+  // (File::read_leased).
   if (!read_only) populate(address_, bytes_, true, threads);
   if (!plan.needed) return;
 
   const uint64_t pieces = (bytes_ + pin_piece_bytes_ - 1) / pin_piece_bytes_;
   std::vector<std::atomic<bool>> pinned(pieces);
-  const auto piece_bytes = [&](uint64_t piece) { return std::min(pin_piece_bytes_, bytes_ - piece * pin_piece_bytes_); };
+  const auto piece_bytes = [&](uint64_t piece) {
+    return std::min(pin_piece_bytes_, bytes_ - piece * pin_piece_bytes_);
+  };
   try {
     parallel_for(pieces, std::max(plan.threads, 1u), [&](uint64_t piece) {
       uint8_t* begin = address_ + piece * pin_piece_bytes_;
@@ -81,7 +87,8 @@ void Buffer::populate_and_pin() {
 }
 
 Buffer::~Buffer() {
-  for (uint64_t piece = 0; piece < pinned_pieces_; piece++) backend::unpin_host(address_ + piece * pin_piece_bytes_);
+  for (uint64_t piece = 0; piece < pinned_pieces_; piece++)
+    backend::unpin_host(address_ + piece * pin_piece_bytes_);
   if (file_ != nullptr && address_ != nullptr) munmap(address_, bytes_);
 }
 

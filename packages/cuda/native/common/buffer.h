@@ -23,15 +23,17 @@ class Buffer : public Object {
 
   uint8_t* address() const noexcept { return address_; }
   uint64_t bytes() const noexcept { return bytes_; }
-  // Null unless the buffer is a mapping of this file: then it is read-only, may be read only while the file's lease
-  // holds (File::enter, File::read_leased), and lives as long as the buffer.
+  // Null unless the buffer is a mapping of this file: then it is read-only, may be read only while
+  // the file's lease holds (File::enter, File::read_leased), and lives as long as the buffer.
   const std::shared_ptr<File>& file() const noexcept { return file_; }
-  // Registrations begin at multiples of this; no copy may cross from one into the next. bytes() when there is one.
+  // Registrations begin at multiples of this; no copy may cross from one into the next. bytes()
+  // when there is one.
   uint64_t pin_piece_bytes() const noexcept { return pin_piece_bytes_; }
   // CKPT_ERR_STATE unless it is shared memory.
   std::string shared_path() const;
 
-  // A copy by the processor; CKPT_ERR_CHANGED when the file behind it has changed. The range has been checked.
+  // A copy by the processor; CKPT_ERR_CHANGED when the file behind it has changed. The range has
+  // been checked.
   void copy_out(uint64_t offset, uint64_t bytes, void* to);
   void sha256(uint64_t offset, uint64_t bytes, uint8_t* digest);
 

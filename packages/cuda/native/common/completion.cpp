@@ -38,7 +38,8 @@ void Completion::notify(std::shared_ptr<Signal> signal) {
   {
     std::lock_guard lock(mutex_);
     if (status_ == CKPT_NOT_READY) {
-      if (std::find(signals_.begin(), signals_.end(), signal) == signals_.end()) signals_.push_back(std::move(signal));
+      if (std::find(signals_.begin(), signals_.end(), signal) == signals_.end())
+        signals_.push_back(std::move(signal));
       return;
     }
   }

@@ -10,10 +10,11 @@
 
 namespace ckpt {
 
-// Waits until ready() is true: the source changes its state, then calls list.wake_all(). `signal` may be null.
-// Throws CKPT_ERR_ABORTED or CKPT_ERR_TIMEOUT; `what` names the wait in their text.
+// Waits until ready() is true: the source changes its state, then calls list.wake_all(). `signal`
+// may be null. Throws CKPT_ERR_ABORTED or CKPT_ERR_TIMEOUT; `what` names the wait in their text.
 template <class Ready>
-void wait_for(WakeList& list, Signal* signal, uint32_t timeout_ms, const char* what, Ready&& ready) {
+void wait_for(WakeList& list, Signal* signal, uint32_t timeout_ms, const char* what,
+              Ready&& ready) {
   const auto deadline = deadline_after(timeout_ms);
   Waker waker;
   WakeList::Entry source(&list, waker);

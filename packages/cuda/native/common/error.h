@@ -1,4 +1,5 @@
-// Errors inside the library are exceptions of one class; guard() turns them into a status at the C boundary.
+// Errors inside the library are exceptions of one class; guard() turns them into a status at the C
+// boundary.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,8 @@ class Error : public std::exception {
   std::string text_;
 };
 
-[[noreturn]] void fail(ckpt_status status, const char* format, ...) __attribute__((format(printf, 2, 3)));
+[[noreturn]] void fail(ckpt_status status, const char* format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 // The text gets ": No such file or directory (ENOENT)" behind it.
 [[noreturn]] void fail_errno(ckpt_status status, int error_number, const char* format, ...)
@@ -35,10 +37,12 @@ std::string format_text(const char* format, ...) __attribute__((format(printf, 1
 void set_last_error(const char* text) noexcept;
 const char* last_error() noexcept;
 
-// Copies text into a caller's buffer, NUL terminated and cut; CKPT_ERR_INVALID without room for one byte.
+// Copies text into a caller's buffer, NUL terminated and cut; CKPT_ERR_INVALID without room for one
+// byte.
 void copy_text(const char* text, char* out, uint32_t out_bytes);
 
-// Runs a function of the C ABI. `body` returns nothing, or a ckpt_status that is not an error (NOT_READY).
+// Runs a function of the C ABI. `body` returns nothing, or a ckpt_status that is not an error
+// (NOT_READY).
 template <class Body>
 int32_t guard(Body&& body) noexcept {
   try {

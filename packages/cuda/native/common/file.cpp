@@ -18,12 +18,15 @@ namespace {
 constexpr uint64_t kChunkBytes = 1ull << 20;
 constexpr uint64_t kHashChunkBytes = 4ull << 20;
 
-bool same_time(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
+bool same_time(const timespec& a, const timespec& b) {
+  return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+}
 
-// ctime also changes when the file is unlinked or replaced by rename, which leaves the bytes as they are: then the
-// number of links differs too.
+// ctime also changes when the file is unlinked or replaced by rename, which leaves the bytes as
+// they are: then the number of links differs too.
 bool same_content(const struct stat& a, const struct stat& b) {
-  if (a.st_size != b.st_size || a.st_ino != b.st_ino || !same_time(a.st_mtim, b.st_mtim)) return false;
+  if (a.st_size != b.st_size || a.st_ino != b.st_ino || !same_time(a.st_mtim, b.st_mtim))
+    return false;
   return same_time(a.st_ctim, b.st_ctim) || a.st_nlink != b.st_nlink;
 }
 
@@ -35,12 +38,16 @@ bool is_filesystem(int fd, std::initializer_list<long> magics) {
 
 const char* lease_refusal(int error_number) {
   switch (error_number) {
-    case EAGAIN: return "it is open or mapped for writing";
+    case EAGAIN:
+      return "it is open or mapped for writing";
     case EACCES:
-    case EPERM: return "it belongs to another user";
+    case EPERM:
+      return "it belongs to another user";
     case EINVAL:
-    case ENOLCK: return "its file system has no leases";
-    default: return "fcntl";
+    case ENOLCK:
+      return "its file system has no leases";
+    default:
+      return "fcntl";
   }
 }
 
@@ -71,7 +78,8 @@ bool ReadGate::wait_empty(Clock::time_point deadline) {
 std::shared_ptr<File> File::open(const char* path) {
   // O_NONBLOCK: opening a FIFO must not wait for its other end.
   int fd = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0 && errno == EWOULDBLOCK) fd = ::open(path, O_RDONLY | O_CLOEXEC);  // another program's write lease
+  if (fd < 0 && errno == EWOULDBLOCK)
+    fd = ::open(path, O_RDONLY | O_CLOEXEC);  // another program's write lease
   if (fd < 0) fail_errno(CKPT_ERR_IO, errno, "open %s", path);
   struct stat info;
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
@@ -81,7 +89,8 @@ std::shared_ptr<File> File::open(const char* path) {
   return std::make_shared<File>(fd, path, info);
 }
 
-File::File(int fd, std::string path, const struct stat& info) : fd_(fd), path_(std::move(path)), opened_(info) {}
+File::File(int fd, std::string path, const struct stat& info)
+    : fd_(fd), path_(std::move(path)), opened_(info) {}
 
 File::~File() { ::close(fd_); }
 
@@ -100,10 +109,12 @@ void File::describe(ckpt_file_info& info) {
 uint64_t File::read_some(uint64_t offset, uint64_t bytes, void* to) {
   uint64_t done = 0;
   while (done < bytes) {
-    const ssize_t count = pread(fd_, static_cast<uint8_t*>(to) + done, bytes - done, static_cast<off_t>(offset + done));
+    const ssize_t count = pread(fd_, static_cast<uint8_t*>(to) + done, bytes - done,
+                                static_cast<off_t>(offset + done));
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) {
-      fail_errno(CKPT_ERR_IO, errno, "read %s at %llu", path_.c_str(), static_cast<unsigned long long>(offset + done));
+      fail_errno(CKPT_ERR_IO, errno, "read %s at %llu", path_.c_str(),
+                 static_cast<unsigned long long>(offset + done));
     }
     if (count == 0) break;
     done += static_cast<uint64_t>(count);
@@ -114,7 +125,8 @@ uint64_t File::read_some(uint64_t offset, uint64_t bytes, void* to) {
 void File::read(uint64_t offset, uint64_t bytes, void* to) {
   const uint64_t done = read_some(offset, bytes, to);
   if (done < bytes) {
-    fail(CKPT_ERR_IO, "read %s at %llu: the file ends there", path_.c_str(), static_cast<unsigned long long>(offset + done));
+    fail(CKPT_ERR_IO, "read %s at %llu: the file ends there", path_.c_str(),
+         static_cast<unsigned long long>(offset + done));
   }
 }
 
@@ -133,13 +145,16 @@ void File::sha256(uint64_t offset, uint64_t bytes, uint8_t* digest) {
 void File::lease(std::shared_ptr<Signal> signal) {
   std::lock_guard lock(mutex_);
   if (lease_taken_) fail(CKPT_ERR_STATE, "lease %s: it was taken before", path_.c_str());
-  // The kernel would keep the lease among this machine's openers only, while the bytes change elsewhere.
-  if (is_filesystem(fd_, {FUSE_SUPER_MAGIC})) fail(CKPT_ERR_LEASE, "lease %s: a FUSE file system does not keep it", path_.c_str());
+  // The kernel would keep the lease among this machine's openers only, while the bytes change
+  // elsewhere.
+  if (is_filesystem(fd_, {FUSE_SUPER_MAGIC}))
+    fail(CKPT_ERR_LEASE, "lease %s: a FUSE file system does not keep it", path_.c_str());
   LeaseWatch& watch = LeaseWatch::instance();
   watch.direct_signals(fd_, path_);
   if (fcntl(fd_, F_SETLEASE, F_RDLCK) != 0) {
     const int error_number = errno;
-    fail_errno(CKPT_ERR_LEASE, error_number, "lease %s: %s", path_.c_str(), lease_refusal(error_number));
+    fail_errno(CKPT_ERR_LEASE, error_number, "lease %s: %s", path_.c_str(),
+               lease_refusal(error_number));
   }
   lease_taken_ = true;
   lease_signal_ = std::move(signal);
@@ -168,8 +183,10 @@ void File::check() {
   if (taken && lease_broken()) fail_changed("somebody opened it for writing");
   struct stat now;
   if (fstat(fd_, &now) != 0) fail_errno(CKPT_ERR_IO, errno, "fstat %s", path_.c_str());
-  // Under a lease nobody can write, so that other times only mean that it was renamed, linked or touched.
-  if (taken ? now.st_size != opened_.st_size : !same_content(opened_, now)) fail_changed("it was written to");
+  // Under a lease nobody can write, so that other times only mean that it was renamed, linked or
+  // touched.
+  if (taken ? now.st_size != opened_.st_size : !same_content(opened_, now))
+    fail_changed("it was written to");
 }
 
 void File::require_lease() {
@@ -186,8 +203,10 @@ void File::read_leased(uint64_t offset, uint64_t bytes, void* to) {
     const uint64_t count = std::min(kChunkBytes, bytes - done);
     const auto reader = enter();
     if (reader == nullptr) fail_changed("its lease is broken");
-    if (read_some(offset + done, count, static_cast<uint8_t*>(to) + done) < count) fail_changed("it is shorter");
-    // Broken meanwhile: the kernel takes the lease from a process that was stopped for longer than lease-break-time.
+    if (read_some(offset + done, count, static_cast<uint8_t*>(to) + done) < count)
+      fail_changed("it is shorter");
+    // Broken meanwhile: the kernel takes the lease from a process that was stopped for longer than
+    // lease-break-time.
     require_lease();
     done += count;
   }

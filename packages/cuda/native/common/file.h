@@ -14,8 +14,9 @@
 
 namespace ckpt {
 
-// Readers of the file's pages pass the gate for one chunk at a time. A broken lease closes it, and is given up only
-// when those inside have left, so that no page that is being read is ever overwritten or cut off.
+// Readers of the file's pages pass the gate for one chunk at a time. A broken lease closes it, and
+// is given up only when those inside have left, so that no page that is being read is ever
+// overwritten or cut off.
 class ReadGate {
  public:
   bool enter();
@@ -58,16 +59,19 @@ class File : public Object, public std::enable_shared_from_this<File> {
   // CKPT_ERR_CHANGED; see ckpt_file_check.
   void check();
 
-  // As read(), through the gate and chunk by chunk, with CKPT_ERR_CHANGED as soon as the lease is broken. Never raises
-  // SIGBUS, which a copy out of a mapping does when the file is cut off or the disk fails.
+  // As read(), through the gate and chunk by chunk, with CKPT_ERR_CHANGED as soon as the lease is
+  // broken. Never raises SIGBUS, which a copy out of a mapping does when the file is cut off or the
+  // disk fails.
   void read_leased(uint64_t offset, uint64_t bytes, void* to);
-  // One pass of read_leased's checks, for backends that let the device read the mapping: CKPT_ERR_CHANGED.
+  // One pass of read_leased's checks, for backends that let the device read the mapping:
+  // CKPT_ERR_CHANGED.
   void require_lease();
-  // A backend keeps a Reader while the device reads the mapping; null when the lease is broken. The lease is given up
-  // when every reader is gone, or after 20 seconds.
+  // A backend keeps a Reader while the device reads the mapping; null when the lease is broken. The
+  // lease is given up when every reader is gone, or after 20 seconds.
   class Reader {
    public:
-    explicit Reader(std::shared_ptr<File> file) : file_(std::move(file)), inside_(file_->gate_.enter()) {}
+    explicit Reader(std::shared_ptr<File> file)
+        : file_(std::move(file)), inside_(file_->gate_.enter()) {}
     ~Reader() {
       if (inside_) file_->gate_.leave();
     }

@@ -29,11 +29,13 @@ struct HandleTable::State {
 
   Slot& resolve(Kind kind, uint32_t handle) {
     const uint32_t index = handle & kIndexMask;
-    if (index >= slots.size() || slots[index].kind == Kind::none || slots[index].generation != handle >> kIndexBits) {
+    if (index >= slots.size() || slots[index].kind == Kind::none ||
+        slots[index].generation != handle >> kIndexBits) {
       fail(CKPT_ERR_HANDLE, "%u is no live %s handle", handle, kind_name(kind));
     }
     if (slots[index].kind != kind) {
-      fail(CKPT_ERR_HANDLE, "handle %u is a %s, not a %s", handle, kind_name(slots[index].kind), kind_name(kind));
+      fail(CKPT_ERR_HANDLE, "handle %u is a %s, not a %s", handle, kind_name(slots[index].kind),
+           kind_name(kind));
     }
     return slots[index];
   }
@@ -41,16 +43,26 @@ struct HandleTable::State {
 
 const char* kind_name(Kind kind) noexcept {
   switch (kind) {
-    case Kind::none: return "freed";
-    case Kind::signal: return "signal";
-    case Kind::file: return "file";
-    case Kind::buffer: return "buffer";
-    case Kind::read: return "read";
-    case Kind::memory: return "memory";
-    case Kind::stream: return "stream";
-    case Kind::event: return "event";
-    case Kind::group: return "group";
-    case Kind::refcounter: return "refcounter";
+    case Kind::none:
+      return "freed";
+    case Kind::signal:
+      return "signal";
+    case Kind::file:
+      return "file";
+    case Kind::buffer:
+      return "buffer";
+    case Kind::read:
+      return "read";
+    case Kind::memory:
+      return "memory";
+    case Kind::stream:
+      return "stream";
+    case Kind::event:
+      return "event";
+    case Kind::group:
+      return "group";
+    case Kind::refcounter:
+      return "refcounter";
   }
   return "unknown";
 }
@@ -66,11 +78,13 @@ HandleTable& HandleTable::instance() {
 uint32_t HandleTable::add(Kind kind, std::shared_ptr<Object> object) {
   std::lock_guard lock(state_.mutex);
   uint32_t index;
-  if (state_.free_slots.size() > kFreeSlotsKept || (state_.slots.size() == kSlotsMax && !state_.free_slots.empty())) {
+  if (state_.free_slots.size() > kFreeSlotsKept ||
+      (state_.slots.size() == kSlotsMax && !state_.free_slots.empty())) {
     index = state_.free_slots.front();
     state_.free_slots.pop_front();
   } else {
-    if (state_.slots.size() == kSlotsMax) fail(CKPT_ERR_MEMORY, "all %u handles are in use", kSlotsMax);
+    if (state_.slots.size() == kSlotsMax)
+      fail(CKPT_ERR_MEMORY, "all %u handles are in use", kSlotsMax);
     index = static_cast<uint32_t>(state_.slots.size());
     state_.slots.emplace_back();
   }

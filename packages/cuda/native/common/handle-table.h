@@ -8,12 +8,24 @@
 
 namespace ckpt {
 
-enum class Kind : uint8_t { none, signal, file, buffer, read, memory, stream, event, group, refcounter };
+enum class Kind : uint8_t {
+  none,
+  signal,
+  file,
+  buffer,
+  read,
+  memory,
+  stream,
+  event,
+  group,
+  refcounter
+};
 
 const char* kind_name(Kind kind) noexcept;
 
-// Every object is held by shared_ptr: the table owns one reference, each call in progress and each piece of queued
-// work another. Destroying a handle drops the table's reference, so that a use in another thread ends safely.
+// Every object is held by shared_ptr: the table owns one reference, each call in progress and each
+// piece of queued work another. Destroying a handle drops the table's reference, so that a use in
+// another thread ends safely.
 class Object {
  public:
   Object() = default;
@@ -21,12 +33,14 @@ class Object {
   Object& operator=(const Object&) = delete;
   virtual ~Object() = default;
 
-  // Called once, when the handle is destroyed and before the table's reference goes: ends or waits for what the
-  // object still does. The memory itself is freed by the destructor, once nobody uses the object.
+  // Called once, when the handle is destroyed and before the table's reference goes: ends or waits
+  // for what the object still does. The memory itself is freed by the destructor, once nobody uses
+  // the object.
   virtual void close() {}
 };
 
-// Handle = slot index and generation, never 0. A slot is used again late, so that a stale handle stays stale.
+// Handle = slot index and generation, never 0. A slot is used again late, so that a stale handle
+// stays stale.
 class HandleTable {
  public:
   static HandleTable& instance();

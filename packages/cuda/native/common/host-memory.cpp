@@ -63,7 +63,8 @@ uint64_t cgroup_available_bytes() {
     if (limit != UINT64_MAX) {
       const uint64_t used = number_in(folder + "/memory.current");
       // Clean pages of files count as used, but give way.
-      const uint64_t held = used - std::min(used, stat_field(folder + "/memory.stat", "inactive_file"));
+      const uint64_t held =
+          used - std::min(used, stat_field(folder + "/memory.stat", "inactive_file"));
       least = std::min(least, limit - std::min(limit, held));
     }
     if (path == "/" || path.empty()) break;
@@ -100,13 +101,17 @@ __attribute__((destructor)) void remove_names() {
 std::string new_name() {
   static std::atomic<uint32_t> counter{0};
   uint64_t random;
-  if (getrandom(&random, sizeof random, 0) != sizeof random) fail_errno(CKPT_ERR_IO, errno, "getrandom");
-  return format_text("%s%d-%u-%016llx", kNamePrefix, getpid(), counter++, static_cast<unsigned long long>(random));
+  if (getrandom(&random, sizeof random, 0) != sizeof random)
+    fail_errno(CKPT_ERR_IO, errno, "getrandom");
+  return format_text("%s%d-%u-%016llx", kNamePrefix, getpid(), counter++,
+                     static_cast<unsigned long long>(random));
 }
 
 void* map_shared(int fd, uint64_t bytes, const char* name) {
   void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (address == MAP_FAILED) fail_errno(CKPT_ERR_MEMORY, errno, "mmap %llu bytes of %s", static_cast<unsigned long long>(bytes), name);
+  if (address == MAP_FAILED)
+    fail_errno(CKPT_ERR_MEMORY, errno, "mmap %llu bytes of %s",
+               static_cast<unsigned long long>(bytes), name);
   madvise(address, bytes, MADV_HUGEPAGE);
   return address;
 }
@@ -125,10 +130,12 @@ void populate_part(uint8_t* address, uint64_t bytes, bool for_writing) {
       fail_errno(CKPT_ERR_MEMORY, errno == EFAULT ? ENOSPC : errno, "populating %llu bytes",
                  static_cast<unsigned long long>(bytes));
     }
-    // A kernel before 5.14. Shared memory was reserved by fallocate (reserve below), so that touching it is safe.
+    // A kernel before 5.14. Shared memory was reserved by fallocate (reserve below), so that
+    // touching it is safe.
     if (!for_writing) return;
     const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-    for (uint64_t at = 0; at < bytes; at += page) reinterpret_cast<volatile uint8_t*>(address)[at] = 0;
+    for (uint64_t at = 0; at < bytes; at += page)
+      reinterpret_cast<volatile uint8_t*>(address)[at] = 0;
     return;
   }
 }
@@ -164,13 +171,14 @@ uint64_t available_memory_bytes() {
 uint64_t available_shared_bytes() {
   struct statvfs info;
   if (statvfs("/dev/shm", &info) != 0) fail_errno(CKPT_ERR_IO, errno, "statvfs /dev/shm");
-  return std::min<uint64_t>(static_cast<uint64_t>(info.f_bavail) * info.f_frsize, available_memory_bytes());
+  return std::min<uint64_t>(static_cast<uint64_t>(info.f_bavail) * info.f_frsize,
+                            available_memory_bytes());
 }
 
 void require_memory(const char* what, uint64_t bytes, uint64_t available) {
   if (bytes > available) {
-    fail(CKPT_ERR_MEMORY, "%s: %llu bytes asked for, %llu available", what, static_cast<unsigned long long>(bytes),
-         static_cast<unsigned long long>(available));
+    fail(CKPT_ERR_MEMORY, "%s: %llu bytes asked for, %llu available", what,
+         static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(available));
   }
 }
 
@@ -178,14 +186,18 @@ void populate(void* address, uint64_t bytes, bool for_writing, uint32_t threads)
   const uint64_t parts = (bytes + kPopulateBytes - 1) / kPopulateBytes;
   parallel_for(parts, threads, [&](uint64_t part) {
     const uint64_t begin = part * kPopulateBytes;
-    populate_part(static_cast<uint8_t*>(address) + begin, std::min(kPopulateBytes, bytes - begin), for_writing);
+    populate_part(static_cast<uint8_t*>(address) + begin, std::min(kPopulateBytes, bytes - begin),
+                  for_writing);
   });
 }
 
 AnonymousMemory::AnonymousMemory(uint64_t bytes) : mapped_bytes_(page_round(bytes)) {
   const uint64_t with_slack = mapped_bytes_ + kHugePageBytes;
-  void* mapped = with_slack < bytes ? MAP_FAILED : mmap(nullptr, with_slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) fail_errno(CKPT_ERR_MEMORY, ENOMEM, "mmap %llu bytes", static_cast<unsigned long long>(bytes));
+  void* mapped = with_slack < bytes ? MAP_FAILED
+                                    : mmap(nullptr, with_slack, PROT_READ | PROT_WRITE,
+                                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED)
+    fail_errno(CKPT_ERR_MEMORY, ENOMEM, "mmap %llu bytes", static_cast<unsigned long long>(bytes));
   const uint64_t begin = reinterpret_cast<uint64_t>(mapped);
   const uint64_t aligned = (begin + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
   if (aligned > begin) munmap(mapped, aligned - begin);
@@ -193,7 +205,8 @@ AnonymousMemory::AnonymousMemory(uint64_t bytes) : mapped_bytes_(page_round(byte
   if (begin + with_slack > end) munmap(reinterpret_cast<void*>(end), begin + with_slack - end);
   address_ = reinterpret_cast<void*>(aligned);
   madvise(address_, mapped_bytes_, MADV_HUGEPAGE);
-  // A child that Bun forks for another program must not copy page tables of many GiB, nor pin anything.
+  // A child that Bun forks for another program must not copy page tables of many GiB, nor pin
+  // anything.
   madvise(address_, mapped_bytes_, MADV_DONTFORK);
 }
 
@@ -222,7 +235,9 @@ SharedMemory* SharedMemory::create(uint64_t bytes) {
     }
     if (!kernel_populates()) {
       const int result = posix_fallocate(fd, 0, static_cast<off_t>(bytes));
-      if (result != 0) fail_errno(CKPT_ERR_MEMORY, result, "reserving %llu bytes of shared memory", static_cast<unsigned long long>(bytes));
+      if (result != 0)
+        fail_errno(CKPT_ERR_MEMORY, result, "reserving %llu bytes of shared memory",
+                   static_cast<unsigned long long>(bytes));
     }
     void* address = map_shared(fd, bytes, name.c_str());
     return new SharedMemory(name, address, bytes, true);
@@ -233,7 +248,8 @@ SharedMemory* SharedMemory::create(uint64_t bytes) {
 }
 
 SharedMemory* SharedMemory::open(const std::string& name, uint64_t bytes) {
-  if (name.rfind(kNamePrefix, 0) != 0 || name.find('/', 1) != std::string::npos || name.size() >= NAME_MAX) {
+  if (name.rfind(kNamePrefix, 0) != 0 || name.find('/', 1) != std::string::npos ||
+      name.size() >= NAME_MAX) {
     fail(CKPT_ERR_INVALID, "not a handle of this library");
   }
   const int fd = shm_open(name.c_str(), O_RDWR | O_CLOEXEC, 0);
@@ -242,8 +258,8 @@ SharedMemory* SharedMemory::open(const std::string& name, uint64_t bytes) {
   struct stat info;
   if (fstat(fd, &info) != 0) fail_errno(CKPT_ERR_IO, errno, "fstat %s", name.c_str());
   if (static_cast<uint64_t>(info.st_size) < bytes) {
-    fail(CKPT_ERR_INVALID, "%s has %lld bytes, not %llu", name.c_str(), static_cast<long long>(info.st_size),
-         static_cast<unsigned long long>(bytes));
+    fail(CKPT_ERR_INVALID, "%s has %lld bytes, not %llu", name.c_str(),
+         static_cast<long long>(info.st_size), static_cast<unsigned long long>(bytes));
   }
   return new SharedMemory(name, map_shared(fd, bytes, name.c_str()), bytes, false);
 }

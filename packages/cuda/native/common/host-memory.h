@@ -1,4 +1,5 @@
-// Memory of this machine: how much there is, shared memory by name, and populating a range before it is used.
+// Memory of this machine: how much there is, shared memory by name, and populating a range before
+// it is used.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,8 @@ namespace ckpt {
 
 constexpr uint64_t kHugePageBytes = 2ull << 20;
 
-// What can still be allocated without the kernel ending processes: MemAvailable, cut to the cgroup's limit.
+// What can still be allocated without the kernel ending processes: MemAvailable, cut to the
+// cgroup's limit.
 uint64_t available_memory_bytes();
 
 // What the file system of POSIX shared memory has free, cut to available_memory_bytes().
@@ -17,8 +19,8 @@ uint64_t available_shared_bytes();
 // CKPT_ERR_MEMORY with both figures when `bytes` are not available.
 void require_memory(const char* what, uint64_t bytes, uint64_t available);
 
-// Faults every page of a range in, by several threads. Throws CKPT_ERR_MEMORY instead of raising SIGBUS, when shared
-// memory is full or a mapped file is shorter than the range.
+// Faults every page of a range in, by several threads. Throws CKPT_ERR_MEMORY instead of raising
+// SIGBUS, when shared memory is full or a mapped file is shorter than the range.
 void populate(void* address, uint64_t bytes, bool for_writing, uint32_t threads);
 
 // Anonymous memory with huge pages advised, aligned to kHugePageBytes.
@@ -35,12 +37,14 @@ class AnonymousMemory {
   uint64_t mapped_bytes_;
 };
 
-// A POSIX shared-memory object "/ckpt-<pid>-<counter>-<random>", mapped for reading and writing. The one that created
-// it removes the name again; names that are left when the process ends normally are removed then.
+// A POSIX shared-memory object "/ckpt-<pid>-<counter>-<random>", mapped for reading and writing.
+// The one that created it removes the name again; names that are left when the process ends
+// normally are removed then.
 class SharedMemory {
  public:
   static SharedMemory* create(uint64_t bytes);
-  // CKPT_ERR_INVALID for a name that this class does not make, or when the object is smaller than `bytes`.
+  // CKPT_ERR_INVALID for a name that this class does not make, or when the object is smaller than
+  // `bytes`.
   static SharedMemory* open(const std::string& name, uint64_t bytes);
   ~SharedMemory();
   SharedMemory(const SharedMemory&) = delete;

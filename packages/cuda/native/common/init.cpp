@@ -23,7 +23,8 @@ bool same(const ckpt_config& a, const ckpt_config& b) {
 void initialize(const ckpt_config& config) {
   std::lock_guard lock(mutex);
   if (initialized) {
-    if (!same(config, first_config)) fail(CKPT_ERR_STATE, "ckpt_init was called before with another configuration");
+    if (!same(config, first_config))
+      fail(CKPT_ERR_STATE, "ckpt_init was called before with another configuration");
     return;
   }
   backend::init(config);

@@ -56,7 +56,9 @@ void LeaseWatch::direct_signals(int fd, const std::string& path) {
 void LeaseWatch::add(std::weak_ptr<File> file) {
   std::lock_guard lock(state_.mutex);
   auto& files = state_.files;
-  files.erase(std::remove_if(files.begin(), files.end(), [](const auto& held) { return held.expired(); }), files.end());
+  files.erase(
+      std::remove_if(files.begin(), files.end(), [](const auto& held) { return held.expired(); }),
+      files.end());
   files.push_back(std::move(file));
   // It may be waiting without a timeout, and the lease may have been broken already.
   pthread_kill(state_.thread, lease_signal());
@@ -68,7 +70,8 @@ void LeaseWatch::run() {
     state_.thread_id = static_cast<pid_t>(syscall(SYS_gettid));
     state_.started.notify_all();
   }
-  // start_thread has blocked both. The kernel sends SIGIO when the queue of real-time signals is full.
+  // start_thread has blocked both. The kernel sends SIGIO when the queue of real-time signals is
+  // full.
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, lease_signal());

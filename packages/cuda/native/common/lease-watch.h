@@ -8,8 +8,9 @@
 
 namespace ckpt {
 
-// A broken lease makes the kernel send a signal. It is a real-time signal here, directed at this thread, which alone
-// blocks it and takes it with sigtimedwait: no handler is installed and the rest of the process sees nothing.
+// A broken lease makes the kernel send a signal. It is a real-time signal here, directed at this
+// thread, which alone blocks it and takes it with sigtimedwait: no handler is installed and the
+// rest of the process sees nothing.
 class LeaseWatch {
  public:
   // Starts the thread at first use; it lives as long as the process.

@@ -7,7 +7,8 @@
 namespace ckpt {
 namespace {
 
-// Large enough for the disk and the system call to cost nothing, small enough for several threads to share a piece.
+// Large enough for the disk and the system call to cost nothing, small enough for several threads
+// to share a piece.
 constexpr uint64_t kChunkBytes = 4ull << 20;
 
 }  // namespace
@@ -21,7 +22,8 @@ Read::Read(std::vector<Piece> pieces, std::shared_ptr<Signal> signal)
   advance_prefix_locked();
 }
 
-std::shared_ptr<Read> Read::start(std::vector<Piece> pieces, uint32_t threads, std::shared_ptr<Signal> signal) {
+std::shared_ptr<Read> Read::start(std::vector<Piece> pieces, uint32_t threads,
+                                  std::shared_ptr<Signal> signal) {
   std::shared_ptr<Read> read(new Read(std::move(pieces), std::move(signal)));
   const uint64_t chunks = read->bytes_total_ / kChunkBytes + read->pieces_.size();
   const uint32_t count = static_cast<uint32_t>(std::clamp<uint64_t>(chunks, 1, threads));
@@ -66,7 +68,8 @@ bool Read::next_chunk(Chunk& chunk) {
     next_offset_ = 0;
   }
   if (next_piece_ == pieces_.size()) return false;
-  chunk = {next_piece_, next_offset_, std::min(kChunkBytes, pieces_[next_piece_].bytes - next_offset_)};
+  chunk = {next_piece_, next_offset_,
+           std::min(kChunkBytes, pieces_[next_piece_].bytes - next_offset_)};
   next_offset_ += chunk.bytes;
   return true;
 }
@@ -113,11 +116,17 @@ void Read::query(ckpt_read_progress& progress) {
   // First, so that an end is never reported with the figures from before it.
   const ckpt_status state = completion_.status();
   std::lock_guard lock(mutex_);
-  progress = {bytes_total_, bytes_done_, static_cast<uint32_t>(pieces_.size()), pieces_prefix_,
-              static_cast<uint32_t>(state), failed_piece_};
+  progress = {bytes_total_,
+              bytes_done_,
+              static_cast<uint32_t>(pieces_.size()),
+              pieces_prefix_,
+              static_cast<uint32_t>(state),
+              failed_piece_};
 }
 
-void Read::wait(Signal* signal, uint32_t timeout_ms) { completion_.wait(signal, timeout_ms, "read"); }
+void Read::wait(Signal* signal, uint32_t timeout_ms) {
+  completion_.wait(signal, timeout_ms, "read");
+}
 
 void Read::close() {
   {

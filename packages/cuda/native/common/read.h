@@ -27,7 +27,8 @@ class Read : public Object {
   };
 
   // `signal` may be null.
-  static std::shared_ptr<Read> start(std::vector<Piece> pieces, uint32_t threads, std::shared_ptr<Signal> signal);
+  static std::shared_ptr<Read> start(std::vector<Piece> pieces, uint32_t threads,
+                                     std::shared_ptr<Signal> signal);
   ~Read() override;
 
   void query(ckpt_read_progress& progress);

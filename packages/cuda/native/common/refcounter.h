@@ -12,7 +12,8 @@ namespace ckpt {
 class Refcounter : public Object {
  public:
   static constexpr Kind kKind = Kind::refcounter;
-  // torch/csrc/CudaIPCTypes.h: CUDA_IPC_REF_COUNTER_FILE_SIZE counters; libshm puts a 64-byte header before them.
+  // torch/csrc/CudaIPCTypes.h: CUDA_IPC_REF_COUNTER_FILE_SIZE counters; libshm puts a 64-byte
+  // header before them.
   static constexpr uint64_t kHeaderBytes = 64;
   static constexpr uint64_t kCounters = 10000;
 

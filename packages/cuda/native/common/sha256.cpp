@@ -4,8 +4,8 @@
 #include <cstring>
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 #include <cpuid.h>
+#include <immintrin.h>
 #endif
 
 namespace ckpt {
@@ -34,8 +34,10 @@ void compress_portable(uint32_t* state, const uint8_t* blocks, uint64_t block_co
       w[i] = __builtin_bswap32(word);
     }
     for (int i = 16; i < 64; i++) {
-      const uint32_t s0 = rotate_right(w[i - 15], 7) ^ rotate_right(w[i - 15], 18) ^ (w[i - 15] >> 3);
-      const uint32_t s1 = rotate_right(w[i - 2], 17) ^ rotate_right(w[i - 2], 19) ^ (w[i - 2] >> 10);
+      const uint32_t s0 =
+          rotate_right(w[i - 15], 7) ^ rotate_right(w[i - 15], 18) ^ (w[i - 15] >> 3);
+      const uint32_t s1 =
+          rotate_right(w[i - 2], 17) ^ rotate_right(w[i - 2], 19) ^ (w[i - 2] >> 10);
       w[i] = w[i - 16] + s0 + w[i - 7] + s1;
     }
     uint32_t v[8];
@@ -55,11 +57,13 @@ void compress_portable(uint32_t* state, const uint8_t* blocks, uint64_t block_co
 
 #if defined(__x86_64__)
 // The instructions keep the state as two vectors, ABEF and CDGH; each rounds2 does two rounds.
-__attribute__((target("sha,sse4.1,ssse3"))) void compress_sha_ni(uint32_t* state, const uint8_t* blocks,
-                                                                   uint64_t block_count) {
+__attribute__((target("sha,sse4.1,ssse3"))) void compress_sha_ni(uint32_t* state,
+                                                                 const uint8_t* blocks,
+                                                                 uint64_t block_count) {
   const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
   __m128i low = _mm_shuffle_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(state)), 0xB1);
-  __m128i high = _mm_shuffle_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(state + 4)), 0x1B);
+  __m128i high =
+      _mm_shuffle_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(state + 4)), 0x1B);
   __m128i abef = _mm_alignr_epi8(low, high, 8);
   __m128i cdgh = _mm_blend_epi16(high, low, 0xF0);
   for (; block_count > 0; block_count--, blocks += 64) {
@@ -67,12 +71,14 @@ __attribute__((target("sha,sse4.1,ssse3"))) void compress_sha_ni(uint32_t* state
     const __m128i cdgh_before = cdgh;
     __m128i w[4];
     for (int i = 0; i < 4; i++) {
-      w[i] = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(blocks + 16 * i)), swap);
+      w[i] = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(blocks + 16 * i)),
+                              swap);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
       const __m128i words = w[i & 3];
-      __m128i sum = _mm_add_epi32(words, _mm_load_si128(reinterpret_cast<const __m128i*>(kRound + 4 * i)));
+      __m128i sum =
+          _mm_add_epi32(words, _mm_load_si128(reinterpret_cast<const __m128i*>(kRound + 4 * i)));
       cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
       abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(sum, 0x0E));
       if (i < 12) {
@@ -94,7 +100,8 @@ __attribute__((target("sha,sse4.1,ssse3"))) void compress_sha_ni(uint32_t* state
 
 bool has_sha_ni() {
   unsigned a, b, c, d;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & (1u << 19)) == 0 || (c & (1u << 9)) == 0) return false;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & (1u << 19)) == 0 || (c & (1u << 9)) == 0)
+    return false;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & (1u << 29)) != 0;
 }
 #endif
@@ -114,7 +121,8 @@ Compress choose() {
 void sha256_force_portable(bool portable) { force_portable = portable; }
 
 Sha256::Sha256()
-    : state_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19} {}
+    : state_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+             0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19} {}
 
 void Sha256::update(const void* bytes, uint64_t count) {
   const Compress compress = choose();

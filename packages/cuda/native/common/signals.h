@@ -21,8 +21,11 @@ class Signal : public Object {
   void raise(uint32_t bits) noexcept;
   uint32_t take() noexcept;
   void reset() noexcept;
-  bool aborted() const noexcept { return (bits_.load(std::memory_order_acquire) & CKPT_SIGNAL_ABORT) != 0; }
-  // Throws CKPT_ERR_ABORTED, CKPT_ERR_TIMEOUT, or CKPT_ERR_HANDLE when the signal is destroyed meanwhile.
+  bool aborted() const noexcept {
+    return (bits_.load(std::memory_order_acquire) & CKPT_SIGNAL_ABORT) != 0;
+  }
+  // Throws CKPT_ERR_ABORTED, CKPT_ERR_TIMEOUT, or CKPT_ERR_HANDLE when the signal is destroyed
+  // meanwhile.
   uint32_t wait(uint32_t timeout_ms);
   void close() override;
 

@@ -4,7 +4,8 @@
 
 namespace ckpt {
 
-// Notified under the lock: the waiter may leave, and its Waker with it, as soon as it holds the mutex again.
+// Notified under the lock: the waiter may leave, and its Waker with it, as soon as it holds the
+// mutex again.
 void Waker::wake() {
   std::lock_guard lock(mutex_);
   woken_ = true;

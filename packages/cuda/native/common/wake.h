@@ -1,4 +1,5 @@
-// How a thread blocks in this library: on a Waker that several sources (a completion, a signal) can wake.
+// How a thread blocks in this library: on a Waker that several sources (a completion, a signal) can
+// wake.
 #pragma once
 
 #include <chrono>
