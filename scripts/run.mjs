@@ -25,12 +25,12 @@ const cache = join(root, '.cache')
 const pinnedBun = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).devDependencies.bun
 
 /** A reason to stop that is told in one line: what is missing and what to install. */
-class Missing extends Error {}
+class SetUpError extends Error {}
 
 main(process.argv.slice(2)).then(
   (code) => process.exit(code),
   (error) => {
-    process.stderr.write(`ckpt: ${error instanceof Missing ? error.message : error.stack}\n`)
+    process.stderr.write(`ckpt: ${error instanceof SetUpError ? error.message : error.stack}\n`)
     process.exit(1)
   },
 )
@@ -39,7 +39,7 @@ async function main([task, ...args]) {
   // `npm run demo -- ARGS` hands over ARGS; a `--` that another runner leaves in front is dropped
   const rest = args[0] === '--' ? args.slice(1) : args
   if (Number(process.versions.node.split('.')[0]) < 18) {
-    throw new Missing(`node ${process.versions.node} is too old; install node 18 or newer`)
+    throw new SetUpError(`node ${process.versions.node} is too old; install node 18 or newer`)
   }
   if (!['setup', 'demo', 'test'].includes(task)) {
     process.stderr.write('usage: node scripts/run.mjs setup|demo|test [-- ARGS]\n')
@@ -95,7 +95,7 @@ function platformBinaries(prefix) {
 
 async function installBun() {
   const npm = onPath('npm')
-  if (!npm) throw new Missing('npm was not found; install npm (it comes with node)')
+  if (!npm) throw new SetUpError('npm was not found; install npm (it comes with node)')
   const prefix = join(cache, 'bun')
   mkdirSync(prefix, { recursive: true })
   writeFileSync(join(prefix, 'package.json'), '{"private":true}\n')
@@ -111,7 +111,7 @@ async function installBun() {
   await quiet(npm, ['install', ...options, `bun@${pinnedBun}`], prefix)
   const bun = findBun()
   if (bun) return bun
-  throw new Missing(
+  throw new SetUpError(
     `npm brought no Bun ${pinnedBun} that runs here (${process.platform} ${process.arch})`,
   )
 }
@@ -121,7 +121,7 @@ function needCompiler() {
   if (wanted.some((name) => onPath(name))) return
   const fix =
     'install one: apt-get install g++ (Debian, Ubuntu) or dnf install gcc-c++ (Fedora, RHEL)'
-  throw new Missing(`no C++ compiler was found (${wanted.join(', ')}); ${fix}`)
+  throw new SetUpError(`no C++ compiler was found (${wanted.join(', ')}); ${fix}`)
 }
 
 /** Runs a step and shows it as one line with its seconds, on stderr: stdout belongs to the task. */
@@ -148,7 +148,7 @@ function quiet(command, args, cwd = root) {
     child.on('close', (code) => {
       if (code === 0) return resolve()
       process.stderr.write(`\n${Buffer.concat(output)}`)
-      reject(new Missing(`${[command, ...args].join(' ')} failed (status ${code})`))
+      reject(new SetUpError(`${[command, ...args].join(' ')} failed (status ${code})`))
     })
   })
 }
