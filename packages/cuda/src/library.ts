@@ -1,7 +1,14 @@
+import { statfsSync } from 'node:fs'
 import * as abi from './generated.ts'
 import { NativeError } from './native-error.ts'
-import { cString, cText, encodeCopyPieces, encodeReadPieces, StructView } from './structs.ts'
-import { safeNumber } from './structs.ts'
+import {
+  cString,
+  cText,
+  encodeCopyPieces,
+  encodeReadPieces,
+  safeNumber,
+  StructView,
+} from './structs.ts'
 import { type NativeCalls, openSymbols, type SymbolName } from './symbols.ts'
 import type * as types from './types.ts'
 
@@ -18,40 +25,65 @@ export const HOST_DEVICES_MAX = 64
  * Opens the native library, checks that it fits this program and starts it (the first call of the process decides its
  * settings). Throws `native_missing` when it is not built or does not load, and what the device says otherwise.
  *
+ * The host library's settings can also come from `CKPT_HOST_DEVICE_BYTES` and `CKPT_HOST_COPY_BYTES_PER_SECOND`, so that a test can
+ * give them to a daemon that it starts.
+ *
  * @example
  * const library = openLibrary({ kind: 'host', hostDevices: 2 })
  * const memory = library.memoryAlloc(0, 2 ** 21)
  */
 export function openLibrary(options: types.LibraryOptions): types.Library {
-  const hostDevices = options.hostDevices ?? 1
-  if (!(Number.isSafeInteger(hostDevices) && hostDevices >= 1 && hostDevices <= HOST_DEVICES_MAX)) {
+  const devices = options.hostDevices ?? 1
+  if (!(Number.isSafeInteger(devices) && devices >= 1 && devices <= HOST_DEVICES_MAX)) {
     throw new RangeError(`hostDevices must be 1 to ${HOST_DEVICES_MAX}`)
   }
-  const library = new FfiLibrary(options.kind, openSymbols(options.kind), hostDevices)
+  const deviceBytes = options.hostDeviceBytes || fromEnvironment('CKPT_HOST_DEVICE_BYTES')
+  const share = deviceBytes === 0 ? devices : 1
+  const library = new FfiLibrary(options.kind, openSymbols(options.kind), devices, share)
   const config = new StructView('config')
   // One process has one configuration, but a daemon, an engine and a test in it may want different numbers of devices: all
-  // exist, and each user sees as many as it asked for.
+  // exist, and each user sees as many as it asked for, with its share of the memory.
   config.set('hostDevices', HOST_DEVICES_MAX)
-  config.set('hostDeviceBytes', options.hostDeviceBytes ?? 0)
-  config.set('hostCopyBytesPerSecond', options.hostCopyBytesPerSecond ?? 0)
+  config.set('hostDeviceBytes', deviceBytes || sharedMemoryBytes(options.kind))
+  config.set(
+    'hostCopyBytesPerSecond',
+    options.hostCopyBytesPerSecond || fromEnvironment('CKPT_HOST_COPY_BYTES_PER_SECOND'),
+  )
   library.init(config.bytes)
   return library
+}
+
+function fromEnvironment(name: string): number {
+  const text = process.env[name]
+  if (text === undefined || text === '') return 0
+  if (!/^\d+$/.test(text)) throw new RangeError(`${name}=${text} is not a whole number`)
+  return Number(text)
+}
+
+/** All of shared memory, which does not change while the process runs (what is free does). */
+function sharedMemoryBytes(kind: 'host' | 'cuda'): number {
+  if (kind === 'cuda') return 0
+  const { blocks, bsize } = statfsSync('/dev/shm')
+  return blocks * bsize
 }
 
 class FfiLibrary implements types.Library {
   readonly kind: 'host' | 'cuda'
   readonly #calls: NativeCalls
   readonly #hostDevices: number
+  /** The virtual devices that have one shared memory divide it. */
+  readonly #share: number
   /** Output words of the calls; not in the JavaScript heap's movable part, because the buffer was made first. */
   readonly #u32 = new Uint32Array(new ArrayBuffer(4))
   readonly #u64 = new BigUint64Array(new ArrayBuffer(8))
   readonly #u64Second = new BigUint64Array(new ArrayBuffer(8))
   readonly #text = new Uint8Array(new ArrayBuffer(TEXT_BYTES))
 
-  constructor(kind: 'host' | 'cuda', calls: NativeCalls, hostDevices: number) {
+  constructor(kind: 'host' | 'cuda', calls: NativeCalls, hostDevices: number, share: number) {
     this.kind = kind
     this.#calls = calls
     this.#hostDevices = hostDevices
+    this.#share = kind === 'host' ? share : 1
   }
 
   /** Calls and throws on every status but `CKPT_OK` (and `CKPT_NOT_READY`, which is returned). */
@@ -135,7 +167,7 @@ class FfiLibrary implements types.Library {
       name: view.text('name'),
       uuid: view.text('uuid'),
       pci: view.text('pci'),
-      totalBytes: view.number('totalBytes'),
+      totalBytes: Math.floor(view.number('totalBytes') / this.#share),
       numaNode: view.number('numaNode'),
     }
   }
@@ -143,8 +175,8 @@ class FfiLibrary implements types.Library {
   deviceMemory(device: number): types.DeviceMemory {
     this.#guard('ckpt_device_memory', device, this.#u64, this.#u64Second)
     return {
-      freeBytes: safeNumber(this.#u64[0] ?? 0n),
-      totalBytes: safeNumber(this.#u64Second[0] ?? 0n),
+      freeBytes: Math.floor(safeNumber(this.#u64[0] ?? 0n) / this.#share),
+      totalBytes: Math.floor(safeNumber(this.#u64Second[0] ?? 0n) / this.#share),
     }
   }
 
