@@ -1,5 +1,5 @@
 import { join } from 'node:path'
-import { CkptError } from '@ckpt/core'
+import { CkptError, type ErrorBody } from '@ckpt/core'
 
 /** A `ckpt` command that runs beside this one until it is stopped. */
 export interface ChildProcess {
@@ -15,12 +15,13 @@ const STOP_MS = 5_000
 const TAIL_CHARACTERS = 4_000
 
 /**
- * Starts `ckpt ARGS` and waits until its stdout matches `ready`, whose first group is captured.
+ * Starts `ckpt ARGS --json` and waits until its stdout matches `ready`, whose first group is captured.
  *
- * @throws CkptError `internal` with the process's own last words when it ends or does not get ready in time
+ * @throws CkptError what the process itself reports when it ends, `internal` with its last words when it reports nothing or
+ *   does not get ready in time
  */
 export async function startCommand(args: readonly string[], ready: RegExp): Promise<ChildProcess> {
-  const child = Bun.spawn([process.execPath, MAIN, ...args], {
+  const child = Bun.spawn([process.execPath, MAIN, ...args, '--json'], {
     stdin: 'ignore',
     stdout: 'pipe',
     stderr: 'pipe',
@@ -37,7 +38,7 @@ export async function startCommand(args: readonly string[], ready: RegExp): Prom
     if (match !== null) captured.resolve(match[1] ?? match[0])
   })
   const ended = Promise.all([child.exited, reading, listening]).then(([status]) => {
-    throw failed(args, `ended with status ${status}`, errors)
+    throw reported(output) ?? failed(args, `ended with status ${status}`, errors)
   })
   ended.catch(() => {})
   const late = Bun.sleep(READY_MS).then(() => {
@@ -57,6 +58,15 @@ async function stop(child: Bun.Subprocess): Promise<void> {
   const timer = setTimeout(() => child.kill('SIGKILL'), STOP_MS)
   await child.exited
   clearTimeout(timer)
+}
+
+/** The error document that a command prints with `--json`. */
+function reported(output: string): CkptError | null {
+  try {
+    return CkptError.from((JSON.parse(output) as ErrorBody).error)
+  } catch {
+    return null
+  }
 }
 
 function failed(args: readonly string[], what: string, errors: string): CkptError {

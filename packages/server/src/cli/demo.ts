@@ -91,8 +91,8 @@ async function runDemo(
   const engine = ['engine', '--listen', '127.0.0.1:0', '--tensor-parallel-size', size]
   progress.show('start', 'daemon, engine and checkpoint')
   const children = await Promise.allSettled([
-    startCommand([...serve, '--devices', devices], /(ready)/),
-    startCommand([...engine, '--devices', devices], /(http:\/\/[^\s"]+)/),
+    startCommand([...serve, '--devices', devices], /"ready": ?true/),
+    startCommand([...engine, '--devices', devices], /"url": ?"([^"]+)"/),
   ])
   const started = children.flatMap((child) => (child.status === 'fulfilled' ? [child.value] : []))
   try {

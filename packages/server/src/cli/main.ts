@@ -1,4 +1,5 @@
 #!/usr/bin/env bun
+import { CkptError } from '@ckpt/core'
 import { CommanderError } from 'commander'
 import { CommandError, EXIT, exitCodeOf, failureOf, failureText } from './exit.ts'
 import { printJson } from './output.ts'
@@ -32,7 +33,8 @@ async function report(thrown: unknown, json: boolean): Promise<number> {
   if (json) await printJson({ error: failure, ...details })
   else process.stderr.write(failureText(failure))
   // a defect of ours, not an operating error: the place helps to report it
-  if (failure.code === 'internal' && error instanceof Error)
-    process.stderr.write(`${error.stack}\n`)
+  if (failure.code === 'internal' && error instanceof Error && !(error instanceof CkptError)) {
+    process.stderr.write(`${error.stack ?? error}\n`)
+  }
   return exitCodeOf(failure.code)
 }
