@@ -1,4 +1,4 @@
-import { type Type, type } from 'arktype'
+import { type } from 'arktype'
 import { CheckpointName, ErrorBody, UpdateId } from './bounds.ts'
 import * as checkpoint from './checkpoint-schemas.ts'
 import { Metas } from './metas-schemas.ts'
@@ -11,7 +11,7 @@ export interface Route {
   /** Parameters in braces: `name` of a checkpoint, `id` of an update. */
   readonly path: string
   readonly summary: string
-  readonly query?: Record<string, { readonly schema: Type; readonly summary: string }>
+  readonly query?: Record<string, { readonly schema: type.Any; readonly summary: string }>
   readonly request?: SchemaName
   /** false: the body may be empty. */
   readonly requestRequired?: boolean
@@ -39,7 +39,7 @@ const SCHEMAS = {
   Metas,
   StatusAnswer,
   ErrorBody,
-} as const satisfies Record<string, Type>
+} as const satisfies Record<string, type.Any>
 
 export type SchemaName = keyof typeof SCHEMAS
 
@@ -244,7 +244,7 @@ function reference(name: SchemaName): { $ref: string } {
   return { $ref: `#/components/schemas/${name}` }
 }
 
-function jsonSchema(schema: Type): Record<string, unknown> {
+function jsonSchema(schema: type.Any): Record<string, unknown> {
   const { $schema: _, ...rest } = schema.toJsonSchema() as Record<string, unknown>
   return rest
 }

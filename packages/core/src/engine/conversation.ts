@@ -163,8 +163,7 @@ export class Conversation {
     if (!this.#connected) return
     this.#connected = false
     if (this.#failed) {
-      // it is no longer inside `run`
-      this.#leaveUntilMs = Math.min(this.#leaveUntilMs, nowMs + this.#options.limits.leaveMs)
+      this.#countLeaving(nowMs)
       return this.#leave(nowMs)
     }
     if (this.#phase === 'leaving') return
@@ -196,11 +195,7 @@ export class Conversation {
     this.#everConnected = true
     const owed = this.#owed
     this.#owed = null
-    if (this.#failed) {
-      // it was inside `run` and reads the abort message only now
-      if (owed !== null) this.#leaveUntilMs = nowMs + this.#options.limits.leaveMs
-      return
-    }
+    if (this.#failed) return this.#countLeaving(nowMs)
     if (owed === null) {
       if (this.#phase === 'leaving') return
       const message = "the engine's worker sent a reply that nothing asked for"
@@ -327,6 +322,11 @@ export class Conversation {
     this.#leaveUntilMs = runUntilMs + leaveMs
     this.#out.push({ type: 'failed', failure })
     this.#leave(nowMs)
+  }
+
+  /** It is no longer inside `run`: from now on it has `leaveMs`. */
+  #countLeaving(nowMs: number): void {
+    this.#leaveUntilMs = Math.min(this.#leaveUntilMs, nowMs + this.#options.limits.leaveMs)
   }
 
   /** After a failure: closes when the engine can no longer be reading the ring and no worker waits for a word. */
