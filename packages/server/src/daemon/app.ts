@@ -1,4 +1,4 @@
-import { CkptError, type ErrorBody } from '@ckpt/core'
+import { CkptError, type ErrorBody, openApi } from '@ckpt/core'
 import { type Context, Hono } from 'hono'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import { authenticate } from './auth.ts'
@@ -28,6 +28,7 @@ export function createApp(daemon: Daemon) {
     .route('/v1/updates', updateRoutes(daemon))
     .route('/v1/metas', metasRoutes(daemon))
     .route('/v1', statusRoutes(daemon))
+    .get('/v1/openapi.json', (c) => c.json(openApi(daemon.version)))
   app.onError(answerError)
   app.notFound((context) => answerMissing(context, methodsOf(app.routes, context.req.path)))
   return app

@@ -12,12 +12,15 @@ export const LARGE_BODY_BYTES_MAX = 64 * MIB
 /** First byte of every pickle of protocol 2 and later. */
 const PICKLE_PROTO = 0x80
 
-/** `any`: the parameters of `Type` are invariant, and Metas has a scope of its own. */
-type AnyType = Type<any, any>
+/** A schema of ArkType, whatever its scope: the parameters of `Type` itself are invariant. */
+interface BodySchema<In, Out> {
+  readonly inferIn: In
+  readonly infer: Out
+}
 
-interface JsonInput<S extends AnyType> {
-  in: { json: S['inferIn'] }
-  out: { json: S['infer'] }
+interface JsonInput<In, Out> {
+  in: { json: In }
+  out: { json: Out }
 }
 
 /** The status of an answer that has no code of its own: a body that is too large. */
@@ -35,13 +38,16 @@ export class BodyTooLarge extends CkptError {
  * app.post('/files', json(RegisterRequest), (c) => c.json(register(c.req.valid('json'))))
  * ```
  */
-export function json<S extends AnyType>(
-  schema: S,
+export function json<In, Out>(
+  schema: BodySchema<In, Out>,
   bytesMax: number = BODY_BYTES_MAX,
-): MiddlewareHandler<DaemonEnv, string, JsonInput<S>> {
+): MiddlewareHandler<DaemonEnv, string, JsonInput<In, Out>> {
   return async (context, next) => {
     const body = await readBody(context, bytesMax)
-    context.req.addValidatedData('json', parseBody(schema as Type, parseJson(body)) as object)
+    context.req.addValidatedData(
+      'json',
+      parseBody(schema as unknown as Type, parseJson(body)) as object,
+    )
     keepOpen(context)
     await next()
   }
@@ -78,11 +84,17 @@ function parseJson(body: Uint8Array): unknown {
       'the body is a pickle, which this daemon never loads; send JSON (for metas: what GET /v1/metas answers)',
     )
   }
+  let value: unknown
   try {
-    return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(body))
+    value = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(body))
   } catch (error) {
     throw new CkptError('bad_request', `the body is not JSON: ${(error as Error).message}`)
   }
+  // ArkType takes an empty array for an object whose fields are all optional
+  if (Array.isArray(value)) {
+    throw new CkptError('bad_request', 'the body must be an object (was an array)')
+  }
+  return value
 }
 
 function tooLarge(bytesMax: number): BodyTooLarge {

@@ -31,7 +31,7 @@ export async function listenUnix(
   const umask = process.umask(0o177)
   let server: Server<undefined>
   try {
-    server = Bun.serve({ ...common(app, listener), unix: path })
+    server = Bun.serve(unixOptions(app, listener, path))
   } catch (error) {
     throw new CkptError('bad_request', `cannot listen at ${path}: ${(error as Error).message}`)
   } finally {
@@ -61,9 +61,17 @@ function common(app: DaemonApp, listener: Listener) {
     // the routes have limits of their own, whose answers have our shape
     maxRequestBodySize: Number.MAX_SAFE_INTEGER,
     development: false,
+    // Bun shares ports by default when it is not in development: two daemons would get every other request
+    reusePort: false,
     fetch: (request: Request, server: Server<undefined>) =>
       app.fetch(request, { listener, server }),
   }
+}
+
+/** Over Unix sockets `server.timeout(request, 0)` is without effect (Bun 1.4.5), `idleTimeout` is not, though it has no type. */
+function unixOptions(app: DaemonApp, listener: Listener, path: string) {
+  const options = { ...common(app, listener), unix: path }
+  return { ...options, idleTimeout: 0 } as typeof options
 }
 
 function open(server: Server<undefined>, address: string, path: string | null): OpenListener {

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import { writeFileSync } from 'node:fs'
-import { join, resolve } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { CkptError, type Failure, type UpdateRequest } from '@ckpt/core'
 import { selectDevices } from '@ckpt/cuda'
 import { version } from '../../package.json'
@@ -174,7 +174,7 @@ async function openListeners(
   token: Buffer | null,
 ): Promise<void> {
   if (uds !== null) {
-    const privateDir = uds === defaultSocketPath()
+    const privateDir = dirname(uds) === dirname(defaultSocketPath())
     listeners.push(await listenUnix(app, uds, { rank: null, privateDir }))
   }
   if (tcp !== null && token !== null) listeners.push(listenTcp(app, tcp, token))
