@@ -46,7 +46,9 @@ export function listenTcp(app: DaemonApp, { host, port }: TcpAddress, token: Buf
   const listener: Listener = { transport: 'tcp', token, rank: null }
   const shown = host.includes(':') ? `[${host}]` : host
   try {
-    const server = Bun.serve({ ...common(app, listener), hostname: host, port })
+    // Bun shares ports when it is not in development: two daemons would each get every other request
+    const where = { hostname: host, port, reusePort: false }
+    const server = Bun.serve({ ...common(app, listener), ...where })
     return open(server, `http://${shown}:${server.port}`, null)
   } catch (error) {
     throw new CkptError(
@@ -61,8 +63,6 @@ function common(app: DaemonApp, listener: Listener) {
     // the routes have limits of their own, whose answers have our shape
     maxRequestBodySize: Number.MAX_SAFE_INTEGER,
     development: false,
-    // Bun shares ports by default when it is not in development: two daemons would get every other request
-    reusePort: false,
     fetch: (request: Request, server: Server<undefined>) =>
       app.fetch(request, { listener, server }),
   }
