@@ -71,12 +71,13 @@ export async function runUpdateJob(
 ): Promise<JobResult> {
   const clock = stopwatch()
   const registered =
-    job.files === null ? null : await register(client, job.name, job.files, progress)
+    job.files === null
+      ? null
+      : await orInterrupt(interrupt, register(client, job.name, job.files, progress))
   const registerSeconds = clock.lap()
-  throwIfInterrupted(interrupt)
   if (job.waitForEngines) await waitForEngines(job, progress, interrupt)
   const readySeconds = clock.lap()
-  const gathered = await client.gather(job.name)
+  const gathered = await orInterrupt(interrupt, client.gather(job.name))
   if (job.metas !== null) await client.loadMetas(job.metas)
   const gatherSeconds = clock.lap()
   progress.done('gather', `${formatSeconds(gatherSeconds)}  digest ${gathered.digest.slice(0, 12)}`)
@@ -234,4 +235,17 @@ function updateLine(report: UpdateReport): string {
 
 function throwIfInterrupted(interrupt: Interrupt): void {
   if (interrupt.signal.aborted) throw new CkptError('aborted', 'interrupted')
+}
+
+/** Stops waiting at an interrupt; a running daemon finishes what it has begun, which disturbs no engine. */
+async function orInterrupt<T>({ signal }: Interrupt, work: Promise<T>): Promise<T> {
+  const interrupted = Promise.withResolvers<never>()
+  const onAbort = () => interrupted.reject(new CkptError('aborted', 'interrupted'))
+  signal.addEventListener('abort', onAbort)
+  if (signal.aborted) onAbort()
+  try {
+    return await Promise.race([work, interrupted.promise])
+  } finally {
+    signal.removeEventListener('abort', onAbort)
+  }
 }

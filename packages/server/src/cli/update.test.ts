@@ -1,0 +1,309 @@
+/** `ckpt update` as a process, against real daemons and reference engines on the host library. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import type { EngineWeights, StatusAnswer } from '@ckpt/core'
+import { compareWeights, readSafetensors } from '../../../../test/support/checkpoint.ts'
+import {
+  CKPT,
+  request,
+  run,
+  type Scratch,
+  type Started,
+  scratch,
+  start,
+} from '../../../../test/support/process.ts'
+import { writeCheckpoint } from './write-checkpoint.ts'
+
+setDefaultTimeout(60_000)
+
+const TENSORS = Array.from({ length: 12 }, (_, i) => ({
+  name: `layers.${i}.weight`,
+  dtype: 'BF16',
+  shape: [8 + (i % 3), 4096],
+}))
+
+let dir: Scratch
+let socket: string
+let daemon: Started
+let engine: Started
+let model: { path: string; files: readonly string[] }
+
+beforeAll(async () => {
+  dir = scratch()
+  socket = join(dir.path, 'ckpt.sock')
+  model = await makeModel('model', 1)
+  ;[daemon, engine] = await Promise.all([
+    startDaemon(socket, '--uds', socket, '--ranks', '2'),
+    startEngine('127.0.0.1:0', 2),
+  ])
+})
+
+afterAll(async () => {
+  await Promise.all([daemon?.stop(), engine?.stop()])
+  dir.remove()
+})
+
+async function makeModel(name: string, seed: number) {
+  const path = join(dir.path, name)
+  mkdirSync(path, { recursive: true })
+  const { files } = await writeCheckpoint(path, TENSORS, seed, 300_000)
+  return { path, files }
+}
+
+function startDaemon(name: string, ...args: string[]): Promise<Started> {
+  const state = ['--state-dir', `${name}.state`, '--devices', 'host']
+  return start([...CKPT, 'serve', ...args, ...state, '--json'], /"address": ?"([^"]+)"/)
+}
+
+function startEngine(listen: string, size: number, ...args: string[]): Promise<Started> {
+  const engine = ['engine', '--listen', listen, '--tensor-parallel-size', String(size)]
+  return start([...CKPT, ...engine, '--devices', 'host', '--json', ...args], /"url": ?"([^"]+)"/)
+}
+
+/** `ckpt update` of the model of the beginning, unless `args` say otherwise. */
+function update(...args: string[]) {
+  const defaults = (option: string, value: string) => (args.includes(option) ? [] : [option, value])
+  const own = [
+    ...defaults('--endpoint', engine.ready[1]!),
+    ...defaults('--inference-parallel-size', '2'),
+    ...defaults('--checkpoint-path', model.path),
+  ]
+  const env = { XDG_RUNTIME_DIR: dir.path, XDG_STATE_HOME: dir.path }
+  return run([...CKPT, 'update', ...own, ...args, '--json'], env)
+}
+
+/** With the daemon of the beginning; the document is all that is on stdout. */
+async function updateThere(...args: string[]) {
+  const { status, stdout, stderr } = await update('--daemon', socket, ...args)
+  return { status, document: JSON.parse(stdout), stderr }
+}
+
+async function expectHeld(url: string, size: number, files: readonly string[]) {
+  const weights = (await (await fetch(`${url}/v1/weights`)).json()) as EngineWeights
+  expect(compareWeights(weights.ranks, readSafetensors(files), size)).toBe(size * TENSORS.length)
+  return weights
+}
+
+describe('the whole job', () => {
+  test('register, gather, update; version after version under one name and path', async () => {
+    for (const seed of [1, 2, 3]) {
+      const { path, files } = await makeModel('trained', seed)
+      const version = ['--weight-version', String(seed)]
+      const { status, document, stderr } = await updateThere('--checkpoint-path', path, ...version)
+      expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
+      const weights = await expectHeld(engine.ready[1]!, 2, files)
+      expect(weights.version).toBe(String(seed))
+      expect(document).toMatchObject({ ok: true, name: 'my-checkpoint-iter-0' })
+      expect(document.registered).toMatchObject({ tensors: 12, version: String(seed) })
+      expect(document.updates).toHaveLength(1)
+      expect(document.updates[0]).toMatchObject({ ranks: 2, tensors: 12 })
+      expect(document.seconds.total).toBeGreaterThan(document.seconds.update)
+    }
+    const { body } = await request(socket, 'GET', '/v1/checkpoints')
+    expect(body.checkpoints).toHaveLength(1)
+  })
+
+  test('people get a table of the stages', async () => {
+    const args = ['update', 'table', '--daemon', socket, '--checkpoint-path', model.path]
+    const more = ['--endpoint', engine.ready[1]!, '--inference-parallel-size', '2']
+    const { status, stdout, stderr } = await run([...CKPT, ...args, ...more])
+    expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
+    expect(stdout).toMatch(/stage +seconds +GB\/s +buckets +ring +mode/)
+    expect(stdout).toMatch(/transfer +\d+\.\d{3} +\d+\.\d\d +\d+ +\d+\.\d MB +(pipelined|serial)/)
+    expect((await run([...CKPT, 'rm', 'table', '--daemon', socket])).status).toBe(0)
+  })
+
+  test('what the daemon holds is used when there is no path', async () => {
+    await request(socket, 'POST', '/v1/checkpoints/held/files', {
+      files: model.files,
+      replace: true,
+    })
+    const env = { XDG_RUNTIME_DIR: dir.path }
+    const more = ['--endpoint', engine.ready[1]!, '--inference-parallel-size', '2', '--json']
+    const result = await run([...CKPT, 'update', 'held', '--daemon', socket, ...more], env)
+    expect(result.status).toBe(0)
+    expect(JSON.parse(result.stdout).registered).toBeNull()
+    await expectHeld(engine.ready[1]!, 2, model.files)
+  })
+
+  test('--update-method all updates everybody, then the first group by its ranks', async () => {
+    const { status, document } = await updateThere('--update-method', 'all')
+    expect(document.error).toBeUndefined()
+    expect(status).toBe(0)
+    expect(document.updates).toHaveLength(2)
+  })
+
+  test('--custom-dist is accepted with a notice', async () => {
+    const { status, document } = await updateThere('--custom-dist', 'vllm_nccl')
+    expect(status).toBe(0)
+    expect(document.notes[0]).toContain('vllm_nccl')
+  })
+
+  test('metas are saved as JSON', async () => {
+    const path = join(dir.path, 'metas.json')
+    const { status } = await updateThere('--save-metas-file', path)
+    expect(status).toBe(0)
+    const owners = Object.values<any>(await Bun.file(path).json())
+    const names = owners.flatMap((owner) =>
+      owner.memory_buffer_metas_list.flatMap((list: any) =>
+        list.metas.map((meta: any) => meta.name),
+      ),
+    )
+    expect(names.sort()).toContain('layers.11.weight')
+  })
+})
+
+describe('without a daemon', () => {
+  test('one runs for the call, and leaves nothing', async () => {
+    const { status, stdout, stderr } = await update('--devices', 'host')
+    expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
+    expect(JSON.parse(stdout).updates[0].engines[0].result).toBe('ok')
+    await expectHeld(engine.ready[1]!, 2, model.files)
+    expect([
+      ...new Bun.Glob('*.sock').scanSync({ cwd: join(dir.path, 'ckpt'), onlyFiles: false }),
+    ]).toEqual([])
+  })
+
+  test('an engine of which each rank has an endpoint of its own: two engines', async () => {
+    const engines = await Promise.all([0, 1].map(() => startEngine('127.0.0.1:0', 1)))
+    try {
+      const endpoints = engines.flatMap((one) => ['--endpoint', one.ready[1]!])
+      const result = await update(
+        ...endpoints,
+        '--inference-parallel-size',
+        '1',
+        '--devices',
+        'host:1',
+      )
+      expect({ status: result.status, stderr: result.stderr }).toEqual({ status: 0, stderr: '' })
+      for (const one of engines) await expectHeld(one.ready[1]!, 1, model.files)
+    } finally {
+      await Promise.all(engines.map((one) => one.stop()))
+    }
+  })
+})
+
+describe('other ways to reach the parts', () => {
+  test('the engine over its Unix socket', async () => {
+    const path = join(dir.path, 'engine.sock')
+    const local = await startEngine(`unix:${path}`, 2)
+    try {
+      const { status, document } = await updateThere('--uds', path, '--endpoint', 'http://engine')
+      expect(document.error).toBeUndefined()
+      expect(status).toBe(0)
+    } finally {
+      await local.stop()
+    }
+  })
+
+  test('the daemon over TCP, with its token and without', async () => {
+    const token = join(dir.path, 'token')
+    writeFileSync(token, 'secret-7\n', { mode: 0o600 })
+    const listen = ['--listen', '127.0.0.1:0', '--token-file', token, '--allow-dir', dir.path]
+    const tcp = await startDaemon(join(dir.path, 'tcp'), ...listen, '--ranks', '2')
+    try {
+      const refused = await update('--daemon', tcp.ready[1]!)
+      expect(JSON.parse(refused.stdout).error.code).toBe('unauthorized')
+      expect(refused.status).toBe(1)
+      const taken = await update('--daemon', tcp.ready[1]!, '--token-file', token)
+      expect({ status: taken.status, stderr: taken.stderr }).toEqual({ status: 0, stderr: '' })
+    } finally {
+      await tcp.stop()
+    }
+  })
+})
+
+describe('failures', () => {
+  test('a missing shard is named and nothing is asked of the daemon', async () => {
+    const broken = await makeModel('broken', 4)
+    rmSync(broken.files[1]!)
+    const { status, document } = await updateThere('--checkpoint-path', broken.path)
+    expect(document.error.code).toBe('tensor_missing')
+    expect(document.error.message).toContain(broken.files[1]!)
+    expect(status).toBe(1)
+  })
+
+  test('ranks and endpoints that do not fit are wrong usage', async () => {
+    const { status, document } = await updateThere('--inference-parallel-size', '8')
+    expect(document.error.message).toContain('2 ranks')
+    expect(status).toBe(2)
+  })
+
+  test('an engine that is not there is status 3', async () => {
+    const nobody = ['--endpoint', 'http://127.0.0.1:1', '--ready-timeout', '0.5']
+    const { status, document } = await updateThere(...nobody)
+    expect(document.error.code).toBe('engine_unreachable')
+    expect(status).toBe(3)
+  })
+
+  test('an engine that fails a bucket is status 1 with the state of the update', async () => {
+    const faulty = await startEngine('127.0.0.1:0', 2, '--fault', 'error@0')
+    try {
+      const { status, document } = await updateThere('--endpoint', faulty.ready[1]!)
+      expect(status).toBe(1)
+      expect(document.error.code).toBe('engine_failed')
+      expect(document.update.state).toBe('failed')
+      expect(document.update.engines[0].result).toBe('failed')
+    } finally {
+      await faulty.stop()
+    }
+    expect((await updateThere()).status).toBe(0)
+  })
+
+  test('Ctrl-C aborts the update in the daemon, which is free again', async () => {
+    const hanging = await startEngine('127.0.0.1:0', 2, '--fault', 'hang@0')
+    const args = ['--endpoint', hanging.ready[1]!, '--inference-parallel-size', '2', '--json']
+    const words = ['update', '--daemon', socket, '--checkpoint-path', model.path, '--timeout', '30']
+    const child = Bun.spawn([...CKPT, ...words, ...args], { stdout: 'pipe', stderr: 'pipe' })
+    try {
+      await untilRunning()
+      child.kill('SIGINT')
+      const { error } = (await new Response(child.stdout).json()) as any
+      expect(error.code).toBe('aborted')
+      expect(await child.exited).toBe(1)
+    } finally {
+      await hanging.stop('SIGKILL')
+    }
+    expect((await updateThere()).status).toBe(0)
+  })
+
+  async function untilRunning() {
+    for (const deadlineMs = performance.now() + 20_000; ; await Bun.sleep(20)) {
+      const { body } = await request(socket, 'GET', '/v1/status')
+      const id = (body as StatusAnswer).running_update
+      if (id !== null) {
+        const { body: state } = await request(socket, 'GET', `/v1/updates/${id}`)
+        if (state.phase === 'transfer') return
+      }
+      if (performance.now() > deadlineMs) throw new Error('no update reached its transfer')
+    }
+  }
+})
+
+test('ls, status and rm tell and drop what is held', async () => {
+  await updateThere('--checkpoint-name', 'shown')
+  const json = async (...args: string[]) =>
+    JSON.parse((await run([...CKPT, ...args, '--daemon', socket, '--json'])).stdout)
+  const text = async (...args: string[]) =>
+    (await run([...CKPT, ...args, '--daemon', socket])).stdout
+  expect((await json('ls')).checkpoints.map((c: any) => c.name)).toContain('shown')
+  expect(await text('ls')).toMatch(/shown +- +complete +12/)
+  expect((await json('ls', 'shown')).tensor_list).toHaveLength(12)
+  expect(await text('ls', 'shown')).toMatch(/layers\.11\.weight +BF16 +\[10, 4096\]/)
+  expect((await json('status')).ranks).toHaveLength(2)
+  expect(await text('status')).toContain(engine.ready[1]!)
+  expect(await json('rm', 'shown')).toEqual({ name: 'shown', existed: true })
+  expect(await json('rm', 'shown')).toEqual({ name: 'shown', existed: false })
+  const missing = await run([...CKPT, 'ls', 'shown', '--daemon', socket, '--json'])
+  expect(JSON.parse(missing.stdout).error.code).toBe('checkpoint_not_found')
+  expect(missing.status).toBe(1)
+})
+
+test('SIGTERM ends a daemon with status 0 and removes its socket', async () => {
+  const path = join(mkdtempSync(join(dir.path, 'term-')), 'ckpt.sock')
+  const own = await startDaemon(path, '--uds', path)
+  expect(existsSync(path)).toBe(true)
+  expect(await own.stop('SIGTERM')).toBe(0)
+  expect(existsSync(path)).toBe(false)
+})
