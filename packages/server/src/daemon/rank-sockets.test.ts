@@ -85,6 +85,21 @@ describe('updates', () => {
     expect(daemon.started[0]?.request.engines).toEqual([{ url: 'http://a', ranks: [0, 1, 2] }])
   })
 
+  test('engines that nobody gives ranks have those up to the next engine', async () => {
+    const daemon = fakeDaemon([0, 1, 2, 3, 4], 60_000)
+    const calls = rankCalls(daemon, [0, 1, 2, 3, 4])
+    const requests = [leader('http://a', []), FOLLOWER, leader('http://b', []), FOLLOWER]
+    requests.push(leader('http://c', [4]))
+    for (const [rank, request] of requests.entries()) {
+      calls.update('llama', request, rank).catch(() => {})
+    }
+    expect(daemon.started[0]?.request.engines).toEqual([
+      { url: 'http://a', ranks: [0, 1] },
+      { url: 'http://b', ranks: [2, 3] },
+      { url: 'http://c', ranks: [4] },
+    ])
+  })
+
   test('with ranks, only those are waited for, and an empty group means them', async () => {
     const daemon = fakeDaemon([0, 1, 2, 3], 60_000)
     const calls = rankCalls(daemon, [0, 1, 2, 3])
