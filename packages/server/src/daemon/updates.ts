@@ -1,13 +1,24 @@
-import type {
-  Failure,
-  StatusAnswer,
-  UpdateEvent,
-  UpdateReport,
-  UpdateRequest,
-  UpdateState,
+import {
+  CkptError,
+  type Failure,
+  type StatusAnswer,
+  type UpdateEvent,
+  type UpdateReport,
+  type UpdateRequest,
+  type UpdateState,
 } from '@ckpt/core'
+import { openLibrary } from '@ckpt/cuda'
+import { Journal, type JournalDocument } from './journal.ts'
+import { log } from './log.ts'
+import { RankPool } from './rank/pool.ts'
 import type { Registry } from './registry.ts'
 import type { DaemonOptions } from './types.ts'
+import { EngineBook } from './updates-engines.ts'
+import { Planner } from './updates-plan.ts'
+import { UpdateQueue } from './updates-queue.ts'
+import { recoverFrom } from './updates-recovery.ts'
+import { EngineSockets } from './updates-sockets.ts'
+import { makeSpec } from './updates-spec.ts'
 
 /** An update that was accepted. */
 export interface UpdateHandle {
@@ -40,4 +51,123 @@ export interface Updates {
   close(reason: string): Promise<void>
 }
 
-export declare function createUpdates(options: DaemonOptions, registry: Registry): Promise<Updates>
+/** Starts the rank Workers. @throws CkptError `native_missing` and what the devices say */
+export async function createUpdates(options: DaemonOptions, registry: Registry): Promise<Updates> {
+  const sockets = await EngineSockets.open(options.stateDir)
+  const { journal, left } = await Journal.open(options.stateDir, sockets.dir)
+  const library = openLibrary(options.library)
+  const pool = await RankPool.start(options.library, library, options.ranks)
+  return new DaemonUpdates({ options, registry, sockets, journal, left, pool })
+}
+
+interface Parts {
+  readonly options: DaemonOptions
+  readonly registry: Registry
+  readonly sockets: EngineSockets
+  readonly journal: Journal
+  readonly left: JournalDocument | null
+  readonly pool: RankPool
+}
+
+class DaemonUpdates implements Updates {
+  readonly deviceLost: Promise<Failure>
+  readonly #parts: Parts
+  readonly #book: EngineBook
+  readonly #queue: UpdateQueue
+  readonly #closing = new AbortController()
+  #closed: Promise<void> | null = null
+
+  constructor(parts: Parts) {
+    this.#parts = parts
+    this.#book = new EngineBook(parts.journal)
+    const lost = Promise.withResolvers<Failure>()
+    this.deviceLost = lost.promise
+    const context = {
+      ...parts,
+      book: this.#book,
+      planner: new Planner(parts.options),
+      closing: this.#closing.signal,
+    }
+    this.#queue = new UpdateQueue(context, (failure) => {
+      if (failure?.code === 'device_lost') lost.resolve(failure)
+    })
+  }
+
+  async recover(): Promise<void> {
+    const { left, pool, journal } = this.#parts
+    if (left === null) return
+    const { left: waiting, sharedMemory } = await recoverFrom(left, pool, this.#book, journal)
+    const { pid } = left
+    if (sharedMemory.length > 0) {
+      log.info('removed shared memory of the dead daemon {pid}: {sharedMemory}', {
+        pid,
+        sharedMemory,
+      })
+    }
+    for (const address of waiting) {
+      log.warn('an engine of the dead daemon {pid} still waits at {address}', { pid, address })
+    }
+  }
+
+  start(name: string, request: UpdateRequest): UpdateHandle {
+    const { options, registry } = this.#parts
+    const spec = makeSpec(name, request, options)
+    // says now what is wrong with the checkpoint; the version is chosen when its turn comes
+    registry.lease(name).release(false)
+    const record = this.#queue.add(spec, request.if_busy)
+    return { id: record.id, done: record.done }
+  }
+
+  state(id: string): UpdateState {
+    return this.#queue.record(id).state
+  }
+
+  events(id: string): AsyncIterable<UpdateEvent> {
+    return this.#queue.record(id).events()
+  }
+
+  abort(id: string, reason?: string): UpdateState {
+    const message = reason ? `aborted: ${reason}` : 'aborted on request'
+    return this.#queue.abort(id, { code: 'aborted', message })
+  }
+
+  /** Free bytes are those that the rank Workers saw last; idle ones are asked again for the next call. */
+  status(): UpdatesStatus {
+    const { pool } = this.#parts
+    const devices = new Map<number, StatusAnswer['devices'][number]>()
+    for (const link of pool.links) {
+      if (!link.busy && link.dead === null) link.readMemory().catch(() => {})
+      const { device, deviceName, uuid } = link.rank
+      const { freeBytes, totalBytes } = link.memory
+      devices.set(device, {
+        index: device,
+        name: deviceName,
+        uuid,
+        free_bytes: freeBytes,
+        total_bytes: totalBytes,
+      })
+    }
+    return {
+      devices: [...devices.values()],
+      ranks: pool.links.map(({ rank: { rank, device, key } }) => ({ rank, device, key })),
+      engines: this.#book.status(),
+      running_update: this.#queue.runningId,
+      queued: this.#queue.queued,
+      quarantined_bytes: pool.quarantinedBytes,
+    }
+  }
+
+  close(reason: string): Promise<void> {
+    this.#closed ??= this.#close(reason)
+    return this.#closed
+  }
+
+  async #close(reason: string): Promise<void> {
+    const { pool, sockets, journal } = this.#parts
+    await this.#queue.close(reason)
+    this.#closing.abort(new CkptError('shutting_down', reason))
+    await pool.close()
+    await sockets.close()
+    await journal.close()
+  }
+}

@@ -67,7 +67,9 @@ export class RankLink {
       transferList: [port2],
     })
     port1.on('message', (report: RankReport) => this.#take(report))
-    this.#worker.on('error', (error) => this.#die(`the rank Worker failed: ${error.message}`))
+    this.#worker.on('error', (error) =>
+      this.#die(`the rank Worker failed: ${CkptError.wrap(error).message}`),
+    )
     this.#exited = new Promise((resolve) => {
       this.#worker.on('exit', () => {
         this.#die('the rank Worker has ended')
@@ -122,6 +124,10 @@ export class RankLink {
     this.#post({ type: 'begin', run }, SIGNAL_USER)
   }
 
+  announce(run: number): void {
+    this.#post({ type: 'announce', run }, SIGNAL_USER)
+  }
+
   release(run: number): void {
     this.#post({ type: 'release', run }, SIGNAL_USER)
   }
@@ -147,6 +153,8 @@ export class RankLink {
   /** Ends the Worker; one that does not answer is terminated. */
   async close(): Promise<void> {
     if (this.#dead === null) this.#post({ type: 'close' }, SIGNAL_USER)
+    // the Worker destroys its signal: from here on nothing may raise it
+    this.#dieOf({ code: 'shutting_down', message: 'the daemon is closing', rank: this.rank.rank })
     const late = Bun.sleep(CLOSE_MS).then(() => 'late' as const)
     if ((await Promise.race([this.#exited, late])) === 'late') {
       this.#worker.unref()
@@ -189,7 +197,8 @@ export class RankLink {
     if (event.type === 'closed') {
       if (event.quarantinedBytes > 0) this.quarantined.set(run, event.quarantinedBytes)
       const { totalBytes } = this.memory
-      this.memory = { totalBytes, freeBytes: totalBytes - event.bytesAfter }
+      const used = event.bytesAfter
+      if (used !== null) this.memory = { totalBytes, freeBytes: totalBytes - used }
     }
     const current = this.#run
     if (current?.run !== run) return
@@ -210,13 +219,12 @@ export class RankLink {
     this.#waiting.clear()
     const current = this.#run
     this.#run = null
-    current?.listener({ type: 'failed', failure }, this.rank)
+    current?.listener({ type: 'failed', failure, connected: true }, this.rank)
     current?.listener(
       {
         type: 'closed',
         quarantinedBytes: 0,
-        sent: 0,
-        bytesAfter: 0,
+        bytesAfter: null,
         stages: { h2d: NONE, broadcast: NONE, reload: NONE },
       },
       this.rank,

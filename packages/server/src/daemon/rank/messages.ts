@@ -99,6 +99,8 @@ export type RankMessage =
       readonly status: number
       readonly message: string
     }
+  /** Every engine worker has mapped its ring: lists may be sent. Until then no engine is torn by a failure. */
+  | { readonly type: 'announce'; readonly run: number }
   /** Every rank has every bucket: end the conversation. */
   | { readonly type: 'release'; readonly run: number }
   /** `leaveMs`: until the engine's worker must have left. */
@@ -125,14 +127,14 @@ export type RankEvent =
   /** Every bucket is acknowledged. */
   | { readonly type: 'transferred' }
   | { readonly type: 'finished'; readonly dialect: Dialect | null }
-  | { readonly type: 'failed'; readonly failure: Failure }
+  /** `connected`: whether a worker of the engine has ever connected. */
+  | { readonly type: 'failed'; readonly failure: Failure; readonly connected: boolean }
   | {
       readonly type: 'closed'
       /** Bytes of a ring that an engine or a copy may still use; 0 when it was freed. */
       readonly quarantinedBytes: number
-      /** Tensor lists that were sent: the engine is torn unless it finished. */
-      readonly sent: number
-      readonly bytesAfter: number
+      /** Bytes in use on the device; null when the Worker has died. */
+      readonly bytesAfter: number | null
       readonly stages: StageIntervals
     }
 

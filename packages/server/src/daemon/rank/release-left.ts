@@ -1,10 +1,8 @@
-import { pickleRuntimeError } from '@ckpt/core'
+import { ABORT_TEXT, pickleRuntimeError } from '@ckpt/core'
 import { type ZmqContext, zmqPoll } from '@ckpt/cuda'
 import { EngineSocket } from './engine-socket.ts'
 import { clockMs } from './messages.ts'
 
-/** checkpoint-engine's own words to the workers that a failure elsewhere ends. */
-export const FAILED_ELSEWHERE = 'Some workers failed to update weights'
 /** libzmq reconnects after 100 ms: who has not come by then is gone. */
 const CONNECT_MS = 3000
 /** A worker that is inside `run` or that took the first message for the handle wants another one. */
@@ -29,7 +27,7 @@ export function releaseLeft(
   limitMs: number,
 ): string[] {
   const startMs = clockMs()
-  const body = pickleRuntimeError(FAILED_ELSEWHERE)
+  const body = pickleRuntimeError(ABORT_TEXT)
   const left: Left[] = []
   try {
     for (const address of addresses) {

@@ -69,6 +69,10 @@ export class RankRun {
   #engineLeft = true
   /** The signal was drained after this turn had looked at what it announces. */
   #woken = false
+  #everyoneOpen = false
+  /** A bucket that was complete before every engine worker had mapped its ring. */
+  #early: number | null = null
+  /** Lists that were sent: from the first on the engine is torn until it has all. */
   #sent = 0
 
   /** Allocates the ring, joins the group, binds the address. Leaves nothing behind when it throws. */
@@ -238,6 +242,8 @@ export class RankRun {
         const { ok, status, message: words } = message
         return this.#converseStep({ type: 'http', ok, status, message: words, nowMs })
       }
+      case 'announce':
+        return this.#mayAnnounce()
       case 'release':
         if (this.#failure !== null) return
         if (this.#conversation === null) return this.#finish(null)
@@ -294,11 +300,22 @@ export class RankRun {
     // The bit is set before a group is aborted, so a copy that was seen complete while it is clear is a good one.
     if (this.#aborting()) return
     if (this.#conversation === null) return this.#acked(bucket)
+    if (!this.#everyoneOpen) {
+      this.#early = bucket
+      return
+    }
     this.#sent++
     Atomics.store(this.#progress, PROGRESS_SENT, this.#sent)
     this.#reload.begin(clockMs())
     const list = this.#held.list(bucket)
     this.#converseStep({ type: 'announce', bucket, list, nowMs: clockMs() })
+  }
+
+  #mayAnnounce(): void {
+    this.#everyoneOpen = true
+    const bucket = this.#early
+    this.#early = null
+    if (bucket !== null) this.#perform([{ type: 'announce', bucket }])
   }
 
   #acked(bucket: number): void {
@@ -362,7 +379,8 @@ export class RankRun {
     if (this.#failure !== null) return
     const { rank } = this.#host.rank
     this.#failure = { rank, phase: this.#phase(), ...failure }
-    this.#host.report(this.options.run, { type: 'failed', failure: this.#failure })
+    const connected = this.#conversation?.everConnected ?? true
+    this.#host.report(this.options.run, { type: 'failed', failure: this.#failure, connected })
   }
 
   #phase(): Failure['phase'] {
@@ -389,7 +407,6 @@ export class RankRun {
     this.#host.report(this.options.run, {
       type: 'closed',
       quarantinedBytes,
-      sent: this.#sent,
       bytesAfter: this.bytesInUse(),
       stages: {
         h2d: this.#copies.h2d.take(nowMs),

@@ -82,9 +82,8 @@ class RankWorker implements RunHost {
   }
 
   #isForRun(message: RankMessage): boolean {
-    if (message.type !== 'http' && message.type !== 'release' && message.type !== 'abort') {
-      return false
-    }
+    const forRun: readonly RankMessage['type'][] = ['announce', 'http', 'release', 'abort']
+    if (!forRun.includes(message.type) || !('run' in message)) return false
     return message.run === this.#run?.options.run
   }
 

@@ -1,0 +1,116 @@
+import { readFile, rename, unlink, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { type } from 'arktype'
+import { processStart } from './journal-processes.ts'
+
+const FILE = 'journal.json'
+
+/** A conversation that was about to start: its engine's worker may be waiting at the address. */
+const JournalConversation = type({
+  address: 'string',
+  rank: 'number',
+  dialect: "'D1' | 'D2' | 'D3' | 'D4' | null",
+  engine_url: 'string | null',
+  update_id: 'string',
+  version: 'string | null',
+})
+export type JournalConversation = typeof JournalConversation.infer
+
+/** An engine that holds a part of an update. */
+const TornMark = type({
+  url: 'string',
+  uds: 'string | null',
+  update_id: 'string',
+  dialect: "'D1' | 'D2' | 'D3' | 'D4' | null",
+  /** We paused it, so the update that heals it resumes it. */
+  paused: 'boolean',
+  /** Its answers to RPCs are out of step until it is started again. */
+  restart_needed: 'boolean',
+  /** What tells a later start of the engine from this one, see `engines/identity.ts`. */
+  listener: 'string | null',
+})
+export type TornMark = typeof TornMark.infer
+
+const JournalDocument = type({
+  format: '1',
+  pid: 'number',
+  /** Start of that process in clock ticks after boot: tells it from a later one with the same pid. */
+  process_start: 'number | null',
+  socket_dir: 'string',
+  conversations: JournalConversation.array(),
+  torn: TornMark.array(),
+})
+export type JournalDocument = typeof JournalDocument.infer
+
+/**
+ * What must survive this process, in `STATE_DIR/journal.json`. Replaced as a whole by a rename, so a reader sees one version or
+ * the other. It need not survive the machine: after that no engine waits either.
+ */
+export class Journal {
+  readonly #path: string
+  #document: JournalDocument
+  #writing: Promise<void> = Promise.resolve()
+  #writes = 0
+
+  private constructor(path: string, document: JournalDocument) {
+    this.#path = path
+    this.#document = document
+  }
+
+  /** Reads what a predecessor left (null: nothing, or nothing that can be read) and takes its place at the first write. */
+  static async open(
+    stateDir: string,
+    socketDir: string,
+  ): Promise<{ journal: Journal; left: JournalDocument | null }> {
+    const path = join(stateDir, FILE)
+    const journal = new Journal(path, {
+      format: 1,
+      pid: process.pid,
+      process_start: await processStart(process.pid),
+      socket_dir: socketDir,
+      conversations: [],
+      torn: [],
+    })
+    return { journal, left: await readJournal(path) }
+  }
+
+  /** Written before the first worker can connect; with an empty list when all have left. */
+  conversations(conversations: readonly JournalConversation[]): Promise<void> {
+    this.#document = { ...this.#document, conversations: [...conversations] }
+    return this.#write()
+  }
+
+  torn(marks: readonly TornMark[]): Promise<void> {
+    this.#document = { ...this.#document, torn: [...marks] }
+    return this.#write()
+  }
+
+  /** Removes the file unless a torn mark must outlive the process. */
+  async close(): Promise<void> {
+    await this.#writing
+    if (this.#document.torn.length === 0) await unlink(this.#path).catch(() => {})
+  }
+
+  #write(): Promise<void> {
+    const text = `${JSON.stringify(this.#document, null, 2)}\n`
+    const staged = `${this.#path}.${process.pid}.${this.#writes++}`
+    this.#writing = this.#writing
+      .catch(() => {})
+      .then(async () => {
+        await writeFile(staged, text, { mode: 0o600 })
+        await rename(staged, this.#path)
+      })
+    return this.#writing
+  }
+}
+
+async function readJournal(path: string): Promise<JournalDocument | null> {
+  let value: unknown
+  try {
+    value = JSON.parse(await readFile(path, 'utf8'))
+  } catch {
+    return null
+  }
+  const document = JournalDocument(value)
+  return document instanceof type.errors ? null : document
+}

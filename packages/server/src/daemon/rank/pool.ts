@@ -1,0 +1,63 @@
+import type { Library } from '@ckpt/cuda'
+import { CkptError } from '@ckpt/core'
+import type { LibraryOptions, RankInfo } from '../types.ts'
+import { RankLink } from './link.ts'
+
+/** The rank Workers of the daemon. One that dies is replaced before the next update. */
+export class RankPool {
+  readonly #options: LibraryOptions
+  readonly #library: Library
+  readonly #links: RankLink[]
+
+  private constructor(options: LibraryOptions, library: Library, links: RankLink[]) {
+    this.#options = options
+    this.#library = library
+    this.#links = links
+  }
+
+  static async start(
+    options: LibraryOptions,
+    library: Library,
+    ranks: readonly RankInfo[],
+  ): Promise<RankPool> {
+    const started = await Promise.allSettled(
+      ranks.map((rank) => RankLink.start(options, library, rank)),
+    )
+    const links = started.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
+    const failed = started.find((one) => one.status === 'rejected')
+    if (failed !== undefined) {
+      await Promise.all(links.map((link) => link.close()))
+      throw CkptError.wrap(failed.reason)
+    }
+    return new RankPool(options, library, links)
+  }
+
+  get links(): readonly RankLink[] {
+    return this.#links
+  }
+
+  /** Bytes of rings that an engine may still read. */
+  get quarantinedBytes(): number {
+    return this.#links.reduce((sum, link) => sum + link.quarantinedBytes, 0)
+  }
+
+  /** The links of these ranks, each with a living Worker. */
+  async use(ranks: readonly number[]): Promise<RankLink[]> {
+    return Promise.all(
+      ranks.map(async (rank) => {
+        const index = this.#links.findIndex((link) => link.rank.rank === rank)
+        const link = this.#links[index]
+        if (link === undefined) throw new CkptError('bad_request', `there is no rank ${rank}`)
+        if (link.dead === null) return link
+        if (link.dead.code === 'device_lost') throw CkptError.from(link.dead)
+        const fresh = await RankLink.start(this.#options, this.#library, link.rank)
+        this.#links[index] = fresh
+        return fresh
+      }),
+    )
+  }
+
+  async close(): Promise<void> {
+    await Promise.all(this.#links.map((link) => link.close()))
+  }
+}
