@@ -1,6 +1,6 @@
 /** What the registry's tests share: a safetensors writer, a registry with cleanup, and a check of held bytes. */
 import { createHash } from 'node:crypto'
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { CkptError, type ErrorCode } from '@ckpt/core'
@@ -176,7 +176,13 @@ export async function failure(
   return error
 }
 
-/** Descriptors that are open in this process. */
-export function openFiles(): number {
-  return readdirSync('/proc/self/fd').length
+/** Descriptors of files under `dir` that this process has open. */
+export function openFiles(dir: string): number {
+  return readdirSync('/proc/self/fd').filter((descriptor) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${descriptor}`).startsWith(dir)
+    } catch {
+      return false // the descriptor of the listing itself
+    }
+  }).length
 }

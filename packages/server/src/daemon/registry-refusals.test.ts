@@ -102,7 +102,7 @@ describe('a bad file beside a good one leaves nothing', () => {
         const path = dir.write(bad.name ?? 'bad.safetensors', bad.content)
         // the library may open descriptors of its own once
         await registry.register('other', { files: [good] }, null)
-        const before = [library.liveObjects(), openFiles(), registry.memory().pinned_bytes]
+        const before = [library.liveObjects(), openFiles(dir.path), registry.memory().pinned_bytes]
         const error = await failure(
           () => registry.register('m', { files: [good, path] }, null),
           bad.code,
@@ -111,7 +111,7 @@ describe('a bad file beside a good one leaves nothing', () => {
         )
         expect(error.failure.phase).toBe('register')
         if (bad.tensor !== undefined) expect(error.failure.tensor).toBe(bad.tensor)
-        const after = [library.liveObjects(), openFiles(), registry.memory().pinned_bytes]
+        const after = [library.liveObjects(), openFiles(dir.path), registry.memory().pinned_bytes]
         expect(after).toEqual(before)
         expect(registry.list().map(({ name }) => name)).toEqual(['other'])
       }),

@@ -137,7 +137,7 @@ export class Arena {
       this.#freeUsed(fresh)
       this.giveBackShared(
         name,
-        shared.filter((had) => had !== null && !fresh.includes(had)),
+        shared.filter((had): had is ArenaBuffer => had !== null && !fresh.includes(had)),
       )
       throw error
     }

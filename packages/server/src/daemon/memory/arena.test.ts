@@ -1,0 +1,115 @@
+import { describe, expect, test } from 'bun:test'
+import { openLibrary } from '@ckpt/cuda'
+import { failure, LIBRARY } from '../registry-fixture.ts'
+import { Arena, type ArenaBuffer, type Taking } from './arena.ts'
+import { BUFFER_BYTES_MAX, GRANULE_BYTES, MIB, sizeClass } from './size-class.ts'
+
+const library = openLibrary(LIBRARY)
+
+async function withArena(budgetBytes: number, run: (arena: Arena) => Promise<void>) {
+  const before = library.liveObjects()
+  const arena = new Arena(library, budgetBytes)
+  await run(arena)
+  arena.trim(null)
+  expect(arena.usedBytes).toBe(0)
+  expect(arena.pinnedBytes).toBe(0)
+  expect(library.liveObjects()).toBe(before)
+}
+
+const total = (buffers: readonly ArenaBuffer[]) =>
+  buffers.reduce((sum, { bytes }) => sum + bytes, 0)
+
+test('size classes hold what is asked for, in whole granules, with at most an eighth unused', () => {
+  for (let bytes = 1; bytes <= BUFFER_BYTES_MAX; bytes = Math.ceil(bytes * 1.07)) {
+    const size = sizeClass(bytes)
+    expect(size).toBeGreaterThanOrEqual(bytes)
+    expect(size % GRANULE_BYTES).toBe(0)
+    expect(size).toBeLessThanOrEqual(Math.max(bytes * 1.125 + GRANULE_BYTES, GRANULE_BYTES))
+    expect(sizeClass(size)).toBe(size)
+  }
+  expect(sizeClass(BUFFER_BYTES_MAX)).toBe(BUFFER_BYTES_MAX)
+})
+
+describe('an arena', () => {
+  test('covers a taking with free buffers of any sizes', () =>
+    withArena(64 * MIB, async (arena) => {
+      const takings = await Promise.all([10, 4, 6].map((size) => arena.take(size * MIB)))
+      for (const { buffers } of takings) arena.giveBack(buffers)
+      const objects = library.liveObjects()
+      const all = await arena.take(20 * MIB)
+      expect(library.liveObjects()).toBe(objects)
+      expect(all.fresh.size).toBe(0)
+      expect(total(all.buffers)).toBe(20 * MIB)
+      arena.giveBack(all.buffers)
+    }))
+
+  test('keeps at most what was in use at one time', () =>
+    withArena(256 * MIB, async (arena) => {
+      let held: Taking = await arena.take(2 * MIB)
+      for (let round = 0; round < 100; round++) {
+        const next = await arena.take((2 + ((round * 31) % 40)) * MIB)
+        arena.giveBack(held.buffers)
+        held = next
+        expect(arena.pinnedBytes).toBeLessThanOrEqual(2 * 1.25 * 42 * MIB)
+      }
+      arena.giveBack(held.buffers)
+    }))
+
+  test('undoing frees what was made and keeps what was there', () =>
+    withArena(64 * MIB, async (arena) => {
+      arena.giveBack((await arena.take(8 * MIB)).buffers)
+      const objects = library.liveObjects()
+      const taking = await arena.take(20 * MIB)
+      expect(taking.fresh.size).toBe(1)
+      expect(taking.buffers.length).toBe(2)
+      arena.undo(taking)
+      expect(library.liveObjects()).toBe(objects)
+      expect(arena.pinnedBytes).toBe(8 * MIB)
+      expect(arena.usedBytes).toBe(0)
+    }))
+
+  test('takes at the same time cannot exceed the budget together', () =>
+    withArena(20 * MIB, async (arena) => {
+      const settled = await Promise.allSettled([arena.take(12 * MIB), arena.take(12 * MIB)])
+      expect(settled.map(({ status }) => status)).toEqual(['fulfilled', 'rejected'])
+      expect(settled[1]).toMatchObject({ reason: { shortBytes: 4 * MIB } })
+      arena.giveBack((settled[0] as PromiseFulfilledResult<Taking>).value.buffers)
+    }))
+
+  test('near the budget the slack of a size class is not taken', () =>
+    withArena(38 * MIB, async (arena) => {
+      expect(sizeClass(38 * MIB)).toBe(40 * MIB)
+      const taking = await arena.take(38 * MIB)
+      expect(arena.pinnedBytes).toBe(38 * MIB)
+      arena.giveBack(taking.buffers)
+    }))
+
+  test('a taking of nothing has no buffers', () =>
+    withArena(MIB, async (arena) => {
+      expect((await arena.take(0)).buffers).toEqual([])
+    }))
+
+  test('what the machine cannot give is host_memory_exhausted, and nothing is taken', () =>
+    withArena(Number.MAX_SAFE_INTEGER, async (arena) => {
+      const objects = library.liveObjects()
+      const bytes = 2 ** 46
+      // the first buffers exist already when the machine refuses the next
+      await failure(() => arena.share('m', [4 * MIB, bytes]), 'host_memory_exhausted')
+      expect(library.liveObjects()).toBe(objects)
+      expect(arena.pinnedBytes).toBe(0)
+    }))
+
+  test('shared memory goes to nobody but the one who had it', () =>
+    withArena(64 * MIB, async (arena) => {
+      const [one, two] = await arena.share('a', [4 * MIB, 6 * MIB])
+      const path = library.bufferPath(one!.buffer)
+      arena.giveBackShared('a', [one!])
+      arena.unshare([two!])
+      const [other] = await arena.share('b', [4 * MIB])
+      expect(library.bufferPath(other!.buffer)).not.toBe(path)
+      arena.unshare([other!])
+      const [again] = await arena.share('a', [4 * MIB - 1])
+      expect(library.bufferPath(again!.buffer)).toBe(path)
+      arena.giveBackShared('a', [again!])
+    }))
+})
