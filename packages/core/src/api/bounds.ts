@@ -25,7 +25,10 @@ export const Elapsed = type('number >= 0')
 export const Rank = type(`0 <= number.integer < ${RANKS_MAX}`)
 export const Ranks = Rank.array().atMostLength(RANKS_MAX)
 /** A path of the daemon's host: Linux takes at most 4095 bytes. */
-export const Path = type('1 <= string <= 4095')
+export const Path = type('1 <= string <= 4095').and(
+  // oxlint-disable-next-line no-control-regex -- this one is to be refused
+  type(/^[^\u0000]*$/).describe('a path without NUL characters'),
+)
 export const Url = type('1 <= string <= 2048')
 /** What the user calls a version; free text. */
 export const Version = type('1 <= string <= 255')
@@ -34,7 +37,8 @@ export const UpdateId = type(/^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/).describe(
   'an id of at most 128 letters, digits, dots, dashes and underscores',
 )
 /** Name of a checkpoint, as it stands (decoded) in a route's path. */
-export const CheckpointName = type(/^[^\p{Cc}/]{1,255}$/u).describe(
+// oxlint-disable-next-line no-control-regex -- \p{Cc} is not known to every reader of a JSON Schema
+export const CheckpointName = type(/^[^\u0000-\u001f\u007f-\u009f/]{1,255}$/).describe(
   'a name of 1 to 255 characters without slashes and control characters',
 )
 /** Name of a dtype in safetensors' spelling (`BF16`) or torch's (`torch.bfloat16`). */
@@ -42,6 +46,11 @@ export const DtypeName = type('1 <= string <= 64')
 /** safetensors sets no limit; numpy and torch stop at 64 dimensions. */
 export const Shape = Count.array().atMostLength(64)
 export const TensorName = type('1 <= string <= 4096')
+
+/** A method's name, as vLLM's `/collective_rpc` takes it. */
+export const MethodName = type(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/).describe(
+  'a name of at most 128 letters, digits and underscores',
+)
 
 export const DialectName = type("'D1' | 'D2' | 'D3' | 'D4'")
 export const EngineKind = type("'auto' | 'vllm' | 'sglang' | 'lmdeploy'")

@@ -5,6 +5,7 @@ import {
   Elapsed,
   EngineKind,
   FailureBody,
+  MethodName,
   PhaseName,
   RANKS_MAX,
   Ranks,
@@ -41,7 +42,7 @@ export const UpdateRequest = type({
   'engines?': EngineTarget.array().atMostLength(RANKS_MAX),
   'engine?': EngineKind,
   /** Method of vLLM's `/collective_rpc` to call. */
-  'engine_method?': /^[A-Za-z_][A-Za-z0-9_]{0,127}$/,
+  'engine_method?': MethodName,
   'mode?': "'auto' | 'pipelined' | 'serial' | 'direct'",
   'pause?': "'none' | 'wait' | 'keep' | 'abort'",
   'pause_timeout?': Seconds,
