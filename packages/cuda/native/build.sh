@@ -104,7 +104,8 @@ link() {
 
 build_host() {
   compile plain "$compiler" "${flags[@]}" -- "$native"/common/*.cpp "$native"/host/*.cpp
-  link "$lib/libckpt_host.so" "$compiler" -shared -pthread -Wl,-z,nodelete -Wl,-z,defs
+  link "$lib/libckpt_host.so" "$compiler" -shared -pthread \
+    -Wl,-z,nodelete -Wl,-z,defs "-Wl,--version-script=$native/exports.map"
 }
 
 build_cuda() {
@@ -127,7 +128,8 @@ build_cuda() {
     "-I$native/include" "-I$native" "-I$native/common" -- "${sources[@]}"
   objects=("${all[@]}" "${objects[@]}")
   link "$lib/libckpt_cuda.so" "$nvcc" -ccbin "$compiler" -shared -cudart static -arch="$arch" \
-    -Xlinker -z,nodelete -Xlinker -z,defs -Xcompiler -pthread -ldl -lrt
+    -Xlinker -z,nodelete -Xlinker -z,defs -Xlinker "--version-script=$native/exports.map" \
+    -Xcompiler -pthread -ldl -lrt
 }
 
 # build_tests VARIANT FLAG...: the library's sources and the tests in one program.

@@ -1,0 +1,148 @@
+// The other process of tests that need one.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <cstdio>
+#include <cstring>
+
+#include "test.h"
+
+namespace test {
+namespace {
+
+using Arguments = std::vector<std::string>;
+
+void init(uint64_t copy_bytes_per_second) {
+  const ckpt_config config{2, 0, kDeviceBytes, copy_bytes_per_second};
+  OK(ckpt_init(&config));
+}
+
+// open HANDLE BYTES: prints the digest of the memory behind an exported handle, then fills it
+// with 7.
+int open_handle(const Arguments& arguments) {
+  uint8_t handle[CKPT_HANDLE_BYTES] = {};
+  for (size_t i = 0; i < CKPT_HANDLE_BYTES; i++) {
+    handle[i] = static_cast<uint8_t>(std::stoi(arguments[1].substr(2 * i, 2), nullptr, 16));
+  }
+  const uint64_t bytes = std::stoull(arguments[2]);
+  init(0);
+  uint32_t memory = 0;
+  OK(ckpt_memory_open(1, handle, bytes, &memory));
+  printf("%s", memory_sha256(memory, 0, bytes).c_str());
+  OK(ckpt_memory_fill(memory, 0, bytes, 7));
+  OK(ckpt_memory_free(memory));
+  return 0;
+}
+
+// write PATH | truncate PATH: as a trainer that does not know of us; prints the seconds it waited
+// for the lease.
+int change_file(const Arguments& arguments) {
+  const auto start = Clock::now();
+  if (arguments[0] == "truncate") {
+    CHECK(truncate(arguments[1].c_str(), 100) == 0);
+  } else {
+    const int fd = open(arguments[1].c_str(), O_WRONLY);
+    CHECK(fd >= 0);
+    CHECK(pwrite(fd, "changed", 7, 0) == 7);
+    close(fd);
+  }
+  printf("%.3f", seconds_since(start));
+  return 0;
+}
+
+// map PATH: prints the first byte of shared memory and writes 9 there.
+int map_path(const Arguments& arguments) {
+  const int fd = open(arguments[1].c_str(), O_RDWR);
+  CHECK(fd >= 0);
+  uint8_t* bytes =
+      static_cast<uint8_t*>(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+  CHECK(bytes != MAP_FAILED);
+  printf("%d", bytes[0]);
+  bytes[0] = 9;
+  return 0;
+}
+
+int uuids(const Arguments&) {
+  init(0);
+  for (uint32_t device = 0; device < 2; device++) {
+    ckpt_device_info info;
+    OK(ckpt_device_describe(device, &info));
+    printf("%s ", info.uuid);
+  }
+  return 0;
+}
+
+int before_init(const Arguments&) {
+  uint32_t out = 0;
+  GIVES(CKPT_ERR_STATE, ckpt_device_count(&out));
+  GIVES(CKPT_ERR_STATE, ckpt_memory_alloc(0, 4096, &out));
+  GIVES(CKPT_ERR_STATE, ckpt_stream_create(0, &out));
+  GIVES(CKPT_ERR_STATE, ckpt_buffer_alloc(4096, 0, &out));
+  GIVES(CKPT_ERR_STATE, ckpt_group_create(2, &out));
+  for (uint32_t devices : {0u, 65u}) {
+    const ckpt_config wrong{devices, 0, 0, 0};
+    GIVES(CKPT_ERR_INVALID, ckpt_init(&wrong));
+  }
+  GIVES(CKPT_ERR_STATE, ckpt_device_count(&out));
+  const ckpt_config right{3, 0, 0, 0};
+  OK(ckpt_init(&right));
+  OK(ckpt_device_count(&out));
+  CHECK_EQ(out, 3u);
+  uint64_t free_bytes = 0, total_bytes = 0;
+  OK(ckpt_device_memory(2, &free_bytes, &total_bytes));
+  CHECK(total_bytes > 0 && free_bytes > 0 && free_bytes <= total_bytes);
+  return 0;
+}
+
+// A stream of 40 MB/s copies 4 MB in 0.1 s, and its event is not complete before.
+int throttled(const Arguments&) {
+  init(40'000'000);
+  const uint64_t bytes = 4'000'000;
+  const std::vector<uint8_t> content = random_bytes(bytes, 1);
+  const uint32_t buffer = buffer_with(content), memory = new_memory(bytes), stream = new_stream(),
+                 event = new_event();
+  const auto start = Clock::now();
+  OK(ckpt_copy_h2d(stream, memory, 0, buffer, 0, bytes));
+  OK(ckpt_event_record(event, stream));
+  CHECK(seconds_since(start) < 0.05);
+  GIVES(CKPT_NOT_READY, ckpt_event_query(event));
+  OK(ckpt_event_wait(event, 0, 10000));
+  CHECK(seconds_since(start) > 0.09);
+  CHECK_EQ(memory_sha256(memory, 0, bytes), sha256_of(content));
+  OK(ckpt_stream_destroy(stream));
+  OK(ckpt_event_destroy(event));
+  OK(ckpt_memory_free(memory));
+  OK(ckpt_buffer_free(buffer));
+  return 0;
+}
+
+// Ends without freeing what it made: prints the name of its memory.
+int leave_memory(const Arguments&) {
+  init(0);
+  uint8_t handle[CKPT_HANDLE_BYTES];
+  OK(ckpt_memory_export(new_memory(4096), handle));
+  printf("%s", reinterpret_cast<const char*>(handle));
+  return 0;
+}
+
+}  // namespace
+
+int child_main(const Arguments& arguments) {
+  const struct {
+    const char* name;
+    int (*run)(const Arguments&);
+  } modes[] = {{"open", open_handle},    {"write", change_file}, {"truncate", change_file},
+               {"map", map_path},        {"uuids", uuids},       {"before-init", before_init},
+               {"throttled", throttled}, {"leave", leave_memory}};
+  try {
+    for (const auto& mode : modes) {
+      if (arguments[0] == mode.name) return mode.run(arguments);
+    }
+  } catch (const Failure& failure) {
+    fprintf(stderr, "%s\n", failure.text.c_str());
+  }
+  return 1;
+}
+
+}  // namespace test

@@ -1,0 +1,379 @@
+// Files, leases and reads.
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <atomic>
+#include <cstring>
+
+#include "test.h"
+
+using namespace test;
+
+namespace {
+
+struct Lease {
+  explicit Lease(const std::string& path, bool with_signal = false) : file(open_file(path)) {
+    if (with_signal) signal = new_signal();
+    OK(ckpt_file_lease(file, signal));
+  }
+  ~Lease() {
+    ckpt_file_close(file);
+    if (signal != 0) ckpt_signal_destroy(signal);
+  }
+  uint32_t file = 0;
+  uint32_t signal = 0;
+};
+
+std::string file_sha256(uint32_t file, uint64_t offset, uint64_t bytes) {
+  uint8_t digest[32];
+  OK(ckpt_file_sha256(file, offset, bytes, digest));
+  return hex(digest, sizeof digest);
+}
+
+std::vector<uint8_t> slice(const std::vector<uint8_t>& bytes, uint64_t offset, uint64_t count) {
+  return {bytes.begin() + static_cast<int64_t>(offset),
+          bytes.begin() + static_cast<int64_t>(offset + count)};
+}
+
+}  // namespace
+
+TEST("opening what is not there or no regular file gives IO, and a FIFO does not block") {
+  uint32_t file = 7;
+  GIVES(CKPT_ERR_IO, ckpt_file_open("/tmp/ckpt-no-such-file", &file));
+  CHECK(last_error().find("/tmp/ckpt-no-such-file") != std::string::npos);
+  CHECK(last_error().find("No such file or directory") != std::string::npos);
+  CHECK_EQ(file, 7u);
+  GIVES(CKPT_ERR_IO, ckpt_file_open("/tmp", &file));
+  const std::string fifo = "/tmp/ckpt-test-fifo-" + std::to_string(getpid());
+  CHECK(mkfifo(fifo.c_str(), 0600) == 0);
+  const int32_t status = ckpt_file_open(fifo.c_str(), &file);
+  unlink(fifo.c_str());
+  GIVES(CKPT_ERR_IO, status);
+  GIVES(CKPT_ERR_INVALID, ckpt_file_open(nullptr, &file));
+}
+
+TEST("a file is described, read exactly and hashed") {
+  const std::vector<uint8_t> content = random_bytes(9'000'001, 1);
+  TempFile source(content);
+  const uint32_t file = open_file(source.path());
+  ckpt_file_info info;
+  OK(ckpt_file_describe(file, &info));
+  struct stat expected;
+  CHECK(stat(source.path().c_str(), &expected) == 0);
+  CHECK_EQ(info.bytes, content.size());
+  CHECK_EQ(info.inode, expected.st_ino);
+  CHECK_EQ(info.device, expected.st_dev);
+  CHECK_EQ(info.ctime_ns, expected.st_ctim.tv_sec * 1000000000 + expected.st_ctim.tv_nsec);
+  CHECK_EQ(info.leased, 0u);
+  std::vector<uint8_t> part(1000);
+  OK(ckpt_file_read(file, 5, part.size(), part.data()));
+  CHECK(part == slice(content, 5, part.size()));
+  OK(ckpt_file_read(file, content.size(), 0, nullptr));
+  GIVES(CKPT_ERR_IO, ckpt_file_read(file, content.size() - 999, 1000, part.data()));
+  GIVES(CKPT_ERR_INVALID, ckpt_file_read(file, 0, 1ull << 32, part.data()));
+  GIVES(CKPT_ERR_INVALID, ckpt_file_read(file, UINT64_MAX, 10, part.data()));
+  CHECK_EQ(file_sha256(file, 0, content.size()), sha256_of(content));
+  CHECK_EQ(file_sha256(file, 12345, 5'000'000), sha256_of(slice(content, 12345, 5'000'000)));
+  uint8_t digest[32];
+  GIVES(CKPT_ERR_IO, ckpt_file_sha256(file, 0, content.size() + 1, digest));
+  OK(ckpt_file_close(file));
+
+  TempFile in_memory(content, "/dev/shm");
+  const uint32_t other = open_file(in_memory.path());
+  OK(ckpt_file_describe(other, &info));
+  CHECK_EQ(info.kind, static_cast<uint32_t>(CKPT_FILE_TMPFS));
+  OK(ckpt_file_close(other));
+}
+
+TEST("file_check without a lease: a write is a change, a rename or unlink is not") {
+  TempFile source(random_bytes(1000, 1));
+  const uint32_t file = open_file(source.path());
+  OK(ckpt_file_check(file));
+  TempFile newer(random_bytes(1000, 2));
+  CHECK(rename(newer.path().c_str(), source.path().c_str()) == 0);
+  OK(ckpt_file_check(file));
+  OK(ckpt_file_close(file));
+
+  const uint32_t replaced = open_file(source.path());
+  std::this_thread::sleep_for(
+      std::chrono::milliseconds(20));  // the clock of time stamps ticks every 4 ms or so
+  CHECK_EQ(run_child({"write", source.path()}).exit_status, 0);
+  GIVES(CKPT_ERR_CHANGED, ckpt_file_check(replaced));
+  CHECK(last_error().find(source.path()) != std::string::npos);
+  OK(ckpt_file_close(replaced));
+}
+
+TEST("a lease is refused with the reason, and taken once") {
+  TempFile source(random_bytes(1000, 1));
+  const uint32_t file = open_file(source.path());
+  const int writer = open(source.path().c_str(), O_WRONLY);
+  GIVES(CKPT_ERR_LEASE, ckpt_file_lease(file, 0));
+  CHECK(last_error().find("open or mapped for writing") != std::string::npos);
+  // A writable mapping counts as well after its fd is closed.
+  const int both = open(source.path().c_str(), O_RDWR);
+  void* mapping = mmap(nullptr, 1000, PROT_READ | PROT_WRITE, MAP_SHARED, both, 0);
+  close(both);
+  close(writer);
+  GIVES(CKPT_ERR_LEASE, ckpt_file_lease(file, 0));
+  munmap(mapping, 1000);
+  GIVES(CKPT_ERR_HANDLE, ckpt_file_lease(file, 12345));
+  OK(ckpt_file_lease(file, 0));
+  ckpt_file_info info;
+  OK(ckpt_file_describe(file, &info));
+  CHECK_EQ(info.leased, 1u);
+  GIVES(CKPT_ERR_STATE, ckpt_file_lease(file, 0));
+  OK(ckpt_file_close(file));
+}
+
+TEST("a lease on a file that changed since it was opened gives CHANGED and is not kept") {
+  TempFile source(random_bytes(1000, 1));
+  const uint32_t file = open_file(source.path());
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  CHECK_EQ(run_child({"write", source.path()}).exit_status, 0);
+  GIVES(CKPT_ERR_CHANGED, ckpt_file_lease(file, 0));
+  const ChildResult writer = run_child({"write", source.path()});
+  CHECK_EQ(writer.exit_status, 0);
+  CHECK(std::stod(writer.output) < 1);
+  uint32_t buffer = 0;
+  GIVES(CKPT_ERR_CHANGED, ckpt_buffer_map(file, &buffer));
+  OK(ckpt_file_close(file));
+}
+
+TEST("a broken lease is given up at once, raises its signal, and copies give CHANGED") {
+  for (const char* mode : {"write", "truncate"}) {
+    for (const char* folder : {"/tmp", "/dev/shm"}) {
+      const std::vector<uint8_t> content = random_bytes(3'000'000, 1);
+      TempFile source(content, folder);
+      Lease lease(source.path(), true);
+      uint32_t buffer = 0;
+      OK(ckpt_buffer_map(lease.file, &buffer));
+      const uint32_t memory = new_memory(content.size()), stream = new_stream(),
+                     event = new_event();
+      OK(ckpt_copy_h2d(stream, memory, 0, buffer, 0, content.size()));
+      OK(ckpt_stream_sync(stream, 0, 10000));
+      CHECK_EQ(memory_sha256(memory, 0, content.size()), sha256_of(content));
+      uint8_t digest[32];
+      OK(ckpt_buffer_sha256(buffer, 0, content.size(), digest));
+      CHECK_EQ(hex(digest, 32), sha256_of(content));
+      OK(ckpt_file_check(lease.file));
+
+      const ChildResult writer = run_child({mode, source.path()});
+      CHECK_EQ(writer.exit_status, 0);
+      CHECK(std::stod(writer.output) < 1);
+      uint32_t bits = 99;
+      OK(ckpt_signal_wait(lease.signal, 10000, &bits));
+      CHECK_EQ(bits, 0u);
+      GIVES(CKPT_ERR_CHANGED, ckpt_file_check(lease.file));
+      ckpt_file_info info;
+      OK(ckpt_file_describe(lease.file, &info));
+      CHECK_EQ(info.leased, 0u);
+      OK(ckpt_copy_h2d(stream, memory, 0, buffer, 0, content.size()));
+      OK(ckpt_event_record(event, stream));
+      GIVES(CKPT_ERR_CHANGED, ckpt_event_wait(event, 0, 10000));
+      CHECK(last_error().find(source.path()) != std::string::npos);
+      GIVES(CKPT_ERR_CHANGED, ckpt_event_query(event));
+      GIVES(CKPT_ERR_CHANGED, ckpt_buffer_sha256(buffer, 0, content.size(), digest));
+      uint32_t second = 0;
+      GIVES(CKPT_ERR_CHANGED, ckpt_buffer_map(lease.file, &second));
+      OK(ckpt_stream_destroy(stream));
+      OK(ckpt_event_destroy(event));
+      OK(ckpt_buffer_free(buffer));
+      OK(ckpt_memory_free(memory));
+    }
+  }
+}
+
+TEST("cutting a file off while it is copied ends the copy, not the process") {
+  const std::vector<uint8_t> content = random_bytes(16 << 20, 1);
+  for (int round = 0; round < 3; round++) {
+    TempFile source(content, round == 0 ? "/tmp" : "/dev/shm");
+    Lease lease(source.path());
+    uint32_t buffer = 0;
+    OK(ckpt_buffer_map(lease.file, &buffer));
+    const uint32_t memory = new_memory(content.size()), stream = new_stream();
+    // Longer than the child needs to start.
+    for (int i = 0; i < 2000; i++) OK(ckpt_copy_h2d(stream, memory, 0, buffer, 0, content.size()));
+    const ChildResult writer = run_child({"truncate", source.path()});
+    CHECK_EQ(writer.exit_status, 0);
+    CHECK(std::stod(writer.output) < 2);
+    GIVES(CKPT_ERR_CHANGED, ckpt_stream_sync(stream, 0, 30000));
+    OK(ckpt_stream_destroy(stream));
+    OK(ckpt_buffer_free(buffer));
+    OK(ckpt_memory_free(memory));
+  }
+}
+
+TEST("under a lease an unlink, a rename or a touch is no change, and the bytes stay") {
+  const std::vector<uint8_t> content = random_bytes(100'000, 1);
+  TempFile source(content);
+  Lease lease(source.path());
+  uint32_t buffer = 0;
+  OK(ckpt_buffer_map(lease.file, &buffer));
+  const std::string moved = source.path() + "-moved";
+  CHECK(rename(source.path().c_str(), moved.c_str()) == 0);
+  const timespec times[2] = {{1, 0}, {1, 0}};
+  CHECK(utimensat(AT_FDCWD, moved.c_str(), times, 0) == 0);
+  OK(ckpt_file_check(lease.file));
+  CHECK(unlink(moved.c_str()) == 0);
+  OK(ckpt_file_check(lease.file));
+  uint8_t digest[32];
+  OK(ckpt_buffer_sha256(buffer, 0, content.size(), digest));
+  CHECK_EQ(hex(digest, 32), sha256_of(content));
+  OK(ckpt_buffer_free(buffer));
+}
+
+TEST("a mapping needs a lease, keeps it when the file is closed, and lets it go when it is freed") {
+  const std::vector<uint8_t> content = random_bytes(5000, 1);
+  TempFile source(content);
+  const uint32_t file = open_file(source.path());
+  uint32_t buffer = 0;
+  GIVES(CKPT_ERR_STATE, ckpt_buffer_map(file, &buffer));
+  OK(ckpt_file_lease(file, 0));
+  OK(ckpt_buffer_map(file, &buffer));
+  uint64_t bytes = 0;
+  OK(ckpt_buffer_bytes(buffer, &bytes));
+  CHECK_EQ(bytes, content.size());
+  OK(ckpt_file_close(file));
+  const auto writable_now = [&] {
+    const int fd = open(source.path().c_str(), O_WRONLY | O_NONBLOCK);
+    if (fd >= 0) close(fd);
+    return fd >= 0;
+  };
+  uint8_t digest[32];
+  OK(ckpt_buffer_sha256(buffer, 0, bytes, digest));
+  OK(ckpt_buffer_free(buffer));
+  CHECK(writable_now());
+
+  TempFile empty({});
+  Lease lease(empty.path());
+  GIVES(CKPT_ERR_INVALID, ckpt_buffer_map(lease.file, &buffer));
+}
+
+TEST("several files are read by several threads, in order, and the signal tells of progress") {
+  std::vector<uint32_t> files;
+  std::vector<std::vector<uint8_t>> contents;
+  std::vector<ckpt_read_piece> pieces;
+  uint64_t total = 0;
+  for (uint32_t i = 0; i < 5; i++)
+    contents.push_back(random_bytes(i == 2 ? 0 : 3'000'000 * (i + 1) + i, i));
+  for (const auto& content : contents) total += content.size();
+  uint32_t buffer = 0, read = 0;
+  OK(ckpt_buffer_alloc(total, 0, &buffer));
+  uint64_t offset = 0;
+  for (const auto& content : contents) {
+    TempFile source(content);
+    files.push_back(open_file(source.path()));
+    pieces.push_back({files.back(), buffer, 0, offset, content.size()});
+    offset += content.size();
+  }
+  const uint32_t signal = new_signal();
+  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 3, signal, &read));
+  ckpt_read_progress progress{};
+  uint32_t prefix = 0;
+  do {
+    uint32_t bits = 0;
+    OK(ckpt_signal_wait(signal, 10000, &bits));
+    OK(ckpt_read_query(read, &progress));
+    CHECK(progress.pieces_prefix >= prefix && progress.bytes_done <= total);
+    prefix = progress.pieces_prefix;
+  } while (progress.state == CKPT_NOT_READY);
+  CHECK_EQ(progress.state, static_cast<uint32_t>(CKPT_OK));
+  CHECK_EQ(progress.pieces_prefix, 5u);
+  CHECK_EQ(progress.bytes_done, total);
+  CHECK_EQ(progress.bytes_total, total);
+  OK(ckpt_read_wait(read, 0, 0));
+  for (size_t i = 0; i < pieces.size(); i++) {
+    uint8_t digest[32];
+    OK(ckpt_buffer_sha256(buffer, pieces[i].buffer_offset, pieces[i].bytes, digest));
+    CHECK_EQ(hex(digest, 32), sha256_of(contents[i]));
+  }
+  OK(ckpt_read_destroy(read));
+  OK(ckpt_read_start(nullptr, 0, 1, 0, &read));
+  OK(ckpt_read_wait(read, 0, 10000));
+  OK(ckpt_read_destroy(read));
+  for (uint32_t file : files) OK(ckpt_file_close(file));
+  OK(ckpt_signal_destroy(signal));
+  OK(ckpt_buffer_free(buffer));
+}
+
+TEST("a read that fails names its piece and the file, and keeps nothing alive") {
+  TempFile source(random_bytes(1'000'000, 1));
+  const uint32_t file = open_file(source.path());
+  uint32_t buffer = 0, read = 0;
+  OK(ckpt_buffer_alloc(4'000'000, 0, &buffer));
+  const ckpt_read_piece pieces[3] = {{file, buffer, 0, 0, 1'000'000},
+                                     {file, buffer, 500'000, 1'000'000, 1'000'000},
+                                     {file, buffer, 0, 2'000'000, 1'000'000}};
+  const uint32_t signal = new_signal();
+  OK(ckpt_read_start(pieces, 3, 1, signal, &read));
+  OK(ckpt_file_close(file));
+  OK(ckpt_buffer_free(buffer));
+  GIVES(CKPT_ERR_IO, ckpt_read_wait(read, 0, 10000));
+  uint32_t bits = 0;
+  OK(ckpt_signal_wait(signal, 10000, &bits));
+  ckpt_read_progress progress;
+  OK(ckpt_read_query(read, &progress));
+  CHECK_EQ(progress.state, static_cast<uint32_t>(CKPT_ERR_IO));
+  CHECK_EQ(progress.failed_piece, 1u);
+  CHECK_EQ(progress.pieces_prefix, 1u);
+  char text[512];
+  OK(ckpt_read_error(read, text, sizeof text));
+  CHECK_EQ(std::string(text), "read " + source.path() + " at 1000000: the file ends there");
+  OK(ckpt_read_destroy(read));
+  OK(ckpt_signal_destroy(signal));
+}
+
+TEST("reads refuse ranges outside of the buffer, read-only buffers and wrong counts") {
+  TempFile source(random_bytes(4096, 1));
+  Lease lease(source.path());
+  uint32_t buffer = 0, mapped = 0, read = 0;
+  OK(ckpt_buffer_alloc(4096, 0, &buffer));
+  OK(ckpt_buffer_map(lease.file, &mapped));
+  ckpt_read_piece piece{lease.file, buffer, 0, 1, 4096};
+  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 1, 0, &read));
+  piece = {lease.file, mapped, 0, 0, 4096};
+  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 1, 0, &read));
+  piece = {lease.file, buffer, 0, 0, 4096};
+  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 0, 0, &read));
+  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 65, 0, &read));
+  GIVES(CKPT_ERR_INVALID, ckpt_read_start(nullptr, 1, 1, 0, &read));
+  GIVES(CKPT_ERR_HANDLE, ckpt_read_start(&piece, 1, 1, 4242, &read));
+  piece.file = 4242;
+  GIVES(CKPT_ERR_HANDLE, ckpt_read_start(&piece, 1, 1, 0, &read));
+  OK(ckpt_buffer_free(mapped));
+  OK(ckpt_buffer_free(buffer));
+}
+
+TEST("a long read is waited for with a deadline and an abort, and destroyed at once") {
+  // 2 TB out of the hole of a sparse file.
+  TempFile sparse({}, "/dev/shm");
+  constexpr uint64_t bytes = 64ull << 20;
+  CHECK(truncate(sparse.path().c_str(), bytes) == 0);
+  const uint32_t file = open_file(sparse.path());
+  uint32_t buffer = 0, read = 0;
+  OK(ckpt_buffer_alloc(bytes, 0, &buffer));
+  const std::vector<ckpt_read_piece> pieces(32'000, {file, buffer, 0, 0, bytes});
+  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 1, 0, &read));
+  GIVES(CKPT_ERR_TIMEOUT, ckpt_read_wait(read, 0, 10));
+  const uint32_t signal = new_signal();
+  std::thread aborter([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    ckpt_signal_raise(signal, CKPT_SIGNAL_ABORT);
+  });
+  const auto start = Clock::now();
+  GIVES(CKPT_ERR_ABORTED, ckpt_read_wait(read, signal, 30000));
+  aborter.join();
+  // A wait in another thread ends with the read.
+  std::atomic<int32_t> status{-1};
+  std::thread waiter([&] { status = ckpt_read_wait(read, 0, 30000); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  OK(ckpt_read_destroy(read));
+  waiter.join();
+  CHECK(status == CKPT_ERR_ABORTED);
+  CHECK(seconds_since(start) < 10);
+  OK(ckpt_signal_destroy(signal));
+  OK(ckpt_buffer_free(buffer));
+  OK(ckpt_file_close(file));
+}

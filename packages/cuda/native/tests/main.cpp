@@ -1,0 +1,87 @@
+// ckpt-tests [--only TEXT]: runs the tests, prints "N passed, N failed". With --child it is a
+// test's other process.
+#include <dirent.h>
+
+#include <cstdio>
+#include <cstring>
+
+#include "test.h"
+
+namespace test {
+namespace {
+
+struct Entry {
+  const char* name;
+  void (*body)();
+};
+
+std::vector<Entry>& entries() {
+  static std::vector<Entry> list;
+  return list;
+}
+
+// Names of shared memory that this process made and did not remove.
+std::string left_in_shared_memory() {
+  const std::string prefix = "ckpt-" + std::to_string(getpid()) + "-";
+  std::string left;
+  DIR* folder = opendir("/dev/shm");
+  while (const dirent* entry = readdir(folder)) {
+    if (strncmp(entry->d_name, prefix.c_str(), prefix.size()) == 0)
+      left += std::string(" ") + entry->d_name;
+  }
+  closedir(folder);
+  return left;
+}
+
+std::string run_one(const Entry& entry) {
+  try {
+    entry.body();
+  } catch (const Failure& failure) {
+    return failure.text;
+  }
+  uint32_t live = 0;
+  ckpt_live_objects(&live);
+  if (live != 0) return std::to_string(live) + " objects were left";
+  const std::string names = left_in_shared_memory();
+  if (!names.empty()) return "shared memory was left:" + names;
+  for (uint32_t device = 0; device < kDevices; device++) {
+    uint64_t free_bytes = 0, total_bytes = 0;
+    ckpt_device_memory(device, &free_bytes, &total_bytes);
+    if (free_bytes != kDeviceBytes) return "device memory was left";
+  }
+  return "";
+}
+
+int run_all(const char* only) {
+  const ckpt_config config{kDevices, 0, kDeviceBytes, 0};
+  if (ckpt_init(&config) != CKPT_OK) {
+    printf("ckpt_init: %s\n", last_error().c_str());
+    return 1;
+  }
+  int passed = 0;
+  int failed = 0;
+  for (const Entry& entry : entries()) {
+    if (only != nullptr && strstr(entry.name, only) == nullptr) continue;
+    const auto start = Clock::now();
+    const std::string failure = run_one(entry);
+    (failure.empty() ? passed : failed)++;
+    printf("%s  %s (%.2f s)%s%s\n", failure.empty() ? "ok  " : "FAIL", entry.name,
+           seconds_since(start), failure.empty() ? "" : "\n      ", failure.c_str());
+    fflush(stdout);
+  }
+  printf("%d passed, %d failed\n", passed, failed);
+  return failed == 0 && passed > 0 ? 0 : 1;
+}
+
+}  // namespace
+
+Registration::Registration(const char* name, void (*body)()) { entries().push_back({name, body}); }
+
+}  // namespace test
+
+int main(int count, char** arguments) {
+  if (count > 2 && strcmp(arguments[1], "--child") == 0) {
+    return test::child_main(std::vector<std::string>(arguments + 2, arguments + count));
+  }
+  return test::run_all(count > 2 && strcmp(arguments[1], "--only") == 0 ? arguments[2] : nullptr);
+}
