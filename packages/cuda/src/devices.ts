@@ -1,4 +1,4 @@
-import { CkptError } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
 import { HOST_DEVICES_MAX, openLibrary } from './library.ts'
 import type { Library, LibraryOptions, RankInfo } from './types.ts'
 

@@ -1,7 +1,7 @@
 import { dlopen, type Pointer } from 'bun:ffi'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { CkptError } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
 
 const POINTER = 'ptr'
 

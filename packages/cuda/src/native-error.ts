@@ -1,4 +1,4 @@
-import { CkptError, type ErrorCode } from '@ckpt/core'
+import { CkptError, type ErrorCode } from '@ckpt/core/api/errors'
 import * as abi from './generated.ts'
 
 /** A function of the native library failed. `message` is the library's own text. */

@@ -1,7 +1,7 @@
 import { dlopen } from 'bun:ffi'
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
-import { CkptError } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
 import { ABI_VERSION, STRUCTS, SYMBOLS } from './generated.ts'
 import { cString, cText } from './structs.ts'
 import { FfiTrace } from './trace.ts'

@@ -1,5 +1,5 @@
 import { toArrayBuffer, type Pointer } from 'bun:ffi'
-import { CkptError } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
 import { openLibzmq, type ZmqCalls } from './libzmq.ts'
 import { cString, cText } from './structs.ts'
 

@@ -1,4 +1,4 @@
-import { CkptError } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
 
 /** Where a fault strikes: `bucket` is a number K (the first list is 0), the others are the names of the place. */
 type FaultPlace = 'bucket' | 'open' | 'post' | 'pause'

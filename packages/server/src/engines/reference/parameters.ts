@@ -1,4 +1,5 @@
-import { CkptError, DTYPES, itemBytes } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
+import { DTYPES, itemBytes } from '@ckpt/core/safetensors/dtypes'
 import type { CopyPiece, Handle, Library } from '@ckpt/cuda'
 import type { HeldTensor } from './messages.ts'
 import { shardOf } from './shard.ts'

@@ -1,4 +1,4 @@
-import { tensorBytes } from '@ckpt/core'
+import { tensorBytes } from '@ckpt/core/safetensors/dtypes'
 
 /** The part of a tensor that one rank of the engine holds: a range of its rows, which are contiguous bytes. */
 export interface Shard {

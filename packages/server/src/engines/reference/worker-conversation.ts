@@ -1,10 +1,8 @@
-import {
-  CkptError,
-  type Dialect,
-  type EngineMessage,
-  pickleRuntimeError,
-  readEngineMessage,
-} from '@ckpt/core'
+// Not the whole of core: a Worker that loads the schemas too takes half a second to start.
+import type { Dialect } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
+import { type EngineMessage, readEngineMessage } from '@ckpt/core/engine/pickle-reader'
+import { pickleRuntimeError } from '@ckpt/core/engine/pickle-writer'
 import {
   type Handle,
   type Library,
