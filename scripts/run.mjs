@@ -22,6 +22,8 @@ import { fileURLToPath } from 'node:url'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const cache = join(root, '.cache')
+const nativeBuild = 'packages/cuda/native/build.sh'
+const cudaHome = process.env.CUDA_HOME ?? '/usr/local/cuda'
 const pinnedBun = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).devDependencies.bun
 
 /** A reason to stop that is told in one line: what is missing and what to install. */
@@ -45,30 +47,46 @@ async function main([task, ...args]) {
     process.stderr.write('usage: node scripts/run.mjs setup|demo|test [-- ARGS]\n')
     return 2
   }
-  const bun = await setUp()
+  const bun = await setUp(task !== 'demo' || /\b(cuda|auto)\b/.test(rest.join(' ')))
   if (task === 'setup') return 0
   if (task === 'demo') return run(bun, ['packages/server/src/cli/main.ts', 'demo', ...rest])
   return test(bun, rest)
 }
 
-/** Brings the clone into a runnable state and returns the path of the Bun binary. */
-async function setUp() {
+/**
+ * Brings the clone into a runnable state and returns the path of the Bun binary.
+ *
+ * @param cuda whether the CUDA library is built too, where there is nvcc
+ */
+async function setUp(cuda) {
   const bun = findBun() ?? (await step(`bun ${pinnedBun}`, installBun))
   const packages = fingerprint(packageFiles())
   if (stampOf('packages') !== packages || !existsSync(join(root, 'node_modules'))) {
     await step('packages', () => quiet(bun, ['install', '--frozen-lockfile']))
     stamp('packages', packages)
   }
-  const native = fingerprint(nativeSources(), [onPath('nvcc') ?? '', process.env.CUDA_HOME ?? ''])
-  if (
-    stampOf('native') !== native ||
-    !existsSync(join(root, 'packages/cuda/lib/libckpt_host.so'))
-  ) {
+  const host = fingerprint(nativeSources())
+  if (stampOf('host') !== host || !existsSync(join(root, 'packages/cuda/lib/libckpt_host.so'))) {
     needCompiler()
-    await step('native library', () => quiet('bash', ['packages/cuda/native/build.sh']))
-    stamp('native', native)
+    await step('host library', () => quiet('bash', [nativeBuild, 'host']))
+    stamp('host', host)
   }
+  if (cuda) await setUpCuda()
   return bun
+}
+
+/** Everything but `--devices cuda` works without it, so a failure is told and no reason to stop. */
+async function setUpCuda() {
+  const nvcc = onPath(process.env.CKPT_NVCC ?? 'nvcc') ?? onPath(join(cudaHome, 'bin/nvcc'))
+  if (nvcc === undefined) return
+  const cuda = fingerprint(nativeSources(), [nvcc, process.env.CKPT_CUDA_ARCH ?? ''])
+  if (stampOf('cuda') === cuda) return
+  try {
+    await step('cuda library', () => quiet('bash', [nativeBuild, 'cuda']))
+  } catch (error) {
+    process.stderr.write(`ckpt: no CUDA library: ${error.message}\n`)
+  }
+  stamp('cuda', cuda)
 }
 
 /** The pinned Bun that is already there: of this clone, of the cache, or on the PATH. */

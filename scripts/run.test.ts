@@ -24,6 +24,7 @@ interface Clone {
   run(
     args: string[],
     tools?: readonly string[],
+    env?: Record<string, string>,
   ): Promise<{ status: number; stdout: string; stderr: string }>
 }
 
@@ -41,7 +42,7 @@ function clone(options: { bun: boolean }): Clone {
   mkdirSync(join(path, 'packages/cuda/native'), { recursive: true })
   writeFileSync(
     join(path, 'packages/cuda/native/build.sh'),
-    'mkdir -p packages/cuda/lib && echo built >> packages/cuda/lib/log && touch packages/cuda/lib/libckpt_host.so',
+    '[ "$1" = host ] || exit 0; mkdir -p packages/cuda/lib && echo built >> packages/cuda/lib/log && touch packages/cuda/lib/libckpt_host.so',
   )
   if (options.bun) {
     const bin = join(path, 'node_modules/@oven/bun-here/bin')
@@ -53,12 +54,23 @@ function clone(options: { bun: boolean }): Clone {
     )
     chmodSync(join(bin, 'bun'), 0o755)
   }
-  return { path, run: (args, tools) => runIn(path, args, tools) }
+  return { path, run: (args, tools, env) => runIn(path, args, tools, env) }
 }
 
 /** `tools`: the only commands on the PATH beside the shell; the whole PATH of this process without it. */
-async function runIn(path: string, args: string[], tools?: readonly string[]) {
-  const env: Record<string, string | undefined> = { ...process.env, CXX: undefined }
+async function runIn(
+  path: string,
+  args: string[],
+  tools?: readonly string[],
+  more: Record<string, string> = {},
+) {
+  const env: Record<string, string | undefined> = {
+    ...process.env,
+    CXX: undefined,
+    CKPT_NVCC: '/none',
+    CUDA_HOME: '/none',
+    ...more,
+  }
   if (tools !== undefined) {
     const bin = mkdtempSync(join(dir.path, 'bin-'))
     for (const tool of ['bash', 'sh', 'mkdir', 'touch', ...tools]) {
@@ -86,13 +98,27 @@ describe.skipIf(NODE === null)('set-up', () => {
     const first = await run(['setup'])
     expect(first.status).toBe(0)
     expect(first.stdout).toBe('')
-    expect(first.stderr).toMatch(/^set up packages +\d+\.\d s\nset up native library +\d+\.\d s\n$/)
+    expect(first.stderr).toMatch(/^set up packages +\d+\.\d s\nset up host library +\d+\.\d s\n$/)
     expect(await run(['setup'])).toEqual({ status: 0, stdout: '', stderr: '' })
     writeFileSync(join(path, 'packages/cuda/native/new.cpp'), '')
-    expect((await run(['setup'])).stderr).toMatch(/^set up native library/)
+    expect((await run(['setup'])).stderr).toMatch(/^set up host library/)
     rmSync(join(path, 'packages/cuda/lib/libckpt_host.so'))
-    expect((await run(['setup'])).stderr).toMatch(/^set up native library/)
+    expect((await run(['setup'])).stderr).toMatch(/^set up host library/)
     expect(await Bun.file(join(path, 'packages/cuda/lib/log')).text()).toBe('built\n'.repeat(3))
+  })
+
+  test('a CUDA library that does not build is told, and no reason to stop', async () => {
+    const { path, run } = clone({ bun: true })
+    const nvcc = join(path, 'nvcc')
+    writeFileSync(nvcc, '#!/bin/sh\n', { mode: 0o755 })
+    const build = join(path, 'packages/cuda/native/build.sh')
+    const host = await Bun.file(build).text()
+    writeFileSync(build, `[ "$1" = cuda ] && echo nvcc says no && exit 7\n${host}`)
+    const first = await run(['setup'], undefined, { CKPT_NVCC: nvcc })
+    expect(first.status).toBe(0)
+    expect(first.stderr).toContain('nvcc says no')
+    expect(first.stderr).toMatch(/ckpt: no CUDA library: .*status 7/)
+    expect(await run(['setup'], undefined, { CKPT_NVCC: nvcc })).toMatchObject({ stderr: '' })
   })
 
   test('a missing compiler is one line that says what to install', async () => {
