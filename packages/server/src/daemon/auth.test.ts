@@ -1,7 +1,9 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { resetSync } from '@logtape/logtape'
+import { configureLogging } from './log.ts'
 import { readToken, tokenMatches } from './auth.ts'
 
 let dir: string
@@ -29,6 +31,17 @@ describe('token file', () => {
       expect(() => token(text)).toThrow('must hold one token')
     },
   )
+
+  test('one that every user can read is told of', () => {
+    const lines: string[] = []
+    configureLogging({ format: 'text', level: 'info', write: (line) => lines.push(line) })
+    token('secret')
+    expect(lines).toEqual([])
+    chmodSync(join(dir, 'token'), 0o644)
+    readToken(join(dir, 'token'))
+    resetSync()
+    expect(lines.join()).toContain('readable by every user')
+  })
 
   test('one that is not there is named', () => {
     expect(() => readToken('/nowhere/token')).toThrow('--token-file /nowhere/token')
