@@ -1,4 +1,4 @@
-import { CkptError } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
 import { BUFFER_SHARED, type Handle, type Library } from '@ckpt/cuda'
 import { HostMemoryError } from './host-memory-error.ts'
 import { BUFFER_BYTES_MAX, roundToGranule, sizeClass } from './size-class.ts'

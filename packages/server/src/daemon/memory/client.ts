@@ -1,4 +1,4 @@
-import { CkptError } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
 import { HostMemoryError } from './host-memory-error.ts'
 import type {
   MemoryCall,

@@ -1,4 +1,4 @@
-import { CkptError, type Failure } from '@ckpt/core'
+import { CkptError, type Failure } from '@ckpt/core/api/errors'
 
 /** The budget does not hold what is wanted; the main thread may drop an older version and try again. */
 export class HostMemoryError extends CkptError {

@@ -1,5 +1,6 @@
 import { lstatSync, unlinkSync } from 'node:fs'
-import { buildTable, CkptError, layoutDigest, type TensorRow } from '@ckpt/core'
+import { type TensorRow, buildTable, layoutDigest } from '@ckpt/core/checkpoint/build-table'
+import { CkptError } from '@ckpt/core/api/errors'
 import { type Handle, type Library, openLibrary } from '@ckpt/cuda'
 import { Arena, type ArenaBuffer } from './arena.ts'
 import { checkFile, LeaseWatch, unmap } from './in-place.ts'

@@ -1,4 +1,4 @@
-import { CkptError } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
 import type { Handle, Library } from '@ckpt/cuda'
 import type { Arena } from './arena.ts'
 import type { MappedFile, Part } from './part.ts'

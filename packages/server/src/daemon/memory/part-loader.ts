@@ -1,12 +1,9 @@
-import {
-  arrange,
-  buildTable,
-  CkptError,
-  type HeaderTensor,
-  naturalOrder,
-  type SourceSpace,
-  type TensorRow,
-} from '@ckpt/core'
+import { arrange } from '@ckpt/core/checkpoint/arrange'
+import { type TensorRow, buildTable } from '@ckpt/core/checkpoint/build-table'
+import { CkptError } from '@ckpt/core/api/errors'
+import type { HeaderTensor } from '@ckpt/core/safetensors/header'
+import { naturalOrder } from '@ckpt/core/checkpoint/natural-order'
+import type { SourceSpace } from '@ckpt/core/checkpoint/table'
 import type { Handle, Library } from '@ckpt/cuda'
 import type { Arena, Taking } from './arena.ts'
 import { checkFile, mapInPlace, unmap } from './in-place.ts'

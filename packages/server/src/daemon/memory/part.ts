@@ -1,4 +1,4 @@
-import type { SourceSpace, TensorTable } from '@ckpt/core'
+import type { SourceSpace, TensorTable } from '@ckpt/core/checkpoint/table'
 import type { Handle, Library } from '@ckpt/cuda'
 import type { ArenaBuffer } from './arena.ts'
 import type { TensorPlace } from './same-tensor.ts'

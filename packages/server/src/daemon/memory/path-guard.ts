@@ -1,6 +1,6 @@
 import { closeSync, constants, fstatSync, openSync, readlinkSync, realpathSync } from 'node:fs'
 import { dirname, isAbsolute, resolve, sep } from 'node:path'
-import { CkptError } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
 import type { FileInfo, Handle, Library } from '@ckpt/cuda'
 
 export interface OpenedFile {

@@ -1,4 +1,5 @@
-import type { Failure, SourceSpace, TensorTable } from '@ckpt/core'
+import type { Failure } from '@ckpt/core/api/errors'
+import type { SourceSpace, TensorTable } from '@ckpt/core/checkpoint/table'
 import type { Handle, LibraryOptions } from '@ckpt/cuda'
 
 /** Id of a part: what one registration put into memory. Chosen by the main thread, ascending. */

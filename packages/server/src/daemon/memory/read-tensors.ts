@@ -1,5 +1,5 @@
 import { availableParallelism } from 'node:os'
-import { CkptError } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
 import type { Handle, Library, ReadPiece } from '@ckpt/cuda'
 import type { ArenaBuffer } from './arena.ts'
 import type { OpenedFile } from './path-guard.ts'

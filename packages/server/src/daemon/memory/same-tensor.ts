@@ -1,4 +1,5 @@
-import { CkptError, DTYPES } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
+import { DTYPES } from '@ckpt/core/safetensors/dtypes'
 import { turn } from './turn.ts'
 
 /** Where the bytes of a tensor are: a range of a file or of source buffers. */

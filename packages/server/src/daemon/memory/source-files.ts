@@ -1,12 +1,12 @@
 import { dirname, join } from 'node:path'
+import { CkptError } from '@ckpt/core/api/errors'
 import {
-  CkptError,
   HEADER_PREFIX_BYTES,
   type HeaderTensor,
   headerBytes,
   parseHeader,
-  parseIndex,
-} from '@ckpt/core'
+} from '@ckpt/core/safetensors/header'
+import { parseIndex } from '@ckpt/core/safetensors/index-file'
 import type { Library } from '@ckpt/cuda'
 import type { OpenedFile, PathGuard } from './path-guard.ts'
 import { turn } from './turn.ts'

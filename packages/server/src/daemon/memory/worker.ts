@@ -1,8 +1,9 @@
-import { CkptError } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
 import { HostMemory } from './host-memory.ts'
 import { HostMemoryError } from './host-memory-error.ts'
 import type { MemoryCall, MemoryCalls, MemoryMessage, MemoryRequest } from './protocol.ts'
 
+// Modules of core are imported one by one here: its index loads ArkType, which takes longer than all else at start.
 declare const self: Worker
 
 let memory: HostMemory | null = null
