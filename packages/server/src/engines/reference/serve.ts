@@ -1,4 +1,4 @@
-import { existsSync, unlinkSync } from 'node:fs'
+import { existsSync, lstatSync, unlinkSync } from 'node:fs'
 import { CkptError } from '@ckpt/core'
 import { type EngineOptions, ReferenceEngine } from './engine.ts'
 import { engineRoutes } from './routes.ts'
@@ -36,6 +36,7 @@ type Address = { readonly unix: string } | { readonly hostname: string; readonly
  */
 export async function runReferenceEngine(options: ReferenceEngineOptions): Promise<RunningEngine> {
   const address = parseListen(options.listen)
+  if ('unix' in address) await clearStaleSocket(address.unix)
   const engine = await ReferenceEngine.start(options, () => process.exit(FAULT_EXIT_STATUS))
   const app = engineRoutes(engine, options.tellDevices ?? false)
   let server: ReturnType<typeof listen>
@@ -62,6 +63,15 @@ function listen(address: Address, answer: (request: Request) => Response | Promi
   const common = { fetch: answer, maxRequestBodySize: BODY_MAX_BYTES, idleTimeout: 0 }
   if ('unix' in address) return Bun.serve({ ...common, unix: address.unix } as never)
   return Bun.serve({ ...common, hostname: address.hostname, port: address.port })
+}
+
+/** Removes the socket that a process which was killed has left. Throws `bad_request` when somebody listens at it. */
+async function clearStaleSocket(path: string): Promise<void> {
+  if (!lstatSync(path, { throwIfNoEntry: false })?.isSocket()) return
+  const somebody = await Bun.connect({ unix: path, socket: { data() {} } }).catch(() => null)
+  if (somebody === null) return unlinkSync(path)
+  somebody.end()
+  throw new CkptError('bad_request', `somebody listens at ${path} already`)
 }
 
 function urlOf(hostname: string, port: number | undefined): string {
