@@ -15,8 +15,10 @@ export class BucketLayout {
   /** Pieces that one copy each can move, as far as buffers and segments allow. */
   runCount = 0
   private sourceEnd = 0
+  private lastPosition = 0
 
   /**
+   * @param position per tensor: its place among the owner's tensors with bytes in the order of the source
    * @param ring per tensor: where it goes, relative to the bucket's start; filled by {@link add}
    * @param joined per tensor: 1 when it continues the run of its predecessor; filled by {@link add}
    */
@@ -24,6 +26,7 @@ export class BucketLayout {
     private readonly table: TensorTable,
     private readonly source: SourceMap,
     private readonly ringBytes: number,
+    private readonly position: Uint32Array,
     private readonly ring: Float64Array,
     private readonly joined: Uint8Array,
   ) {}
@@ -55,6 +58,7 @@ export class BucketLayout {
     this.ring[tensor] = at
     this.end = at + bytes
     this.sourceEnd = (this.table.offsets[tensor] as number) + bytes
+    this.lastPosition = this.position[tensor] as number
   }
 
   /** Bytes between the last tensor and this one when they can be one run, else -1. */
@@ -63,8 +67,10 @@ export class BucketLayout {
     const gap = offset - this.sourceEnd
     if (this.end === 0 || gap < 0 || gap >= BUCKET_ALIGNMENT) return -1
     if ((this.end + gap) % itemBytes(this.table.dtypes[tensor] as number) !== 0) return -1
-    if (gap > 0 && !this.source.covers(this.sourceEnd - 1, offset + 1)) return -1
-    return gap
+    if (gap === 0) return 0
+    // what lies between must be padding: neither a hole nor a small tensor of another bucket
+    const neighbours = this.position[tensor] === this.lastPosition + 1
+    return neighbours && this.source.covers(this.sourceEnd - 1, offset + 1) ? gap : -1
   }
 
   /** The first place that is at the same position modulo 256 as in the source, or aligned where the source is not. */

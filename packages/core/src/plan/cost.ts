@@ -52,7 +52,7 @@ const BUCKET_CHOICES = [16 * MIB, 32 * MIB, 64 * MIB, 128 * MIB, 256 * MIB]
  */
 export function predictSeconds(job: CostJob, bucketBytes: number, rates: CostRates): number {
   const { totalBytes, tensorCount } = job
-  const bucketCount = Math.max(1, Math.ceil(totalBytes / bucketBytes))
+  const bucketCount = countBuckets(job, bucketBytes)
   const linksBytesPerSecond = rates.h2dBytesPerSecond * job.rankCount
   const bytesPerSecond =
     job.rankCount > 1
@@ -64,17 +64,23 @@ export function predictSeconds(job: CostJob, bucketBytes: number, rates: CostRat
   return Math.max(transfer + engine / bucketCount, transfer / bucketCount + engine)
 }
 
-/** The bucket size, at most `most`, with the shortest predicted update; the smaller one when two are equal. */
+/** Buckets hold whole tensors: of tensors slightly larger than half a bucket, each has its own. */
+function countBuckets({ totalBytes, tensorCount }: CostJob, bucketBytes: number): number {
+  if (totalBytes === 0) return 1
+  const perBucket = Math.max(1, Math.floor((bucketBytes * tensorCount) / totalBytes))
+  return Math.max(1, Math.ceil(totalBytes / bucketBytes), Math.ceil(tensorCount / perBucket))
+}
+
+/** A larger bucket is taken when it costs no more than this: it forgives an engine slower than assumed. */
+const NEARLY_BEST = 1.01
+
+/**
+ * The bucket size, at most `most`, for a short update: the largest one whose prediction is within 1 % of the best. `most` itself
+ * when the model has none that small.
+ */
 export function chooseBucketBytes(job: CostJob, most: number, rates: CostRates): number {
-  let best = most
-  let bestSeconds = Number.POSITIVE_INFINITY
-  for (const bucketBytes of BUCKET_CHOICES) {
-    if (bucketBytes > most) break
-    const seconds = predictSeconds(job, bucketBytes, rates)
-    if (seconds < bestSeconds) {
-      best = bucketBytes
-      bestSeconds = seconds
-    }
-  }
-  return best
+  const choices = BUCKET_CHOICES.filter((bucketBytes) => bucketBytes <= most)
+  const seconds = choices.map((bucketBytes) => predictSeconds(job, bucketBytes, rates))
+  const best = Math.min(...seconds)
+  return choices.findLast((_, i) => (seconds[i] as number) <= best * NEARLY_BEST) ?? most
 }

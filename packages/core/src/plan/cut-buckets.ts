@@ -33,10 +33,14 @@ export function cutBuckets(input: PlanInput, sourceMaps: readonly SourceMap[]): 
   const { table } = input
   const relative = new Float64Array(table.names.length)
   const joined = new Uint8Array(table.names.length)
+  const position = new Uint32Array(table.names.length)
   const buckets: Bucket[] = []
   tensorsByOwner(table, sourceMaps.length).forEach((tensors, owner) => {
     const source = sourceMaps[owner] as SourceMap
-    const layout = new BucketLayout(table, source, input.ringBytes, relative, joined)
+    inSourceOrder(table, tensors).forEach((tensor, k) => {
+      position[tensor] = k
+    })
+    const layout = new BucketLayout(table, source, input.ringBytes, position, relative, joined)
     cutOwner(input, owner, tensors, layout, buckets)
   })
   buckets.sort((a, b) => a.turn - b.turn || a.owner - b.owner)
@@ -104,20 +108,32 @@ function orderBySource(
   layout: BucketLayout,
   limit: number,
 ): void {
-  const { offsets } = table
-  let ascending = true
-  for (let k = 1; k < tensors.length && ascending; k++) {
-    const before = offsets[tensors[k - 1] as number] as number
-    ascending = before <= (offsets[tensors[k] as number] as number)
-  }
-  if (ascending) return
+  if (ascends(table, tensors)) return
   const { end, runCount } = layout
-  const sorted = tensors.slice().sort((a, b) => {
-    return (offsets[a] as number) - (offsets[b] as number) || a - b
-  })
+  const sorted = sortedBySource(table, tensors)
   layOut(sorted, layout)
   if (layout.runCount < runCount && layout.end <= Math.max(limit, end)) tensors.set(sorted)
   else layOut(tensors, layout)
+}
+
+/** The tensors that have bytes, as they follow each other in the source. */
+function inSourceOrder(table: TensorTable, tensors: Uint32Array): Uint32Array {
+  const moved = tensors.filter((tensor) => (table.bytes[tensor] as number) > 0)
+  return ascends(table, moved) ? moved : sortedBySource(table, moved)
+}
+
+function ascends({ offsets }: TensorTable, tensors: Uint32Array): boolean {
+  for (let k = 1; k < tensors.length; k++) {
+    const before = offsets[tensors[k - 1] as number] as number
+    if (before > (offsets[tensors[k] as number] as number)) return false
+  }
+  return true
+}
+
+function sortedBySource({ offsets }: TensorTable, tensors: Uint32Array): Uint32Array {
+  return tensors.slice().sort((a, b) => {
+    return (offsets[a] as number) - (offsets[b] as number) || a - b
+  })
 }
 
 function layOut(tensors: Uint32Array, layout: BucketLayout): void {

@@ -80,7 +80,8 @@ class PlanWriter {
     this.order.set(bucket.tensors, this.tensorCount)
     this.tensorCount += bucket.tensors.length
     this.addRuns(bucket, g, start)
-    this.ledger.take(start, start + bucket.bytes, g)
+    // up to where the next one may start: the ledger wants no holes in a lap
+    this.ledger.take(start, alignUp(start + bucket.bytes), g)
     this.bucketFirstTensor[g + 1] = this.tensorCount
     this.bucketFirstSegment[g + 1] = this.segmentRing.length
   }
@@ -113,7 +114,7 @@ class PlanWriter {
 
   private placeInRing(bytes: number): number {
     if (this.input.mode === 'serial') return 0
-    let start = Math.ceil(this.ringEnd / BUCKET_ALIGNMENT) * BUCKET_ALIGNMENT
+    let start = alignUp(this.ringEnd)
     if (start + bytes > this.input.ringBytes) {
       this.ledger.wrap()
       start = 0
@@ -160,6 +161,10 @@ class PlanWriter {
       done += size
     }
   }
+}
+
+function alignUp(bytes: number): number {
+  return Math.ceil(bytes / BUCKET_ALIGNMENT) * BUCKET_ALIGNMENT
 }
 
 /** 32 hex digits of every column of the plan, and of names, dtypes and shapes. */

@@ -1,6 +1,6 @@
 /**
- * Knows which bucket has last taken each byte of the ring, for a writer that goes round it in one direction. Every question and
- * every entry ascends until {@link wrap}. Each entry is looked at a constant number of times.
+ * Knows which bucket has last taken each byte of the ring, for a writer that goes round it in one direction. Questions and
+ * entries ascend until {@link wrap}, and an entry begins where the one before ended. Each is looked at a constant number of times.
  */
 export class RingLedger {
   /** Of earlier laps and not yet passed, the nearest one last; disjoint. */
