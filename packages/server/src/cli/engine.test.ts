@@ -1,5 +1,5 @@
 import { afterAll, expect, test } from 'bun:test'
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, rmSync, unlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { EngineWeights } from '@ckpt/core'
@@ -9,6 +9,10 @@ import { NONE, ScriptedDaemon } from '../engines/reference/testing/scripted-daem
 const MAIN = join(import.meta.dir, 'main.ts')
 const dir = mkdtempSync(join(tmpdir(), 'ckpt-engine-cli-'))
 afterAll(() => rmSync(dir, { recursive: true, force: true }))
+
+/** Names of a process's shared memory. */
+const shared = (pid: number) =>
+  readdirSync('/dev/shm').filter((name) => name.startsWith(`ckpt-${pid}-`))
 
 function spawn(...args: string[]) {
   const child = Bun.spawn([process.execPath, MAIN, 'engine', '--devices', 'host', ...args], {
@@ -67,10 +71,10 @@ test('a Unix socket, an update, SIGTERM: nothing is left', async () => {
   const weights = EngineWeights.assert(await response.json())
   const expected = daemon.expected(0, 1)
   expect(weights.ranks[0]?.tensors.embed?.sha256).toBe(expected.embed?.sha256)
-  expect(readdirSync('/dev/shm').some((name) => name.startsWith(`ckpt-${pid}-`))).toBe(true)
+  expect(shared(pid).length).toBeGreaterThan(0)
   child.kill('SIGTERM')
   expect(await child.exited).toBe(0)
-  expect(readdirSync('/dev/shm').filter((name) => name.startsWith(`ckpt-${pid}-`))).toEqual([])
+  expect(shared(pid)).toEqual([])
   expect(existsSync(unix)).toBe(false)
   daemon.close()
 }, 30_000)
@@ -88,6 +92,7 @@ test('exit@K: the process ends at list K, and the next one takes the socket over
   expect(await child.exited).toBe(70)
   expect(await side.saw('disconnected', 5000)).toBe(true)
   expect(await http).toContain('socket')
+  for (const name of shared(child.pid)) unlinkSync(join('/dev/shm', name))
   const next = spawn('--listen', `unix:${unix}`, '--json')
   await ready(next)
   expect((await fetch('http://localhost/health', { unix })).status).toBe(200)
