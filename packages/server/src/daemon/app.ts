@@ -43,7 +43,7 @@ function answerError(error: Error, context: Context<DaemonEnv>): Response {
   const fields = { method, path, code: known.code, message: known.message }
   if (known.code === 'internal') {
     log.error('{method} {path}: {message}', { ...fields, stack: error.stack })
-  } else {
+  } else if (context.get('logged') !== true) {
     log.warn('{method} {path}: {code}: {message}', fields)
   }
   const body: ErrorBody = { error: known.failure }

@@ -20,6 +20,10 @@ export interface DaemonEnv {
     /** null where no server is behind the app, as with `app.request`. */
     readonly server: Server<undefined> | null
   }
+  Variables: {
+    /** What fails from here on has its line in the log already. */
+    logged?: true
+  }
 }
 
 /** What the routes serve. */

@@ -54,6 +54,7 @@ export function checkpointRoutes(daemon: Daemon) {
       const request = c.req.valid('json')
       const handle = await startUpdate(daemon, nameOf(c), request, c.env.listener)
       c.header('ckpt-update-id', handle.id)
+      c.set('logged', true)
       if (request.wait === false) return c.json(daemon.updates.state(handle.id), 202)
       // nothing here listens to the client's disconnect: it does not end an update
       return c.json(await handle.done, 200)

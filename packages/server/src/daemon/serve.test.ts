@@ -1,0 +1,384 @@
+/** The daemon as a whole on the host library, with the reference engine as the peer. */
+import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { CkptError, type EngineWeights, type UpdateReport, type UpdateState } from '@ckpt/core'
+import {
+  compareWeights,
+  pseudoRandomBytes,
+  readSafetensors,
+  writeSafetensors,
+} from '../../../../test/support/checkpoint.ts'
+import { type RunningEngine, runReferenceEngine } from '../engines/reference/index.ts'
+import type { ServeOptions } from './options.ts'
+import { type RunningDaemon, serve } from './serve.ts'
+
+const TIMEOUT_MS = 60_000
+
+let dir: string
+const daemons: RunningDaemon[] = []
+const engines: RunningEngine[] = []
+
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), 'ckpt-serve-'))
+})
+
+afterEach(async () => {
+  for (const daemon of daemons.splice(0)) await daemon.close('the test has ended')
+  for (const engine of engines.splice(0)) await engine.close()
+  expect(ownSharedMemory()).toEqual([])
+  rmSync(dir, { recursive: true, force: true })
+})
+
+/** Shared memory that this process has left in the system. */
+function ownSharedMemory(): string[] {
+  return readdirSync('/dev/shm').filter((name) => name.startsWith(`ckpt-${process.pid}-`))
+}
+
+const socketPath = () => join(dir, 'ckpt.sock')
+
+async function start(options: Partial<ServeOptions> = {}): Promise<RunningDaemon> {
+  const daemon = await serve({
+    devices: 'host',
+    ranks: 2,
+    uds: socketPath(),
+    stateDir: join(dir, 'state'),
+    ...options,
+  })
+  daemons.push(daemon)
+  return daemon
+}
+
+async function startEngine(ranks = 2, faults: string[] = []): Promise<RunningEngine> {
+  const engine = await runReferenceEngine({
+    listen: '127.0.0.1:0',
+    tensorParallelSize: ranks,
+    devices: 'host',
+    dialect: 'D4',
+    faults,
+  })
+  engines.push(engine)
+  return engine
+}
+
+/** A file of some tensors; names, sizes and contents depend on the seed. */
+function writeFile(name: string, seed: number, prefix = 'layers'): string {
+  const path = join(dir, name)
+  const tensors = Array.from({ length: 12 }, (_, i) => ({
+    name: `${prefix}.${i}.weight`,
+    dtype: 'F32',
+    shape: [8 * (i + 1), 65],
+    bytes: pseudoRandomBytes(8 * (i + 1) * 65 * 4, seed * 100 + i),
+  }))
+  writeSafetensors(path, tensors)
+  return path
+}
+
+interface Answer<T> {
+  readonly status: number
+  readonly body: T
+}
+
+async function call<T = any>(
+  method: string,
+  path: string,
+  body?: unknown,
+  over: { unix?: string; base?: string; token?: string } = { unix: socketPath() },
+): Promise<Answer<T>> {
+  const response = await fetch(`${over.base ?? 'http://ckpt'}${path}`, {
+    method,
+    ...(over.unix === undefined ? {} : { unix: over.unix }),
+    ...(over.token === undefined ? {} : { headers: { authorization: `Bearer ${over.token}` } }),
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+  })
+  return { status: response.status, body: (await response.json()) as T }
+}
+
+async function checkWeights(engine: RunningEngine, files: string[], ranks: number): Promise<void> {
+  const weights = (await (await fetch(`${engine.url}/v1/weights`)).json()) as EngineWeights
+  expect(compareWeights(weights.ranks, readSafetensors(files), ranks)).toBeGreaterThan(0)
+}
+
+async function refusal(started: Promise<unknown>): Promise<CkptError> {
+  const error = await started.then(
+    () => null,
+    (it) => it,
+  )
+  expect(error).toBeInstanceOf(CkptError)
+  return error
+}
+
+describe('the main job', () => {
+  test(
+    'register, gather, update, then a second version of the same name',
+    async () => {
+      await start()
+      const engine = await startEngine()
+      const url = `${engine.url}/collective_rpc`
+      for (const seed of [1, 2]) {
+        const files = [writeFile('a.safetensors', seed), writeFile('b.safetensors', seed, 'more')]
+        const registered = await call('POST', '/v1/checkpoints/llama/files', {
+          files,
+          replace: seed > 1,
+          version: `v${seed}`,
+        })
+        expect(registered).toMatchObject({
+          status: 200,
+          body: { tensors: 24, version: `v${seed}` },
+        })
+        const gathered = await call('POST', '/v1/checkpoints/llama/gather-metas')
+        expect(gathered).toMatchObject({ status: 200, body: { tensors: 24, ranks: 2 } })
+        const update = await call<UpdateReport>('POST', '/v1/checkpoints/llama/update', {
+          update_url: url,
+          timeout: 30,
+        })
+        expect(update).toMatchObject({
+          status: 200,
+          body: { version: `v${seed}`, ranks: 2, engines: [{ result: 'ok', dialect: 'D4' }] },
+        })
+        await checkWeights(engine, files, 2)
+      }
+      const { body } = await call('GET', '/v1/status')
+      expect(body.memory.checkpoints).toMatchObject([{ name: 'llama', version: 'v2' }])
+      expect(body).toMatchObject({ running_update: null, pid: process.pid })
+      expect((await call('DELETE', '/v1/checkpoints/llama?force=1')).body.existed).toBe(true)
+      expect((await call('GET', '/v1/checkpoints')).body.checkpoints).toEqual([])
+    },
+    TIMEOUT_MS,
+  )
+
+  test(
+    'wait: false, events until it is done, and its state afterwards',
+    async () => {
+      await start()
+      const engine = await startEngine()
+      await call('POST', '/v1/checkpoints/llama/files', { files: [writeFile('a.safetensors', 3)] })
+      const accepted = await call<UpdateState>('POST', '/v1/checkpoints/llama/update', {
+        update_url: `${engine.url}/collective_rpc`,
+        update_id: 'mine',
+        wait: false,
+      })
+      expect(accepted).toMatchObject({ status: 202, body: { update_id: 'mine' } })
+      const events = await fetch('http://ckpt/v1/updates/mine/events', { unix: socketPath() })
+      const text = await events.text()
+      expect(text.trimEnd().split('\n\n').at(-1)).toStartWith('event: done\n')
+      expect((await call('GET', '/v1/updates/mine')).body).toMatchObject({
+        state: 'done',
+        report: { update_id: 'mine', tensors: 12 },
+      })
+    },
+    TIMEOUT_MS,
+  )
+
+  test(
+    'what the user gets wrong has a code',
+    async () => {
+      await start()
+      const files = [writeFile('a.safetensors', 4)]
+      const path = '/v1/checkpoints/llama'
+      expect(
+        await call('POST', `${path}/update`, { update_url: 'http://127.0.0.1:9' }),
+      ).toMatchObject({
+        status: 404,
+        body: { error: { code: 'checkpoint_not_found' } },
+      })
+      expect((await call('POST', `${path}/files`, { files })).status).toBe(200)
+      expect(await call('POST', `${path}/files`, { files })).toMatchObject({
+        status: 409,
+        body: { error: { code: 'checkpoint_exists' } },
+      })
+      expect(await call('POST', '/v1/checkpoints/b/files', { files: ['/none'] })).toMatchObject({
+        status: 400,
+        body: { error: { code: 'file_not_found' } },
+      })
+      expect(
+        await call('POST', `${path}/update`, { update_url: 'http://8.8.8.8/x' }),
+      ).toMatchObject({
+        status: 403,
+        body: { error: { code: 'engine_not_allowed' } },
+      })
+      const nobody = { update_url: 'http://127.0.0.1:9/collective_rpc', timeout: 5 }
+      expect(await call('POST', `${path}/update`, nobody)).toMatchObject({
+        status: 502,
+        body: { error: { code: 'engine_unreachable' } },
+      })
+    },
+    TIMEOUT_MS,
+  )
+})
+
+describe("ranks' own sockets", () => {
+  test(
+    "checkpoint-engine's calls, one server per rank and two engines",
+    async () => {
+      const rankSockets = join(dir, 'rank-%d.sock')
+      // rank 2 shares the device of rank 0, for an engine of its own
+      const daemon = await start({ uds: null, rankSockets, devices: 'host:2', ranks: 3 })
+      expect(daemon.addresses).toEqual(
+        [0, 1, 2].map((rank) => `unix:${join(dir, `rank-${rank}.sock`)}`),
+      )
+      const pair = await startEngine(2)
+      const single = await startEngine(1)
+      const files = [0, 1, 2].map((rank) => writeFile(`${rank}.safetensors`, rank, `part${rank}`))
+      const onAll = (path: string, bodies: unknown[]) =>
+        Promise.all(
+          bodies.map((body, rank) =>
+            call('POST', `/v1/checkpoints/llama/${path}`, body, {
+              unix: join(dir, `rank-${rank}.sock`),
+            }),
+          ),
+        )
+      for (const { status } of await onAll(
+        'files',
+        files.map((file) => ({ files: [file] })),
+      )) {
+        expect(status).toBe(200)
+      }
+      for (const gathered of await onAll('gather-metas', [undefined, undefined, undefined])) {
+        expect(gathered).toMatchObject({ status: 200, body: { tensors: 36 } })
+      }
+      const follower = {
+        ranks: [],
+        update_url: null,
+        inference_group_ranks: [],
+        timeout: 30,
+        uds: null,
+      }
+      const bodies = [
+        { ...follower, update_url: `${pair.url}/collective_rpc`, inference_group_ranks: [0, 1] },
+        follower,
+        { ...follower, update_url: `${single.url}/collective_rpc`, inference_group_ranks: [2] },
+      ]
+      const updates = await onAll('update', bodies)
+      expect(updates.map(({ status, body }) => [status, body.error])).toEqual(
+        Array(3).fill([200, undefined]),
+      )
+      expect(new Set(updates.map(({ body }) => body.update_id)).size).toBe(1)
+      await checkWeights(pair, files, 2)
+      await checkWeights(single, files, 1)
+    },
+    TIMEOUT_MS,
+  )
+})
+
+describe('TCP', () => {
+  test(
+    'needs the token, and directories that were named',
+    async () => {
+      writeFileSync(join(dir, 'token'), 'sesame\n', { mode: 0o600 })
+      const files = [writeFile('a.safetensors', 5)]
+      const tcp = { uds: null, listen: '127.0.0.1:0', tokenFile: join(dir, 'token') }
+      const closed = await start(tcp)
+      const path = '/v1/checkpoints/llama/files'
+      const token = 'sesame'
+      expect((await call('GET', '/v1/status', undefined, { base: closed.address })).status).toBe(
+        401,
+      )
+      const refused = await call('POST', path, { files }, { base: closed.address, token })
+      expect(refused).toMatchObject({ status: 403, body: { error: { code: 'path_not_allowed' } } })
+      await closed.close('next')
+      const open = await start({ ...tcp, allowDirs: [dir] })
+      const accepted = await call('POST', path, { files }, { base: open.address, token })
+      expect(accepted.status).toBe(200)
+      const elsewhere = { files: ['/etc/hostname'], replace: true }
+      expect((await call('POST', path, elsewhere, { base: open.address, token })).status).toBe(403)
+    },
+    TIMEOUT_MS,
+  )
+
+  test('without a token it does not start', async () => {
+    const error = await refusal(start({ uds: null, listen: '127.0.0.1:0' }))
+    expect(error.code).toBe('unauthorized')
+    expect(existsSync(join(dir, 'state'))).toBe(false)
+  })
+})
+
+describe('two daemons', () => {
+  test(
+    'do not share a state directory or a socket, and the first one goes on',
+    async () => {
+      await start()
+      const same = await refusal(start())
+      expect(same.message).toBe(
+        `another daemon (pid ${process.pid}) uses the state directory ${join(dir, 'state')}`,
+      )
+      const other = await refusal(start({ stateDir: join(dir, 'other') }))
+      expect(other.message).toBe(`another daemon listens at ${socketPath()}`)
+      expect((await call('GET', '/v1/healthz')).status).toBe(200)
+      // what had been started for the one that was refused is gone: its directory can be used
+      await start({ stateDir: join(dir, 'other'), uds: join(dir, 'other.sock') })
+    },
+    TIMEOUT_MS,
+  )
+
+  test(
+    'have a private state directory each, by their addresses',
+    async () => {
+      const saved = process.env.XDG_STATE_HOME
+      process.env.XDG_STATE_HOME = join(dir, 'xdg')
+      try {
+        const a = await start({ stateDir: null })
+        const b = await start({ stateDir: null, uds: join(dir, 'b.sock') })
+        expect(a.options.stateDir).not.toBe(b.options.stateDir)
+        expect(a.options.stateDir).toStartWith(join(dir, 'xdg/ckpt/'))
+        expect((statSync(a.options.stateDir).mode & 0o777).toString(8)).toBe('700')
+        expect(await Bun.file(join(a.options.stateDir, 'address')).text()).toBe(`${socketPath()}\n`)
+      } finally {
+        if (saved === undefined) delete process.env.XDG_STATE_HOME
+        else process.env.XDG_STATE_HOME = saved
+      }
+    },
+    TIMEOUT_MS,
+  )
+})
+
+describe('closing', () => {
+  test(
+    'aborts the running update, releases the engine, answers, and leaves nothing',
+    async () => {
+      const daemon = await start()
+      const engine = await startEngine(2, ['hang@0'])
+      await call('POST', '/v1/checkpoints/llama/files', { files: [writeFile('a.safetensors', 6)] })
+      const url = `${engine.url}/collective_rpc`
+      const update = call('POST', '/v1/checkpoints/llama/update', { update_url: url, timeout: 20 })
+      await runningPhase('transfer')
+      const began = performance.now()
+      await Promise.all([daemon.close('SIGTERM'), daemon.close('SIGTERM again')])
+      const { status, body } = await update
+      expect(status).toBeGreaterThanOrEqual(500)
+      expect(['aborted', 'shutting_down']).toContain(body.error.code)
+      expect(performance.now() - began).toBeLessThan(25_000)
+      expect(existsSync(socketPath())).toBe(false)
+      // the state directory is free, and the next daemon's update finds the engine released
+      await start()
+      const files = [writeFile('b.safetensors', 7)]
+      await call('POST', '/v1/checkpoints/llama/files', { files })
+      const healthy = await startEngine()
+      const next = { update_url: `${healthy.url}/collective_rpc`, timeout: 20 }
+      expect((await call('POST', '/v1/checkpoints/llama/update', next)).status).toBe(200)
+      await checkWeights(healthy, files, 2)
+    },
+    TIMEOUT_MS * 2,
+  )
+
+  test(
+    'a daemon that cannot listen frees what it has',
+    async () => {
+      writeFileSync(join(dir, 'file'), '')
+      const error = await refusal(start({ uds: join(dir, 'file') }))
+      expect(error.message).toContain('is not a socket')
+      await start()
+    },
+    TIMEOUT_MS,
+  )
+})
+
+async function runningPhase(phase: string): Promise<void> {
+  for (let i = 0; i < 1000; i++) {
+    const { running_update: id } = (await call('GET', '/v1/status')).body
+    if (id !== null && (await call('GET', `/v1/updates/${id}`)).body.phase === phase) return
+    await Bun.sleep(10)
+  }
+  throw new Error(`no update came to ${phase}`)
+}
