@@ -133,7 +133,7 @@ async function loadVersion(
     name: 'demo',
     files: { files, replace: true, version },
     metas: null,
-    steps: [{ engines: [{ url, ranks }] }],
+    steps: [{ engines: [{ url, ranks, engine: 'vllm' }] }],
     request: { pause: 'wait', weight_version: version },
     readyTimeoutMs: 30_000,
     waitForEngines: true,

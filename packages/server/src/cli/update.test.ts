@@ -92,8 +92,9 @@ describe('the whole job', () => {
       const version = ['--weight-version', String(seed)]
       const { status, document, stderr } = await updateThere('--checkpoint-path', path, ...version)
       expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
-      const weights = await expectHeld(engine.ready[1]!, 2, files)
-      expect(weights.version).toBe(String(seed))
+      await expectHeld(engine.ready[1]!, 2, files)
+      const { body } = await request(socket, 'GET', '/v1/status')
+      expect((body as StatusAnswer).engines).toMatchObject([{ version: String(seed), torn: false }])
       expect(document).toMatchObject({ ok: true, name: 'my-checkpoint-iter-0' })
       expect(document.registered).toMatchObject({ tensors: 12, version: String(seed) })
       expect(document.updates).toHaveLength(1)
@@ -102,6 +103,14 @@ describe('the whole job', () => {
     }
     const { body } = await request(socket, 'GET', '/v1/checkpoints')
     expect(body.checkpoints).toHaveLength(1)
+  })
+
+  test("SGLang's route tells the engine its version too", async () => {
+    const { status, document } = await updateThere('--engine', 'sglang', '--weight-version', 'v7')
+    expect(document.error).toBeUndefined()
+    expect(status).toBe(0)
+    const weights = await expectHeld(engine.ready[1]!, 2, model.files)
+    expect(weights.version).toBe('v7')
   })
 
   test('people get a table of the stages', async () => {

@@ -114,7 +114,7 @@ export function addUpdateCommand(program: Command): void {
 }
 
 async function update(name: string, flags: UpdateFlags): Promise<number> {
-  configureLogging({ format: 'text', level: 'warning' })
+  configureLogging({ format: 'text', level: 'fatal' })
   const startMs = performance.now()
   const progress = new Progress()
   const inputs = await readInputs(flags)
