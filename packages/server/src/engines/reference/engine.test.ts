@@ -464,7 +464,9 @@ test('pausing, readiness and caches answer as the engines do', async () => {
   expect(await paused()).toBe('{"is_paused":true}')
   await post(engine, '/continue_generation', {})
   expect(await paused()).toBe('{"is_paused":false}')
-  expect((await fetch(`${engine.url}/update_weights_from_ipc`)).status).toBe(404)
+  expect((await fetch(`${engine.url}/update_weights_from_ipc`)).status).toBe(405)
+  expect((await fetch(`${engine.url}/collective_rpc`)).status).toBe(405)
+  expect((await fetch(`${engine.url}/openapi.json`)).status).toBe(404)
 })
 
 test('wrong requests and options are refused by name', async () => {
@@ -474,6 +476,11 @@ test('wrong requests and options are refused by name', async () => {
   expect((await post(engine, '/update_weights_from_ipc', {})).status).toBe(400)
   const told = await (await fetch(`${engine.url}/update_weights_from_ipc`)).json()
   expect(told).toMatchObject({ ready: true, device_uuids: engine.keys })
+  for (const path of ['/sleep?level=2', '/wakeup?tags=weights', '/wakeup?tags=kv_cache']) {
+    expect((await post(engine, path, {})).status).toBe(200)
+    const paused = await (await fetch(`${engine.url}/is_paused`)).json()
+    expect(paused).toEqual({ is_paused: path !== '/wakeup?tags=kv_cache' })
+  }
   for (const options of [
     { listen: 'nowhere' },
     { tensorParallelSize: 0 },

@@ -39,17 +39,33 @@ export function engineRoutes(engine: ReferenceEngine, tellDevices: boolean): Hon
   app.get('/v1/weights', async (c) => c.json(await engine.weights()))
   app.post('/collective_rpc', (c) => collectiveRpc(c, engine))
   app.post('/update_weights_from_ipc', (c) => updateFromIpc(c, engine))
-  if (tellDevices) {
-    app.get('/update_weights_from_ipc', (c) =>
-      c.json({
-        ready: true,
-        device_uuids: engine.keys,
-        checkpoint_engine_version: VERSIONS[engine.dialect],
-      }),
-    )
-  }
+  if (tellDevices) addLmdeployRoutes(app, engine)
   addPauseRoutes(app, engine)
+  // As FastAPI: 405 where the path exists with another method, by which clients tell the engines apart.
+  app.notFound((c) => {
+    const known = app.routes.some((route) => route.path === c.req.path)
+    const detail = known ? 'Method Not Allowed' : 'Not Found'
+    return c.json({ detail }, known ? 405 : 404)
+  })
   return app
+}
+
+function addLmdeployRoutes(app: Hono, engine: ReferenceEngine): void {
+  app.get('/update_weights_from_ipc', (c) =>
+    c.json({
+      ready: true,
+      device_uuids: engine.keys,
+      checkpoint_engine_version: VERSIONS[engine.dialect],
+    }),
+  )
+  app.post('/sleep', (c) => {
+    engine.paused = true
+    return c.body(null, 200)
+  })
+  app.post('/wakeup', (c) => {
+    if (c.req.query('tags') !== 'weights') engine.paused = false
+    return c.body(null, 200)
+  })
 }
 
 async function collectiveRpc(c: Context, engine: ReferenceEngine): Promise<Response> {

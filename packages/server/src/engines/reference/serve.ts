@@ -11,7 +11,7 @@ const FAULT_EXIT_STATUS = 70
 export interface ReferenceEngineOptions extends EngineOptions {
   /** `HOST:PORT` (port 0: any free one) or `unix:/path`. */
   readonly listen: string
-  /** Answer `GET /update_weights_from_ipc` as LMDeploy does, with the keys of the devices; default false. */
+  /** Have LMDeploy's routes: `GET /update_weights_from_ipc` tells the keys of the devices; default false. */
   readonly tellDevices?: boolean
 }
 
