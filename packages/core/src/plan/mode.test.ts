@@ -66,13 +66,25 @@ describe('decideMode', () => {
       mode: 'refuse',
       failure: {
         code: 'tensor_too_large',
-        message: `the largest tensor 'embed' (${100 * MIB} bytes) does not fit in 100 % of the ${100 * MIB - 1} bytes free on rank 4`,
+        message: `the largest tensor 'embed' (${100 * MIB} bytes) does not fit into 100 % of the ${100 * MIB - 1} bytes free on rank 4`,
         rank: 4,
         phase: 'plan',
         tensor: 'embed',
       },
     })
     expect(at(0).mode).toBe('refuse')
+  })
+
+  test('leaves two buckets to each link that a broadcast can follow', () => {
+    const bucketOf = (rankCount: number, broadcastBytesPerSecond: number) => {
+      const freeBytes = free(...Array.from({ length: rankCount }, () => 80 * GIB))
+      const rates = { ...DEFAULT_RATES, broadcastBytesPerSecond }
+      return ringOf(decide({ freeBytes, rates })).bucketBytes
+    }
+    expect(bucketOf(1, 400e9)).toBe(256 * MIB)
+    expect(bucketOf(8, 62e9)).toBe(256 * MIB)
+    expect(bucketOf(4, 400e9)).toBe(128 * MIB)
+    expect(bucketOf(256, 400e9)).toBe(64 * MIB)
   })
 
   test('keeps to the fraction of the least free memory', () => {
@@ -176,11 +188,15 @@ describe('the cost model', () => {
     expect(seconds(moe)).toBeLessThan(0.46)
   })
 
-  test('takes larger buckets when the engine is the slower side', () => {
+  test('takes larger buckets for more bytes, and where a bucket costs more', () => {
     const most = 256 * MIB
-    expect(chooseBucketBytes(moe, most, DEFAULT_RATES)).toBeGreaterThan(
-      chooseBucketBytes(dense, most, DEFAULT_RATES),
-    )
+    const small = { totalBytes: 250e6, tensorCount: 150, rankCount: 1 }
+    expect(chooseBucketBytes(small, most, DEFAULT_RATES)).toBe(32 * MIB)
+    expect(chooseBucketBytes(dense, most, DEFAULT_RATES)).toBe(256 * MIB)
+    const free = { ...DEFAULT_RATES, bucketSeconds: 0 }
+    expect(chooseBucketBytes(small, most, free)).toBe(16 * MIB)
+    const costly = { ...DEFAULT_RATES, bucketSeconds: 0.01 }
+    expect(chooseBucketBytes(small, most, costly)).toBe(256 * MIB)
     expect(chooseBucketBytes(dense, 5 * MIB, DEFAULT_RATES)).toBe(5 * MIB)
     const nothing = { totalBytes: 0, tensorCount: 0, rankCount: 1 }
     expect(chooseBucketBytes(nothing, most, DEFAULT_RATES)).toBe(most)

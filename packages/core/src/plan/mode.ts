@@ -45,8 +45,11 @@ const GIB = 2 ** 30
 /** What the default ring holds beside the largest tensor. */
 const RING_SPARE_BYTES = 256 * 2 ** 20
 
-/** Buckets of a ring: one being filled, one being read, and two that take up the jitter of both sides. */
+/** Least buckets of a ring: one being filled, one being read, and two that take up the jitter of both sides. */
 const BUCKETS_PER_RING = 4
+
+/** Buckets of a ring per link: ranks take turns, and as many links are to be loaded as one broadcast can follow. */
+const BUCKETS_PER_LINK = 2
 
 /**
  * Decides how an update runs on the memory there is (design.md, section 3): `pipelined` when the ring holds the largest tensor
@@ -58,7 +61,10 @@ export function decideMode(input: ModeInput): ModeDecision {
   const least = input.freeBytes.reduce((a, b) => (b.bytes < a.bytes ? b : a))
   const cap = floorTo(Math.max(0, input.fraction * least.bytes), RING_STEP_BYTES)
   const largestBytes = ceilTo(Math.max(1, input.largest.bytes), RING_STEP_BYTES)
-  if (largestBytes > cap) return refuse('tensor_too_large', input, least, 'does not fit')
+  if (largestBytes > cap) {
+    const text = `does not fit into ${freeText(input, least)}`
+    return refuse(input, least, 'tensor_too_large', text)
+  }
   const wholeBytes = Math.max(largestBytes, ceilTo(input.totalBytes, RING_STEP_BYTES))
   const ringBytes = Math.max(
     largestBytes,
@@ -72,10 +78,10 @@ export function decideMode(input: ModeInput): ModeDecision {
   if (holdsAll || spareBytes >= oneMoreBytes || wished) {
     return pipelined(input, ringBytes, holdsAll ? ringBytes : spareBytes, holdsAll)
   }
-  if (input.mode === 'pipelined') {
-    return refuse('device_memory_exhausted', input, least, 'leaves no room for a second bucket')
-  }
   const limit = ringBytes < cap ? 'the ring asked for' : freeText(input, least)
+  if (input.mode === 'pipelined') {
+    return refuse(input, least, 'device_memory_exhausted', `leaves no second bucket in ${limit}`)
+  }
   return serial(input, ringBytes, `${limit} holds the largest tensor, but no further bucket`)
 }
 
@@ -93,12 +99,17 @@ function pipelined(
   spareBytes: number,
   holdsAll: boolean,
 ): ModeDecision {
-  const most = Math.min(floorTo(ringBytes / BUCKETS_PER_RING, 256), spareBytes)
   const { totalBytes, tensorCount } = input
-  const job = { totalBytes, tensorCount, rankCount: input.freeBytes.length }
+  const rankCount = input.freeBytes.length
+  const job = { totalBytes, tensorCount, rankCount }
+  const rates = input.rates ?? DEFAULT_RATES
+  const useful = Math.ceil(rates.broadcastBytesPerSecond / rates.h2dBytesPerSecond)
+  const links = Math.min(rankCount, Math.max(1, useful))
+  const perRing = Math.max(BUCKETS_PER_RING, BUCKETS_PER_LINK * links)
+  const most = Math.min(floorTo(ringBytes / perRing, 256), spareBytes)
   const bucketBytes =
     input.bucketBytes === null
-      ? chooseBucketBytes(job, most, input.rates ?? DEFAULT_RATES)
+      ? chooseBucketBytes(job, most, rates)
       : Math.min(input.bucketBytes, floorTo(ringBytes / 2, 256), spareBytes)
   const held = holdsAll ? 'the whole checkpoint' : 'the largest tensor and further buckets'
   const reason = `${input.mode === 'pipelined' ? 'asked for; ' : ''}the ring holds ${held}`
@@ -122,13 +133,13 @@ function decided(
 }
 
 function refuse(
-  code: ErrorCode,
   input: ModeInput,
   least: { rank: number; bytes: number },
-  what: string,
+  code: ErrorCode,
+  text: string,
 ): ModeDecision {
   const { name, bytes } = input.largest
-  const message = `the largest tensor '${name}' (${bytes} bytes) ${what} in ${freeText(input, least)}`
+  const message = `the largest tensor '${name}' (${bytes} bytes) ${text}`
   return {
     mode: 'refuse',
     failure: { code, message, rank: least.rank, phase: 'plan', tensor: name },

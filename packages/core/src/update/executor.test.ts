@@ -200,7 +200,7 @@ describe('executors', () => {
           if (cluster.aheadMost > 1) ahead++
         },
       ),
-      { numRuns: 500 },
+      { numRuns: 300 },
     )
     // it is pipelined: some runs have buckets on the way beyond the next one
     expect(ahead).toBeGreaterThan(50)
@@ -213,7 +213,7 @@ describe('executors', () => {
         const cluster = new TestCluster(alone, makePlan(alone), [2])
         cluster.run((count) => (count === 0 ? 0 : (random.next().value as number) % count))
       }),
-      { numRuns: 200 },
+      { numRuns: 150 },
     )
   }, 60_000)
 })
