@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from 'bun:test'
 import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import type { ErrorBody } from '@ckpt/core'
 import { CKPT, run, type Scratch, scratch } from '../../../../test/support/process.ts'
 import { writeCheckpoint } from './write-checkpoint.ts'
 
@@ -9,13 +10,13 @@ setDefaultTimeout(90_000)
 let dir: Scratch
 beforeAll(() => {
   dir = scratch()
+  mkdirSync(join(dir.path, 'tmp'))
 })
 afterAll(() => dir.remove())
 
 /** TMPDIR is the test's own, so that what is left behind shows. */
 function demo(...args: string[]) {
   const temporary = join(dir.path, 'tmp')
-  mkdirSync(temporary, { recursive: true })
   return run([...CKPT, 'demo', ...args], { TMPDIR: temporary })
 }
 
@@ -68,3 +69,36 @@ test('a model that cannot be loaded is an error, and every process ends', async 
   expect(status).toBe(1)
   expect(left()).toEqual([])
 })
+
+test('Ctrl-C ends it with everything that it started', async () => {
+  const temporary = join(dir.path, 'tmp')
+  const env = { ...process.env, TMPDIR: temporary }
+  const child = Bun.spawn([...CKPT, 'demo', '--json'], { env, stdout: 'pipe', stderr: 'pipe' })
+  const deadlineMs = performance.now() + 30_000
+  while (!left().some((name) => existsSync(join(temporary, name, 'ckpt.sock')))) {
+    if (performance.now() > deadlineMs) throw new Error('the daemon did not start')
+    await Bun.sleep(10)
+  }
+  expect(commandsNaming(temporary)).not.toEqual([])
+  child.kill('SIGINT')
+  const { error } = (await new Response(child.stdout).json()) as ErrorBody
+  expect(error.code).toBe('aborted')
+  expect(await child.exited).toBe(1)
+  expect(commandsNaming(temporary)).toEqual([])
+  expect(left()).toEqual([])
+})
+
+/** Processes whose command line names a path: the demo's daemon has its socket there. */
+function commandsNaming(path: string): string[] {
+  return readdirSync('/proc')
+    .filter((pid) => /^\d+$/.test(pid))
+    .map((pid) => {
+      try {
+        return readFileSync(`/proc/${pid}/cmdline`, 'utf8')
+      } catch {
+        // it has ended since
+        return ''
+      }
+    })
+    .filter((command) => command.includes(path))
+}

@@ -133,7 +133,7 @@ async function loadVersion(
     name: 'demo',
     files: { files, replace: true, version },
     metas: null,
-    steps: [{ engines: [{ url, ranks, engine: 'vllm' }] }],
+    steps: [{ engines: [{ url, ranks }] }],
     request: { pause: 'wait', weight_version: version },
     readyTimeoutMs: 30_000,
     waitForEngines: true,
