@@ -153,7 +153,7 @@ describe('a random plan', () => {
         const copiedBytes = plan.segmentSize.reduce((sum, bytes) => sum + bytes, 0)
         if (copiedBytes > plan.totalBytes) seen.padded++
       }),
-      { numRuns: 800 },
+      { numRuns: 500 },
     )
     // the generator reaches what the property is about
     for (const count of Object.values(seen)) expect(count).toBeGreaterThan(20)
@@ -184,7 +184,7 @@ describe('a random plan', () => {
         const digests = other.map((changed) => makePlan(changed).digest)
         expect(new Set([...digests, digest]).size).toBe(other.length + 1)
       }),
-      { numRuns: 200 },
+      { numRuns: 100 },
     )
   })
 })
@@ -328,10 +328,14 @@ describe('a plan', () => {
       bucketBytes: 128 * MIB,
       segmentBytes: 16 * MIB,
     })
-    makePlan(input)
-    const start = performance.now()
     const plan = makePlan(input)
-    expect(performance.now() - start).toBeLessThan(1000)
+    const milliseconds = [1, 2, 3].map(() => {
+      const start = performance.now()
+      makePlan(input)
+      return performance.now() - start
+    })
+    // the best of three, because other tests may have the processor
+    expect(Math.min(...milliseconds)).toBeLessThan(800)
     expect(plan.totalBytes).toBe(100_000 * (1_572_864 + 384))
     expect(plan.segmentCount).toBeLessThan(15_000)
   })

@@ -3,17 +3,14 @@
  * entries ascend until {@link wrap}, and an entry begins where the one before ended. Each is looked at a constant number of times.
  */
 export class RingLedger {
-  /** Of earlier laps and not yet passed, the nearest one last; disjoint. */
+  /** Of earlier laps and not yet passed, the nearest one last. Where two overlap, the later bucket lies nearer. */
   private readonly ahead: Entry[] = []
   /** Of this lap, in order. */
   private lap: Entry[] = []
 
   /** The writer starts again at 0. */
   wrap(): void {
-    const end = this.lap.at(-1)?.end ?? 0
-    this.pass(end)
-    const cut = this.ahead.at(-1)
-    if (cut !== undefined && cut.begin < end) cut.begin = end
+    this.pass(this.lap.at(-1)?.end ?? 0)
     for (let i = this.lap.length - 1; i >= 0; i--) this.ahead.push(this.lap[i] as Entry)
     this.lap = []
   }
@@ -41,7 +38,7 @@ export class RingLedger {
 }
 
 interface Entry {
-  begin: number
+  readonly begin: number
   readonly end: number
   readonly bucket: number
 }

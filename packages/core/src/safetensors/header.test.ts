@@ -31,6 +31,8 @@ function tensor(dtype: string, shape: unknown, offsets: unknown): string {
   return JSON.stringify({ dtype, shape, data_offsets: offsets })
 }
 
+const F32 = tensor('F32', [1], [0, 4])
+
 describe('what is accepted', () => {
   test('a file without tensors', () => {
     const header = parse('{}', 0)
@@ -64,12 +66,16 @@ describe('what is accepted', () => {
     }
   })
 
+  test('a name that starts with a byte order mark keeps it', () => {
+    const names = parse(`{"\ufeffa":${F32},"a":${tensor('U8', [0], [0, 0])}}`, 4).tensors
+    expect(names.map((t) => t.name)).toEqual(['a', '\ufeffa'])
+  })
+
   test('a length that looks like a pickle', () => {
     expect(headerBytes(Uint8Array.of(0x80, 2, 0, 0, 0, 0, 0, 0), 5000, 'm.safetensors')).toBe(640)
   })
 })
 
-const F32 = tensor('F32', [1], [0, 4])
 const many = (count: number, text: string) => Array.from({ length: count }, () => text).join(',')
 /** JSON, bytes of data behind it, the tensor to be named, the reason. */
 const BAD: readonly (readonly [string, number, string | undefined, string])[] = [

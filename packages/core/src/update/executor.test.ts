@@ -200,7 +200,7 @@ describe('executors', () => {
           if (cluster.aheadMost > 1) ahead++
         },
       ),
-      { numRuns: 300 },
+      { numRuns: 200 },
     )
     // it is pipelined: some runs have buckets on the way beyond the next one
     expect(ahead).toBeGreaterThan(50)
