@@ -234,7 +234,7 @@ export class EngineContact {
     record.dialect = fate.dialect ?? record.dialect
     if (fate.touched && !fate.finished) {
       record.tornBy = updateId
-      if (this.#outOfStep()) {
+      if (await this.#outOfStep(signal)) {
         record.restart = { listener: await listenerInode(this.#client.address) }
       }
     }
@@ -251,10 +251,11 @@ export class EngineContact {
     this.#record.pausedByUs ||= ours || this.#resumeOwed
   }
 
-  /** Whether a worker of a tensor-parallel vLLM may have raised out of the RPC; see design.md, section 7. */
-  #outOfStep(): boolean {
-    if (this.#adapter?.kind !== 'vllm' || this.spec.ranks.length < 2 || !this.#posted) return false
-    return !(this.#result?.ok ?? false) && !(this.#result?.structured ?? false)
+  /** Whether workers may have raised out of the call, in an engine that does not get over that; see design.md, section 7. */
+  async #outOfStep(signal: AbortSignal): Promise<boolean> {
+    if (this.#adapter === null || this.spec.ranks.length < 2 || !this.#posted) return false
+    if ((this.#result?.ok ?? false) || (this.#result?.structured ?? false)) return false
+    return this.#adapter.outOfStep(this.#client, signal)
   }
 
   report(failure: Failure | null, finished: boolean): EngineReport {
@@ -283,8 +284,9 @@ export class EngineContact {
   }
 }
 
+/** Without the prefix that some engines leave out and the rank that only our own keys have. */
 function bareUuid(uuid: string): string {
-  return uuid.replace(/^GPU-/, '').toLowerCase()
+  return uuid.replace(/^GPU-/, '').replace(/#\d+$/, '').toLowerCase()
 }
 
 /** Rejects when the signal aborts. */

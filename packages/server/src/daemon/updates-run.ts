@@ -23,7 +23,7 @@ import { RankTeam } from './updates-team.ts'
 /** After a failure: until the engines' workers must have left. Rings of those that have not go into quarantine. */
 const LEAVE_MS = 5000
 /** An update ends within its timeout and two seconds; these are the moments of those two seconds. */
-const AFTER_DEADLINE_MS = { fail: 150, left: 900, stuck: 1500, engines: 1800 } as const
+const AFTER_DEADLINE_MS = { fail: 250, left: 900, stuck: 1500, engines: 1800 } as const
 const ENGINE_CALL_MS = { most: 3000, least: 250 } as const
 /** So that what a wait has to say about its own deadline comes before the update's. */
 const BEFORE_DEADLINE_MS = 50
@@ -132,7 +132,7 @@ export class UpdateRun {
     const seconds = this.#spec.timeoutMs / 1000
     const phase = this.#clock.phase ?? 'gather'
     const message = `the ${seconds} s of the update have passed in phase ${phase}`
-    return { code: 'update_timeout', message, phase }
+    return { code: 'update_timeout', message, phase, rank: this.#team?.slowestRank }
   }
 
   #enter(phase: Phase): void {
@@ -218,7 +218,7 @@ export class UpdateRun {
       planKey: planned.key,
       buffers: version.buffers,
       openMs: this.#spec.openMs,
-      totalMs: this.#leftMs,
+      deadlineMs: this.#deadlineMs,
     }
     await this.#race(
       team.open(opening, (rank) => ({

@@ -16,7 +16,7 @@ const GROUP_MS = 1000
 
 /** What one rank needs to open; the rest of {@link OpenOptions} is the team's. */
 export type RankOpening = Pick<OpenOptions, 'address' | 'http' | 'dialect'>
-export type TeamOpening = Pick<OpenOptions, 'planKey' | 'buffers' | 'openMs' | 'totalMs'>
+export type TeamOpening = Pick<OpenOptions, 'planKey' | 'buffers' | 'openMs' | 'deadlineMs'>
 
 /** `connected`: whether a worker of the rank's engine has ever connected. */
 export type FailureListener = (failure: Failure, rank: RankInfo, connected: boolean) => void
@@ -30,6 +30,7 @@ interface Member {
   closed: boolean
   dialect: Dialect | null
   memory: OpenAnswer | null
+  bytesPeak: number | null
   bytesAfter: number | null
   stages: StageIntervals | null
 }
@@ -63,6 +64,7 @@ export class RankTeam {
       closed: false,
       dialect: null,
       memory: null,
+      bytesPeak: null,
       bytesAfter: null,
       stages: null,
     }))
@@ -163,6 +165,7 @@ export class RankTeam {
         return this.#reach(member, 'finished')
       case 'closed':
         member.stages = event.stages
+        member.bytesPeak = event.bytesPeak
         member.bytesAfter = event.bytesAfter
         return this.#reach(member, 'closed')
       default:
@@ -202,6 +205,13 @@ export class RankTeam {
     return Math.min(...done)
   }
 
+  /** The rank that has taken the fewest buckets: what an update that makes no progress waits for. */
+  get slowestRank(): number | undefined {
+    const acked = ({ progress }: Member) => Atomics.load(progress, PROGRESS_ACKED)
+    const waiting = this.#members.filter((member) => !member.finished)
+    return waiting.sort((a, b) => acked(a) - acked(b))[0]?.link.rank.rank
+  }
+
   get stages(): StageIntervals[] {
     return this.#members.flatMap(({ stages }) => stages ?? [])
   }
@@ -209,10 +219,11 @@ export class RankTeam {
   /** Of the rank whose device was used most. */
   get deviceBytes(): { before: number; peak: number; after: number } {
     let most = { before: 0, peak: 0, after: 0 }
-    for (const { memory, bytesAfter } of this.#members) {
-      if (memory === null || memory.bytesAfter < most.peak) continue
-      const { bytesBefore, bytesAfter: peak } = memory
-      most = { before: bytesBefore, peak, after: bytesAfter ?? peak }
+    for (const { memory, bytesPeak, bytesAfter } of this.#members) {
+      if (memory === null) continue
+      const peak = Math.max(memory.bytesAfter, bytesPeak ?? 0)
+      if (peak < most.peak) continue
+      most = { before: memory.bytesBefore, peak, after: bytesAfter ?? peak }
     }
     return most
   }

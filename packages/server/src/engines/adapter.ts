@@ -45,6 +45,11 @@ export interface EngineAdapter {
   /** False: the engine was paused already, so it is not ours to resume. Throws `not_supported` where it cannot be paused. */
   pause(client: EngineClient, mode: PauseMode, signal: AbortSignal): Promise<boolean>
   resume(client: EngineClient, signal: AbortSignal): Promise<void>
+  /**
+   * Whether a failed update leaves the answers of its ranks out of step, so that only a restart helps. Asked of an engine of
+   * several ranks whose workers may have raised out of the call.
+   */
+  outOfStep(client: EngineClient, signal: AbortSignal): Promise<boolean>
   /** After an update: caches that hold results of the old weights are flushed. Returns what could not be done. */
   settle(client: EngineClient, paused: boolean, signal: AbortSignal): Promise<Failure | null>
 }

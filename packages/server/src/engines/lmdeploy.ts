@@ -36,5 +36,7 @@ export const lmdeploy: EngineAdapter = {
     must(await client.post('/wakeup?tags=kv_cache', undefined, signal), 'resume')
   },
 
+  outOfStep: async () => false,
+
   settle: async () => null,
 }

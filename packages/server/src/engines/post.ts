@@ -16,5 +16,6 @@ export const post: EngineAdapter = {
     throw new CkptError('not_supported', `${client.address.url}: this engine cannot be paused`)
   },
   resume: async () => {},
+  outOfStep: async () => false,
   settle: async () => null,
 }

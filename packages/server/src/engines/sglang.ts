@@ -39,6 +39,8 @@ export const sglang: EngineAdapter = {
     must(await client.post('/continue_generation', {}, signal), 'resume')
   },
 
+  outOfStep: async () => false,
+
   async settle(client, paused, signal): Promise<Failure | null> {
     for (let tries = 1; ; tries++) {
       const reply = await client.post('/flush_cache', undefined, signal)

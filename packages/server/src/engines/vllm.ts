@@ -42,6 +42,20 @@ export const vllm: EngineAdapter = {
     must(await client.post('/resume', undefined, signal), 'resume')
   },
 
+  /**
+   * A worker that raises out of a collective RPC leaves the answers of the others queued, and every later RPC gets those. That is
+   * vLLM's own executor, which is told by its route /version: other servers that speak /collective_rpc have none.
+   */
+  async outOfStep(client, signal): Promise<boolean> {
+    try {
+      const reply = await client.get('/version', signal)
+      return reply.ok && typeof (reply.json as { version?: unknown } | null)?.version === 'string'
+    } catch (error) {
+      // no answer in time: it may be stuck in that very call; no connection: it has ended
+      return !(error instanceof CkptError && error.code === 'engine_unreachable')
+    }
+  },
+
   /** Blocks of the prefix cache were computed with the old weights. */
   async settle(client, _paused, signal): Promise<Failure | null> {
     const reply = await client.post('/reset_prefix_cache', undefined, signal)

@@ -152,8 +152,8 @@ export class RankLink {
 
   /** Ends the Worker; one that does not answer is terminated. */
   async close(): Promise<void> {
-    if (this.#dead === null) this.#post({ type: 'close' }, SIGNAL_USER)
-    // the Worker destroys its signal: from here on nothing may raise it
+    // an idle Worker needs no signal, and destroys it when it reads this: from here on nothing may raise it
+    if (this.#dead === null) this.#port.postMessage({ type: 'close' } satisfies RankMessage)
     this.#dieOf({ code: 'shutting_down', message: 'the daemon is closing', rank: this.rank.rank })
     const late = Bun.sleep(CLOSE_MS).then(() => 'late' as const)
     if ((await Promise.race([this.#exited, late])) === 'late') {
@@ -224,6 +224,7 @@ export class RankLink {
       {
         type: 'closed',
         quarantinedBytes: 0,
+        bytesPeak: null,
         bytesAfter: null,
         stages: { h2d: NONE, broadcast: NONE, reload: NONE },
       },

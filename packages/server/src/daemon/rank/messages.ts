@@ -26,10 +26,10 @@ export interface OpenOptions {
   readonly dialect: Dialect | null
   /** Per owner: native handles of its source buffers. */
   readonly buffers: readonly Uint32Array[]
-  /** Milliseconds until the engine's worker must have mapped the ring. */
+  /** Milliseconds from the beginning until the engine's worker must have mapped the ring. */
   readonly openMs: number
-  /** Milliseconds that the update has left. */
-  readonly totalMs: number
+  /** When the update must have ended, of {@link clockMs}. */
+  readonly deadlineMs: number
   /** Two int32: buckets acknowledged, lists sent. Read by the main thread at any time. */
   readonly progress: SharedArrayBuffer
 }
@@ -133,7 +133,8 @@ export type RankEvent =
       readonly type: 'closed'
       /** Bytes of a ring that an engine or a copy may still use; 0 when it was freed. */
       readonly quarantinedBytes: number
-      /** Bytes in use on the device; null when the Worker has died. */
+      /** Bytes in use on the device when every bucket was there, and now; null: not seen. */
+      readonly bytesPeak: number | null
       readonly bytesAfter: number | null
       readonly stages: StageIntervals
     }

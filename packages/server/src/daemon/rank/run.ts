@@ -54,12 +54,13 @@ export class RankRun {
   readonly #copies: RingCopies
   readonly #executor: Executor
   readonly #engine: EngineSocket | null
-  readonly #conversation: Conversation | null
   readonly #reload = new BusyIntervals()
   readonly #progress: Int32Array
   readonly #todo: ExecutorAction[] = []
   /** Buckets whose lists are pickled as soon as nothing more urgent is to be done. */
   readonly #toPickle: number[] = []
+  #conversation: Conversation | null = null
+  #bytesPeak: number | null = null
   #endMs: number
   #failure: Failure | null = null
   /** The main thread has told every rank to stop. */
@@ -82,7 +83,7 @@ export class RankRun {
     this.options = options
     this.#held = held
     this.#progress = new Int32Array(options.progress)
-    this.#endMs = clockMs() + options.totalMs + LEAVE_MS_AT_DEADLINE
+    this.#endMs = options.deadlineMs + LEAVE_MS_AT_DEADLINE
     library.signalReset(host.signal)
     this.bytesBefore = this.bytesInUse()
     this.#ring = new Ring(library, rank.device, held.plan.ringBytes)
@@ -102,7 +103,6 @@ export class RankRun {
       this.#executor = new Executor(held.plan, rank.rank, options.ranks)
       if (options.address !== null) engine = new EngineSocket(host.context, options.address)
       this.#engine = engine
-      this.#conversation = engine === null ? null : this.#converse()
       if (options.group !== 0) {
         library.groupJoin(options.group, member, this.#ring.collectiveStream, this.#ring.memory)
       }
@@ -114,7 +114,8 @@ export class RankRun {
   }
 
   #converse(): Conversation {
-    const { options } = this
+    const { openMs, deadlineMs, http, dialect } = this.options
+    const totalMs = Math.max(1, deadlineMs - clockMs())
     return new Conversation({
       handle: pickleHandle({
         handle: this.#ring.handle,
@@ -123,14 +124,14 @@ export class RankRun {
       }),
       rank: this.#host.rank.rank,
       limits: {
-        openMs: options.openMs,
-        replyMs: options.totalMs,
-        totalMs: options.totalMs,
-        // the loop's own end bounds it, see `abort`
-        leaveMs: options.totalMs + LEAVE_MS_AT_DEADLINE,
+        openMs,
+        replyMs: totalMs,
+        totalMs,
+        // the loop's own end bounds it, see `#stop`
+        leaveMs: totalMs + LEAVE_MS_AT_DEADLINE,
       },
-      http: options.http,
-      ...(options.dialect === null ? {} : { dialect: options.dialect }),
+      http,
+      ...(dialect === null ? {} : { dialect }),
     })
   }
 
@@ -169,7 +170,10 @@ export class RankRun {
   }
 
   #begin(): void {
-    this.#engineLeft = this.#engine === null
+    if (this.#engine !== null) {
+      this.#engineLeft = false
+      this.#conversation = this.#converse()
+    }
     this.#converseStep({ type: 'start', nowMs: clockMs() })
     if (this.#engine === null) this.#host.report(this.options.run, { type: 'opened' })
     this.#perform(this.#executor.start())
@@ -291,6 +295,7 @@ export class RankRun {
       case 'announce':
         return this.#announce(action.bucket)
       case 'finish':
+        this.#bytesPeak = this.bytesInUse()
         return this.#host.report(this.options.run, { type: 'transferred' })
     }
   }
@@ -407,6 +412,7 @@ export class RankRun {
     this.#host.report(this.options.run, {
       type: 'closed',
       quarantinedBytes,
+      bytesPeak: this.#bytesPeak,
       bytesAfter: this.bytesInUse(),
       stages: {
         h2d: this.#copies.h2d.take(nowMs),
