@@ -37,6 +37,8 @@ function scripted(name: string, events: (string | null)[], states: UpdateState[]
   const socket = join(dir.path, `${name}.sock`)
   const server = Bun.serve({
     unix: socket,
+    // what breaks here breaks on purpose
+    error: () => new Response(null, { status: 500 }),
     async fetch(request) {
       const { pathname } = new URL(request.url)
       asked.push(`${request.method} ${pathname.split('/').at(-1)}`)
@@ -45,7 +47,7 @@ function scripted(name: string, events: (string | null)[], states: UpdateState[]
         if (text === null)
           return Response.json({ error: { code: 'internal', message: 'no' } }, { status: 500 })
         const headers = { 'content-type': 'text/event-stream' }
-        return new Response(text ?? '', { headers })
+        return new Response(text?.endsWith(CUT) ? cutOff(text) : (text ?? ''), { headers })
       }
       if (pathname.endsWith('/update')) return Response.json(state({}), { status: 202 })
       return Response.json(states.length > 1 ? states.shift() : states[0])
@@ -53,6 +55,19 @@ function scripted(name: string, events: (string | null)[], states: UpdateState[]
   })
   const client = new DaemonClient(daemonAddress(socket))
   return { client, asked, [Symbol.asyncDispose]: () => server.stop(true) }
+}
+
+/** At the end of a text: the connection breaks there, in the middle of the answer. */
+const CUT = '(cut)'
+
+function cutOff(text: string): ReadableStream<string> {
+  return new ReadableStream({
+    async start(controller) {
+      controller.enqueue(text.slice(0, -CUT.length))
+      await Bun.sleep(50)
+      controller.error(new Error('the connection breaks'))
+    },
+  })
 }
 
 const sse = (event: string, data: UpdateState) =>
@@ -78,6 +93,13 @@ test('a stream that ends early is opened again as long as the update runs', asyn
   )
   expect(await follow(daemon.client)).toEqual(REPORT)
   expect(daemon.asked.filter((line) => line === 'GET events')).toHaveLength(3)
+})
+
+test('so is one whose connection breaks', async () => {
+  const broken = `${sse('phase', state({}))}data: {"ha${CUT}`
+  await using daemon = scripted('broken', [broken, sse('done', DONE)], [state({}), DONE])
+  expect(await follow(daemon.client)).toEqual(REPORT)
+  expect(daemon.asked.filter((line) => line === 'GET events')).toHaveLength(2)
 })
 
 test('a failed update throws its failure with the state beside it', async () => {
