@@ -1,8 +1,11 @@
-/** Alignment of every tensor that we place ourselves: more than any item, and what copies like best. */
+/**
+ * Alignment of every tensor that we place ourselves: more than any item, and what copies like best.
+ */
 export const TENSOR_ALIGNMENT = 256
 
 /**
- * Places tensors one after another in a linear space, each at a multiple of 256 bytes. A tensor without bytes takes no room.
+ * Places tensors one after another in a linear space, each at a multiple of 256 bytes. A tensor
+ * without bytes takes no room.
  *
  * @param bytes of each tensor, in the order in which they will travel
  * @returns the offset of each, and the length of the space (a multiple of 256)

@@ -15,7 +15,9 @@ export interface TensorRow {
   readonly offset: number
 }
 
-/** The rows as columns in natural order of the names, which must differ (`mergeRows` sees to it). */
+/**
+ * The rows as columns in natural order of the names, which must differ (`mergeRows` sees to it).
+ */
 export function buildTable(rows: readonly TensorRow[]): TensorTable {
   const count = rows.length
   const order = naturalOrder(rows.map((row) => row.name))
@@ -50,8 +52,8 @@ export function digestTensors(digest: Digest, table: TensorTable): void {
 }
 
 /**
- * 32 hex digits of all that a plan depends on in a checkpoint: names, dtypes, shapes, owners, offsets and source buffers. Two
- * versions with equal layout digests can use the same plan.
+ * 32 hex digits of all that a plan depends on in a checkpoint: names, dtypes, shapes, owners,
+ * offsets and source buffers. Two versions with equal layout digests can use the same plan.
  */
 export function layoutDigest(table: TensorTable, sources: readonly SourceSpace[]): string {
   const digest = new Digest()

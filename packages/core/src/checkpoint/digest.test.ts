@@ -3,7 +3,8 @@ import fc from 'fast-check'
 import { Digest } from './digest.ts'
 
 test('is MurmurHash3_x86_128', () => {
-  // the vector of murmurhash3js-revisited (mmh3 5 agrees), whose 44 bytes are 11 words; of the empty stream, 0
+  // the vector of murmurhash3js-revisited (mmh3 5 agrees), whose 44 bytes are 11 words; of the
+  // empty stream, 0
   const text = 'I will not buy this record, it is scratched.'
   const view = new DataView(new TextEncoder().encode(text).buffer)
   const digest = new Digest()

@@ -1,6 +1,7 @@
 /**
- * A 128-bit digest of a stream of numbers and strings: MurmurHash3_x86_128 (Austin Appleby, public domain) over 32-bit words.
- * It tells layouts apart and finds disagreement between daemons; it does not withstand an attacker.
+ * A 128-bit digest of a stream of numbers and strings: MurmurHash3_x86_128 (Austin Appleby, public
+ * domain) over 32-bit words. It tells layouts apart and finds disagreement between daemons; it does
+ * not withstand an attacker.
  */
 export class Digest {
   private h1 = 0

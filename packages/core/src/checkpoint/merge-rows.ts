@@ -14,7 +14,8 @@ export interface PlacedTensor {
 /**
  * Keeps the first of the tensors that have the same name, in the order given.
  *
- * @throws CkptError `tensor_conflict`, with both places, when dtype, shape or bytes of two of them differ
+ * @throws CkptError `tensor_conflict`, with both places, when dtype, shape or bytes of two of them
+ *   differ
  */
 export function mergeRows<Row extends PlacedTensor>(rows: readonly Row[]): Row[] {
   const first = new Map<string, Row>()

@@ -1,6 +1,7 @@
 /**
- * A string whose plain comparison is the natural order of the name: each run of digits becomes `0`, its length as one
- * character, and the digits without leading zeros. `layers.2` then comes before `layers.10`.
+ * A string whose plain comparison is the natural order of the name: each run of digits becomes `0`,
+ * its length as one character, and the digits without leading zeros. `layers.2` then comes before
+ * `layers.10`.
  */
 export function naturalKey(name: string): string {
   const { length } = name
@@ -19,7 +20,10 @@ export function naturalKey(name: string): string {
   return copied === 0 ? name : key + name.slice(copied)
 }
 
-/** Natural order of names: numbers compare as numbers, all else by UTF-16 unit. Total: 0 only for equal names. */
+/**
+ * Natural order of names: numbers compare as numbers, all else by UTF-16 unit. Total: 0 only for
+ * equal names.
+ */
 export function naturalCompare(a: string, b: string): number {
   return comparePlain(naturalKey(a), naturalKey(b)) || comparePlain(a, b)
 }

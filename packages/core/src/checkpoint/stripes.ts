@@ -1,11 +1,15 @@
 import { assert } from './assert.ts'
 
-/** Bytes of a stripe: large enough to be read sequentially, small enough that neighbours load different links. */
+/**
+ * Bytes of a stripe: large enough to be read sequentially, small enough that neighbours load
+ * different links.
+ */
 export const STRIPE_BYTES = 256 * 2 ** 20
 
 /**
- * Which of `daemonCount` daemons owns each tensor of a checkpoint that they register together: the tensors, in natural order,
- * are cut into stripes, and stripe i belongs to daemon `i mod daemonCount`. A tensor belongs to the stripe it starts in.
+ * Which of `daemonCount` daemons owns each tensor of a checkpoint that they register together: the
+ * tensors, in natural order, are cut into stripes, and stripe i belongs to daemon `i mod
+ * daemonCount`. A tensor belongs to the stripe it starts in.
  *
  * @param bytes of each tensor in natural order
  */

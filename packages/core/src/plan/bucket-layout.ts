@@ -2,12 +2,16 @@ import type { TensorTable } from '../checkpoint/table.ts'
 import { itemBytes } from '../safetensors/dtypes.ts'
 import type { SourceMap } from './source-map.ts'
 
-/** Buckets start at multiples of this in the ring; a run keeps its source's position modulo this, which copies like best. */
+/**
+ * Buckets start at multiples of this in the ring; a run keeps its source's position modulo this,
+ * which copies like best.
+ */
 export const BUCKET_ALIGNMENT = 256
 
 /**
- * Lays the tensors of one bucket one after another, from an aligned start. A tensor that follows its predecessor in the
- * source within 256 bytes joins it: one copy moves both, and what lies between them.
+ * Lays the tensors of one bucket one after another, from an aligned start. A tensor that follows
+ * its predecessor in the source within 256 bytes joins it: one copy moves both, and what lies
+ * between them.
  */
 export class BucketLayout {
   /** Bytes from the start of the bucket to the end of its last tensor. */
@@ -18,7 +22,8 @@ export class BucketLayout {
   private lastPosition = 0
 
   /**
-   * @param position per tensor: its place among the owner's tensors with bytes in the order of the source
+   * @param position per tensor: its place among the owner's tensors with bytes in the order of the
+   *   source
    * @param ring per tensor: where it goes, relative to the bucket's start; filled by {@link add}
    * @param joined per tensor: 1 when it continues the run of its predecessor; filled by {@link add}
    */
@@ -73,7 +78,10 @@ export class BucketLayout {
     return neighbours && this.source.covers(this.sourceEnd - 1, offset + 1) ? gap : -1
   }
 
-  /** The first place that is at the same position modulo 256 as in the source, or aligned where the source is not. */
+  /**
+   * The first place that is at the same position modulo 256 as in the source, or aligned where the
+   * source is not.
+   */
   private fresh(tensor: number): number {
     const offset = this.table.offsets[tensor] as number
     const aligned = offset % itemBytes(this.table.dtypes[tensor] as number) === 0

@@ -13,8 +13,9 @@ export interface CostRates {
 }
 
 /**
- * Measured on an H100 with the plain Python worker of checkpoint-engine 0.4.2: pinned copies of 16 MiB and more, a broadcast
- * over one host, D2D copies, 20 us a tensor. The round trip of a list takes 76-94 us over `ipc://`, its unpickling the rest.
+ * Measured on an H100 with the plain Python worker of checkpoint-engine 0.4.2: pinned copies of 16
+ * MiB and more, a broadcast over one host, D2D copies, 20 us a tensor. The round trip of a list
+ * takes 76-94 us over `ipc://`, its unpickling the rest.
  */
 export const DEFAULT_RATES: CostRates = {
   h2dBytesPerSecond: 54e9,
@@ -34,21 +35,28 @@ export interface CostJob {
 
 const MIB = 2 ** 20
 
-/** The least bytes of a bucket that the model chooses: below, its overhead is no longer hidden behind its copy. */
+/**
+ * The least bytes of a bucket that the model chooses: below, its overhead is no longer hidden
+ * behind its copy.
+ */
 export const BUCKET_BYTES_MIN = 16 * MIB
 
 /** Copies of 16 MiB and more run at the full rate of the link. */
 export const SEGMENT_BYTES = 16 * MIB
 
-/** The most tensors of a bucket: 80 ms of a Python worker, so that progress stays visible and deadlines can be short. */
+/**
+ * The most tensors of a bucket: 80 ms of a Python worker, so that progress stays visible and
+ * deadlines can be short.
+ */
 export const BUCKET_TENSORS_MAX = 4096
 
 const BUCKET_CHOICES = [16 * MIB, 32 * MIB, 64 * MIB, 128 * MIB, 256 * MIB]
 
 /**
- * Seconds of a pipelined update with buckets of this size: two stages, transfer and engine, of which the slower one works
- * without a pause. Either the transfer does (then the engine's work on the last bucket comes after it), or the engine (then
- * the transfer of the first bucket comes before it).
+ * Seconds of a pipelined update with buckets of this size: two stages, transfer and engine, of
+ * which the slower one works without a pause. Either the transfer does (then the engine's work on
+ * the last bucket comes after it), or the engine (then the transfer of the first bucket comes
+ * before it).
  */
 export function predictSeconds(job: CostJob, bucketBytes: number, rates: CostRates): number {
   const { totalBytes, tensorCount } = job
@@ -71,12 +79,15 @@ function countBuckets({ totalBytes, tensorCount }: CostJob, bucketBytes: number)
   return Math.max(1, Math.ceil(totalBytes / bucketBytes), Math.ceil(tensorCount / perBucket))
 }
 
-/** A larger bucket is taken when it costs no more than this: it forgives an engine slower than assumed. */
+/**
+ * A larger bucket is taken when it costs no more than this: it forgives an engine slower than
+ * assumed.
+ */
 const NEARLY_BEST = 1.01
 
 /**
- * The bucket size, at most `most`, for a short update: the largest one whose prediction is within 1 % of the best. `most` itself
- * when the model has none that small.
+ * The bucket size, at most `most`, for a short update: the largest one whose prediction is within 1
+ * % of the best. `most` itself when the model has none that small.
  */
 export function chooseBucketBytes(job: CostJob, most: number, rates: CostRates): number {
   const choices = BUCKET_CHOICES.filter((bucketBytes) => bucketBytes <= most)

@@ -26,8 +26,9 @@ export interface CutTensors {
 }
 
 /**
- * Cuts each owner's tensors, in natural order, into buckets of at most `bucketBytes`, and lets the owners take turns: the one
- * that has sent the smallest share of its bytes is next, so that all links are loaded to the end.
+ * Cuts each owner's tensors, in natural order, into buckets of at most `bucketBytes`, and lets the
+ * owners take turns: the one that has sent the smallest share of its bytes is next, so that all
+ * links are loaded to the end.
  */
 export function cutBuckets(input: PlanInput, sourceMaps: readonly SourceMap[]): CutTensors {
   const { table } = input
@@ -99,8 +100,8 @@ function cutOwner(
 }
 
 /**
- * Puts the tensors of a bucket into the order of the source when that takes fewer copies and no more room: files in place have
- * an order of their own (by item size, then by name as text).
+ * Puts the tensors of a bucket into the order of the source when that takes fewer copies and no
+ * more room: files in place have an order of their own (by item size, then by name as text).
  */
 function orderBySource(
   table: TensorTable,

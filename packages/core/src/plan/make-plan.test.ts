@@ -82,8 +82,9 @@ function checkSegments(input: PlanInput, plan: Plan): void {
 }
 
 /**
- * Plays the plan against a ring of real bytes (source tags) as badly as the rules allow: every segment is written at once when
- * it may be, and every bucket is read just before its acknowledgement.
+ * Plays the plan against a ring of real bytes (source tags) as badly as the rules allow: every
+ * segment is written at once when it may be, and every bucket is read just before its
+ * acknowledgement.
  */
 function playRing(input: PlanInput, plan: Plan): { overlapped: boolean } {
   const { table } = input
@@ -117,8 +118,10 @@ function bucketOf(plan: Plan, segment: number): number {
   return plan.bucketFirstSegment.findIndex((first) => first > segment) - 1
 }
 
-/** `afterAck` of each segment, byte by byte: the last bucket whose extent, up to where the next could
- * start, had one of its bytes. */
+/**
+ * `afterAck` of each segment, byte by byte: the last bucket whose extent, up to where the next
+ * could start, had one of its bytes.
+ */
 function expectedAfterAck(plan: Plan): number[] {
   const last = new Int32Array(plan.ringBytes).fill(-1)
   const expected: number[] = []
@@ -295,7 +298,7 @@ describe('a plan', () => {
     expect([...plan.segmentSize]).toEqual([1024])
   })
 
-  test('lets owners take turns by the share that they have sent, and the ranks of an owner bucket by bucket', () => {
+  test('lets owners take turns by the share that they have sent, and their ranks too', () => {
     const rows = Array.from({ length: 9 }, (_, i): TensorRow => {
       const owner = i < 6 ? 0 : 1
       return { name: `t.${i}`, dtype: U8, shape: [1024], bytes: 1024, owner, offset: i * 1024 }

@@ -9,10 +9,12 @@ import { RingLedger } from './ring-ledger.ts'
 import { SourceMap } from './source-map.ts'
 
 /**
- * Makes the plan of an update: a pure function, so that every daemon that has the same input has the same plan.
+ * Makes the plan of an update: a pure function, so that every daemon that has the same input has
+ * the same plan.
  *
- * Each bucket follows its predecessor in the ring, or starts at 0 when it does not fit before the end. A segment waits for the
- * latest bucket that has held any of its own bytes; in `serial` mode for the bucket before. O(n log n) in the tensors.
+ * Each bucket follows its predecessor in the ring, or starts at 0 when it does not fit before the
+ * end. A segment waits for the latest bucket that has held any of its own bytes; in `serial` mode
+ * for the bucket before. O(n log n) in the tensors.
  */
 export function makePlan(input: PlanInput): Plan {
   check(input)

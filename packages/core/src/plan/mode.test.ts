@@ -66,7 +66,9 @@ describe('decideMode', () => {
       mode: 'refuse',
       failure: {
         code: 'tensor_too_large',
-        message: `the largest tensor 'embed' (${100 * MIB} bytes) does not fit into 100 % of the ${100 * MIB - 1} bytes free on rank 4`,
+        message:
+          `the largest tensor 'embed' (${100 * MIB} bytes) does not fit into ` +
+          `100 % of the ${100 * MIB - 1} bytes free on rank 4`,
         rank: 4,
         phase: 'plan',
         tensor: 'embed',

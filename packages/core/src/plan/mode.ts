@@ -20,7 +20,10 @@ export interface ModeInput {
   readonly tensorCount: number
   /** Asked for by a flag; raised to the largest tensor, cut down to what is free. */
   readonly ringBytes: number | null
-  /** Asked for by a flag: the most that one bucket may have. Without `ringBytes` the ring holds two of them. */
+  /**
+   * Asked for by a flag: the most that one bucket may have. Without `ringBytes` the ring holds two
+   * of them.
+   */
   readonly bucketBytes: number | null
   readonly mode: 'auto' | RingMode
   /** What the bucket size is chosen for. */
@@ -37,7 +40,10 @@ export type ModeDecision =
     }
   | { readonly mode: 'refuse'; readonly failure: Failure }
 
-/** The ring is a multiple of 2 MiB, the granularity of device memory: IPC then exports exactly the ring. */
+/**
+ * The ring is a multiple of 2 MiB, the granularity of device memory: IPC then exports exactly the
+ * ring.
+ */
 export const RING_STEP_BYTES = 2 * 2 ** 20
 
 const GIB = 2 ** 30
@@ -45,16 +51,23 @@ const GIB = 2 ** 30
 /** What the default ring holds beside the largest tensor. */
 const RING_SPARE_BYTES = 256 * 2 ** 20
 
-/** Least buckets of a ring: one being filled, one being read, and two that take up the jitter of both sides. */
+/**
+ * Least buckets of a ring: one being filled, one being read, and two that take up the jitter of
+ * both sides.
+ */
 const BUCKETS_PER_RING = 4
 
-/** Buckets of a ring per link: ranks take turns, and as many links are to be loaded as one broadcast can follow. */
+/**
+ * Buckets of a ring per link: ranks take turns, and as many links are to be loaded as one broadcast
+ * can follow.
+ */
 const BUCKETS_PER_LINK = 2
 
 /**
- * Decides how an update runs on the memory there is (design.md, section 3): `pipelined` when the ring holds the largest tensor
- * and at least one more bucket (or the whole checkpoint), `serial` when it holds only the largest tensor, else refuse. The
- * default ring is `max(1 GiB, largest + 256 MiB)`, never more than the whole checkpoint or `fraction` of the least free memory.
+ * Decides how an update runs on the memory there is (design.md, section 3): `pipelined` when the
+ * ring holds the largest tensor and at least one more bucket (or the whole checkpoint), `serial`
+ * when it holds only the largest tensor, else refuse. The default ring is `max(1 GiB, largest + 256
+ * MiB)`, never more than the whole checkpoint or `fraction` of the least free memory.
  */
 export function decideMode(input: ModeInput): ModeDecision {
   assert(input.freeBytes.length > 0, 'an update has at least one rank')

@@ -1,5 +1,5 @@
-// Random inputs for the tests of plans and executors. No tests of its own: it ends in .test.ts because only tests may import
-// fast-check.
+// Random inputs for the tests of plans and executors. No tests of its own: it ends in .test.ts
+// because only tests may import fast-check.
 import fc from 'fast-check'
 import { buildTable, type TensorRow } from '../checkpoint/build-table.ts'
 import type { SourceSpace } from '../checkpoint/table.ts'

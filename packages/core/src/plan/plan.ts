@@ -20,10 +20,11 @@ export interface PlanInput {
 /**
  * The ordered list of buckets and segments of one update: pure data, the same on every rank.
  *
- * Tensor i of the table lies in the ring at `[tensorRing[i], tensorRing[i] + table.bytes[i])`, a multiple of its item size.
- * Bucket g holds the tensors `order[k]` for k in `[bucketFirstTensor[g], bucketFirstTensor[g + 1])` and the segments
- * `[bucketFirstSegment[g], bucketFirstSegment[g + 1])`. Segment s copies `segmentBytes[s]` bytes from `segmentSource[s]` of
- * the owner's source space to `segmentRing[s]`, once bucket `segmentAfterAck[s]` (-1: none) has been acknowledged.
+ * Tensor i of the table lies in the ring at `[tensorRing[i], tensorRing[i] + table.bytes[i])`, a
+ * multiple of its item size. Bucket g holds the tensors `order[k]` for k in `[bucketFirstTensor[g],
+ * bucketFirstTensor[g + 1])` and the segments `[bucketFirstSegment[g], bucketFirstSegment[g + 1])`.
+ * Segment s copies `segmentSize[s]` bytes from `segmentSource[s]` of the owner's source space to
+ * `segmentRing[s]`, once bucket `segmentAfterAck[s]` (-1: none) has been acknowledged.
  */
 export interface Plan {
   readonly mode: RingMode

@@ -1,9 +1,13 @@
 /**
- * Knows which bucket has last taken each byte of the ring, for a writer that goes round it in one direction. Questions and
- * entries ascend until {@link wrap}, and an entry begins where the one before ended. Each is looked at a constant number of times.
+ * Knows which bucket has last taken each byte of the ring, for a writer that goes round it in one
+ * direction. Questions and entries ascend until {@link wrap}, and an entry begins where the one
+ * before ended. Each is looked at a constant number of times.
  */
 export class RingLedger {
-  /** Of earlier laps and not yet passed, the nearest one last. Where two overlap, the later bucket lies nearer. */
+  /**
+   * Of earlier laps and not yet passed, the nearest one last. Where two overlap, the later bucket
+   * lies nearer.
+   */
   private readonly ahead: Entry[] = []
   /** Of this lap, in order. */
   private lap: Entry[] = []
@@ -15,7 +19,9 @@ export class RingLedger {
     this.lap = []
   }
 
-  /** The latest bucket of an earlier lap that has bytes in `[begin, end)`, -1 when there is none. */
+  /**
+   * The latest bucket of an earlier lap that has bytes in `[begin, end)`, -1 when there is none.
+   */
   latest(begin: number, end: number): number {
     this.pass(begin)
     let latest = -1

@@ -1,7 +1,10 @@
 import { assert } from '../checkpoint/assert.ts'
 import type { SourceSpace } from '../checkpoint/table.ts'
 
-/** Finds the buffer of a byte of one owner's source space. Neighbouring questions are answered without a search. */
+/**
+ * Finds the buffer of a byte of one owner's source space. Neighbouring questions are answered
+ * without a search.
+ */
 export class SourceMap {
   private last = 0
 

@@ -9,8 +9,8 @@ export interface Dtype {
 }
 
 /**
- * Every dtype of the format, as in `enum Dtype` of safetensors 0.7 (`safetensors/src/tensor.rs`). A table stores the
- * index, and daemons exchange it: append only.
+ * Every dtype of the format, as in `enum Dtype` of safetensors 0.7 (`safetensors/src/tensor.rs`). A
+ * table stores the index, and daemons exchange it: append only.
  */
 export const DTYPES: readonly Dtype[] = [
   { name: 'BOOL', torch: 'bool', bits: 8 },
@@ -53,14 +53,18 @@ export function dtypeOfTorch(name: string): number {
   return BY_TORCH.get(name.startsWith('torch.') ? name.slice(6) : name) ?? -1
 }
 
-/** Alignment in bytes that torch's `view` needs: the bytes of one element of the torch type, 1 for packed types. */
+/**
+ * Alignment in bytes that torch's `view` needs: the bytes of one element of the torch type, 1 for
+ * packed types.
+ */
 export function itemBytes(dtype: number): number {
   return Math.ceil((DTYPES[dtype] as Dtype).bits / 8)
 }
 
 /**
- * Bytes of a tensor of this dtype and shape; null when they are not whole bytes or not a safe integer. Dimensions must be
- * safe non-negative integers. The product is taken from the left and must stay safe, as in safetensors' own check.
+ * Bytes of a tensor of this dtype and shape; null when they are not whole bytes or not a safe
+ * integer. Dimensions must be safe non-negative integers. The product is taken from the left and
+ * must stay safe, as in safetensors' own check.
  */
 export function tensorBytes(dtype: number, shape: readonly number[]): number | null {
   let elements = 1
@@ -73,9 +77,9 @@ export function tensorBytes(dtype: number, shape: readonly number[]): number | n
 }
 
 /**
- * How torch sees a tensor: the name of its dtype and its shape there. `F4` is `float4_e2m1fn_x2`, whose element is a pair, so
- * that the last dimension is halved (safetensors' torch binding does the same). Null when torch cannot hold it: the 6-bit
- * types, and `F4` with an odd last dimension.
+ * How torch sees a tensor: the name of its dtype and its shape there. `F4` is `float4_e2m1fn_x2`,
+ * whose element is a pair, so that the last dimension is halved (safetensors' torch binding does
+ * the same). Null when torch cannot hold it: the 6-bit types, and `F4` with an odd last dimension.
  */
 export function torchView(
   dtype: number,
@@ -90,7 +94,10 @@ export function torchView(
   return { torch, shape: [...shape.slice(0, -1), last / packed] }
 }
 
-/** Inverse of {@link torchView}: a torch dtype (with or without `torch.`) and shape as ours; null when there is none. */
+/**
+ * Inverse of {@link torchView}: a torch dtype (with or without `torch.`) and shape as ours; null
+ * when there is none.
+ */
 export function ofTorchView(
   torch: string,
   shape: readonly number[],

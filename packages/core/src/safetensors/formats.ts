@@ -43,8 +43,8 @@ export function refuseExtension(file: string): void {
 }
 
 /**
- * Refuses a file by its first bytes. To be asked only when they are no plausible header length: a header of 640 bytes starts
- * like a pickle of protocol 2.
+ * Refuses a file by its first bytes. To be asked only when they are no plausible header length: a
+ * header of 640 bytes starts like a pickle of protocol 2.
  */
 export function refuseMagic(prefix: Uint8Array, file: string): void {
   const format = OTHER_FORMATS.find((other) =>

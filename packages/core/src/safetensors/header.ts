@@ -35,10 +35,11 @@ const METADATA_ENTRIES_MAX = 65_536
 const UNKNOWN_FIELDS_MAX = 64
 
 /**
- * Bytes of the JSON that follows the prefix, which is the first 8 bytes of the file (fewer when the file is shorter).
+ * Bytes of the JSON that follows the prefix, which is the first 8 bytes of the file (fewer when the
+ * file is shorter).
  *
- * @throws CkptError `format_not_supported` for other formats, known by extension or first bytes; `safetensors_invalid`
- *   when the file is too short or the length is impossible.
+ * @throws CkptError `format_not_supported` for other formats, known by extension or first bytes;
+ *   `safetensors_invalid` when the file is too short or the length is impossible.
  */
 export function headerBytes(prefix: Uint8Array, fileBytes: number, file: string): number {
   refuseExtension(file)
@@ -65,8 +66,9 @@ export function headerBytes(prefix: Uint8Array, fileBytes: number, file: string)
 }
 
 /**
- * Reads the JSON of a header and checks all that safetensors checks: every dtype known, every shape equal to its bytes, the
- * tensors back to back from the first byte of the data to the last of the file. Also refuses a name that comes twice.
+ * Reads the JSON of a header and checks all that safetensors checks: every dtype known, every shape
+ * equal to its bytes, the tensors back to back from the first byte of the data to the last of the
+ * file. Also refuses a name that comes twice.
  *
  * @param json the bytes after the prefix, as many as {@link headerBytes} said
  * @throws CkptError `safetensors_invalid` with file, tensor and reason
@@ -193,7 +195,9 @@ class HeaderParser {
   }
 }
 
-/** Sorts the tensors by offset; they must follow each other from `dataStart` to the end of the file. */
+/**
+ * Sorts the tensors by offset; they must follow each other from `dataStart` to the end of the file.
+ */
 function checkCoverage(
   tensors: HeaderTensor[],
   dataStart: number,

@@ -3,7 +3,8 @@ import { CkptError } from '../api/errors.ts'
 import { parseIndex } from './index-file.ts'
 
 test('maps tensors to files', () => {
-  const text = `{"metadata":{"total_size":12},"weight_map":{"b":"m-2.safetensors","a":"m-1.safetensors"}}`
+  const text = `{"metadata":{"total_size":12},
+    "weight_map":{"b":"m-2.safetensors","a":"m-1.safetensors"}}`
   expect([...parseIndex(text, 'f').weightMap]).toEqual([
     ['b', 'm-2.safetensors'],
     ['a', 'm-1.safetensors'],

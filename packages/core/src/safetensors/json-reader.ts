@@ -26,7 +26,10 @@ const DEPTH_MAX = 128
 /** The most bytes of a value that nobody asked for. */
 const SKIPPED_BYTES_MAX = 2 ** 20
 
-/** Strings up to this length are looked up before they are decoded: a header repeats a few of them for every tensor. */
+/**
+ * Strings up to this length are looked up before they are decoded: a header repeats a few of them
+ * for every tensor.
+ */
 const SHORT_BYTES_MAX = 16
 const SHORT_SLOTS = 64
 
@@ -36,8 +39,9 @@ interface ShortString {
 }
 
 /**
- * Reads JSON of a known form straight from its bytes, and stops at the first byte that does not fit. `JSON.parse` would hide
- * keys that come twice, and would build a tree out of 100 MB of nonsense before anyone could look at it.
+ * Reads JSON of a known form straight from its bytes, and stops at the first byte that does not
+ * fit. `JSON.parse` would hide keys that come twice, and would build a tree out of 100 MB of
+ * nonsense before anyone could look at it.
  */
 export class JsonReader {
   private at = 0
@@ -71,7 +75,10 @@ export class JsonReader {
     this.expect(CLOSE_ARRAY, "',' or ']'")
   }
 
-  /** Reads a non-negative integer. A larger one than 2^53 - 1 is an error, as is a fraction or an exponent. */
+  /**
+   * Reads a non-negative integer. A larger one than 2^53 - 1 is an error, as is a fraction or an
+   * exponent.
+   */
   integer(): number {
     this.space()
     const { bytes } = this

@@ -1,4 +1,7 @@
-/** Events in order of time; those of equal time in the order in which they were added. A binary heap. */
+/**
+ * Events in order of time; those of equal time in the order in which they were added. A binary
+ * heap.
+ */
 export class EventQueue<Event> {
   private readonly heap: Entry<Event>[] = []
   private added = 0

@@ -7,7 +7,9 @@ export type ExecutorEvent =
 
 /** What the driver must do now, in this order. */
 export type ExecutorAction =
-  /** Enqueue the segment's H2D copy on the copy stream and make the collective stream wait for it. */
+  /**
+   * Enqueue the segment's H2D copy on the copy stream and make the collective stream wait for it.
+   */
   | { readonly type: 'copy'; readonly segment: number }
   /** Enqueue the segment's broadcast from `root` (a rank) on the collective stream. */
   | { readonly type: 'broadcast'; readonly segment: number; readonly root: number }

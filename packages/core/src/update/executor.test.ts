@@ -12,8 +12,8 @@ type Work =
   | { readonly type: 'record'; readonly bucket: number }
 
 /**
- * A rank with a ring of real numbers (source tags) and two streams, driven by a random choice of what happens next. It fails
- * when an engine would read a byte that is not its tensor's.
+ * A rank with a ring of real numbers (source tags) and two streams, driven by a random choice of
+ * what happens next. It fails when an engine would read a byte that is not its tensor's.
  */
 class TestRank {
   readonly ring: Float64Array
@@ -128,7 +128,10 @@ class TestCluster {
     return steps
   }
 
-  /** A broadcast runs when it is the next thing of every rank and its root has the bytes. Steps come from the root only. */
+  /**
+   * A broadcast runs when it is the next thing of every rank and its root has the bytes. Steps come
+   * from the root only.
+   */
   private meets(rank: TestRank, segment: number): boolean {
     return (
       rank.copiedSegments.has(segment) &&

@@ -3,11 +3,13 @@ import type { Plan } from '../plan/plan.ts'
 import type { ExecutorAction, ExecutorEvent } from './executor-types.ts'
 
 /**
- * One rank's part of an update as a state machine: it is told what has happened and says what to do. It knows no clock, no
- * stream and no socket, so the same code runs on devices and in a simulation.
+ * One rank's part of an update as a state machine: it is told what has happened and says what to
+ * do. It knows no clock, no stream and no socket, so the same code runs on devices and in a
+ * simulation.
  *
- * Segments are issued in the order of the plan, each as soon as the bucket that it overwrites is acknowledged. Lists are
- * announced strictly in order, list k + 1 after the reply to list k. Nothing is issued twice.
+ * Segments are issued in the order of the plan, each as soon as the bucket that it overwrites is
+ * acknowledged. Lists are announced strictly in order, list k + 1 after the reply to list k.
+ * Nothing is issued twice.
  *
  * @example
  * const executor = new Executor(plan, rank, ranks)

@@ -68,7 +68,8 @@ describe('simulate', () => {
   test('loads the links of two ranks at once, and broadcasts to both', () => {
     const input = inputOf(KIB8, [0, 1], 8192)
     const timeline = simulate(makePlan(input), input.table, uniformCluster([0, 1], SLOW))
-    // each link copies 4 KiB in 4 s; the last broadcast (0.5 s) and reload (0.25 s) follow; two broadcasts at 4 s
+    // each link copies 4 KiB in 4 s; the last broadcast (0.5 s) and reload (0.25 s) follow; two
+    // broadcasts at 4 s
     expect(timeline.totalSeconds).toBeCloseTo(4 + 0.5 + 0.5 + 0.25)
     expect(timeline.stages.h2d.busySeconds).toBeCloseTo(4)
     expect(timeline.stages.broadcast).toEqual({ busySeconds: 4, bytes: 8192 })

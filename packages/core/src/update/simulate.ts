@@ -28,8 +28,8 @@ export interface Cluster {
 export type Stage = 'h2d' | 'broadcast' | 'reload'
 
 /**
- * Seconds added to one piece of work: a segment's copy on `rank`, a segment's broadcast (`rank` is its root), or a bucket's
- * reload on `rank`. Must answer the same question the same way.
+ * Seconds added to one piece of work: a segment's copy on `rank`, a segment's broadcast (`rank` is
+ * its root), or a bucket's reload on `rank`. Must answer the same question the same way.
  */
 export type Jitter = (stage: Stage, rank: number, index: number) => number
 
@@ -64,8 +64,9 @@ export function uniformCluster(ranks: readonly number[], rates: CostRates): Clus
 /**
  * Runs the executors of all ranks on a simulated clock and transport and tells when what happened.
  *
- * Ranks whose engines are equal do the same at the same times, because a broadcast is complete everywhere at once: without
- * jitter one executor stands for all of them, so that 10,000 ranks cost no more than one.
+ * Ranks whose engines are equal do the same at the same times, because a broadcast is complete
+ * everywhere at once: without jitter one executor stands for all of them, so that 10,000 ranks cost
+ * no more than one.
  *
  * @throws AssertionError when the schedule stops before its end (a deadlock)
  */
@@ -266,7 +267,9 @@ function makeGroups(plan: Plan, cluster: Cluster, merge: boolean): Group[] {
   })
 }
 
-/** The plan as the one rank sees it that stands for all members: what any of them copies, it copies. */
+/**
+ * The plan as the one rank sees it that stands for all members: what any of them copies, it copies.
+ */
 function standIn(plan: Plan, members: readonly ClusterRank[], rank: number): Plan {
   if (members.length === 1) return plan
   const set = new Set(members.map((member) => member.rank))
