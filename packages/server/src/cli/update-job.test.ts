@@ -37,8 +37,6 @@ function scripted(name: string, events: (string | null)[], states: UpdateState[]
   const socket = join(dir.path, `${name}.sock`)
   const server = Bun.serve({
     unix: socket,
-    // what breaks here breaks on purpose
-    error: () => new Response(null, { status: 500 }),
     async fetch(request) {
       const { pathname } = new URL(request.url)
       asked.push(`${request.method} ${pathname.split('/').at(-1)}`)
