@@ -205,6 +205,7 @@ describe('a fault at each step', () => {
       const play = { script: script('D4', fault as Script['fault']), buckets: 2, http: false }
       const performance = perform(play)
       expect(failureOf(performance).code).toBe('engine_disconnected')
+      expect(failureOf(performance).atMs).toBeLessThan(200)
       expect(closeOf(performance).ringFree).toBe(true)
     }
   })
@@ -289,6 +290,27 @@ describe('the HTTP request returns early', () => {
       { type: 'close', ringFree: true },
     ])
     expect(conversation.phase).toBe('closed')
+  })
+
+  test('a success, then the reply: the second None is sent, and waited for a moment only', () => {
+    const { conversation, step } = released()
+    step({ type: 'http', ok: true, status: 200, message: '', nowMs: 50 })
+    expect(step({ type: 'reply', body: EMPTY, nowMs: 52 }).map(({ type }) => type)).toEqual([
+      'send',
+    ])
+    expect(conversation.deadlineMs).toBe(302)
+    const end = step({ type: 'tick', nowMs: 302 })
+    expect(end).toContainEqual({ type: 'finished', dialect: 'D3' })
+  })
+
+  test('a disconnect that overtakes the reply to the first None is forgotten', () => {
+    const { conversation, step } = released()
+    step({ type: 'disconnected', nowMs: 50 })
+    expect(conversation.deadlineMs).toBe(1050)
+    step({ type: 'reply', body: EMPTY, nowMs: 51 })
+    expect(step({ type: 'tick', nowMs: 1100 })).toEqual([])
+    const end = step({ type: 'http', ok: true, status: 200, message: '', nowMs: 1200 })
+    expect(end).toContainEqual({ type: 'finished', dialect: 'D3' })
   })
 
   test('a success without that reply is a failure after a second', () => {
@@ -451,6 +473,27 @@ describe('an abort', () => {
     const performance = perform({ script: script('D4', fault), buckets: 3, abortMs: 100 })
     expect(closeOf(performance).ringFree).toBe(false)
     expect(closeOf(performance).atMs).toBeLessThanOrEqual(12 + LIMITS.replyMs + LIMITS.leaveMs)
+  })
+
+  test('a worker whose run returns in time but which does not leave has the leave deadline', () => {
+    const conversation = new Conversation({ handle: HANDLE, rank: 3, limits: LIMITS, http: true })
+    const step = (event: ConversationEvent) => conversation.step(event)
+    step({ type: 'start', nowMs: 0 })
+    step({ type: 'connected', nowMs: 10 })
+    step({ type: 'reply', body: EMPTY, nowMs: 20 })
+    step({ type: 'announce', bucket: 0, list: EMPTY, nowMs: 100 })
+    const failure = { code: 'aborted', message: 'by test' } as const
+    step({ type: 'abort', failure, nowMs: 200 })
+    expect(conversation.deadlineMs).toBe(100 + LIMITS.replyMs + LIMITS.leaveMs)
+    step({ type: 'reply', body: EMPTY, nowMs: 300 })
+    expect(conversation.deadlineMs).toBe(300 + LIMITS.leaveMs)
+    // an executor that has not heard of it yet
+    expect(step({ type: 'announce', bucket: 1, list: EMPTY, nowMs: 301 })).toEqual([])
+    expect(step({ type: 'announce', bucket: 2, list: EMPTY, nowMs: 302 })).toEqual([])
+    expect(step({ type: 'end', nowMs: 303 })).toEqual([])
+    expect(step({ type: 'tick', nowMs: 300 + LIMITS.leaveMs })).toMatchObject([
+      { type: 'close', ringFree: false },
+    ])
   })
 
   test('while the post hook runs: the second None was the last word', () => {

@@ -311,7 +311,6 @@ export class Conversation {
     this.#failed = true
     this.#suspicion = null
     this.#settleAtMs = null
-    this.#waiting = null
     // a worker that has the second None reads nothing after it; one that connected again has not
     const reads = (this.#phase !== 'post' && this.#phase !== 'leaving') || !this.#mapped
     if (this.#connected && reads) this.#sendAbort()

@@ -51,7 +51,9 @@ const UINT32 = 0x1_0000_0000
 export class PickleStream {
   #bytes: Uint8Array
   #length = 0
-  readonly #memo = new Map<string, number>()
+  #memoized = 0
+  readonly #keys = new Map<string, number>()
+  readonly #globals = new Map<string, Map<string, number>>()
 
   constructor(expectedBytes = 512) {
     this.#bytes = new Uint8Array(expectedBytes)
@@ -131,19 +133,22 @@ export class PickleStream {
 
   /** A text that this pickle uses again and again, such as a dictionary's key. */
   key(value: string): void {
-    if (this.#recall(value)) return
+    const index = this.#keys.get(value)
+    if (index !== undefined) return this.#recall(index)
     this.text(value)
-    this.#memoize(value)
+    this.#keys.set(value, this.#memoize())
   }
 
   /** The object `module.name`, such as `torch.bfloat16`. */
   global(module: string, name: string): void {
-    const key = `${module}\n${name}\n`
-    if (this.#recall(key)) return
+    const index = this.#globals.get(module)?.get(name)
+    if (index !== undefined) return this.#recall(index)
+    const line = `${module}\n${name}\n`
     this.op(OP.GLOBAL)
-    this.#reserve(key.length * 3)
-    this.#length = putUtf8(this.#bytes, this.#length, key)
-    this.#memoize(key)
+    this.#reserve(line.length * 3)
+    this.#length = putUtf8(this.#bytes, this.#length, line)
+    const names = this.#globals.get(module) ?? new Map<string, number>()
+    this.#globals.set(module, names.set(name, this.#memoize()))
   }
 
   /** A tuple of non-negative safe integers. */
@@ -155,22 +160,19 @@ export class PickleStream {
     else this.op(count > 3 ? OP.TUPLE : OP.TUPLE1 - 1 + count)
   }
 
-  #recall(key: string): boolean {
-    const index = this.#memo.get(key)
-    if (index === undefined) return false
+  #recall(index: number): void {
     this.#reserve(2)
     this.#bytes[this.#length++] = OP.BINGET
     this.#bytes[this.#length++] = index
-    return true
   }
 
-  #memoize(key: string): void {
-    const index = this.#memo.size
+  #memoize(): number {
+    const index = this.#memoized++
     assert(index < MEMO_MAX, 'BINPUT holds 256 entries')
-    this.#memo.set(key, index)
     this.#reserve(2)
     this.#bytes[this.#length++] = OP.BINPUT
     this.#bytes[this.#length++] = index
+    return index
   }
 
   #reserve(count: number): void {

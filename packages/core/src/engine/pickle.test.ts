@@ -116,6 +116,15 @@ describe('what is written is read', () => {
     }
   })
 
+  test('names around the length at which a pickle writes it with more bytes', () => {
+    for (const letter of ['x', 'é', '中', '\u{1f600}']) {
+      for (const count of [63, 64, 84, 85, 86, 127, 128, 255, 256, 5000]) {
+        const tensors = [{ name: letter.repeat(count), dtype: 0, shape: [1], offset: 0 }]
+        expect(readEngineMessage(list(tensors))).toEqual({ type: 'list', tensors })
+      }
+    }
+  })
+
   test('only the tensors of the bucket, at their place in the ring', () => {
     const rows = Array.from({ length: 50 }, (_, index) => ({
       name: `layer.${index}`,
@@ -370,6 +379,17 @@ describe('what the reader refuses', () => {
     refuse(pickle(']K\x01a.'), /a tensor list holds dictionaries/)
     refuse(pickle(']}\x8c\x04nameK\x01sa.'), /a tensor has a name/)
     refuse(pickle(']}\x8c\x04name\x8c\x01xsa.'), /tensor x has a dtype of torch/)
+    const tensor = (shape: string, offset: string) =>
+      pickle(
+        `]}(\x8c\x04name\x8c\x01x\x8c\x05dtypectorch\nuint8\n\x8c\x05shape${shape}\x8c\x06offset${offset}ua.`,
+      )
+    expect(readEngineMessage(tensor('K\x02\x85', 'K\x07'))).toMatchObject({
+      tensors: [{ name: 'x', shape: [2], offset: 7 }],
+    })
+    refuse(tensor('K\x02\x85', 'J\xff\xff\xff\xff'), /tensor x has an offset/)
+    refuse(tensor('K\x02\x85', '\x8a\x01\xff'), /tensor x has an offset/)
+    refuse(tensor('J\xff\xff\xff\xff\x85', 'K\x07'), /tensor x has a shape/)
+    refuse(tensor('N', 'K\x07'), /tensor x has a shape/)
   })
 
   test('a handle that is not a whole plain allocation', () => {
@@ -467,7 +487,17 @@ function handleWith(faults: HandleFaults): Uint8Array {
 }
 
 /** A busy machine slows a run down, nothing speeds one up: the best of some is what the code takes. */
-const ATTEMPTS = 40
+const ATTEMPTS = 20
+
+/** Milliseconds that the process worked on `run`: a wait for a processor that others use is not counted. */
+function workedMs(run: () => void): number {
+  const startMs = performance.now()
+  const start = process.cpuUsage()
+  run()
+  const { user, system } = process.cpuUsage(start)
+  // other threads of the process may have worked meanwhile
+  return Math.min((user + system) / 1000, performance.now() - startMs)
+}
 
 describe('speed', () => {
   function bestMs(count: number, enoughMs: number): number {
@@ -480,9 +510,10 @@ describe('speed', () => {
     const { plan, table } = oneBucket(tensors)
     let bestMs = Number.POSITIVE_INFINITY
     for (let attempt = 0; attempt < ATTEMPTS && bestMs >= enoughMs; attempt++) {
-      const startMs = performance.now()
-      pickleList(plan, table, 0)
-      bestMs = Math.min(bestMs, performance.now() - startMs)
+      bestMs = Math.min(
+        bestMs,
+        workedMs(() => pickleList(plan, table, 0)),
+      )
     }
     return bestMs
   }
