@@ -46,7 +46,7 @@ export class Progress {
   }
 
   #write(stage: string, text: string): void {
-    const line = `${stage.padEnd(10)} ${text}`.slice(0, (this.#stream?.columns ?? 80) - 1)
+    const line = `${stage.padEnd(10)} ${text}`.slice(0, (this.#stream?.columns || 80) - 1)
     this.#stream?.write(`\r\x1b[2K${line}`)
   }
 }
