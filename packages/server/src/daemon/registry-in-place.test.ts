@@ -185,6 +185,25 @@ describe('in place', () => {
       release(true)
     }))
 
+  test('several files, one of them read: every byte is found', () =>
+    withRegistry(async (registry, dir, library) => {
+      const parts = [1, 2, 3].map((i) => ({
+        [`${i}.a`]: u8(5001 * i, i),
+        [`${i}.b`]: u8(30, i + 9),
+      }))
+      const files = parts.map((part, i) => dir.write(`${i}.safetensors`, safetensors(part)))
+      const writing = openSync(files[1]!, 'r+')
+      const answer = await registry.register('m', { files, in_place: true }, null)
+      closeSync(writing)
+      expect(answer.notes?.length).toBe(1)
+      const { version, release } = registry.lease('m')
+      expect(version.files.length).toBe(2)
+      requireHeld(library, version, Object.assign({}, ...parts))
+      // a plan and the memory see the same alignment
+      expect([...version.sources[0]!.starts].every((start) => start % 4096 === 0)).toBe(true)
+      release(true)
+    }))
+
   test('counts in the budget', () =>
     withRegistry(
       async (registry, dir, library) => {

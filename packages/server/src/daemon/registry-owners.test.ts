@@ -70,6 +70,27 @@ describe('rank sockets', () => {
       registry.lease('m').release(true)
     }))
 
+  test('a tensor that lies across two source buffers is compared to its end', () =>
+    withRegistry(async (registry, dir) => {
+      const MIB = 2 ** 20
+      const path = dir.write('x.safetensors', safetensors({ x: u8(4 * MIB, 1) }))
+      for (const name of ['x', 'y']) await registry.register(name, { files: [path] }, null)
+      for (const name of ['x', 'y']) await registry.drop(name, { force: false })
+      const register = registerAs(registry, dir)
+      const w = pattern(7 * MIB, 1)
+      await register(0, { w: { dtype: 'U8', shape: [7 * MIB], bytes: w } })
+      const lease = registry.lease('m')
+      expect(lease.version.buffers[0]!.length).toBe(2)
+      lease.release(false)
+      const other = w.slice()
+      other[6 * MIB]! ^= 1
+      await failure(
+        () => register(1, { w: { dtype: 'U8', shape: [7 * MIB], bytes: other } }),
+        'tensor_conflict',
+      )
+      await register(1, { w: { dtype: 'U8', shape: [7 * MIB], bytes: w } })
+    }))
+
   test('with replace a tensor may differ until every rank has brought its version', () =>
     withRegistry(async (registry, dir, library) => {
       const register = registerAs(registry, dir)

@@ -44,14 +44,16 @@ describe('versions', () => {
       expect(newest.version.serial).toBeGreaterThan(first.version.serial)
       requireHeld(library, newest.version, { w: u8(3 * MIB, 3) })
       newest.release(true)
-      // still under a lease
+      // still under a lease: the memory of what was dropped is used again, its own is not
+      await register('other', { w: u8(3 * MIB, 4) }, false)
+      await register('another', { w: u8(3 * MIB, 5) }, false)
       requireHeld(library, first.version, { w: u8(3 * MIB, 1) })
       first.release(true)
       first.release(true)
-      await registry.drop('other', { force: true })
+      await registry.drop('none', { force: true })
       expect(() => library.bufferBytes(first.version.buffers[0]![0]!)).toThrow()
       requireHeld(library, newest.version, { w: u8(3 * MIB, 3) })
-      expect(registry.memory().pinned_bytes).toBe(4 * MIB)
+      expect(registry.memory().pinned_bytes).toBe(12 * MIB)
     }))
 
   test('a failed update drops nothing', () =>
@@ -124,6 +126,18 @@ describe('host memory', () => {
       }),
     60_000,
   )
+
+  test('does not grow over 50 versions that no update takes', () =>
+    withRegistry(async (registry, dir, library) => {
+      const register = writer(registry, dir)
+      for (let i = 0; i < 50; i++) {
+        await register('m', { w: u8(3 * MIB, i) }, true)
+        expect(registry.memory().pinned_bytes).toBeLessThanOrEqual(8 * MIB)
+      }
+      const { version, release } = registry.lease('m')
+      requireHeld(library, version, { w: u8(3 * MIB, 49) })
+      release(true)
+    }))
 
   test('dropped memory is kept for reuse, force gives it back', () =>
     withRegistry(async (registry, dir, library) => {

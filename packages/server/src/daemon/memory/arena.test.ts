@@ -55,6 +55,14 @@ describe('an arena', () => {
       arena.giveBack(held.buffers)
     }))
 
+  test('gives memory that fits nothing back instead of growing', () =>
+    withArena(256 * MIB, async (arena) => {
+      arena.giveBack((await arena.take(40 * MIB)).buffers)
+      const small = await arena.take(2 * MIB)
+      expect(arena.pinnedBytes).toBe(2 * MIB)
+      arena.giveBack(small.buffers)
+    }))
+
   test('undoing frees what was made and keeps what was there', () =>
     withArena(64 * MIB, async (arena) => {
       arena.giveBack((await arena.take(8 * MIB)).buffers)
