@@ -411,6 +411,10 @@ describe('what the reader refuses', () => {
   test('what is malformed, nested, or too long', () => {
     refuse(new Uint8Array(0), /ends too early/)
     refuse(pickle('N'), /ends too early/)
+    refuse(pickle('N\x86.'), /the stack is empty/)
+    refuse(pickle('N(\x85.'), /the stack is empty/)
+    refuse(pickle('](N(ee.'), /an item without a list/)
+    refuse(pickle('\x8c\xffa.'), /ends too early/)
     refuse(pickle('N.N'), /bytes are left over/)
     refuse(pickle('NN.'), /values are left over/)
     refuse(pickle('(N.'), /not of the protocol/)
