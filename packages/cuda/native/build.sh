@@ -4,7 +4,9 @@
 #   build.sh          libckpt_host.so, and libckpt_cuda.so where there is nvcc
 #   build.sh host     libckpt_host.so
 #   build.sh cuda     libckpt_cuda.so; an error without nvcc
-#   build.sh test     builds and runs the C++ tests; also: asan, tsan (under the sanitizers; exit 77: not available)
+#   build.sh test     builds and runs the C++ tests
+#   build.sh asan     the same under AddressSanitizer, tsan: under ThreadSanitizer
+#   build.sh probe S  succeeds when the compiler has the sanitizer S (address, thread)
 #
 # CXX: the C++ compiler. CKPT_CUDA_ARCH: -arch of nvcc (sm_90). CKPT_NVCC: path of nvcc.
 set -euo pipefail
@@ -86,10 +88,11 @@ compile() {
 
 # link OUTPUT COMMAND...: `objects` into OUTPUT, replaced in one step because it may be in use.
 link() {
-  local output=$1 object stamp
+  local output=$1 object stamp command
   shift
-  stamp=$build/$(basename "$output").link
-  if [[ -f $output && -f $stamp && $(<"$stamp") == "$*" ]]; then
+  stamp=$build/${output//\//_}.link
+  command="$* ${objects[*]}"
+  if [[ -f $output && -f $stamp && $(<"$stamp") == "$command" ]]; then
     for object in "${objects[@]}"; do
       [[ ! $object -nt $output ]] || break
     done
@@ -98,7 +101,7 @@ link() {
   mkdir -p "$(dirname "$output")"
   "$@" "${objects[@]}" -o "$output.new"
   mv "$output.new" "$output"
-  printf '%s' "$*" >"$stamp"
+  printf '%s' "$command" >"$stamp"
   echo "built ${output#"$PWD"/}"
 }
 
@@ -132,6 +135,26 @@ build_cuda() {
     -Xcompiler -pthread -ldl -lrt
 }
 
+# precompile VARIANT FLAG...: sets `prelude`. The standard headers are most of the work of a small source; GCC reads
+# them compiled. Other compilers do without.
+precompile() {
+  local folder=$build/$1 command header
+  shift
+  prelude=()
+  "$compiler" --version | grep -q 'Free Software Foundation' || return 0
+  command="$compiler ${flags[*]} $* $("$compiler" -dumpfullversion)"
+  if [[ ! -f $folder/prelude.h.gch || ! -f $folder/prelude.command || $(<"$folder/prelude.command") != "$command" ]]; then
+    mkdir -p "$folder"
+    for header in algorithm atomic chrono condition_variable deque fstream functional map memory mutex optional \
+      string thread vector; do
+      echo "#include <$header>"
+    done >"$folder/prelude.h"
+    "$compiler" "${flags[@]}" "$@" -x c++-header "$folder/prelude.h" -o "$folder/prelude.h.gch"
+    printf '%s' "$command" >"$folder/prelude.command"
+  fi
+  prelude=(-include "$folder/prelude.h")
+}
+
 # build_tests VARIANT FLAG...: the library's sources and the tests in one program.
 build_tests() {
   local variant=$1
@@ -142,18 +165,27 @@ build_tests() {
 }
 
 has_sanitizer() {
-  mkdir -p "$build"
-  echo 'int main() {}' | "$compiler" "-fsanitize=$1" -x c++ - -o "$build/probe-$1" 2>/dev/null && "$build/probe-$1"
+  echo 'int main() {}' | "$compiler" "-fsanitize=$1" -x c++ - -o "$build/probe-$1" 2>/dev/null &&
+    "$build/probe-$1" 2>/dev/null
 }
 
-run_sanitized() {
+# The lock is for builds only.
+run_tests() {
+  exec 9>&-
+  "$build/$1/ckpt-tests"
+}
+
+build_sanitized() {
   local variant=$1 sanitizer=$2
   shift 2
   if ! has_sanitizer "$sanitizer"; then
     echo "skipped: $compiler has no working -fsanitize=$sanitizer here"
-    exit 77
+    exit 1
   fi
-  build_tests "$variant" "-fsanitize=$sanitizer" -fno-omit-frame-pointer
+  # GCC warns of its own standard library when it adds a sanitizer's checks.
+  local extra=("-fsanitize=$sanitizer" -O1 -fno-omit-frame-pointer -Wno-maybe-uninitialized)
+  precompile "$variant" "${extra[@]}"
+  build_tests "$variant" "${extra[@]}" "${prelude[@]}"
 }
 
 main() {
@@ -168,10 +200,11 @@ main() {
     all) build_host; build_cuda ;;
     host) build_host ;;
     cuda) build_cuda 1 ;;
-    test) build_tests plain; "$build/plain/ckpt-tests" ;;
-    asan) run_sanitized asan address; ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 "$build/asan/ckpt-tests" ;;
-    tsan) run_sanitized tsan thread; TSAN_OPTIONS=halt_on_error=0:second_deadlock_stack=1 "$build/tsan/ckpt-tests" ;;
-    *) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+    test) build_tests plain; run_tests plain ;;
+    asan) build_sanitized asan address; ASAN_OPTIONS=detect_leaks=1 run_tests asan ;;
+    tsan) build_sanitized tsan thread; TSAN_OPTIONS=second_deadlock_stack=1 run_tests tsan ;;
+    probe) has_sanitizer "$2" ;;
+    *) sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
   esac
 }
 

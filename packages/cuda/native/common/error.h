@@ -6,6 +6,8 @@
 #include <exception>
 #include <new>
 #include <string>
+#include <system_error>
+#include <type_traits>
 #include <utility>
 
 #include "ckpt.h"
@@ -57,6 +59,9 @@ int32_t guard(Body&& body) noexcept {
     return error.status();
   } catch (const std::bad_alloc&) {
     set_last_error("out of host memory");
+    return CKPT_ERR_MEMORY;
+  } catch (const std::system_error& error) {  // a thread that could not be started
+    set_last_error(error.what());
     return CKPT_ERR_MEMORY;
   } catch (const std::exception& error) {
     set_last_error(error.what());

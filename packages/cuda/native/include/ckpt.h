@@ -145,6 +145,7 @@ CKPT_API int32_t ckpt_memory_free(uint32_t memory);
 /* The raw 64-byte IPC handle (CUDA: cudaIpcMemHandle_t; host: shared-memory name "/ckpt-...", NUL padded). */
 CKPT_API int32_t ckpt_memory_export(uint32_t memory, uint8_t* handle_p);
 CKPT_API int32_t ckpt_memory_open(uint32_t device, const uint8_t* handle, uint64_t bytes, uint32_t* memory_p);
+/* value: 0 to 255, for every byte. */
 CKPT_API int32_t ckpt_memory_fill(uint32_t memory, uint64_t offset, uint64_t bytes, uint32_t value);
 /* SHA-256 (32 bytes) of a range of device memory. Blocks; for verification, not for the data path. */
 CKPT_API int32_t ckpt_memory_sha256(uint32_t memory, uint64_t offset, uint64_t bytes, uint8_t* digest_p);
@@ -170,7 +171,8 @@ CKPT_API int32_t ckpt_file_read(uint32_t file, uint64_t offset, uint64_t bytes, 
 /* F_RDLCK lease. A thread of the library gives a broken lease up at once; from then on copies out of the file's
  * mapping fail with CKPT_ERR_CHANGED instead of touching it, and `signal` (0: none) is raised with no bits. */
 CKPT_API int32_t ckpt_file_lease(uint32_t file, uint32_t signal);
-/* CKPT_ERR_CHANGED when the lease was broken or size, inode or ctime differ from those at ckpt_file_open. */
+/* CKPT_ERR_CHANGED when the lease was broken, or, without a lease, when the content may have changed since ckpt_file_open:
+ * size, mtime, or ctime with the same number of links. A rename, an unlink or a replacement by rename is no change. */
 CKPT_API int32_t ckpt_file_check(uint32_t file);
 /* SHA-256 (32 bytes) of a range of a file: compares tensors that two files hold under one name. Blocks. */
 CKPT_API int32_t ckpt_file_sha256(uint32_t file, uint64_t offset, uint64_t bytes, uint8_t* digest_p);
@@ -187,7 +189,7 @@ CKPT_API int32_t ckpt_read_destroy(uint32_t read);
 
 /* --- streams and events --- */
 CKPT_API int32_t ckpt_stream_create(uint32_t device, uint32_t* stream_p);
-/* Waits for the work in the stream, then frees it. */
+/* Waits for the work in the stream, then frees it: abort a group whose members may not all come first. */
 CKPT_API int32_t ckpt_stream_destroy(uint32_t stream);
 CKPT_API int32_t ckpt_stream_wait_event(uint32_t stream, uint32_t event);
 CKPT_API int32_t ckpt_stream_sync(uint32_t stream, uint32_t signal, uint32_t timeout_ms);
@@ -196,6 +198,8 @@ CKPT_API int32_t ckpt_event_destroy(uint32_t event);
 CKPT_API int32_t ckpt_event_record(uint32_t event, uint32_t stream);
 /* Raises `signal` (no bits) when the last record of the event completes, also when it completes with an error. */
 CKPT_API int32_t ckpt_event_notify(uint32_t event, uint32_t signal);
+/* Errors of enqueued work stay with the stream: work behind it is left out, events behind it complete with the error, and so
+ * do streams that wait for them, until ckpt_stream_sync has returned the error. An event that was never recorded is complete. */
 /* CKPT_OK: complete; CKPT_NOT_READY; or the error of the work before it (CKPT_ERR_CHANGED, CKPT_ERR_DEVICE...). */
 CKPT_API int32_t ckpt_event_query(uint32_t event);
 CKPT_API int32_t ckpt_event_wait(uint32_t event, uint32_t signal, uint32_t timeout_ms);
@@ -210,7 +214,7 @@ CKPT_API int32_t ckpt_copy_device(uint32_t stream, uint32_t dst_memory, uint32_t
 CKPT_API int32_t ckpt_group_create(uint32_t members, uint32_t* group_p);
 CKPT_API int32_t ckpt_group_join(uint32_t group, uint32_t member, uint32_t stream, uint32_t memory);
 CKPT_API int32_t ckpt_group_broadcast(uint32_t group, uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes);
-/* Ends every pending broadcast with CKPT_ERR_ABORTED; the group can only be destroyed afterwards. */
+/* Ends every pending broadcast with CKPT_ERR_ABORTED; the group can only be destroyed afterwards. Destroying does it too. */
 CKPT_API int32_t ckpt_group_abort(uint32_t group);
 CKPT_API int32_t ckpt_group_destroy(uint32_t group);
 

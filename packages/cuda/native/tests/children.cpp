@@ -105,7 +105,6 @@ int throttled(const Arguments&) {
   const auto start = Clock::now();
   OK(ckpt_copy_h2d(stream, memory, 0, buffer, 0, bytes));
   OK(ckpt_event_record(event, stream));
-  CHECK(seconds_since(start) < 0.05);
   GIVES(CKPT_NOT_READY, ckpt_event_query(event));
   OK(ckpt_event_wait(event, 0, 10000));
   CHECK(seconds_since(start) > 0.09);
