@@ -1,4 +1,5 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
+import { join } from 'node:path'
 import {
   NAME,
   outcomeOf,
@@ -27,11 +28,6 @@ function randomOf(seed: number): () => number {
 
 test(`an update that is aborted at any moment announces nothing afterwards (seed ${SEED})`, async () => {
   const random = randomOf(SEED)
-  const told = {
-    ...SMALL_BUCKETS,
-    // each copy of 256 KiB takes 13 ms, so that most aborts fall between its enqueue and its completion
-    library: { kind: 'host', hostDevices: 2, hostCopyBytesPerSecond: 20_000_000 } as const,
-  }
   await withUpdates(async ({ updates, register, engine: start }) => {
     const engine = await start()
     const request = { update_url: `${engine.url}/collective_rpc`, timeout: 30 }
@@ -61,5 +57,24 @@ test(`an update that is aborted at any moment announces nothing afterwards (seed
     await updates.start(NAME, request).done
     await requireWeights(engine, tensors)
     expect((await weightsOf(engine)).torn).toBe(false)
-  }, told)
+  }, SMALL_BUCKETS)
 })
+
+for (const ranks of [1, 2]) {
+  test(`no list follows an abort between a copy's enqueue and its completion, ${ranks} ranks`, async () => {
+    const program = join(import.meta.dir, 'updates-abort-program.ts')
+    const child = Bun.spawn([process.execPath, program, String(ranks)], { stderr: 'inherit' })
+    const { results, liveObjects } = JSON.parse(await new Response(child.stdout).text()) as {
+      results: { lists: number; before: string[][]; after: string[][]; code: string }[]
+      liveObjects: number
+    }
+    expect(results).toHaveLength(3)
+    for (const { lists, before, after, code } of results) {
+      expect(code).toBe('aborted')
+      for (const seen of before) expect(seen).toEqual(['handle', ...Array(lists).fill('list')])
+      // the exception that makes the worker leave, and nothing else
+      for (const seen of after) expect(seen).toEqual(['error'])
+    }
+    expect(liveObjects).toBe(0)
+  })
+}
