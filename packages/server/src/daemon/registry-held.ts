@@ -57,8 +57,9 @@ class HeldCheckpoints implements Registry {
   readonly #partsOf = new WeakMap<HeldVersion, readonly HeldPart[]>()
   #memory: MemoryClient | null = null
   #nextPart: PartId = 1
-  #metas: Metas = {}
-  #metasLoaded = false
+  /** What `metas` tells: a version as it was gathered last, or what was loaded since. */
+  #gathered: { readonly version: HeldVersion; readonly parts: readonly HeldPart[] } | null = null
+  #loadedMetas: Metas | null = null
   #closed = false
 
   constructor(options: DaemonOptions, budgetBytes: number) {
@@ -204,16 +205,15 @@ class HeldCheckpoints implements Registry {
 
   gather(name: string): GatherAnswer {
     const begin = performance.now()
-    const ranks = this.#options.ranks.map(({ rank }) => rank)
     const held = this.#versions.all(name).length > 0
     const { version, parts } = held
       ? this.#usable(name)
       : { version: emptyVersion(name), parts: [] }
-    this.#metas = makeMetas(version, parts, ranks)
-    this.#metasLoaded = false
+    this.#gathered = { version, parts }
+    this.#loadedMetas = null
     return {
       digest: version.layoutDigest,
-      ranks: ranks.length,
+      ranks: this.#options.ranks.length,
       tensors: version.table.names.length,
       bytes: version.bytes,
       seconds: (performance.now() - begin) / 1000,
@@ -236,13 +236,15 @@ class HeldCheckpoints implements Registry {
   }
 
   metas(): Metas {
-    return this.#metas
+    if (this.#loadedMetas !== null) return this.#loadedMetas
+    if (this.#gathered === null) return {}
+    const { version, parts } = this.#gathered
+    return makeMetas(version, parts, this.#options.ranks[0]?.rank ?? 0)
   }
 
   loadMetas(metas: Metas): void {
     requireReadable(metas)
-    this.#metas = metas
-    this.#metasLoaded = true
+    this.#loadedMetas = metas
   }
 
   memory(): { pinned_bytes: number; budget_bytes: number } {
@@ -371,11 +373,11 @@ class HeldCheckpoints implements Registry {
   }
 
   #usable(name: string) {
-    if (this.#metasLoaded && this.#versions.all(name).length === 0) {
+    if (this.#loadedMetas !== null && this.#versions.all(name).length === 0) {
       throw new CkptError(
         'not_supported',
         `checkpoint '${name}' is not held here, and reading from the owners of loaded metas (ranks ` +
-          `${Object.keys(this.#metas).join(', ')}) is not supported yet`,
+          `${Object.keys(this.#loadedMetas).join(', ')}) is not supported yet`,
       )
     }
     const newest = this.#versions.newest(name)

@@ -18,7 +18,7 @@ type MemoryMetas = MemoryBufferMetaList['memory_buffer_metas_list'][number]
 export function makeMetas(
   version: HeldVersion,
   parts: readonly HeldPart[],
-  ranks: readonly number[],
+  defaultRank: number,
 ): Metas {
   const metas: Metas = {}
   for (const [index, part] of parts.entries()) {
@@ -32,7 +32,7 @@ export function makeMetas(
       version: part.version,
       layout_digest: part.loaded.layoutDigest,
     }
-    metas[`${part.owner ?? ranks[0] ?? 0}`] = owner
+    metas[`${part.owner ?? defaultRank}`] = owner
   }
   return metas
 }
@@ -49,14 +49,14 @@ function memoryMetas({ table }: HeldVersion, owner: number): MemoryMetas[] {
     const alignedBytes = Math.ceil(table.bytes[row]! / ALIGNMENT) * ALIGNMENT
     if (offset !== end) runs.push({ metas: [], ptr: offset, size: 0 })
     const run = runs[runs.length - 1]!
-    run.metas.push({ ...describeTensor(version(table, row)), aligned_size: alignedBytes })
+    run.metas.push({ ...describeTensor(tensorOf(table, row)), aligned_size: alignedBytes })
     run.size += alignedBytes
     end = offset + alignedBytes
   }
   return runs
 }
 
-function version(table: HeldVersion['table'], row: number) {
+function tensorOf(table: HeldVersion['table'], row: number) {
   return { name: table.names[row]!, dtype: table.dtypes[row]!, shape: table.shapes[row]! }
 }
 

@@ -10,6 +10,7 @@ import type {
   RegisterRequest,
   TensorsRequest,
 } from '@ckpt/core'
+import { openHeldCheckpoints } from './registry-held.ts'
 import type { DaemonOptions, HeldVersion, VersionLease } from './types.ts'
 
 /**
@@ -53,7 +54,7 @@ export interface Registry {
   close(): Promise<void>
 }
 
-export async function createRegistry(options: DaemonOptions): Promise<Registry> {
-  const { openHeldCheckpoints } = await import('./registry-held.ts')
+/** Starts the memory Worker; an empty registry. @throws CkptError `native_missing` */
+export function createRegistry(options: DaemonOptions): Promise<Registry> {
   return openHeldCheckpoints(options)
 }

@@ -51,6 +51,7 @@ export class HostMemory {
       request,
     )
     this.#parts.set(request.part, result.part)
+    this.#watch.update()
     if (request.consume) result.notes.push(...unlinkAll(result.sources))
     return describe(result.part, result.notes, result.conflicts)
   }
@@ -110,6 +111,7 @@ export class HostMemory {
     const part = this.#parts.get(id)
     if (part === undefined) return
     this.#parts.delete(id)
+    this.#watch.update()
     for (const file of part.mapped) {
       unmap(this.#library, this.#arena, file)
       this.#library.fileClose(file.file)

@@ -68,7 +68,7 @@ export class LeaseWatch {
   readonly #parts: ReadonlyMap<number, Part>
   readonly #broken: (part: number, path: string) => void
   readonly #told = new Set<number>()
-  readonly #timer: ReturnType<typeof setInterval>
+  #timer: ReturnType<typeof setInterval> | null = null
 
   constructor(
     library: Library,
@@ -79,11 +79,18 @@ export class LeaseWatch {
     this.#parts = parts
     this.#broken = broken
     this.signal = library.signalCreate()
-    this.#timer = setInterval(() => this.#look(), WATCH_INTERVAL_MS)
+  }
+
+  /** The parts have changed: looks as long as one of them holds files in place. */
+  update(): void {
+    const needed = [...this.#parts.values()].some(({ mapped }) => mapped.length > 0)
+    if (needed === (this.#timer !== null)) return
+    if (this.#timer !== null) clearInterval(this.#timer)
+    this.#timer = needed ? setInterval(() => this.#look(), WATCH_INTERVAL_MS) : null
   }
 
   close(): void {
-    clearInterval(this.#timer)
+    if (this.#timer !== null) clearInterval(this.#timer)
     this.#library.signalDestroy(this.signal)
   }
 
