@@ -25,6 +25,18 @@ using Compress = void (*)(uint32_t* state, const uint8_t* blocks, uint64_t block
 
 uint32_t rotate_right(uint32_t value, int by) { return value >> by | value << (32 - by); }
 
+// Round k of eight: the variable that is called a in the standard is v[-k mod 8].
+inline __attribute__((always_inline)) void round_portable(uint32_t* v, int k, uint32_t word) {
+  const auto at = [&](int role) -> uint32_t& { return v[(role - k + 8) % 8]; };
+  const uint32_t e = at(4);
+  const uint32_t a = at(0);
+  const uint32_t e1 = rotate_right(e, 6) ^ rotate_right(e, 11) ^ rotate_right(e, 25);
+  const uint32_t t1 = at(7) + e1 + ((e & at(5)) ^ (~e & at(6))) + word;
+  const uint32_t e0 = rotate_right(a, 2) ^ rotate_right(a, 13) ^ rotate_right(a, 22);
+  at(3) += t1;
+  at(7) = t1 + e0 + ((a & at(1)) ^ (a & at(2)) ^ (at(1) & at(2)));
+}
+
 void compress_portable(uint32_t* state, const uint8_t* blocks, uint64_t block_count) {
   for (; block_count > 0; block_count--, blocks += 64) {
     uint32_t w[64];
@@ -42,14 +54,10 @@ void compress_portable(uint32_t* state, const uint8_t* blocks, uint64_t block_co
     }
     uint32_t v[8];
     memcpy(v, state, sizeof v);
-    for (int i = 0; i < 64; i++) {
-      const uint32_t e1 = rotate_right(v[4], 6) ^ rotate_right(v[4], 11) ^ rotate_right(v[4], 25);
-      const uint32_t t1 = v[7] + e1 + ((v[4] & v[5]) ^ (~v[4] & v[6])) + kRound[i] + w[i];
-      const uint32_t e0 = rotate_right(v[0], 2) ^ rotate_right(v[0], 13) ^ rotate_right(v[0], 22);
-      const uint32_t t2 = e0 + ((v[0] & v[1]) ^ (v[0] & v[2]) ^ (v[1] & v[2]));
-      memmove(v + 1, v, 7 * sizeof v[0]);
-      v[4] += t1;
-      v[0] = t1 + t2;
+    // Eight rounds turn the roles of the variables once round, so that none is moved.
+    for (int i = 0; i < 64; i += 8) {
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; k++) round_portable(v, k, kRound[i + k] + w[i + k]);
     }
     for (int i = 0; i < 8; i++) state[i] += v[i];
   }
