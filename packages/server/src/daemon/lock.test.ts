@@ -5,12 +5,16 @@ import { join } from 'node:path'
 import { lockStateDir } from './lock.ts'
 
 let dir: string
+const children: Bun.Subprocess[] = []
 
 beforeEach(() => {
   dir = mkdtempSync(join(tmpdir(), 'ckpt-lock-'))
 })
 
-afterEach(() => rmSync(dir, { recursive: true, force: true }))
+afterEach(() => {
+  for (const child of children.splice(0)) child.kill('SIGKILL')
+  rmSync(dir, { recursive: true, force: true })
+})
 
 /** A process that holds the lock until it is killed. */
 async function holder(): Promise<Bun.Subprocess<'ignore', 'pipe', 'inherit'>> {
@@ -20,6 +24,7 @@ async function holder(): Promise<Bun.Subprocess<'ignore', 'pipe', 'inherit'>> {
     console.log('held')
     setInterval(() => {}, 1000)`
   const child = Bun.spawn([process.execPath, '-e', script], { stdout: 'pipe', stdin: 'ignore' })
+  children.push(child)
   const reader = child.stdout.getReader()
   expect(new TextDecoder().decode((await reader.read()).value)).toContain('held')
   return child
