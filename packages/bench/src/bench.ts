@@ -1,0 +1,26 @@
+import type { Library, LibraryOptions } from '@ckpt/cuda'
+import type { Row } from './row.ts'
+
+export interface BenchContext {
+  /** `host`, `host:D`, `cuda`, `cuda:I,J`, `auto`: what `selectDevices` takes. */
+  readonly devices: string
+  /** Bytes of each size, multiples of 1 MiB. */
+  readonly sizes: readonly number[]
+  /** Empty directory of this bench. */
+  readonly dir: string
+  /** Opens the native library. */
+  readonly open: (options: LibraryOptions) => Library
+}
+
+/** One stage. What `rows` allocates is free when it ends, also when it is left early. */
+export interface Bench {
+  readonly name: string
+  rows(context: BenchContext): AsyncGenerator<Row, void, undefined>
+}
+
+export const MIB = 2 ** 20
+
+/** `16 MiB`. */
+export function mib(bytes: number): string {
+  return `${bytes / MIB} MiB`
+}

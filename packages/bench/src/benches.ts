@@ -1,0 +1,23 @@
+import type { Bench } from './bench.ts'
+import { broadcast } from './broadcast.ts'
+import { conversation } from './conversation.ts'
+import { gather } from './gather.ts'
+import { h2d } from './h2d.ts'
+import { pickle } from './pickle.ts'
+import { plan } from './plan.ts'
+import { register } from './register.ts'
+import { reload } from './reload.ts'
+import { update } from './update.ts'
+
+/** In the order of an update. */
+export const BENCHES: readonly Bench[] = [
+  register,
+  gather,
+  plan,
+  pickle,
+  conversation,
+  h2d,
+  broadcast,
+  reload,
+  update,
+]

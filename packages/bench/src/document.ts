@@ -1,0 +1,55 @@
+import { availableParallelism, cpus } from 'node:os'
+import { CkptError, type Failure } from '@ckpt/core'
+import type { DeviceSelection, Library } from '@ckpt/cuda'
+import { version } from '../../server/package.json'
+import type { Row } from './row.ts'
+
+/** What was measured on. */
+export interface BenchHeader {
+  readonly ckpt: string
+  readonly bun: string
+  readonly library: 'host' | 'cuda'
+  readonly devices: readonly string[]
+  readonly cores: number
+  readonly cpu: string
+}
+
+/** The JSON document. */
+export interface BenchDocument {
+  /** Nothing was wrong, nothing failed, nothing is left. */
+  readonly ok: boolean
+  readonly header: BenchHeader
+  readonly rows: readonly Row[]
+  readonly compared: number
+  readonly wrong: number
+  /** Objects of the native library that were not freed. */
+  readonly live_objects: number
+  readonly seconds: number
+  /** What ended the run early. */
+  readonly error: Failure | null
+}
+
+export function headerOf({ ranks }: DeviceSelection, library: Library): BenchHeader {
+  return {
+    ckpt: version,
+    bun: Bun.version,
+    library: library.kind,
+    devices: ranks.map(({ deviceName }) => deviceName),
+    cores: availableParallelism(),
+    cpu: cpus()[0]?.model ?? 'unknown',
+  }
+}
+
+export function documentOf(
+  header: BenchHeader,
+  rows: readonly Row[],
+  liveObjects: number,
+  seconds: number,
+  thrown: unknown,
+): BenchDocument {
+  const compared = rows.reduce((sum, row) => sum + row.compared, 0)
+  const wrong = rows.reduce((sum, row) => sum + row.wrong, 0)
+  const error = thrown === null ? null : CkptError.wrap(thrown).failure
+  const ok = wrong === 0 && liveObjects === 0 && error === null
+  return { ok, header, rows, compared, wrong, live_objects: liveObjects, seconds, error }
+}

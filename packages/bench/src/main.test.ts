@@ -1,0 +1,268 @@
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { EngineWeights } from '@ckpt/core'
+import { type Library, openLibrary } from '@ckpt/cuda'
+import { expectedTensors } from 'ckpt/cli/verify-engine'
+import { createRegistry } from 'ckpt/daemon/registry'
+import { MIB } from './bench.ts'
+import { compareHeld, layersOf, writeVersions } from './checkpoint.ts'
+import { daemonOptions } from './daemon-parts.ts'
+import type { BenchDocument } from './document.ts'
+import { compareMetas } from './gather.ts'
+import { layOut, planOf } from './models.ts'
+import { FileDigests } from './pattern-file.ts'
+import { compareLists, listsOf } from './pickle.ts'
+import { comparePlan } from './plan.ts'
+import { ON_PROCESS, runBenches } from './run.ts'
+import { compareWeights } from './update.ts'
+
+setDefaultTimeout(120_000)
+
+const MAIN = join(import.meta.dir, 'main.ts')
+
+async function bench(...args: string[]) {
+  const child = Bun.spawn([process.execPath, MAIN, ...args], { stdout: 'pipe', stderr: 'pipe' })
+  const [out, err] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+  ])
+  return { status: await child.exited, out, err }
+}
+
+/** Runs in this process with a library that some of whose methods are replaced. */
+async function benchWith(change: (real: Library) => Partial<Library>, ...args: string[]) {
+  const printed: string[] = []
+  const status = await runBenches(['--json', ...args], {
+    ...ON_PROCESS,
+    print: async (text) => {
+      printed.push(text)
+    },
+    open: (options) => {
+      const real = openLibrary(options)
+      const changed = change(real)
+      return new Proxy(real, {
+        get: (_, name) => {
+          const replaced = changed[name as keyof Library]
+          if (replaced !== undefined) return replaced
+          const value = real[name as keyof Library]
+          return typeof value === 'function' ? value.bind(real) : value
+        },
+      })
+    },
+    signal: new AbortController().signal,
+  })
+  expect(printed).toHaveLength(1)
+  return { status, document: JSON.parse(printed[0]!) as BenchDocument }
+}
+
+describe('the program', () => {
+  test('--json --only plan pickle prints one document', async () => {
+    const { status, out, err } = await bench('--json', '--only', 'plan', 'pickle')
+    expect(err).toBe('')
+    expect(status).toBe(0)
+    const document = JSON.parse(out) as BenchDocument
+    expect(document).toMatchObject({ ok: true, wrong: 0, live_objects: 0, error: null })
+    expect(document.header).toEqual({
+      ckpt: expect.stringMatching(/^\d+\.\d+\.\d+$/),
+      bun: Bun.version,
+      library: 'host',
+      devices: [expect.any(String)],
+      cores: expect.any(Number),
+      cpu: expect.any(String),
+    })
+    const tensors = [399, 18_432, 140_000]
+    const rows = [...document.rows]
+    expect(rows.map((row) => [row.bench, row.tensors])).toEqual([
+      ...tensors.map((count) => ['plan', count]),
+      ...tensors.map((count) => ['pickle', count]),
+    ])
+    for (const row of rows) {
+      expect(row.runs).toBeGreaterThan(0)
+      expect(row.p50_s).toBeGreaterThan(0)
+      expect(row.p99_s).toBeGreaterThanOrEqual(row.p50_s)
+      expect(row.compared).toBeGreaterThanOrEqual(row.tensors!)
+      expect(row.bytes === null).toBe(row.bench === 'plan')
+      expect(row.gb_per_s === null).toBe(row.bench === 'plan')
+    }
+  })
+
+  test('the table of a broadcast has algbw and busbw, and a verdict', async () => {
+    const { status, out } = await bench('--only', 'broadcast', '--mib', '1')
+    expect(status).toBe(0)
+    expect(out).toMatch(/^# ckpt .* Bun .* host library, \d+ cores/)
+    expect(out).toMatch(/^broadcast +2 ranks, 1 MiB +1048576 +\d+( +\d+\.\d+){4} +0$/m)
+    expect(out).toMatch(/^broadcast +4 ranks, 1 MiB +1048576 +\d+( +\d+\.\d+){4} +0$/m)
+    expect(out).toMatch(/# ok: 0 of \d+ ranges wrong, nothing left, \d+\.\d s\n$/)
+  })
+
+  for (const args of [['--only', 'nothing'], ['--mib', '0'], ['--fast'], ['--devices', 'tpu']]) {
+    test(`${args.join(' ')} is refused`, async () => {
+      const { status, out, err } = await bench(...args)
+      expect([status, out]).toEqual([2, ''])
+      expect(err).toStartWith('bench: ')
+    })
+  }
+})
+
+describe('a copy that is not right is counted', () => {
+  const cases: Record<string, (real: Library) => Partial<Library>> = {
+    h2d: (real) => ({
+      copyH2d: (stream, memory, at, buffer, from, bytes) =>
+        real.copyH2d(stream, memory, at, buffer, from, bytes - 1),
+    }),
+    broadcast: (real) => ({
+      groupBroadcast: (group, member, root, offset, bytes) =>
+        real.groupBroadcast(group, member, root, offset, bytes - 1),
+    }),
+    reload: (real) => ({
+      copyDevice: (stream, dst, src, pieces) =>
+        real.copyDevice(stream, dst, src, [
+          { ...pieces[0]!, srcOffset: pieces[1]!.srcOffset },
+          ...pieces.slice(1),
+        ]),
+    }),
+  }
+  for (const [name, change] of Object.entries(cases)) {
+    test(name, async () => {
+      const { status, document } = await benchWith(change, '--only', name, '--mib', '1')
+      expect(status).toBe(1)
+      expect(document).toMatchObject({ ok: false, live_objects: 0, error: null })
+      for (const row of document.rows) {
+        expect(row.wrong).toBeGreaterThan(0)
+        if (name === 'h2d') expect(row.wrong).toBe(row.compared)
+        else expect(row.wrong).toBeLessThan(row.compared)
+      }
+    })
+  }
+
+  test('objects that are not freed', async () => {
+    const kept: number[] = []
+    const { status, document } = await benchWith(
+      () => ({ memoryFree: (memory) => void kept.push(memory) }),
+      '--only',
+      'h2d',
+      '--mib',
+      '1',
+    )
+    for (const memory of kept) openLibrary({ kind: 'host' }).memoryFree(memory)
+    expect([status, document.ok, document.wrong, document.live_objects]).toEqual([1, false, 0, 1])
+  })
+
+  test('a failure ends the run and is told', async () => {
+    const { status, document } = await benchWith(
+      () => ({
+        streamSync: () => {
+          throw new Error('broken')
+        },
+      }),
+      '--only',
+      'h2d',
+    )
+    expect([status, document.ok, document.live_objects]).toEqual([1, false, 0])
+    expect(document.error).toMatchObject({ code: 'internal', message: 'broken' })
+  })
+})
+
+describe('what is compared', () => {
+  const dir = mkdtempSync(join(tmpdir(), 'ckpt-bench-test-'))
+  let versions: Awaited<ReturnType<typeof writeVersions>>
+  beforeAll(async () => {
+    versions = await writeVersions(dir, layersOf(2 * MIB), 2 * MIB)
+  })
+  afterAll(() => rmSync(dir, { recursive: true, force: true }))
+
+  test('registered bytes: another version is all wrong', async () => {
+    const options = daemonOptions('host', null, dir)
+    const library = openLibrary(options.library)
+    const registry = await createRegistry(options)
+    try {
+      await registry.register('a', { files: [...versions[0].files] }, null)
+      const lease = registry.lease('a')
+      const wrongOf = (index: 0 | 1) =>
+        compareHeld(library, lease.version, versions[index].ranges, new FileDigests())
+      expect(wrongOf(0)).toEqual({ compared: 4, wrong: 0 })
+      expect(wrongOf(1)).toEqual({ compared: 4, wrong: 4 })
+      lease.release(false)
+    } finally {
+      await registry.close()
+    }
+    expect(library.liveObjects()).toBe(0)
+  })
+
+  test('weights of an engine: one byte, one missing tensor, a missing rank', async () => {
+    const expected = await expectedTensors(versions[0].files, 2)
+    const rank = (index: number) => {
+      const tensors = [...expected].map(([name, { dtype, shape, sha256 }]) => {
+        const held = { dtype: dtype as string, shape: [...shape], sha256: sha256[index]! as string }
+        return [name, held] as const
+      })
+      return { uuid: `GPU-${index}`, tensors: Object.fromEntries(tensors) }
+    }
+    const weights: EngineWeights = {
+      version: null,
+      updates: 1,
+      torn: false,
+      ranks: [rank(0), rank(1)],
+    }
+    expect(compareWeights(weights, expected)).toEqual({ compared: 8, wrong: 0 })
+    weights.ranks[0]!.tensors['layers.0.norm.weight']!.sha256 = '00'
+    delete weights.ranks[1]!.tensors['layers.1.proj.weight']
+    expect(compareWeights(weights, expected)).toEqual({ compared: 8, wrong: 2 })
+    weights.ranks.pop()
+    expect(compareWeights(weights, expected)).toEqual({ compared: 8, wrong: 5 })
+  })
+
+  test('plans and lists: a segment and a tensor in another place', () => {
+    const model = layOut('small', layersOf(64 * MIB))
+    const plan = planOf(model)
+    expect(comparePlan(model, plan)).toEqual({ compared: 128, wrong: 0 })
+    const lists = listsOf(model, plan)
+    expect(compareLists(model, plan, lists)).toEqual({ compared: 128, wrong: 0 })
+    const segmentSource = plan.segmentSource.with(0, plan.segmentSource[0]! + 1)
+    expect(comparePlan(model, { ...plan, segmentSource }).wrong).toBeGreaterThan(0)
+    const order = plan.order.with(0, plan.order[1]!)
+    expect(comparePlan(model, { ...plan, order }).wrong).toBeGreaterThan(0)
+    const tensorRing = plan.tensorRing.with(plan.order[0]!, 7)
+    expect(compareLists(model, plan, listsOf(model, { ...plan, tensorRing })).wrong).toBe(1)
+    expect(compareLists(model, plan, lists.slice(1)).wrong).toBeGreaterThan(0)
+  })
+
+  test('metas: a tensor missing, a shape that differs', () => {
+    const shapes = layersOf(2 * MIB)
+    const metas = shapes.map(({ name, shape }) => {
+      return { name, dtype: 'torch.bfloat16', shape: [...shape], aligned_size: 256 }
+    })
+    const list = (of: typeof metas) => ({
+      '0': {
+        memory_buffer_metas_list: [{ metas: of, ptr: 0, size: 256 }],
+        p2p_store_addr: null,
+        rdma_device: '',
+      },
+    })
+    expect(compareMetas(list(metas), shapes)).toEqual({ compared: 4, wrong: 0 })
+    expect(compareMetas(list(metas.slice(1)), shapes).wrong).toBe(1)
+    metas[2]!.shape = [1]
+    expect(compareMetas(list(metas), shapes).wrong).toBe(1)
+  })
+})
+
+test('an interrupted run ends early and leaves no directory and no shared memory', async () => {
+  const dir = mkdtempSync(join(tmpdir(), 'ckpt-bench-test-'))
+  try {
+    const child = Bun.spawn([process.execPath, MAIN, '--only', 'h2d', '--mib', '64', '65'], {
+      stdout: 'pipe',
+      stderr: 'pipe',
+      env: { ...process.env, TMPDIR: dir },
+    })
+    const reader = child.stdout.getReader()
+    await reader.read() // the header: signals are taken from before it on
+    child.kill('SIGINT')
+    expect(await child.exited).toBe(1)
+    const shared = readdirSync('/dev/shm').filter((name) => name.startsWith(`ckpt-${child.pid}-`))
+    expect([...shared, ...readdirSync(dir)]).toEqual([])
+  } finally {
+    rmSync(dir, { recursive: true, force: true })
+  }
+})

@@ -1,0 +1,79 @@
+import { BENCHES } from './benches.ts'
+import { MIB } from './bench.ts'
+
+export interface BenchOptions {
+  readonly json: boolean
+  readonly help: boolean
+  /** Names of benches. */
+  readonly only: readonly string[]
+  readonly devices: string
+  /** Bytes. */
+  readonly sizes: readonly number[]
+}
+
+/** What the user has to correct: exit status 2. */
+export class UsageError extends Error {}
+
+const DEFAULT_MIB = ['1', '16']
+const MIB_MAX = 65_536
+
+export const USAGE = `usage: bun run bench [--json] [--only NAME...] [--devices SPEC] [--mib N...]
+
+  --json           one JSON document on stdout instead of the table
+  --only NAME...   these benches: ${BENCHES.map(({ name }) => name).join(', ')}
+  --devices SPEC   host (default), host:D, cuda, cuda:I,J, auto; plan, pickle and conversation use none
+  --mib N...       sizes in MiB (default ${DEFAULT_MIB.join(' ')}) of register, h2d, broadcast, reload and update
+`
+
+/** Each flag takes the words up to the next one. Throws {@link UsageError}. */
+export function parseOptions(args: readonly string[]): BenchOptions {
+  const flags = flagsOf(args)
+  const known = BENCHES.map(({ name }) => name)
+  const only = flags.get('--only') ?? known
+  const unknown = only.find((name) => !known.includes(name))
+  if (unknown !== undefined) throw new UsageError(`there is no bench '${unknown}'`)
+  const devices = flags.get('--devices') ?? ['host']
+  if (devices.length !== 1) throw new UsageError('--devices takes one word')
+  return {
+    json: flags.has('--json'),
+    help: flags.has('--help'),
+    only,
+    devices: devices[0] as string,
+    sizes: (flags.get('--mib') ?? DEFAULT_MIB).map(sizeOf),
+  }
+}
+
+const TAKES_WORDS: Readonly<Record<string, boolean>> = {
+  '--json': false,
+  '--help': false,
+  '--only': true,
+  '--devices': true,
+  '--mib': true,
+}
+
+function flagsOf(args: readonly string[]): Map<string, string[]> {
+  const flags = new Map<string, string[]>()
+  let words: string[] | null = null
+  for (const arg of args) {
+    if (arg.startsWith('-')) {
+      if (!Object.hasOwn(TAKES_WORDS, arg)) throw new UsageError(`unknown option '${arg}'`)
+      words = flags.get(arg) ?? []
+      flags.set(arg, words)
+      if (!TAKES_WORDS[arg]) words = null
+    } else if (words === null) {
+      throw new UsageError(`'${arg}' belongs to no option`)
+    } else {
+      words.push(arg)
+    }
+  }
+  for (const [flag, given] of flags) {
+    if (TAKES_WORDS[flag] && given.length === 0) throw new UsageError(`${flag} takes a word`)
+  }
+  return flags
+}
+
+function sizeOf(word: string): number {
+  const mib = Number(word)
+  if (Number.isSafeInteger(mib) && mib >= 1 && mib <= MIB_MAX) return mib * MIB
+  throw new UsageError(`--mib ${word}: a whole number from 1 to ${MIB_MAX} is wanted`)
+}

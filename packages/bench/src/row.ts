@@ -1,0 +1,48 @@
+import { type Timed, timeRuns } from './measure.ts'
+
+/** One line of the table, one element of `rows` in the JSON document. */
+export interface Row {
+  readonly bench: string
+  readonly case: string
+  readonly tensors: number | null
+  /** Bytes that one run moves; null where none move. */
+  readonly bytes: number | null
+  readonly runs: number
+  readonly p50_s: number
+  readonly p99_s: number
+  /** Bytes by the median time, nccl-tests' algbw. */
+  readonly gb_per_s: number | null
+  /** nccl-tests' busbw: algbw by what each link carries of every byte. */
+  readonly bus_gb_per_s: number | null
+  /** Ranges (tensors, pieces, memories) that were compared, and those that differ. */
+  readonly compared: number
+  readonly wrong: number
+}
+
+export interface RowHead {
+  readonly bench: string
+  readonly case: string
+  readonly tensors?: number
+  readonly bytes?: number
+  readonly busFactor?: number
+}
+
+/** Times the runs and makes a row of them. */
+export async function measureRow(head: RowHead, timed: Timed): Promise<Row> {
+  const { runs, p50Seconds, p99Seconds, compared, wrong } = await timeRuns(timed)
+  const { bytes = null, busFactor = null } = head
+  const rate = bytes === null ? null : bytes / p50Seconds / 1e9
+  return {
+    bench: head.bench,
+    case: head.case,
+    tensors: head.tensors ?? null,
+    bytes,
+    runs,
+    p50_s: p50Seconds,
+    p99_s: p99Seconds,
+    gb_per_s: rate,
+    bus_gb_per_s: rate === null || busFactor === null ? null : rate * busFactor,
+    compared,
+    wrong,
+  }
+}

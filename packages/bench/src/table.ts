@@ -1,0 +1,79 @@
+import type { BenchDocument, BenchHeader } from './document.ts'
+import type { Row } from './row.ts'
+
+const WIDTHS = { bench: 13, case: 36, bytes: 13, runs: 6, time: 12, rate: 8, wrong: 7 } as const
+
+/** Lines before the first row. */
+export function tableHead(header: BenchHeader): string {
+  const { ckpt, bun, library, devices, cores, cpu } = header
+  return [
+    `# ckpt ${ckpt}, Bun ${bun}, ${library} library, ${cores} cores (${cpu})`,
+    ...devices.map((name, index) => `# device ${index}: ${name}`),
+    '# times are of one run; algbw is bytes by the median time; #wrong counts ranges that differ after a run',
+    line('bench', 'case', 'bytes', 'runs', 'p50 (us)', 'p99 (us)', 'algbw', 'busbw', '#wrong'),
+    line('', '', '', '', '', '', '(GB/s)', '(GB/s)', ''),
+  ].join('\n')
+}
+
+export function tableRow(row: Row): string {
+  return line(
+    row.bench,
+    row.case,
+    row.bytes === null ? '-' : String(row.bytes),
+    String(row.runs),
+    micros(row.p50_s),
+    micros(row.p99_s),
+    rate(row.gb_per_s),
+    rate(row.bus_gb_per_s),
+    String(row.wrong),
+  )
+}
+
+/** The last line. */
+export function verdict({
+  ok,
+  compared,
+  wrong,
+  live_objects,
+  seconds,
+  error,
+}: BenchDocument): string {
+  const ranges = `${wrong} of ${compared} ranges wrong`
+  const left = live_objects === 0 ? 'nothing left' : `${live_objects} native objects left`
+  const ended = error === null ? '' : `\n# ended early: ${error.code}: ${error.message}`
+  return `# ${ok ? 'ok' : 'FAILED'}: ${ranges}, ${left}, ${seconds.toFixed(1)} s${ended}`
+}
+
+function line(
+  bench: string,
+  name: string,
+  bytes: string,
+  runs: string,
+  p50: string,
+  p99: string,
+  algbw: string,
+  busbw: string,
+  wrong: string,
+): string {
+  return [
+    bench.padEnd(WIDTHS.bench),
+    name.padEnd(WIDTHS.case),
+    bytes.padStart(WIDTHS.bytes),
+    runs.padStart(WIDTHS.runs),
+    p50.padStart(WIDTHS.time),
+    p99.padStart(WIDTHS.time),
+    algbw.padStart(WIDTHS.rate),
+    busbw.padStart(WIDTHS.rate),
+    wrong.padStart(WIDTHS.wrong),
+  ]
+    .join(' ')
+    .trimEnd()
+}
+
+function micros(seconds: number): string {
+  return (seconds * 1e6).toFixed(1)
+}
+
+function rate(gbPerSecond: number | null): string {
+  return gbPerSecond === null ? '-' : gbPerSecond.toFixed(2)
+}

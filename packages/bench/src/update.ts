@@ -1,0 +1,114 @@
+import type { EngineWeights } from '@ckpt/core'
+import { expectedTensors } from 'ckpt/cli/verify-engine'
+import { createRegistry, type Registry } from 'ckpt/daemon/registry'
+import { createUpdates, type Updates } from 'ckpt/daemon/updates'
+import { type RunningEngine, runReferenceEngine } from 'ckpt/engines/reference/index'
+import { type Bench, mib } from './bench.ts'
+import { layersOf, writeVersions } from './checkpoint.ts'
+import { daemonOptions } from './daemon-parts.ts'
+import type { Checked, Timed } from './measure.ts'
+import { measureRow } from './row.ts'
+
+const RANKS = 2
+const MODES = ['pipelined', 'serial'] as const
+const TIMEOUT_SECONDS = 120
+
+type Mode = (typeof MODES)[number]
+type Expected = Awaited<ReturnType<typeof expectedTensors>>
+
+interface Version {
+  /** Of the checkpoint in the registry. */
+  readonly name: string
+  readonly expected: Expected
+}
+
+/** A whole update from its start to its report: registry, rank Workers and a reference engine of two ranks in this process. */
+export const update: Bench = {
+  name: 'update',
+  async *rows({ devices, sizes, dir }) {
+    await using stack = new AsyncDisposableStack()
+    const options = daemonOptions(devices, RANKS, dir)
+    const registry = await createRegistry(options)
+    stack.defer(() => registry.close())
+    const updates = await createUpdates(options, registry)
+    stack.defer(() => updates.close('the bench is over'))
+    for (const size of sizes) {
+      // an engine keeps what it has learned: each size has one of its own
+      await using engineStack = new AsyncDisposableStack()
+      const engine = await startEngine(devices)
+      engineStack.defer(() => engine.close())
+      const { bytes, tensors, versions } = await registerVersions(registry, dir, size)
+      for (const mode of MODES) {
+        const name = `${mib(size)}, ${RANKS} ranks, ${mode}`
+        const head = { bench: 'update', case: name, tensors, bytes }
+        yield await measureRow(head, updatesOf(updates, engine, versions, mode))
+      }
+      for (const { name } of versions) await registry.drop(name, { force: true })
+    }
+  },
+}
+
+function startEngine(devices: string): Promise<RunningEngine> {
+  return runReferenceEngine({
+    listen: '127.0.0.1:0',
+    tensorParallelSize: RANKS,
+    devices,
+    dialect: 'D4',
+    faults: [],
+  })
+}
+
+async function registerVersions(registry: Registry, dir: string, size: number) {
+  const written = await writeVersions(dir, layersOf(size), size)
+  const versions: Version[] = []
+  for (const [index, { files }] of written.entries()) {
+    const name = `version-${index}`
+    await registry.register(name, { files: [...files] }, null)
+    versions.push({ name, expected: await expectedTensors(files, RANKS) })
+  }
+  const { bytes, tensors } = written[0]
+  return { bytes, tensors, versions: versions as [Version, Version] }
+}
+
+/** The versions take turns, so every update changes every tensor. */
+function updatesOf(
+  updates: Updates,
+  engine: RunningEngine,
+  versions: readonly [Version, Version],
+  mode: Mode,
+): Timed {
+  let [present, next] = versions
+  const ranks = Array.from({ length: RANKS }, (_, rank) => rank)
+  return {
+    prepare: () => {
+      ;[present, next] = [next, present]
+    },
+    run: async () => {
+      const { done } = updates.start(present.name, {
+        engines: [{ url: `${engine.url}/collective_rpc`, ranks, engine: 'vllm' }],
+        mode,
+        timeout: TIMEOUT_SECONDS,
+      })
+      await done
+    },
+    check: async () => compareWeights(await weightsOf(engine), present.expected),
+  }
+}
+
+async function weightsOf({ url }: RunningEngine): Promise<EngineWeights> {
+  const response = await fetch(`${url}/v1/weights`, { proxy: false, timeout: false })
+  if (!response.ok) throw new Error(`/v1/weights answers ${response.status}`)
+  return (await response.json()) as EngineWeights
+}
+
+/** Counts the tensors, those of every rank on its own, whose bytes in the engine are not those of the files. */
+export function compareWeights({ ranks }: EngineWeights, expected: Expected): Checked {
+  let right = 0
+  for (const [rank, { tensors }] of ranks.entries()) {
+    for (const [name, { sha256 }] of expected) {
+      if (tensors[name]?.sha256 === sha256[rank]) right++
+    }
+  }
+  const compared = expected.size * RANKS
+  return { compared, wrong: compared - right }
+}
