@@ -1,4 +1,3 @@
-import { randomUUID } from 'node:crypto'
 import {
   type BuffersAnswer,
   type BuffersRequest,
@@ -18,8 +17,10 @@ import { HostMemoryError } from './memory/host-memory-error.ts'
 import type { LoadedPart, PartId } from './memory/protocol.ts'
 import type { Registry } from './registry.ts'
 import { defaultBudgetBytes } from './registry-budget.ts'
-import { checkTensors, type LentBuffer } from './registry-lent.ts'
+import { explainMemory } from './registry-explain.ts'
+import { LentBuffers } from './registry-lent.ts'
 import { makeMetas, requireReadable } from './registry-metas.ts'
+import { checkTensors } from './registry-tensors.ts'
 import { Turns } from './registry-turns.ts'
 import {
   emptyVersion,
@@ -52,7 +53,9 @@ class HeldCheckpoints implements Registry {
   readonly #budgetBytes: number
   readonly #versions: Versions
   readonly #turns = new Turns()
-  readonly #lent = new Map<string, LentBuffer>()
+  readonly #lent = new LentBuffers()
+  /** Names whose version went before the next one is complete. */
+  readonly #replacing = new Set<string>()
   /** Parts of each version that was handed out. */
   readonly #partsOf = new WeakMap<HeldVersion, readonly HeldPart[]>()
   #memory: MemoryClient | null = null
@@ -96,7 +99,7 @@ class HeldCheckpoints implements Registry {
           inPlace,
           // files that nobody asked to consume in this request are kept when it asks for a copy
           consume: consume && (inPlace || request.consume === true),
-          peers: this.#peers(name, owner),
+          peers: this.#versions.peers(name, owner),
           // with `replace` the other ranks may be about to bring their new version: the update will tell
           refuseConflicts: request.replace !== true,
         }),
@@ -127,18 +130,11 @@ class HeldCheckpoints implements Registry {
   async buffers(name: string, { bytes }: BuffersRequest): Promise<BuffersAnswer> {
     this.#requireOpen()
     return this.#turns.run(name, async () => {
-      await this.#dropAll(this.#superseded(name))
+      await this.#dropAll(this.#versions.superseded(name))
       try {
         const shared = await this.#call.call('share', { name, bytes })
         const buffers = shared.map(({ buffer, path }, index) => {
-          const lent: LentBuffer = {
-            id: randomUUID(),
-            name,
-            buffer,
-            bytes: bytes[index]!,
-            part: null,
-          }
-          this.#lent.set(lent.id, lent)
+          const lent = this.#lent.add(name, buffer, bytes[index]!)
           return { id: lent.id, path, bytes: lent.bytes }
         })
         return { buffers }
@@ -156,8 +152,8 @@ class HeldCheckpoints implements Registry {
       const parts = this.#versions.all(name)
       const existed = parts.length > 0
       await this.#dropAll(parts)
-      const unused = [...this.#lent.values()].filter((lent) => lent.name === name)
-      for (const { id } of unused) this.#lent.delete(id)
+      const unused = this.#lent.unused(name)
+      this.#lent.forget(unused)
       if (unused.length > 0) {
         await this.#call.call('unshare', { buffers: unused.map(({ buffer }) => buffer) })
       }
@@ -171,7 +167,7 @@ class HeldCheckpoints implements Registry {
     if (version.table.names.length === 0) {
       throw new CkptError('checkpoint_empty', `checkpoint '${name}' has no tensors`)
     }
-    for (const part of parts) part.leases += 1
+    this.#versions.lease(parts)
     this.#partsOf.set(version, parts)
     let released = false
     return {
@@ -205,7 +201,7 @@ class HeldCheckpoints implements Registry {
 
   gather(name: string): GatherAnswer {
     const begin = performance.now()
-    const held = this.#versions.all(name).length > 0
+    const held = this.#versions.all(name).length > 0 || this.#replacing.has(name)
     const { version, parts } = held
       ? this.#usable(name)
       : { version: emptyVersion(name), parts: [] }
@@ -280,7 +276,7 @@ class HeldCheckpoints implements Registry {
             `checkpoint '${name}' is registered already: drop it, or register with "replace": true`,
           )
         }
-        await this.#dropAll(this.#superseded(name))
+        await this.#dropAll(this.#versions.superseded(name))
         const { part, previousDropped } = await this.#load(registration)
         return {
           name,
@@ -313,8 +309,13 @@ class HeldCheckpoints implements Registry {
         .filter((part) => part.leases === 0 && supersedes({ id, owner }, part))
       const previousBytes = previous.reduce((total, { loaded }) => total + loaded.pinnedBytes, 0)
       if (previous.length === 0 || previousBytes < error.shortBytes) throw error
-      await this.#dropAll(previous)
-      return { part: await load(), previousDropped: true }
+      this.#replacing.add(name)
+      try {
+        await this.#dropAll(previous)
+        return { part: await load(), previousDropped: true }
+      } finally {
+        this.#replacing.delete(name)
+      }
     }
   }
 
@@ -334,45 +335,28 @@ class HeldCheckpoints implements Registry {
     return part
   }
 
-  /** Current parts of other ranks, whose tensors must agree with those of `owner`. */
-  #peers(name: string, owner: number | null): PartId[] {
-    if (owner === null) return []
-    return this.#versions
-      .current(name)
-      .filter((part) => part.owner !== null && part.owner !== owner)
-      .map(({ id }) => id)
-  }
-
-  /** Parts with a complete newer version that no update holds: not even an update to come will use them. */
-  #superseded(name: string): HeldPart[] {
-    const current = new Set(this.#versions.current(name))
-    return this.#versions.all(name).filter((part) => !current.has(part) && part.leases === 0)
-  }
-
   async #dropAll(parts: readonly HeldPart[]): Promise<void> {
     const dropped = parts.map((part) => {
       this.#versions.remove(part)
-      for (const [id, lent] of this.#lent) if (lent.part === part.id) this.#lent.delete(id)
+      this.#lent.forgetPart(part.id)
       return this.#call.call('drop', { part: part.id })
     })
     await Promise.all(dropped)
   }
 
   #release(parts: readonly HeldPart[], succeeded: boolean): void {
-    for (const part of parts) {
-      part.leases -= 1
-      if (!succeeded) continue
-      for (const older of this.#versions.all(part.name)) {
-        if (supersedes(part, older)) older.outdated = true
-      }
-    }
-    const [{ name }] = parts as readonly [HeldPart]
-    const gone = this.#versions.all(name).filter((part) => part.outdated && part.leases === 0)
+    const gone = this.#versions.release(parts, succeeded)
     // the Worker frees in the order of the calls; when it is dead there is nothing to free
     this.#dropAll(gone).catch(() => {})
   }
 
   #usable(name: string) {
+    if (this.#replacing.has(name)) {
+      throw new CkptError(
+        'checkpoint_busy',
+        `checkpoint '${name}' is being replaced, and host memory does not hold both versions: try again`,
+      )
+    }
     if (this.#loadedMetas !== null && this.#versions.all(name).length === 0) {
       throw new CkptError(
         'not_supported',
@@ -409,21 +393,8 @@ class HeldCheckpoints implements Registry {
     throw new CkptError('checkpoint_busy', `an update uses checkpoint '${name}'`)
   }
 
-  /** Adds to `host_memory_exhausted` who holds what. */
   #explain(error: unknown, name: string): CkptError {
-    if (!(error instanceof HostMemoryError)) return CkptError.wrap(error)
-    const holders = this.#versions.names.flatMap((holder) =>
-      this.#versions.all(holder).map((part) => {
-        const version = part.version === null ? '' : ` version ${part.version}`
-        const use = part.leases > 0 ? ' (an update uses it)' : ''
-        return `'${holder}'${version} ${part.loaded.pinnedBytes} bytes${use}`
-      }),
-    )
-    for (const lent of this.#lent.values()) {
-      if (lent.part === null) holders.push(`'${lent.name}' lent to a trainer ${lent.bytes} bytes`)
-    }
-    const held = holders.length === 0 ? 'nothing is held' : `held are ${holders.join(', ')}`
-    return new CkptError('host_memory_exhausted', `checkpoint '${name}': ${error.message}; ${held}`)
+    return explainMemory(error, name, this.#versions, this.#lent)
   }
 }
 

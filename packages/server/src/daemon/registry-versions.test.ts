@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'bun:test'
+import type { CkptError } from '@ckpt/core'
 import {
   failure,
   requireHeld,
@@ -192,6 +193,29 @@ describe('host memory', () => {
       const { version, release } = registry.lease('m')
       requireHeld(library, version, { w: u8(14 * MIB, 3) })
       release(true)
+    }, budget))
+
+  test('while the old one is gone and the new one not there, an update is told to try again', () =>
+    withRegistry(async (registry, dir) => {
+      const register = writer(registry, dir)
+      await register('m', { w: u8(14 * MIB, 1) }, true)
+      const codes = new Set<string>()
+      let done = false
+      const replacing = register('m', { w: u8(14 * MIB, 2) }, true).finally(() => {
+        done = true
+      })
+      while (!done) {
+        try {
+          registry.lease('m').release(false)
+          codes.add('ok')
+        } catch (error) {
+          codes.add((error as CkptError).code)
+        }
+        await new Promise((resolve) => setImmediate(resolve))
+      }
+      expect(await replacing).toMatchObject({ previous_dropped: true })
+      expect([...codes].sort()).toEqual(['checkpoint_busy', 'ok'])
+      registry.lease('m').release(true)
     }, budget))
 
   test('the old one does not go when the new one does not fit anyhow, or an update uses it', () =>

@@ -61,6 +61,39 @@ export class Versions {
     return this.all(name).filter((part) => overlap(part.owner, owner))
   }
 
+  /** Current parts of other ranks, whose tensors must agree with those of `owner`. */
+  peers(name: string, owner: number | null): PartId[] {
+    if (owner === null) return []
+    return this.current(name)
+      .filter((part) => !overlap(part.owner, owner))
+      .map(({ id }) => id)
+  }
+
+  /** Parts with a complete newer version that no update holds: not even an update to come will use them. */
+  superseded(name: string): HeldPart[] {
+    const current = new Set(this.current(name))
+    return this.all(name).filter((part) => !current.has(part) && part.leases === 0)
+  }
+
+  lease(parts: readonly HeldPart[]): void {
+    for (const part of parts) part.leases += 1
+  }
+
+  /** Ends a lease; returns what is to be dropped now: after a success, all that the leased parts supersede. */
+  release(parts: readonly HeldPart[], succeeded: boolean): HeldPart[] {
+    for (const part of parts) {
+      part.leases -= 1
+      if (!succeeded) continue
+      for (const older of this.all(part.name)) {
+        if (supersedes(part, older)) older.outdated = true
+      }
+    }
+    const names = new Set(parts.map(({ name }) => name))
+    return [...names].flatMap((name) =>
+      this.all(name).filter((part) => part.outdated && part.leases === 0),
+    )
+  }
+
   add(part: HeldPart): void {
     this.#parts.set(part.name, [...this.all(part.name), part])
     this.#combined.delete(part.name)
