@@ -10,7 +10,9 @@ export const PAUSE_TIMEOUT_SECONDS = 60
 
 /** The most ranks of one update group. */
 export const RANKS_MAX = 65_536
-/** The most files of one registration, shared-memory regions of one trainer, tensors of one region. */
+/**
+ * The most files of one registration, shared-memory regions of one trainer, tensors of one region.
+ */
 export const FILES_MAX = 65_536
 export const BUFFERS_MAX = 4096
 export const TENSORS_MAX = 4_194_304
@@ -69,6 +71,9 @@ export const FailureBody = type({
   'update_id?': 'string',
 })
 
-/** Body of every answer that is not a success. checkpoint-engine's clients look at the HTTP status only. */
+/**
+ * Body of every answer that is not a success. checkpoint-engine's clients look at the HTTP status
+ * only.
+ */
 export const ErrorBody = type({ error: FailureBody })
 export type ErrorBody = typeof ErrorBody.infer

@@ -74,7 +74,10 @@ export const CheckpointDetail = CheckpointSummary.and({
 })
 export type CheckpointDetail = typeof CheckpointDetail.infer
 
-/** `POST /v1/checkpoints/:name/buffers`: shared-memory regions that a trainer writes its tensors into. */
+/**
+ * `POST /v1/checkpoints/:name/buffers`: shared-memory regions that a trainer writes its tensors
+ * into.
+ */
 export const BuffersRequest = type({
   '+': 'reject',
   bytes: type('1 <= number.integer <= 9007199254740991')
@@ -89,7 +92,10 @@ export const BuffersAnswer = type({
 })
 export type BuffersAnswer = typeof BuffersAnswer.infer
 
-/** `POST /v1/checkpoints/:name/tensors`: what the trainer has written where. Offsets in bytes within the region. */
+/**
+ * `POST /v1/checkpoints/:name/tensors`: what the trainer has written where. Offsets in bytes within
+ * the region.
+ */
 export const TensorsRequest = type({
   '+': 'reject',
   buffers: type({

@@ -5,7 +5,8 @@ import { Count, Seconds, Shape } from './bounds.ts'
 const SocketMap = type('Record<string, string>')
 
 /**
- * vLLM's `POST /collective_rpc` as checkpoint-engine's client sends it. vLLM takes more fields, so unknown ones pass.
+ * vLLM's `POST /collective_rpc` as checkpoint-engine's client sends it. vLLM takes more fields, so
+ * unknown ones pass.
  */
 export const CollectiveRpcRequest = type({
   method: 'string',

@@ -1,4 +1,7 @@
-/** Every error code that a route, a command or a report can carry, with the HTTP status it answers with. */
+/**
+ * Every error code that a route, a command or a report can carry, with the HTTP status it answers
+ * with.
+ */
 export const ERROR_STATUS = {
   // the request
   bad_request: 400,
@@ -62,7 +65,10 @@ export type Phase =
   | 'post'
   | 'resume'
 
-/** An operating error as it crosses every boundary: worker messages, HTTP answers, reports, `--json`. */
+/**
+ * An operating error as it crosses every boundary: worker messages, HTTP answers, reports,
+ * `--json`.
+ */
 export interface Failure {
   code: ErrorCode
   message: string

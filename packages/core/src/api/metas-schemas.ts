@@ -22,8 +22,8 @@ export const MemoryBufferMetaList = metasScope.owner
 export type MemoryBufferMetaList = typeof MemoryBufferMetaList.infer
 
 /**
- * `GET` and `POST /v1/metas`: per owner rank where its tensors lie, the JSON of checkpoint-engine 0.4.2's
- * `dict[int, MemoryBufferMetaList]`. Owners may carry more fields.
+ * `GET` and `POST /v1/metas`: per owner rank where its tensors lie, the JSON of checkpoint-engine
+ * 0.4.2's `dict[int, MemoryBufferMetaList]`. Owners may carry more fields.
  */
 export const Metas = metasScope.metas
 export type Metas = typeof Metas.infer

@@ -165,7 +165,8 @@ export interface OpenApiDocument {
 }
 
 /**
- * The OpenAPI 3.1 document of all routes, its schemas made from the ArkType ones that check the requests.
+ * The OpenAPI 3.1 document of all routes, its schemas made from the ArkType ones that check the
+ * requests.
  *
  * @param version of the program
  */

@@ -12,7 +12,8 @@ const FAULT_CHARACTERS = 200
  * const request = parseBody(RegisterRequest, await context.req.json())
  * ```
  *
- * @throws CkptError `bad_request` with what is wrong, such as `files must be an array (was missing)`
+ * @throws CkptError `bad_request` with what is wrong, such as `files must be an array (was
+ * missing)`
  */
 export function parseBody<const S extends Type>(schema: S, value: unknown): S['infer'] {
   const parsed = schema(value)

@@ -13,7 +13,10 @@ export const StatusAnswer = type({
     free_bytes: Count,
     total_bytes: Count,
   }).array(),
-  /** `key` is the engine worker's in a map: `GPU-<uuid>`, or `GPU-<uuid>#<rank>` where ranks share a device. */
+  /**
+   * `key` is the engine worker's in a map: `GPU-<uuid>`, or `GPU-<uuid>#<rank>` where ranks share a
+   * device.
+   */
   ranks: type({ rank: Rank, device: Count, key: 'string' }).array(),
   peers: 'unknown[]',
   engines: type({

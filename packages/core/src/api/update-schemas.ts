@@ -28,8 +28,9 @@ export const EngineTarget = type({
 export type EngineTarget = typeof EngineTarget.infer
 
 /**
- * `POST /v1/checkpoints/:name/update`. The first five are checkpoint-engine's, with its defaults: `ranks` [] (all),
- * `update_url` null, `inference_group_ranks` [] (all), `timeout` 300 s, `uds` null. They are the form with one engine of `engines`.
+ * `POST /v1/checkpoints/:name/update`. The first five are checkpoint-engine's, with its defaults:
+ * `ranks` [] (all), `update_url` null, `inference_group_ranks` [] (all), `timeout` 300 s, `uds`
+ * null. They are the form with one engine of `engines`.
  */
 export const UpdateRequest = type({
   '+': 'reject',
@@ -118,12 +119,17 @@ export const UpdateState = type({
   'report?': UpdateReport,
   'error?': FailureBody,
   'engines?': EngineReport.array(),
-  /** Key of an engine worker to the address it connects to, for whoever starts the workers itself. */
+  /**
+   * Key of an engine worker to the address it connects to, for whoever starts the workers itself.
+   */
   'map?': 'Record<string, string>',
 })
 export type UpdateState = typeof UpdateState.infer
 
-/** One server-sent event of `GET /v1/updates/:id/events`: `event` is its name, the whole its `data:` as JSON. */
+/**
+ * One server-sent event of `GET /v1/updates/:id/events`: `event` is its name, the whole its `data:`
+ * as JSON.
+ */
 export const UpdateEvent = UpdateState.and({
   event: "'phase' | 'progress' | 'map' | 'done' | 'failed'",
 })

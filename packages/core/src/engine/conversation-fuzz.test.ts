@@ -170,7 +170,10 @@ describe('random events', () => {
   })
 })
 
-/** Steps a conversation with events that its driver may send, and watches the order of sends and replies. */
+/**
+ * Steps a conversation with events that its driver may send, and watches the order of sends and
+ * replies.
+ */
 class Watch {
   readonly actions: ConversationAction[] = []
   readonly #conversation: Conversation

@@ -13,9 +13,20 @@ import { describeReply } from './reply-text.ts'
 /** What checkpoint-engine's own server tells its workers: engines' logs are searched for it. */
 export const ABORT_TEXT = 'Some workers failed to update weights'
 
-/** After a disconnect or an early answer: how long what explains it (HTTP result, last reply) may still take. */
-const GRACE_MS = 1000
-/** After a success of the HTTP request: how long the last reply, which was sent before it, may take to be seen. */
+/**
+ * After a disconnect or an early answer: how long what explains it (HTTP result, last reply) may
+ * still take.
+ */
+const GRACE_MS = 2000
+/**
+ * Without an HTTP request: how long a worker that has closed its socket may take to drop its
+ * mapping of the ring.
+ */
+const UNMAP_MS = 1000
+/**
+ * After a success of the HTTP request: how long the last reply, which was sent before it, may take
+ * to be seen.
+ */
 const LAST_REPLY_GRACE_MS = 250
 
 /** What the worker owes a reply to. */
@@ -30,19 +41,22 @@ interface HttpResult {
 }
 
 /**
- * The daemon's side of one conversation with one engine worker, in all four dialects, without I/O: events in, actions out.
+ * The daemon's side of one conversation with one engine worker, in all four dialects, without I/O:
+ * events in, actions out.
  *
  * ```ts
- * const conversation = new Conversation({ handle: pickleHandle(ring), rank: 0, limits, http: true })
- * for (const action of conversation.step({ type: 'start', nowMs: 0 })) perform(action)
+ * const conversation = new Conversation({ handle: pickleHandle(ring), rank: 0, limits, http: true
+ * }) for (const action of conversation.step({ type: 'start', nowMs: 0 })) perform(action)
  * ```
  *
- * 1. handle, its reply; 2. tensor lists, one reply each; 3. `None`, and on its reply at once a second `None`, which a worker of
- * D1 to D3 never reads because it has left; 4. what comes first tells the dialect: a reply (D4), a disconnect or the HTTP result.
- * On a failure the worker is told to raise, and the conversation stays until the HTTP request has returned.
+ * 1. handle, its reply; 2. tensor lists, one reply each; 3. `None`, and on its reply at once a
+ * second `None`, which a worker of D1 to D3 never reads because it has left; 4. what comes first
+ * tells the dialect: a reply (D4), a disconnect or the HTTP result. On a failure the worker is told
+ * to raise, and the conversation stays until the HTTP request has returned.
  *
- * Promises: `failed`, `finished`, `ring_free` and `close` come at most once and never both of the first two; nothing is acked
- * after `failed`; between lists there is always a reply; with ticks at `deadlineMs` it always ends in `close`.
+ * Promises: `failed`, `finished`, `ring_free` and `close` come at most once and never both of the
+ * first two; nothing is acked after `failed`; between lists there is always a reply; with ticks at
+ * `deadlineMs` it always ends in `close`.
  */
 export class Conversation {
   readonly #options: ConversationOptions
@@ -86,7 +100,10 @@ export class Conversation {
     return this.#dialect
   }
 
-  /** Whether a worker has ever connected: if none has while others have, its device is not in the engine. */
+  /**
+   * Whether a worker has ever connected: if none has while others have, its device is not in the
+   * engine.
+   */
   get everConnected(): boolean {
     return this.#everConnected
   }
@@ -154,7 +171,8 @@ export class Conversation {
     } else if (this.#phase === 'post' || this.#phase === 'leaving') {
       // SGLang opens the address once more for a draft model
       const message =
-        'a worker connected again after it had taken all weights; a second model at the same address is not supported'
+        'a worker connected again after it had taken all weights; ' +
+        'a second model at the same address is not supported'
       this.#fail(this.#failure('not_supported', message), nowMs)
     }
   }
@@ -187,7 +205,7 @@ export class Conversation {
       this.#fail(this.#failure('engine_disconnected', message), nowMs)
     } else {
       // nothing tells when such a worker drops its mapping; it closes its socket just before
-      this.#settleAtMs = nowMs + GRACE_MS
+      this.#settleAtMs = nowMs + UNMAP_MS
     }
   }
 
@@ -283,8 +301,10 @@ export class Conversation {
       }
       case 'release': {
         // the reply, sent before, may be on its way
-        const message = `the engine answered ${result.status} without its worker's reply to the first None`
-        const failure = this.#failure('engine_protocol', message)
+        const failure = this.#failure(
+          'engine_protocol',
+          `the engine answered ${result.status} without its worker's reply to the first None`,
+        )
         this.#suspicion = { atMs: nowMs + GRACE_MS, failure }
         return
       }
@@ -328,7 +348,10 @@ export class Conversation {
     this.#leaveUntilMs = Math.min(this.#leaveUntilMs, nowMs + this.#options.limits.leaveMs)
   }
 
-  /** After a failure: closes when the engine can no longer be reading the ring and no worker waits for a word. */
+  /**
+   * After a failure: closes when the engine can no longer be reading the ring and no worker waits
+   * for a word.
+   */
   #leave(nowMs: number): void {
     if (!this.#exported) this.#freeRing()
     if (this.#http !== null) {
@@ -336,7 +359,7 @@ export class Conversation {
       this.#close()
     } else if (!this.#options.http && this.#exported && !this.#connected) {
       // the worker drops its mapping just after it has closed its socket
-      this.#settleAtMs ??= nowMs + GRACE_MS
+      this.#settleAtMs ??= nowMs + UNMAP_MS
     }
   }
 
@@ -366,8 +389,9 @@ export class Conversation {
   }
 
   /**
-   * The exception that makes a worker raise. One that has not mapped the ring yet replies to the first (a wrong handle) or has
-   * replied an error, and then waits for one more message of any kind.
+   * The exception that makes a worker raise. One that has not mapped the ring yet replies to the
+   * first (a wrong handle) or has replied an error, and then waits for one more message of any
+   * kind.
    */
   #sendAbort(): void {
     const body = pickleRuntimeError(ABORT_TEXT)
@@ -383,11 +407,9 @@ export class Conversation {
       this.#freeRing()
       return this.#close()
     }
-    if (this.#suspicion !== null && nowMs >= this.#suspicion.atMs) {
-      return this.#fail(this.#suspicion.failure, nowMs)
-    }
-    if (nowMs < this.#limitMs()) return
-    if (!this.#failed) return this.#fail(this.#limitFailure(), nowMs)
+    const suspicion = this.#suspicion
+    if (nowMs < this.#limitMs() && (suspicion === null || nowMs < suspicion.atMs)) return
+    if (!this.#failed) return this.#fail(suspicion?.failure ?? this.#limitFailure(), nowMs)
     this.#close(this.#describeStay())
   }
 
@@ -422,7 +444,8 @@ export class Conversation {
     }
     if (this.#phase === 'transfer') return 'not all buckets have been copied'
     if (this.#phase === 'release') {
-      return "the engine's worker has not replied to the first None (release, and before 0.4 its post hook)"
+      // before 0.4 it runs before that reply
+      return "the engine's worker has not replied to the first None (its post hook may run)"
     }
     if (this.#phase === 'post' && this.#connected) {
       return "the engine's worker has not left (its post hook runs)"

@@ -44,8 +44,9 @@ export interface PickleRules {
 }
 
 /**
- * Runs the few opcodes of pickle protocols 2 to 4 that plain values need (CPython's `pickletools` documents them) and refuses
- * every other. The result is a value: no name is looked up, no code runs.
+ * Runs the few opcodes of pickle protocols 2 to 4 that plain values need (CPython's `pickletools`
+ * documents them) and refuses every other. The result is a value: no name is looked up, no code
+ * runs.
  *
  * @throws CkptError `engine_protocol`
  */

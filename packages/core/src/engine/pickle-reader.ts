@@ -38,13 +38,17 @@ const GLOBALS = new Set([
 const CALLABLES = new Set(['torch.Size', 'builtins.RuntimeError'])
 
 const HANDLE_ARGUMENTS = 15
-/** torch puts a version and a kind before the handle: `c` for cudaMalloc memory (`e`, expandable segments, is no IPC handle). */
+/**
+ * torch puts a version and a kind before the handle: `c` for cudaMalloc memory (`e`, expandable
+ * segments, is no IPC handle).
+ */
 const VERSIONED_PREFIX_BYTES = 2
 const KIND_CUDA_MALLOC = 0x63
 
 /**
- * Reads one message of the conversation, whoever wrote it (this daemon or checkpoint-engine's own server), with an allow-list:
- * nothing is imported or called, whatever is not of the protocol is refused.
+ * Reads one message of the conversation, whoever wrote it (this daemon or checkpoint-engine's own
+ * server), with an allow-list: nothing is imported or called, whatever is not of the protocol is
+ * refused.
  *
  * @throws CkptError `engine_protocol`
  */

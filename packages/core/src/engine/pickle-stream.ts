@@ -45,8 +45,8 @@ const MEMO_MAX = 256
 const UINT32 = 0x1_0000_0000
 
 /**
- * One pickle under construction: a growing byte array and the memo. A text or global that is used again is written once
- * and fetched from the memo afterwards.
+ * One pickle under construction: a growing byte array and the memo. A text or global that is used
+ * again is written once and fetched from the memo afterwards.
  */
 export class PickleStream {
   #bytes: Uint8Array
@@ -193,8 +193,8 @@ function putUint32(bytes: Uint8Array, at: number, value: number): number {
 }
 
 /**
- * UTF-8 with lone surrogates kept as three bytes, as CPython's pickle reads and writes them (`surrogatepass`): a
- * TextEncoder would replace them, and the engine would look for another name.
+ * UTF-8 with lone surrogates kept as three bytes, as CPython's pickle reads and writes them
+ * (`surrogatepass`): a TextEncoder would replace them, and the engine would look for another name.
  */
 function putUtf8(bytes: Uint8Array, start: number, text: string): number {
   let at = start

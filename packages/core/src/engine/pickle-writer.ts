@@ -16,13 +16,17 @@ export interface RingHandle {
   readonly handle: Uint8Array
   /** Bytes of the ring. */
   readonly bytes: number
-  /** Name of the POSIX shared memory that holds torch's reference counter, with its slash: `/ckpt-...`. */
+  /**
+   * Name of the POSIX shared memory that holds torch's reference counter, with its slash:
+   * `/ckpt-...`.
+   */
   readonly refcounter: string
 }
 
 /**
- * The first message of a conversation: `(rebuild_cuda_tensor, args)` with the 15 arguments that torch's function has taken since 2.1.
- * The worker replaces the device (argument 7). The handle is the raw one, which every torch takes; no event is waited for.
+ * The first message of a conversation: `(rebuild_cuda_tensor, args)` with the 15 arguments that
+ * torch's function has taken since 2.1. The worker replaces the device (argument 7). The handle is
+ * the raw one, which every torch takes; no event is waited for.
  */
 export function pickleHandle(ring: RingHandle): Uint8Array {
   assert(ring.handle.length === IPC_HANDLE_BYTES, 'an IPC handle has 64 bytes')
@@ -51,9 +55,11 @@ export function pickleHandle(ring: RingHandle): Uint8Array {
 }
 
 /**
- * The tensor list of one bucket: `[{name, dtype, shape, offset}, ...]`, offsets in bytes from the start of the ring.
+ * The tensor list of one bucket: `[{name, dtype, shape, offset}, ...]`, offsets in bytes from the
+ * start of the ring.
  *
- * @throws CkptError `not_supported` for a tensor that torch has no type for (safetensors' 6-bit floats)
+ * @throws CkptError `not_supported` for a tensor that torch has no type for (safetensors' 6-bit
+ * floats)
  */
 export function pickleList(plan: Plan, table: TensorTable, bucket: number): Uint8Array {
   assert(bucket >= 0 && bucket < plan.bucketCount, `bucket ${bucket} is one of the plan's`)
@@ -94,7 +100,7 @@ function writeTensor(
 }
 
 function unknownToTorch(name: string, dtype: number): CkptError {
-  const message = `torch has no type for tensor ${name} (${DTYPES[dtype]?.name}), so no engine can take it`
+  const message = `torch has no type for ${DTYPES[dtype]?.name}, so no engine can take tensor ${name}`
   return new CkptError('not_supported', message, { tensor: name })
 }
 

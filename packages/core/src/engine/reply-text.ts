@@ -1,8 +1,12 @@
-/** The most characters of an engine's own words that a message repeats; of a traceback the end tells most. */
+/**
+ * The most characters of an engine's own words that a message repeats; of a traceback the end tells
+ * most.
+ */
 const TEXT_CHARACTERS = 4000
 
 /**
- * What a non-empty reply of a worker says. D3 and D4 send a UTF-8 traceback, D2 a pickled exception, which is never loaded.
+ * What a non-empty reply of a worker says. D3 and D4 send a UTF-8 traceback, D2 a pickled
+ * exception, which is never loaded.
  *
  * @returns `text` false: the bytes are opaque and `words` says how many they are
  */

@@ -5,8 +5,8 @@ import { readEngineMessage } from '../pickle-reader.ts'
 export type Step = 'handle' | 'list' | 'release' | 'post'
 
 /**
- * `error`: the worker's code raises. `hang`: it never comes back. `close`: its process dies. `swallow`: SGLang's worker, whose
- * post hook fails without anyone hearing of it.
+ * `error`: the worker's code raises. `hang`: it never comes back. `close`: its process dies.
+ * `swallow`: SGLang's worker, whose post hook fails without anyone hearing of it.
  */
 export type FaultKind = 'error' | 'hang' | 'close' | 'swallow'
 
@@ -30,8 +30,8 @@ const EMPTY = new Uint8Array(0)
 const OPAQUE = Uint8Array.of(0x80, 0x04, 0x95, 0xff, 0x00)
 
 /**
- * checkpoint-engine's worker of each dialect, message by message, as `engines.md` (section 1) and the source of 0.4.2 describe
- * it: what it replies, when it closes its socket, when it leaves.
+ * checkpoint-engine's worker of each dialect, message by message, as `engines.md` (section 1) and
+ * the source of 0.4.2 describe it: what it replies, when it closes its socket, when it leaves.
  */
 export class ScriptedWorker {
   #state: 'handle' | 'ack' | 'loop' | 'released' | 'left' | 'hung' = 'handle'
