@@ -1,7 +1,7 @@
 import type { BenchDocument, BenchHeader } from './document.ts'
 import type { Row } from './row.ts'
 
-const WIDTHS = { bench: 13, case: 36, bytes: 13, runs: 6, time: 12, rate: 8, wrong: 7 } as const
+const WIDTHS = { bench: 13, case: 34, bytes: 13, runs: 6, time: 12, rate: 8, wrong: 7 } as const
 
 /** Lines before the first row. */
 export function tableHead(header: BenchHeader): string {
