@@ -10,7 +10,9 @@ const JournalConversation = type({
   address: 'string',
   rank: 'number',
   dialect: "'D1' | 'D2' | 'D3' | 'D4' | null",
+  /** null: nobody was contacted, the map was published. */
   engine_url: 'string | null',
+  uds: 'string | null',
   update_id: 'string',
   version: 'string | null',
 })

@@ -1,4 +1,4 @@
-import { CkptError, type Dialect, type EngineReport, type Failure } from '@ckpt/core'
+import { CkptError, type Dialect, type EngineReport, type Failure, type Phase } from '@ckpt/core'
 import type { EngineAdapter, PauseMode, UpdateVerdict } from '../engines/adapter.ts'
 import { EngineClient, reasonOf, signalWithin } from '../engines/client.ts'
 import { adapterOf, detectEngine } from '../engines/detect.ts'
@@ -103,7 +103,9 @@ export class EngineContact {
       return seen.ready
     } catch (error) {
       if (signal.aborted) throw reasonOf(signal)
-      if (!(error instanceof CkptError) || error.code !== 'engine_unreachable') throw error
+      if (!(error instanceof CkptError) || error.code !== 'engine_unreachable') {
+        throw this.#named(error, 'open')
+      }
       this.#words = error.message
       return false
     }
@@ -144,6 +146,11 @@ export class EngineContact {
     if (foreign === undefined) return
     const message = `${this.spec.url} does not use device ${foreign.uuid} of rank ${foreign.rank}`
     throw this.#error('engine_device_missing', message, foreign.rank)
+  }
+
+  /** Says which engine an error of one of its routes is about. */
+  #named(error: unknown, phase: Phase): CkptError {
+    return CkptError.from({ rank: this.spec.ranks[0], phase, ...CkptError.wrap(error).failure })
   }
 
   #error(code: Failure['code'], message: string, rank = this.spec.ranks[0]): CkptError {
@@ -209,13 +216,21 @@ export class EngineContact {
 
   /** After a success: caches of old results go. */
   async settle(signal: AbortSignal): Promise<void> {
-    this.#note = await this.#knownAdapter().settle(this.#client, this.#resumeOwed, signal)
+    try {
+      this.#note = await this.#knownAdapter().settle(this.#client, this.#resumeOwed, signal)
+    } catch (error) {
+      throw this.#named(error, 'post')
+    }
   }
 
   /** Resumes the engine when it was us who paused it. */
   async resume(signal: AbortSignal): Promise<void> {
     if (!this.#resumeOwed) return
-    await this.#knownAdapter().resume(this.#client, signal)
+    try {
+      await this.#knownAdapter().resume(this.#client, signal)
+    } catch (error) {
+      throw this.#named(error, 'resume')
+    }
     this.#resumeOwed = false
     this.#record.pausedByUs = false
   }

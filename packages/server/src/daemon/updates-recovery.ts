@@ -35,11 +35,11 @@ export async function recoverFrom(
   const addresses = document.conversations.map((one) => one.address)
   const left = await release(addresses, document.socket_dir, pool)
   // an engine whose update was cut off holds a part of it, for all we know
-  for (const { engine_url, update_id, dialect } of document.conversations) {
+  for (const { engine_url, uds, update_id, dialect } of document.conversations) {
     if (engine_url === null) continue
     const mark: TornMark = {
       url: engine_url,
-      uds: null,
+      uds,
       update_id,
       dialect,
       paused: false,

@@ -258,6 +258,7 @@ export class UpdateRun {
         rank,
         dialect: contact?.record.dialect ?? null,
         engine_url: contact?.spec.url ?? null,
+        uds: contact?.spec.uds ?? null,
         update_id: this.#spec.id,
         version: version.version,
       }
