@@ -333,6 +333,37 @@ describe('two daemons', () => {
   )
 })
 
+test(
+  'what a killed daemon left in shared memory is removed by the next',
+  async () => {
+    const options = JSON.stringify({
+      devices: 'host',
+      uds: socketPath(),
+      stateDir: join(dir, 'state'),
+    })
+    const script = `
+      const { serve } = await import(${JSON.stringify(join(import.meta.dir, 'serve.ts'))})
+      await serve(${options})
+      console.log('ready')`
+    const killed = Bun.spawn([process.execPath, '-e', script], { stdin: 'ignore', stdout: 'pipe' })
+    try {
+      await killed.stdout.getReader().read()
+      const buffers = await call('POST', '/v1/checkpoints/a/buffers', { bytes: [4096] })
+      const { path } = buffers.body.buffers[0]
+      expect(path).toStartWith(`/dev/shm/ckpt-${killed.pid}-`)
+      killed.kill('SIGKILL')
+      await killed.exited
+      expect([existsSync(path), existsSync(socketPath())]).toEqual([true, true])
+      await start()
+      expect(existsSync(path)).toBe(false)
+      expect((await call('GET', '/v1/healthz')).status).toBe(200)
+    } finally {
+      killed.kill('SIGKILL')
+    }
+  },
+  TIMEOUT_MS,
+)
+
 describe('closing', () => {
   test(
     'aborts the running update, releases the engine, answers, and leaves nothing',

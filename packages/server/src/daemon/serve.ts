@@ -7,8 +7,9 @@ import { version } from '../../package.json'
 import { createApp, type DaemonApp } from './app.ts'
 import { readToken } from './auth.ts'
 import type { Daemon } from './context.ts'
+import { isAlive, removeSharedMemory } from './journal-processes.ts'
 import { listenTcp, listenUnix, type OpenListener } from './listeners.ts'
-import { lockStateDir } from './lock.ts'
+import { type LockHolder, lockStateDir } from './lock.ts'
 import { log } from './log.ts'
 import {
   checkSocketPath,
@@ -65,8 +66,10 @@ export async function serve(options: Partial<ServeOptions>): Promise<RunningDaem
   const listeners: OpenListener[] = []
   // undone in reverse order: answers leave last, after everything that they may wait for has ended
   await using undo = new AsyncDisposableStack()
-  const lock = lockStateDir(stateDir)
+  const lock = await lockStateDir(stateDir)
   undo.defer(() => lock.release())
+  // before anything of ours exists: in a container the dead daemon may have had our pid
+  if (lock.left !== null) await clearSharedMemory(lock.left)
   undo.defer(() => closeListeners(listeners))
   const registry = await createRegistry(daemonOptions)
   undo.defer(() => registry.close())
@@ -83,6 +86,14 @@ export async function serve(options: Partial<ServeOptions>): Promise<RunningDaem
   const addresses = listeners.map(({ address }) => address)
   log.info('ready at {addresses}', { addresses: addresses.join(' '), ranks: ranks.length })
   return running(app, daemonOptions, addresses, updates.deviceLost, closing, undo.move())
+}
+
+/** The trainers' buffers and the rings of a daemon that was killed; its engines are `recover`'s matter. */
+async function clearSharedMemory({ pid, start }: LockHolder): Promise<void> {
+  if (await isAlive(pid, start)) return
+  const names = await removeSharedMemory(pid)
+  if (names.length === 0) return
+  log.info('removed shared memory of the dead daemon {pid}: {names}', { pid, names })
 }
 
 interface Closing {
