@@ -7,6 +7,15 @@ import type {
   ConversationPhase,
   Dialect,
 } from './conversation-types.ts'
+import {
+  describeHttp,
+  describeOwed,
+  describeStay,
+  describeWait,
+  type HttpResult,
+  type Owed,
+  seconds,
+} from './conversation-words.ts'
 import { pickleNone, pickleRuntimeError } from './pickle-writer.ts'
 import { describeReply } from './reply-text.ts'
 
@@ -28,17 +37,6 @@ const UNMAP_MS = 1000
  * to be seen.
  */
 const LAST_REPLY_GRACE_MS = 250
-
-/** What the worker owes a reply to. */
-type Owed =
-  | { readonly to: 'handle' | 'first None' | 'second None' }
-  | { readonly to: 'list'; readonly bucket: number; readonly sinceMs: number }
-
-interface HttpResult {
-  readonly ok: boolean
-  readonly status: number
-  readonly message: string
-}
 
 /**
  * The daemon's side of one conversation with one engine worker, in all four dialects, without I/O:
@@ -186,7 +184,7 @@ export class Conversation {
     }
     if (this.#phase === 'leaving') return
     if (this.#phase === 'post') return this.#onLeftAfterLastSend(nowMs)
-    const doing = this.#owed === null ? 'between two buckets' : this.#describeOwed(this.#owed)
+    const doing = this.#owed === null ? 'between two buckets' : describeOwed(this.#owed)
     const failure = this.#failure(
       'engine_disconnected',
       `the engine's worker closed its connection ${doing}`,
@@ -240,7 +238,7 @@ export class Conversation {
     const { words, text } = describeReply(body)
     if (!text) this.#dialect = 'D2'
     else if (this.#dialect !== 'D4') this.#dialect = 'D3'
-    const message = `the engine's worker failed ${this.#describeOwed(owed)}: ${words}`
+    const message = `the engine's worker failed ${describeOwed(owed)}: ${words}`
     this.#fail(this.#failure('engine_failed', message), nowMs)
   }
 
@@ -319,11 +317,8 @@ export class Conversation {
   }
 
   #httpFailure(result: HttpResult): Failure {
-    const words = result.message.trim() || 'no message'
-    const before = this.#everConnected ? '' : ' before its worker had connected'
-    return result.status === 0
-      ? this.#failure('engine_unreachable', `the engine's request failed${before}: ${words}`)
-      : this.#failure('engine_failed', `the engine answered ${result.status}${before}: ${words}`)
+    const code = result.status === 0 ? 'engine_unreachable' : 'engine_failed'
+    return this.#failure(code, describeHttp(result, this.#everConnected))
   }
 
   #fail(failure: Failure, nowMs: number): void {
@@ -410,7 +405,7 @@ export class Conversation {
     const suspicion = this.#suspicion
     if (nowMs < this.#limitMs() && (suspicion === null || nowMs < suspicion.atMs)) return
     if (!this.#failed) return this.#fail(suspicion?.failure ?? this.#limitFailure(), nowMs)
-    this.#close(this.#describeStay())
+    this.#close(describeStay(this.#options, this.#exported))
   }
 
   /** The deadline that holds now. */
@@ -424,55 +419,13 @@ export class Conversation {
   /** What to say when the deadline passes. */
   #limitFailure(): Failure {
     const { openMs, replyMs, totalMs } = this.#options.limits
-    const waited = this.#describeWait()
+    const waited = describeWait(this.#phase, this.#owed, this.#connected)
     if (this.#limitMs() === this.#totalUntilMs) {
       const message = `the ${seconds(totalMs)} of the update have passed: ${waited}`
       return this.#failure('update_timeout', message)
     }
     const limitMs = this.#phase === 'open' ? openMs : replyMs
     return this.#failure('engine_timeout', `${waited} within ${seconds(limitMs)}`)
-  }
-
-  #describeWait(): string {
-    const owed = this.#owed
-    if (this.#phase === 'open') {
-      if (owed === null || !this.#connected) return 'no worker of the engine has connected'
-      return "the engine's worker has connected but has not replied to the handle"
-    }
-    if (owed?.to === 'list') {
-      return `the engine's worker has not replied to the tensor list of bucket ${owed.bucket}`
-    }
-    if (this.#phase === 'transfer') return 'not all buckets have been copied'
-    if (this.#phase === 'release') {
-      // before 0.4 it runs before that reply
-      return "the engine's worker has not replied to the first None (its post hook may run)"
-    }
-    if (this.#phase === 'post' && this.#connected) {
-      return "the engine's worker has not left (its post hook runs)"
-    }
-    return "the engine's request has not returned, though its worker has left"
-  }
-
-  /** Why a conversation that has failed ends at its leave deadline. */
-  #describeStay(): string {
-    const waited = seconds(this.#options.limits.leaveMs)
-    if (this.#options.http)
-      return `the engine's request had not returned ${waited} after the failure`
-    if (!this.#exported) return `no worker connected within ${waited} after the failure`
-    return `the engine's worker had not left ${waited} after the failure`
-  }
-
-  #describeOwed(owed: Owed): string {
-    switch (owed.to) {
-      case 'handle':
-        return 'while it mapped the ring'
-      case 'list':
-        return `in bucket ${owed.bucket}`
-      case 'first None':
-        return 'while it released the ring'
-      case 'second None':
-        return 'in its post hook'
-    }
   }
 
   #failure(code: Failure['code'], message: string): Failure {
@@ -484,8 +437,4 @@ export class Conversation {
       phase: phase === 'leaving' || phase === 'closed' ? 'post' : phase,
     }
   }
-}
-
-function seconds(milliseconds: number): string {
-  return `${Math.round(milliseconds / 100) / 10} s`
 }
