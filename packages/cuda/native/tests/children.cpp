@@ -116,6 +116,25 @@ int throttled(const Arguments&) {
   return 0;
 }
 
+// An abort ends a broadcast of one second in the middle of its copy.
+int abort_copy(const Arguments&) {
+  init(40'000'000);
+  const uint64_t bytes = 40'000'000;
+  uint32_t group = 0;
+  OK(ckpt_group_create(2, &group));
+  const uint32_t streams[2] = {new_stream(0), new_stream(1)};
+  const uint32_t memories[2] = {new_memory(bytes, 0), new_memory(bytes, 1)};
+  for (uint32_t i = 0; i < 2; i++) OK(ckpt_group_join(group, i, streams[i], memories[i]));
+  for (uint32_t i = 0; i < 2; i++) OK(ckpt_group_broadcast(group, i, 0, 0, bytes));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  OK(ckpt_group_abort(group));
+  for (uint32_t stream : streams) GIVES(CKPT_ERR_ABORTED, ckpt_stream_sync(stream, 0, 10000));
+  OK(ckpt_group_destroy(group));
+  for (uint32_t stream : streams) OK(ckpt_stream_destroy(stream));
+  for (uint32_t memory : memories) OK(ckpt_memory_free(memory));
+  return 0;
+}
+
 // Ends without freeing what it made: prints the name of its memory.
 int leave_memory(const Arguments&) {
   init(0);
@@ -131,9 +150,9 @@ int child_main(const Arguments& arguments) {
   const struct {
     const char* name;
     int (*run)(const Arguments&);
-  } modes[] = {{"open", open_handle},    {"write", change_file}, {"truncate", change_file},
-               {"map", map_path},        {"uuids", uuids},       {"before-init", before_init},
-               {"throttled", throttled}, {"leave", leave_memory}};
+  } modes[] = {{"open", open_handle},    {"write", change_file},     {"truncate", change_file},
+               {"map", map_path},        {"uuids", uuids},           {"before-init", before_init},
+               {"throttled", throttled}, {"abort-copy", abort_copy}, {"leave", leave_memory}};
   try {
     for (const auto& mode : modes) {
       if (arguments[0] == mode.name) return mode.run(arguments);

@@ -264,7 +264,7 @@ TEST("a stream waits for an event of another; waits time out and are aborted fro
   GIVES(CKPT_ERR_TIMEOUT, ckpt_stream_sync(stream, signal, 10));
 
   std::atomic<int> aborted{0};
-  std::vector<std::thread> waiters;
+  std::vector<Thread> waiters;
   waiters.emplace_back(
       [&] { aborted += ckpt_event_wait(first, signal, 30000) == CKPT_ERR_ABORTED; });
   waiters.emplace_back(
@@ -273,7 +273,7 @@ TEST("a stream waits for an event of another; waits time out and are aborted fro
       [&] { aborted += ckpt_stream_sync(stream, signal, 30000) == CKPT_ERR_ABORTED; });
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   OK(ckpt_signal_raise(signal, CKPT_SIGNAL_ABORT));
-  for (std::thread& waiter : waiters) waiter.join();
+  for (Thread& waiter : waiters) waiter.join();
   CHECK_EQ(aborted, 3);
 
   OK(ckpt_signal_reset(signal));
@@ -361,7 +361,7 @@ TEST("streams, events and memory are made, used and destroyed by many threads at
   const uint32_t buffer = buffer_with(content);
   const std::string expected = sha256_of(content);
   std::atomic<int> wrong{0};
-  std::vector<std::thread> threads;
+  std::vector<Thread> threads;
   for (uint32_t device = 0; device < kDevices; device++) {
     threads.emplace_back([&, device] {
       try {
@@ -381,7 +381,7 @@ TEST("streams, events and memory are made, used and destroyed by many threads at
       }
     });
   }
-  for (std::thread& thread : threads) thread.join();
+  for (Thread& thread : threads) thread.join();
   CHECK_EQ(wrong, 0);
   OK(ckpt_buffer_free(buffer));
 }

@@ -355,10 +355,17 @@ TEST("a long read is waited for with a deadline and an abort, and destroyed at o
   uint32_t buffer = 0, read = 0;
   OK(ckpt_buffer_alloc(bytes, 0, &buffer));
   const std::vector<ckpt_read_piece> pieces(32'000, {file, buffer, 0, 0, bytes});
-  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 1, 0, &read));
-  GIVES(CKPT_ERR_TIMEOUT, ckpt_read_wait(read, 0, 10));
   const uint32_t signal = new_signal();
-  std::thread aborter([&] {
+  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 1, signal, &read));
+  // The signal tells of a piece that is done while the others are not.
+  uint32_t bits = 0;
+  OK(ckpt_signal_wait(signal, 10000, &bits));
+  ckpt_read_progress progress;
+  OK(ckpt_read_query(read, &progress));
+  CHECK_EQ(progress.state, static_cast<uint32_t>(CKPT_NOT_READY));
+  CHECK(progress.pieces_prefix > 0);
+  GIVES(CKPT_ERR_TIMEOUT, ckpt_read_wait(read, 0, 10));
+  Thread aborter([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
     ckpt_signal_raise(signal, CKPT_SIGNAL_ABORT);
   });
@@ -367,7 +374,7 @@ TEST("a long read is waited for with a deadline and an abort, and destroyed at o
   aborter.join();
   // A wait in another thread ends with the read.
   std::atomic<int32_t> status{-1};
-  std::thread waiter([&] { status = ckpt_read_wait(read, 0, 30000); });
+  Thread waiter([&] { status = ckpt_read_wait(read, 0, 30000); });
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   OK(ckpt_read_destroy(read));
   waiter.join();

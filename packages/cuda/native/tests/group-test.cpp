@@ -120,7 +120,7 @@ TEST("an abort ends every pending broadcast, also when a member never came") {
         OK(ckpt_group_broadcast(ranks.group, member, 0, 0, kRingBytes));
     }
     std::atomic<int> aborted{0};
-    std::vector<std::thread> waiters;
+    std::vector<Thread> waiters;
     for (uint32_t member : present) {
       OK(ckpt_event_record(ranks.events[member], ranks.streams[member]));
       waiters.emplace_back([&, member] {
@@ -129,7 +129,7 @@ TEST("an abort ends every pending broadcast, also when a member never came") {
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
     OK(ckpt_group_abort(ranks.group));
-    for (std::thread& waiter : waiters) waiter.join();
+    for (Thread& waiter : waiters) waiter.join();
     CHECK_EQ(aborted, 2);
     GIVES(CKPT_ERR_ABORTED, ckpt_group_broadcast(ranks.group, absent, 0, 0, kRingBytes));
     GIVES(CKPT_ERR_ABORTED, ckpt_group_join(ranks.group, 0, ranks.streams[0], ranks.memories[0]));
@@ -146,6 +146,10 @@ TEST("an abort ends every pending broadcast, also when a member never came") {
     for (uint32_t stream : ranks.streams) OK(ckpt_stream_sync(stream, 0, 10000));
     OK(ckpt_group_destroy(next));
   }
+}
+
+TEST("an abort ends a broadcast that is being copied") {
+  CHECK_EQ(run_child({"abort-copy"}).exit_status, 0);
 }
 
 TEST("destroying a group ends what is pending, and an abort in the middle of copies is safe") {

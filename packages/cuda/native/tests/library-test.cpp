@@ -34,7 +34,7 @@ TEST("the last error belongs to the thread and is cut to the caller's room") {
   const std::string here = last_error();
   CHECK(here.find("77") != std::string::npos);
   std::string elsewhere = "unset";
-  std::thread([&] { elsewhere = last_error(); }).join();
+  Thread([&] { elsewhere = last_error(); }).join();
   CHECK_EQ(elsewhere, "");
   char text[5];
   OK(ckpt_last_error(text, sizeof text));
@@ -111,7 +111,7 @@ TEST("an object can be destroyed while other threads use it") {
     const uint32_t buffer = buffer_with(random_bytes(1 << 16, 3));
     std::atomic<int> started{0};
     std::atomic<bool> wrong{false};
-    std::vector<std::thread> threads;
+    std::vector<Thread> threads;
     for (int i = 0; i < 3; i++) {
       threads.emplace_back([&] {
         uint8_t digest[32];
@@ -125,7 +125,7 @@ TEST("an object can be destroyed while other threads use it") {
     }
     while (started < 3) std::this_thread::yield();
     OK(ckpt_buffer_free(buffer));
-    for (std::thread& thread : threads) thread.join();
+    for (Thread& thread : threads) thread.join();
     CHECK(!wrong);
   }
 }
@@ -168,19 +168,19 @@ TEST("signal_wait: times out, is woken, is aborted and ends with its signal") {
   CHECK_EQ(bits, 99u);
 
   const auto later = [](const std::function<void()>& action) {
-    return std::thread([action] {
+    return Thread([action] {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
       action();
     });
   };
-  std::thread raiser = later([&] { ckpt_signal_raise(signal, CKPT_SIGNAL_USER); });
+  Thread raiser = later([&] { ckpt_signal_raise(signal, CKPT_SIGNAL_USER); });
   OK(ckpt_signal_wait(signal, 10000, &bits));
   CHECK_EQ(bits, static_cast<uint32_t>(CKPT_SIGNAL_USER));
   raiser.join();
 
   // An abort ends all waits, whoever drains the fd, and those that come later.
   std::atomic<int> aborted{0};
-  std::vector<std::thread> waiters;
+  std::vector<Thread> waiters;
   for (int i = 0; i < 4; i++) {
     waiters.emplace_back([&] {
       uint32_t unused;
@@ -188,13 +188,13 @@ TEST("signal_wait: times out, is woken, is aborted and ends with its signal") {
     });
   }
   raiser = later([&] { ckpt_signal_raise(signal, CKPT_SIGNAL_ABORT); });
-  for (std::thread& waiter : waiters) waiter.join();
+  for (Thread& waiter : waiters) waiter.join();
   raiser.join();
   CHECK_EQ(aborted, 4);
   GIVES(CKPT_ERR_ABORTED, ckpt_signal_wait(signal, 10000, &bits));
   OK(ckpt_signal_reset(signal));
 
-  std::thread destroyer = later([&] { ckpt_signal_destroy(signal); });
+  Thread destroyer = later([&] { ckpt_signal_destroy(signal); });
   GIVES(CKPT_ERR_HANDLE, ckpt_signal_wait(signal, 10000, &bits));
   destroyer.join();
 }

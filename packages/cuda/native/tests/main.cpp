@@ -33,22 +33,33 @@ std::string left_in_shared_memory() {
   return left;
 }
 
+// What a test must leave as it was.
+struct Left {
+  uint32_t objects = 0;
+  uint64_t device_bytes = 0;
+  std::string names;
+  Left() {
+    ckpt_live_objects(&objects);
+    for (uint32_t device = 0; device < kDevices; device++) {
+      uint64_t free_bytes = 0, total_bytes = 0;
+      ckpt_device_memory(device, &free_bytes, &total_bytes);
+      device_bytes += total_bytes - free_bytes;
+    }
+    names = left_in_shared_memory();
+  }
+};
+
 std::string run_one(const Entry& entry) {
+  const Left before;
   try {
     entry.body();
   } catch (const Failure& failure) {
     return failure.text;
   }
-  uint32_t live = 0;
-  ckpt_live_objects(&live);
-  if (live != 0) return std::to_string(live) + " objects were left";
-  const std::string names = left_in_shared_memory();
-  if (!names.empty()) return "shared memory was left:" + names;
-  for (uint32_t device = 0; device < kDevices; device++) {
-    uint64_t free_bytes = 0, total_bytes = 0;
-    ckpt_device_memory(device, &free_bytes, &total_bytes);
-    if (free_bytes != kDeviceBytes) return "device memory was left";
-  }
+  const Left after;
+  if (after.objects != before.objects) return "objects were left";
+  if (after.names != before.names) return "shared memory was left:" + after.names;
+  if (after.device_bytes != before.device_bytes) return "device memory was left";
   return "";
 }
 

@@ -31,6 +31,17 @@ void check_status(const char* file, int line, const char* call, int32_t actual, 
 constexpr uint32_t kDevices = 4;
 constexpr uint64_t kDeviceBytes = 64ull << 20;
 
+// A check that fails leaves a test by an exception: its threads are joined all the same.
+class Thread : public std::thread {
+ public:
+  using std::thread::thread;
+  Thread(Thread&&) = default;
+  Thread& operator=(Thread&&) = default;
+  ~Thread() {
+    if (joinable()) join();
+  }
+};
+
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start);
 
