@@ -53,6 +53,7 @@ export class Journal {
   #document: JournalDocument
   #writing: Promise<void> = Promise.resolve()
   #writes = 0
+  #written = ''
 
   private constructor(path: string, document: JournalDocument) {
     this.#path = path
@@ -90,11 +91,15 @@ export class Journal {
   /** Removes the file unless a torn mark must outlive the process. */
   async close(): Promise<void> {
     await this.#writing
-    if (this.#document.torn.length === 0) await unlink(this.#path).catch(() => {})
+    // what a predecessor left stays as long as nobody has taken it over
+    if (this.#writes === 0 || this.#document.torn.length > 0) return
+    await unlink(this.#path).catch(() => {})
   }
 
   #write(): Promise<void> {
     const text = `${JSON.stringify(this.#document, null, 2)}\n`
+    if (text === this.#written) return this.#writing
+    this.#written = text
     const staged = `${this.#path}.${process.pid}.${this.#writes++}`
     this.#writing = this.#writing
       .catch(() => {})

@@ -78,10 +78,10 @@ export async function withUpdates(
     await Promise.all(engines.map((engine) => engine.close()))
     await updates.close('the test is over')
     await registry.close()
-    const sockets = readdirSync(`${dir.path}/engines`)
-    dir.remove()
-    if (sockets.length > 0) throw new Error(`sockets are left: ${sockets.join(', ')}`)
   }
+  const sockets = readdirSync(`${dir.path}/engines`)
+  dir.remove()
+  if (sockets.length > 0) throw new Error(`sockets are left: ${sockets.join(', ')}`)
   const left = library.liveObjects() - before
   if (left !== 0) throw new Error(`${left} native objects are left`)
   const shared = readdirSync('/dev/shm').filter((name) => name.startsWith(`ckpt-${process.pid}-`))

@@ -102,8 +102,15 @@ export class UpdateRun {
       this.#ended = true
       clearTimeout(timer)
       clearInterval(progress)
-      this.#lease?.release(succeeded)
+      this.#releaseLease(succeeded)
     }
+  }
+
+  /** A copy that could not be stopped still reads the checkpoint. */
+  #releaseLease(succeeded: boolean): void {
+    const settling = this.#team?.settling ?? null
+    if (settling === null) this.#lease?.release(succeeded)
+    else void settling.then(() => this.#lease?.release(succeeded))
   }
 
   /** Ends the update: the first failure counts. */

@@ -48,6 +48,7 @@ export class RankTeam {
     finished: Promise.withResolvers<void>(),
     closed: Promise.withResolvers<void>(),
   }
+  readonly #unsettled: Promise<void>[] = []
   #group = 0
   #aborted: Failure | null = null
   #opening = false
@@ -156,6 +157,11 @@ export class RankTeam {
     await Promise.race([destroyed.catch(() => {}), Bun.sleep(GROUP_MS)])
   }
 
+  /** After {@link RankTeam.left}: what must be waited for before the checkpoint may go; null: nothing. */
+  get settling(): Promise<unknown> | null {
+    return this.#unsettled.length === 0 ? null : Promise.all(this.#unsettled)
+  }
+
   #take(member: Member, event: RankEvent): void {
     switch (event.type) {
       case 'failed':
@@ -164,6 +170,7 @@ export class RankTeam {
         member.dialect = event.dialect
         return this.#reach(member, 'finished')
       case 'closed':
+        if (!event.settled) this.#unsettled.push(member.link.settled(this.#run))
         member.stages = event.stages
         member.bytesPeak = event.bytesPeak
         member.bytesAfter = event.bytesAfter

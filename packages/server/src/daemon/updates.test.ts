@@ -53,7 +53,7 @@ test('two engines of one rank each take one update, over TCP and over a Unix soc
       const socket = `${dir.path}/engine.sock`
       const first = await start({ tensorParallelSize: 1, devices: 'host:1' })
       expect(options.ranks[0]!.key).toBe(`${first.keys[0]}#0`)
-      const second = await start({
+      await start({
         tensorParallelSize: 1,
         devices: 'host:1',
         listen: `unix:${socket}`,

@@ -35,6 +35,7 @@ export class RankLink {
   readonly #worker: Worker
   readonly #port: MessagePort
   readonly #waiting = new Map<number, Waiting>()
+  readonly #settling = new Map<number, PromiseWithResolvers<void>>()
   readonly #exited: Promise<void>
   #signal = 0
   #nextId = 0
@@ -147,7 +148,14 @@ export class RankLink {
   }
 
   engineLeft(run: number): void {
-    if (this.quarantined.has(run)) this.#post({ type: 'engine_left', run }, 0)
+    this.#post({ type: 'engine_left', run }, 0)
+  }
+
+  /** Resolves when no copy of a run that closed unsettled reads the checkpoint any more; never when the Worker dies. */
+  settled(run: number): Promise<void> {
+    const waiting = this.#settling.get(run) ?? Promise.withResolvers<void>()
+    this.#settling.set(run, waiting)
+    return waiting.promise
   }
 
   /** Ends the Worker; one that does not answer is terminated. */
@@ -184,6 +192,10 @@ export class RankLink {
       case 'refusal':
         this.#waiting.get(report.id)?.reject(CkptError.from(report.failure))
         this.#waiting.delete(report.id)
+        return
+      case 'settled':
+        this.#settling.get(report.run)?.resolve()
+        this.#settling.delete(report.run)
         return
       case 'ring_freed':
         this.quarantined.delete(report.run)
@@ -224,6 +236,8 @@ export class RankLink {
       {
         type: 'closed',
         quarantinedBytes: 0,
+        // nobody can tell any more: the checkpoint stays
+        settled: false,
         bytesPeak: null,
         bytesAfter: null,
         stages: { h2d: NONE, broadcast: NONE, reload: NONE },

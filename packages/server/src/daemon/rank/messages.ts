@@ -133,6 +133,8 @@ export type RankEvent =
       readonly type: 'closed'
       /** Bytes of a ring that an engine or a copy may still use; 0 when it was freed. */
       readonly quarantinedBytes: number
+      /** No copy reads the checkpoint any more; else the report `settled` follows. */
+      readonly settled: boolean
       /** Bytes in use on the device when every bucket was there, and now; null: not seen. */
       readonly bytesPeak: number | null
       readonly bytesAfter: number | null
@@ -146,6 +148,8 @@ export type RankReport =
   | { readonly type: 'answer'; readonly id: number; readonly value: unknown }
   | { readonly type: 'refusal'; readonly id: number; readonly failure: Failure }
   | { readonly type: 'event'; readonly run: number; readonly event: RankEvent }
+  /** No copy of this run reads the checkpoint any more. */
+  | { readonly type: 'settled'; readonly run: number }
   /** The quarantined ring of a run was freed. */
   | { readonly type: 'ring_freed'; readonly run: number; readonly bytes: number }
 

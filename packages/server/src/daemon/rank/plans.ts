@@ -25,6 +25,10 @@ export class HeldPlan {
     return this.#buckets[segment] as number
   }
 
+  hasList(bucket: number): boolean {
+    return this.#lists[bucket] !== undefined
+  }
+
   /** The bucket's pickled tensor list, made on the first call. */
   list(bucket: number): Uint8Array {
     const made = this.#lists[bucket] ?? pickleList(this.plan, this.input.table, bucket)

@@ -1,30 +1,36 @@
 import type { Ring } from './ring.ts'
 
-interface Kept {
+export interface KeptRing {
   readonly run: number
   readonly ring: Ring
+  /** No engine can read it any more. */
   engineLeft: boolean
+  /** No copy writes it any more, nor reads the checkpoint for it. */
+  settled: boolean
+}
+
+export interface QuarantineListener {
+  settled(run: number): void
+  freed(run: number, bytes: number): void
 }
 
 /** Rings that an engine or a copy may still use. */
 export class Quarantine {
-  readonly #kept: Kept[] = []
-  readonly #freed: (run: number, bytes: number) => void
+  readonly #kept: KeptRing[] = []
+  readonly #listener: QuarantineListener
 
-  /** `freed` is told each ring that was freed. */
-  constructor(freed: (run: number, bytes: number) => void) {
-    this.#freed = freed
+  constructor(listener: QuarantineListener) {
+    this.#listener = listener
   }
 
   get empty(): boolean {
     return this.#kept.length === 0
   }
 
-  keep(run: number, ring: Ring, engineLeft: boolean): void {
-    this.#kept.push({ run, ring, engineLeft })
+  keep(kept: KeptRing): void {
+    this.#kept.push({ ...kept })
   }
 
-  /** The engine of this run can no longer read its ring. */
   engineLeft(run: number): void {
     for (const kept of this.#kept) if (kept.run === run) kept.engineLeft = true
     this.sweep()
@@ -32,16 +38,20 @@ export class Quarantine {
 
   /** Frees the rings that nobody uses any more. Does not wait. */
   sweep(): void {
-    for (let i = this.#kept.length - 1; i >= 0; i--) {
-      const { run, ring, engineLeft } = this.#kept[i] as Kept
-      if (!engineLeft || !ring.settle(0)) continue
-      this.#kept.splice(i, 1)
+    for (const kept of this.#kept.slice()) {
+      const { run, ring } = kept
+      if (!kept.settled && ring.settle(0)) {
+        kept.settled = true
+        this.#listener.settled(run)
+      }
+      if (!kept.settled || !kept.engineLeft) continue
+      this.#kept.splice(this.#kept.indexOf(kept), 1)
       ring.free()
-      this.#freed(run, ring.bytes)
+      this.#listener.freed(run, ring.bytes)
     }
   }
 
-  /** The process ends: whoever still reads keeps its own mapping. */
+  /** The process ends: whoever still reads a ring keeps its own mapping. */
   freeAll(): void {
     for (const { ring } of this.#kept.splice(0)) if (ring.settle(0)) ring.free()
   }

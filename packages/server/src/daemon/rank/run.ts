@@ -23,6 +23,7 @@ import {
   type RankMessage,
 } from './messages.ts'
 import type { HeldPlan } from './plans.ts'
+import type { KeptRing } from './quarantine.ts'
 import { Ring } from './ring.ts'
 
 /** A wake-up that got lost costs no more than this. */
@@ -41,7 +42,7 @@ export interface RunHost {
   /** The messages that have arrived; those that are not for a run are kept for later. */
   takeMessages(): RankMessage[]
   /** Keeps a ring that may still be read or written; frees it later. */
-  quarantine(run: number, ring: Ring, engineLeft: boolean): void
+  quarantine(kept: KeptRing): void
 }
 
 /** One update on one rank: drives the executor and the conversation from one blocking loop. */
@@ -56,6 +57,7 @@ export class RankRun {
   readonly #engine: EngineSocket | null
   readonly #reload = new BusyIntervals()
   readonly #progress: Int32Array
+  readonly #signalFd: number
   readonly #todo: ExecutorAction[] = []
   /** Buckets whose lists are pickled as soon as nothing more urgent is to be done. */
   readonly #toPickle: number[] = []
@@ -83,6 +85,7 @@ export class RankRun {
     this.options = options
     this.#held = held
     this.#progress = new Int32Array(options.progress)
+    this.#signalFd = library.signalFd(host.signal)
     this.#endMs = options.deadlineMs + LEAVE_MS_AT_DEADLINE
     library.signalReset(host.signal)
     this.bytesBefore = this.bytesInUse()
@@ -160,7 +163,16 @@ export class RankRun {
         // leaving failed too: do not try for ever
         this.#endMs = Math.min(this.#endMs, clockMs() + LEAVE_MS_AT_DEADLINE)
       }
-      this.#fail(CkptError.wrap(error).failure)
+      this.#failSafely(CkptError.wrap(error).failure)
+    }
+  }
+
+  #failSafely(failure: Failure): void {
+    try {
+      this.#fail(failure)
+    } catch {
+      // the conversation cannot even be told: its ring goes into quarantine
+      this.#conversationClosed = true
     }
   }
 
@@ -225,9 +237,7 @@ export class RankRun {
   #wait(): void {
     const nowMs = clockMs()
     const wanted = [this.#endMs, this.#woken ? nowMs : nowMs + POLL_MS_MAX]
-    const items: Parameters<typeof zmqPoll>[0][number][] = [
-      { fd: this.#host.library.signalFd(this.#host.signal) },
-    ]
+    const items: Parameters<typeof zmqPoll>[0][number][] = [{ fd: this.#signalFd }]
     if (this.#engine !== null && !this.#conversationClosed) {
       items.push(...this.#engine.pollItems)
       const { retryMs } = this.#engine
@@ -290,7 +300,9 @@ export class RankRun {
       case 'broadcast':
         return this.#copies.broadcastSegment(action.segment, action.root)
       case 'record':
-        this.#toPickle.push(action.bucket)
+        if (this.#conversation !== null && !this.#held.hasList(action.bucket)) {
+          this.#toPickle.push(action.bucket)
+        }
         return this.#copies.record(action.bucket)
       case 'announce':
         return this.#announce(action.bucket)
@@ -328,10 +340,12 @@ export class RankRun {
     this.#perform(this.#executor.step({ type: 'acked', bucket }))
   }
 
+  /** One list per turn, so that a bucket that is complete meanwhile does not wait for all of them. */
   #pickle(): void {
-    if (this.#conversation === null) this.#toPickle.length = 0
-    for (const bucket of this.#toPickle) this.#held.list(bucket)
-    this.#toPickle.length = 0
+    const bucket = this.#toPickle.shift()
+    if (bucket === undefined) return
+    this.#held.list(bucket)
+    if (this.#toPickle.length > 0) this.#woken = true
   }
 
   #converseStep(event: ConversationEvent): void {
@@ -399,19 +413,19 @@ export class RankRun {
     const nowMs = clockMs()
     this.#engine?.close()
     let quarantinedBytes = 0
-    if (!this.#ring.freed) {
-      const settled = this.#ring.settle(SETTLE_MS)
-      if (settled && this.#engineLeft) {
-        this.#ring.free()
-      } else {
-        quarantinedBytes = this.#ring.bytes
-        this.#host.quarantine(this.options.run, this.#ring, this.#engineLeft)
-      }
+    const settled = this.#ring.freed || this.#ring.settle(SETTLE_MS)
+    if (settled && this.#engineLeft) {
+      this.#ring.free()
+    } else {
+      quarantinedBytes = this.#ring.bytes
+      const { run } = this.options
+      this.#host.quarantine({ run, ring: this.#ring, engineLeft: this.#engineLeft, settled })
     }
     library.signalReset(signal)
     this.#host.report(this.options.run, {
       type: 'closed',
       quarantinedBytes,
+      settled,
       bytesPeak: this.#bytesPeak,
       bytesAfter: this.bytesInUse(),
       stages: {

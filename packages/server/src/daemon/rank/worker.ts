@@ -13,9 +13,8 @@ import type {
   RankWorkerStart,
 } from './messages.ts'
 import { PlanShelf } from './plans.ts'
-import { Quarantine } from './quarantine.ts'
+import { type KeptRing, Quarantine } from './quarantine.ts'
 import { releaseLeft } from './release-left.ts'
-import type { Ring } from './ring.ts'
 import { RankRun, type RunHost } from './run.ts'
 
 const SWEEP_MS = 250
@@ -41,8 +40,9 @@ class RankWorker implements RunHost {
     this.library = openLibrary(library)
     this.context = new ZmqContext()
     this.signal = this.library.signalCreate()
-    this.#quarantine = new Quarantine((run, bytes) => {
-      this.#send({ type: 'ring_freed', run, bytes })
+    this.#quarantine = new Quarantine({
+      settled: (run) => this.#send({ type: 'settled', run }),
+      freed: (run, bytes) => this.#send({ type: 'ring_freed', run, bytes }),
     })
     port.on('message', (message: RankMessage) => this.#take(message))
     const memory = this.library.deviceMemory(rank.device)
@@ -57,8 +57,8 @@ class RankWorker implements RunHost {
     this.#send({ type: 'event', run, event })
   }
 
-  quarantine(run: number, ring: Ring, engineLeft: boolean): void {
-    this.#quarantine.keep(run, ring, engineLeft)
+  quarantine(kept: KeptRing): void {
+    this.#quarantine.keep(kept)
     this.#sweeper ??= setInterval(() => this.#sweep(), SWEEP_MS)
   }
 
