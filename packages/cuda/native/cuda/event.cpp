@@ -51,7 +51,16 @@ bool CudaEvent::query() {
 }
 
 void CudaEvent::notify(std::shared_ptr<Signal> signal) {
+  if (settled()) return signal->raise(0);
   when_complete(shared_from_this(), [signal = std::move(signal)] { signal->raise(0); });
+}
+
+bool CudaEvent::settled() noexcept {
+  try {
+    return query();
+  } catch (...) {
+    return true;
+  }
 }
 
 // CUDA has no wait with a deadline, so it is polled; the data path uses notify() and poll() instead.

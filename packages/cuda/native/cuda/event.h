@@ -20,6 +20,8 @@ class CudaEvent : public Event, public std::enable_shared_from_this<CudaEvent> {
   bool query() override;
   void wait(Signal* signal, uint32_t timeout_ms) override;
 
+  // True when query() would not say false: complete, or failed.
+  bool settled() noexcept;
   // Makes the CUDA stream wait for the last record, and returns the flag that ends what is behind it (null: none).
   std::shared_ptr<AbortFlag> make_wait(cudaStream_t stream);
 

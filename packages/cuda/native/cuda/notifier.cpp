@@ -21,15 +21,6 @@ struct Pending {
   std::function<void()> then;
 };
 
-// A query that throws is complete: whoever is told asks the event and gets the error.
-bool is_complete(const Pending& pending) noexcept {
-  try {
-    return pending.event->query();
-  } catch (...) {
-    return true;
-  }
-}
-
 class Notifier {
  public:
   static Notifier& instance() {
@@ -60,7 +51,7 @@ class Notifier {
         std::move(added_.begin(), added_.end(), std::back_inserter(pending));
         added_.clear();
       }
-      const auto complete = std::stable_partition(pending.begin(), pending.end(), [](const Pending& one) { return !is_complete(one); });
+      const auto complete = std::stable_partition(pending.begin(), pending.end(), [](const Pending& one) { return !one.event->settled(); });
       for (auto at = complete; at != pending.end(); ++at) at->then();
       pending.erase(complete, pending.end());
       if (!pending.empty()) std::this_thread::sleep_for(kPollInterval);
