@@ -39,6 +39,8 @@ export const ERROR_STATUS = {
   engine_device_missing: 502,
   engine_protocol: 502,
   engine_restart_needed: 502,
+  // a client only: nothing answers at the daemon's address
+  daemon_unreachable: 502,
   // the update and the machine
   aborted: 500,
   update_timeout: 504,

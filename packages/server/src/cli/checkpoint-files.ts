@@ -13,10 +13,8 @@ import { parseIndex } from '@ckpt/core/safetensors/index-file'
 export interface CheckpointFiles {
   /** Absolute paths in natural order. */
   readonly files: readonly string[]
-  /** Number of tensors that the index lists; null without an index. */
-  readonly indexed: number | null
-  /** Tensors of the files that the index does not list, or lists in another file. */
-  readonly unlisted: readonly string[]
+  /** What to register: the index, which decides which tensors of which files are loaded; without one, the files. */
+  readonly sources: readonly string[]
 }
 
 const INDEX = 'model.safetensors.index.json'
@@ -31,7 +29,7 @@ export async function findCheckpointFiles(path: string): Promise<CheckpointFiles
   const found = resolve(path)
   if (!existsSync(found))
     throw new CkptError('file_not_found', `there is no checkpoint at ${found}`)
-  if (!statSync(found).isDirectory()) return { files: [found], indexed: null, unlisted: [] }
+  if (!statSync(found).isDirectory()) return { files: [found], sources: [found] }
   const index = join(found, INDEX)
   if (existsSync(index)) return fromIndex(found, index)
   const files = readdirSync(found)
@@ -39,7 +37,7 @@ export async function findCheckpointFiles(path: string): Promise<CheckpointFiles
     .sort(naturalCompare)
     .map((name) => join(found, name))
   if (files.length === 0) throw new CkptError('file_not_found', nothingIn(found))
-  return { files, indexed: null, unlisted: [] }
+  return { files, sources: files }
 }
 
 function nothingIn(directory: string): string {
@@ -59,19 +57,15 @@ async function fromIndex(directory: string, index: string): Promise<CheckpointFi
     else tensors.push(tensor)
   }
   const shards = [...byShard.keys()].sort(naturalCompare)
-  const unlisted: string[] = []
-  for (const shard of shards) {
-    unlisted.push(...(await checkShard(directory, shard, byShard.get(shard)!)))
-  }
-  return { files: shards.map((shard) => join(directory, shard)), indexed: weightMap.size, unlisted }
+  for (const shard of shards) await checkShard(directory, shard, byShard.get(shard)!)
+  return { files: shards.map((shard) => join(directory, shard)), sources: [index] }
 }
 
-/** Names of the shard's tensors that the index does not expect there. */
 async function checkShard(
   directory: string,
   shard: string,
   expected: readonly string[],
-): Promise<string[]> {
+): Promise<void> {
   const path = join(directory, shard)
   if (!existsSync(path)) {
     const more = expected.length === 1 ? '' : ` and ${expected.length - 1} more`
@@ -86,13 +80,12 @@ async function checkShard(
   }
   const present = new Set((await readHeader(path)).tensors.map((tensor) => tensor.name))
   for (const tensor of expected) {
-    if (present.delete(tensor)) continue
+    if (present.has(tensor)) continue
     throw new CkptError('tensor_missing', `${path} does not hold ${tensor}, which ${INDEX} says`, {
       phase: 'register',
       tensor,
     })
   }
-  return [...present]
 }
 
 /** Reads the header of a safetensors file; the tensors' bytes are not touched. */

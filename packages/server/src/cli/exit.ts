@@ -3,16 +3,13 @@ import { CkptError, type ErrorCode, type Failure } from '@ckpt/core'
 /** Exit codes of every command. */
 export const EXIT = { done: 0, failed: 1, usage: 2, unreachable: 3, deviceLost: 4 } as const
 
-/** A failure as a command reports it: the closed table and the one thing that only a client can see. */
-export type CommandFailure = Failure | (Omit<Failure, 'code'> & { code: 'daemon_unreachable' })
-
 /**
- * Ends a command with a {@link CommandFailure}. `details` goes beside `error` into the `--json` document, for example the
+ * Ends a command with a {@link Failure}. `details` goes beside `error` into the `--json` document, for example the
  * state of the update that failed.
  */
 export class CommandError extends Error {
   constructor(
-    readonly failure: CommandFailure,
+    readonly failure: Failure,
     readonly details: Record<string, unknown> = {},
   ) {
     super(failure.message)
@@ -25,15 +22,15 @@ export function usageError(message: string): CommandError {
   return new CommandError({ code: 'bad_request', message })
 }
 
-const UNREACHABLE: readonly string[] = ['daemon_unreachable', 'engine_unreachable']
+const UNREACHABLE: readonly ErrorCode[] = ['daemon_unreachable', 'engine_unreachable']
 
-export function exitCodeOf(code: CommandFailure['code']): number {
+export function exitCodeOf(code: ErrorCode): number {
   if (code === 'bad_request') return EXIT.usage
   if (code === 'device_lost') return EXIT.deviceLost
   return UNREACHABLE.includes(code) ? EXIT.unreachable : EXIT.failed
 }
 
-const NEXT_STEP: Partial<Record<ErrorCode | 'daemon_unreachable', string>> = {
+const NEXT_STEP: Partial<Record<ErrorCode, string>> = {
   bad_request: 'see `ckpt COMMAND --help`',
   daemon_unreachable: 'start one with `ckpt serve`, or name it with --daemon URL|PATH',
   unauthorized: 'name the file that holds the token with --token-file',
@@ -58,7 +55,7 @@ const NEXT_STEP: Partial<Record<ErrorCode | 'daemon_unreachable', string>> = {
 
 /** The failure in any thrown value, and what belongs beside it in the `--json` document. */
 export function failureOf(error: unknown): {
-  failure: CommandFailure
+  failure: Failure
   details: Record<string, unknown>
 } {
   if (error instanceof CommandError) return error
@@ -66,7 +63,7 @@ export function failureOf(error: unknown): {
 }
 
 /** `ckpt: message` and a next step, for people. */
-export function failureText(failure: CommandFailure): string {
+export function failureText(failure: Failure): string {
   const where = [
     failure.rank === undefined ? '' : `rank ${failure.rank}`,
     failure.phase === undefined ? '' : `phase ${failure.phase}`,

@@ -1,6 +1,6 @@
 /** `ckpt update` as a process, against real daemons and reference engines on the host library. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
-import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { EngineWeights, StatusAnswer } from '@ckpt/core'
 import { compareWeights, readSafetensors } from '../../../../test/support/checkpoint.ts'
@@ -221,6 +221,20 @@ describe('other ways to reach the parts', () => {
       await tcp.stop()
     }
   })
+})
+
+test('the index decides: a tensor of a shard that it does not list is not loaded', async () => {
+  const indexed = await makeModel('indexed', 6)
+  const index = join(indexed.path, 'model.safetensors.index.json')
+  const { weight_map } = JSON.parse(readFileSync(index, 'utf8'))
+  delete weight_map['layers.3.weight']
+  writeFileSync(index, JSON.stringify({ weight_map }))
+  const taken = await updateThere('--checkpoint-path', indexed.path, '--checkpoint-name', 'indexed')
+  expect(taken.document.error).toBeUndefined()
+  const held = await request(socket, 'GET', '/v1/checkpoints/indexed')
+  const names = held.body.tensor_list.map((tensor: { name: string }) => tensor.name)
+  expect(names).toHaveLength(TENSORS.length - 1)
+  expect(names).not.toContain('layers.3.weight')
 })
 
 describe('failures', () => {

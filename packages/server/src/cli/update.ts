@@ -161,12 +161,7 @@ async function readInputs(flags: UpdateFlags): Promise<Inputs> {
   }
   if (flags.checkpointPath === undefined) return { files: null, metas: null, notes }
   const found = await findCheckpointFiles(flags.checkpointPath)
-  if (found.unlisted.length > 0) {
-    notes.push(
-      `${found.unlisted.length} tensors of the files are not in the index and are loaded too, the first is ${found.unlisted[0]}`,
-    )
-  }
-  const files: RegisterRequest = { files: [...found.files], replace: true }
+  const files: RegisterRequest = { files: [...found.sources], replace: true }
   if (flags.inPlace) files.in_place = true
   if (flags.consume) files.consume = true
   if (flags.weightVersion !== undefined) files.version = flags.weightVersion
