@@ -92,7 +92,10 @@ std::shared_ptr<File> File::open(const char* path) {
 File::File(int fd, std::string path, const struct stat& info)
     : fd_(fd), path_(std::move(path)), opened_(info) {}
 
-File::~File() { ::close(fd_); }
+File::~File() {
+  if (lease_taken_) LeaseWatch::instance().remove(this);
+  ::close(fd_);
+}
 
 void File::describe(ckpt_file_info& info) {
   struct stat now;

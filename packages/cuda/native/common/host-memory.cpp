@@ -1,6 +1,9 @@
 #include "host-memory.h"
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -12,6 +15,7 @@
 #include <cerrno>
 #include <climits>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <memory>
@@ -96,6 +100,20 @@ __attribute__((destructor)) void remove_names() {
   if (names().owner != getpid()) return;
   std::lock_guard lock(names().mutex);
   for (const std::string& name : names().live) shm_unlink(name.c_str());
+}
+
+void remember_name(const std::string& name) {
+  // Bun ends with quick_exit, which runs no destructors.
+  static const int registered = at_quick_exit(remove_names);
+  (void)registered;
+  std::lock_guard lock(names().mutex);
+  names().live.insert(name);
+}
+
+void forget_name(const std::string& name) {
+  shm_unlink(name.c_str());
+  std::lock_guard lock(names().mutex);
+  names().live.erase(name);
 }
 
 std::string new_name() {
@@ -212,37 +230,29 @@ AnonymousMemory::AnonymousMemory(uint64_t bytes) : mapped_bytes_(page_round(byte
 
 AnonymousMemory::~AnonymousMemory() { munmap(address_, mapped_bytes_); }
 
-SharedMemory::SharedMemory(std::string name, void* address, uint64_t bytes, bool created)
-    : name_(std::move(name)), address_(address), bytes_(bytes), created_(created) {}
+SharedMemory::SharedMemory(std::string name, void* address, uint64_t bytes, int lock_fd)
+    : name_(std::move(name)), address_(address), bytes_(bytes), lock_fd_(lock_fd) {}
 
 SharedMemory* SharedMemory::create(uint64_t bytes) {
   const std::string name = new_name();
-  {
-    std::lock_guard lock(names().mutex);
-    names().live.insert(name);
-  }
-  auto unlink = [&] {
-    shm_unlink(name.c_str());
-    std::lock_guard lock(names().mutex);
-    names().live.erase(name);
-  };
+  remember_name(name);
+  int fd = -1;
   try {
-    const int fd = shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd < 0) fail_errno(CKPT_ERR_IO, errno, "shm_open %s", name.c_str());
-    FdCloser closer{fd};
+    fd = shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 || flock(fd, LOCK_SH | LOCK_NB) != 0) {
+      fail_errno(CKPT_ERR_IO, errno, "shm_open %s", name.c_str());
+    }
     if (bytes > INT64_MAX || ftruncate(fd, static_cast<off_t>(bytes)) != 0) {
       fail_errno(CKPT_ERR_MEMORY, bytes > INT64_MAX ? EFBIG : errno, "ftruncate %s", name.c_str());
     }
     if (!kernel_populates()) {
       const int result = posix_fallocate(fd, 0, static_cast<off_t>(bytes));
-      if (result != 0)
-        fail_errno(CKPT_ERR_MEMORY, result, "reserving %llu bytes of shared memory",
-                   static_cast<unsigned long long>(bytes));
+      if (result != 0) fail_errno(CKPT_ERR_MEMORY, result, "reserving %s", name.c_str());
     }
-    void* address = map_shared(fd, bytes, name.c_str());
-    return new SharedMemory(name, address, bytes, true);
+    return new SharedMemory(name, map_shared(fd, bytes, name.c_str()), bytes, fd);
   } catch (...) {
-    unlink();
+    if (fd >= 0) ::close(fd);
+    forget_name(name);
     throw;
   }
 }
@@ -261,15 +271,33 @@ SharedMemory* SharedMemory::open(const std::string& name, uint64_t bytes) {
     fail(CKPT_ERR_INVALID, "%s has %lld bytes, not %llu", name.c_str(),
          static_cast<long long>(info.st_size), static_cast<unsigned long long>(bytes));
   }
-  return new SharedMemory(name, map_shared(fd, bytes, name.c_str()), bytes, false);
+  return new SharedMemory(name, map_shared(fd, bytes, name.c_str()), bytes, -1);
 }
 
 SharedMemory::~SharedMemory() {
   munmap(address_, bytes_);
-  if (!created_) return;
-  shm_unlink(name_.c_str());
-  std::lock_guard lock(names().mutex);
-  names().live.erase(name_);
+  if (lock_fd_ < 0) return;
+  forget_name(name_);
+  ::close(lock_fd_);
+}
+
+void remove_dead_shared_memory() {
+  DIR* folder = opendir("/dev/shm");
+  if (folder == nullptr) return;
+  while (const dirent* entry = readdir(folder)) {
+    int pid = 0;
+    int length = 0;
+    if (sscanf(entry->d_name, "ckpt-%d-%*u-%*16[0-9a-f]%n", &pid, &length) < 1 || pid <= 0)
+      continue;
+    if (length == 0 || entry->d_name[length] != '\0') continue;
+    if (kill(pid, 0) == 0 || errno != ESRCH) continue;
+    const std::string name = std::string("/") + entry->d_name;
+    const int fd = shm_open(name.c_str(), O_RDONLY | O_CLOEXEC, 0);
+    if (fd < 0) continue;
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0) shm_unlink(name.c_str());
+    ::close(fd);
+  }
+  closedir(folder);
 }
 
 }  // namespace ckpt

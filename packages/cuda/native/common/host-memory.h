@@ -38,8 +38,8 @@ class AnonymousMemory {
 };
 
 // A POSIX shared-memory object "/ckpt-<pid>-<counter>-<random>", mapped for reading and writing.
-// The one that created it removes the name again; names that are left when the process ends
-// normally are removed then.
+// The one that created it removes the name again, also when its process ends normally, and holds a
+// lock on it (flock), which the kernel gives up with the process, however that ends.
 class SharedMemory {
  public:
   static SharedMemory* create(uint64_t bytes);
@@ -54,15 +54,19 @@ class SharedMemory {
   std::string path() const { return "/dev/shm" + name_; }
   void* address() const noexcept { return address_; }
   uint64_t bytes() const noexcept { return bytes_; }
-  bool created() const noexcept { return created_; }
+  bool created() const noexcept { return lock_fd_ >= 0; }
 
  private:
-  SharedMemory(std::string name, void* address, uint64_t bytes, bool created);
+  SharedMemory(std::string name, void* address, uint64_t bytes, int lock_fd);
 
   std::string name_;
   void* address_;
   uint64_t bytes_;
-  bool created_;
+  int lock_fd_;  // -1 unless created here
 };
+
+// Removes the objects of processes that are gone: their pid is free and their lock is not held (a
+// pid of another container may look free).
+void remove_dead_shared_memory();
 
 }  // namespace ckpt

@@ -5,6 +5,7 @@
 
 #include "backend.h"
 #include "error.h"
+#include "host-memory.h"
 
 namespace ckpt {
 namespace {
@@ -27,6 +28,7 @@ void initialize(const ckpt_config& config) {
       fail(CKPT_ERR_STATE, "ckpt_init was called before with another configuration");
     return;
   }
+  remove_dead_shared_memory();
   backend::init(config);
   first_config = config;
   initialized = true;

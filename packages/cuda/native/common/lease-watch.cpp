@@ -30,7 +30,13 @@ struct LeaseWatch::State {
   std::condition_variable started;
   pid_t thread_id = 0;
   pthread_t thread;
-  std::vector<std::weak_ptr<File>> files;
+  // Looked at through the pointer, which remove() takes back in time: a reference would keep a file
+  // that was closed meanwhile, and its lease.
+  struct Watched {
+    File* file;
+    std::weak_ptr<File> owned;
+  };
+  std::vector<Watched> files;
 };
 
 LeaseWatch& LeaseWatch::instance() {
@@ -55,13 +61,16 @@ void LeaseWatch::direct_signals(int fd, const std::string& path) {
 
 void LeaseWatch::add(std::weak_ptr<File> file) {
   std::lock_guard lock(state_.mutex);
-  auto& files = state_.files;
-  files.erase(
-      std::remove_if(files.begin(), files.end(), [](const auto& held) { return held.expired(); }),
-      files.end());
-  files.push_back(std::move(file));
+  state_.files.push_back({file.lock().get(), file});
   // It may be waiting without a timeout, and the lease may have been broken already.
   pthread_kill(state_.thread, lease_signal());
+}
+
+void LeaseWatch::remove(const File* file) {
+  std::lock_guard lock(state_.mutex);
+  auto& files = state_.files;
+  const auto is_file = [file](const State::Watched& watched) { return watched.file == file; };
+  files.erase(std::remove_if(files.begin(), files.end(), is_file), files.end());
 }
 
 void LeaseWatch::run() {
@@ -93,12 +102,11 @@ void LeaseWatch::give_up_broken() {
     std::lock_guard lock(state_.mutex);
     auto& files = state_.files;
     for (size_t i = 0; i < files.size();) {
-      std::shared_ptr<File> file = files[i].lock();
-      if (file != nullptr && !file->lease_broken()) {
+      if (!files[i].file->lease_broken()) {
         i++;
         continue;
       }
-      if (file != nullptr) broken.push_back(std::move(file));
+      if (auto file = files[i].owned.lock()) broken.push_back(std::move(file));
       files[i] = std::move(files.back());
       files.pop_back();
     }

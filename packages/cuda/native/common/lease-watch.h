@@ -19,6 +19,8 @@ class LeaseWatch {
   // Before F_SETLEASE: whom the kernel tells about this file.
   void direct_signals(int fd, const std::string& path);
   void add(std::weak_ptr<File> file);
+  // From the destructor of a file that was added.
+  void remove(const File* file);
 
  private:
   struct State;

@@ -117,6 +117,7 @@ CKPT_API int32_t ckpt_library_kind(char* text, uint32_t text_bytes);
 CKPT_API int32_t ckpt_last_error(char* text, uint32_t text_bytes);
 /* setenv of the process, for settings that CUDA, NCCL and UCX read with getenv: before ckpt_init. */
 CKPT_API int32_t ckpt_setenv(const char* name, const char* value);
+/* Also removes the shared memory ("/dev/shm/ckpt-...") that processes which are gone left behind. */
 CKPT_API int32_t ckpt_init(const ckpt_config* config);
 /* Number of live objects of every kind: 0 when everything was freed. */
 CKPT_API int32_t ckpt_live_objects(uint32_t* count_p);

@@ -3,7 +3,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "test.h"
@@ -135,12 +137,15 @@ int abort_copy(const Arguments&) {
   return 0;
 }
 
-// Ends without freeing what it made: prints the name of its memory.
-int leave_memory(const Arguments&) {
+// leave HOW: ends without freeing what it made, prints the name of its memory.
+int leave_memory(const Arguments& arguments) {
   init(0);
   uint8_t handle[CKPT_HANDLE_BYTES];
   OK(ckpt_memory_export(new_memory(4096), handle));
   printf("%s", reinterpret_cast<const char*>(handle));
+  fflush(stdout);
+  if (arguments[1] == "quickly") std::quick_exit(0);
+  if (arguments[1] == "killed") raise(SIGKILL);
   return 0;
 }
 

@@ -1,5 +1,6 @@
 // Buffers, devices, device memory, streams, events and copies.
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 
 #include <atomic>
@@ -145,11 +146,46 @@ TEST("memory: fill and sha256 check their ranges") {
   OK(ckpt_memory_free(memory));
 }
 
-TEST("shared memory that a process leaves behind goes when it ends") {
-  const ChildResult child = run_child({"leave"});
-  CHECK_EQ(child.exit_status, 0);
-  CHECK(child.output.rfind("/ckpt-", 0) == 0);
-  CHECK(access(("/dev/shm" + child.output).c_str(), F_OK) != 0);
+TEST("shared memory that a process leaves behind goes when it ends, or with the next start") {
+  const auto exists = [](const std::string& name) {
+    return access(("/dev/shm" + name).c_str(), F_OK) == 0;
+  };
+  for (const char* how : {"normally", "quickly"}) {
+    const ChildResult child = run_child({"leave", how});
+    CHECK_EQ(child.exit_status, 0);
+    CHECK(child.output.rfind("/ckpt-", 0) == 0);
+    CHECK(!exists(child.output));
+  }
+  const ChildResult killed = run_child({"leave", "killed"});
+  CHECK_EQ(killed.exit_status, -1);
+  CHECK(exists(killed.output));
+  const uint32_t memory = new_memory(4096);  // of a process that lives
+  uint8_t handle[CKPT_HANDLE_BYTES];
+  OK(ckpt_memory_export(memory, handle));
+  CHECK_EQ(run_child({"uuids"}).exit_status, 0);
+  CHECK(!exists(killed.output));
+  CHECK(exists(reinterpret_cast<const char*>(handle)));
+  OK(ckpt_memory_free(memory));
+}
+
+TEST("a start removes nothing whose lock is held, or that has another name") {
+  // Pids end below 2^22: like the pid of another container, this one is nobody's here.
+  const std::string foreign = "/dev/shm/ckpt-4194305-0-00000000000000ff";
+  const std::string other = "/dev/shm/ckpt-4194305-notes";
+  const int lock = open(foreign.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  close(open(other.c_str(), O_RDWR | O_CREAT, 0600));
+  CHECK(lock >= 0 && flock(lock, LOCK_SH) == 0);
+  const int held = run_child({"uuids"}).exit_status;
+  const bool kept = access(foreign.c_str(), F_OK) == 0;
+  close(lock);
+  const int released = run_child({"uuids"}).exit_status;
+  const bool removed = access(foreign.c_str(), F_OK) != 0;
+  const bool other_kept = unlink(other.c_str()) == 0;
+  unlink(foreign.c_str());
+  CHECK(held == 0 && released == 0);
+  CHECK(kept);
+  CHECK(removed);
+  CHECK(other_kept);
 }
 
 TEST("memory that is not there is refused instead of raising SIGBUS") {
