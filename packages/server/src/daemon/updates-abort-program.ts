@@ -3,12 +3,12 @@
  * quarter of a second. A scripted worker takes some lists; the update is aborted while the copy of the next bucket is under way.
  * Prints what the worker was sent after the abort, as JSON.
  */
-import { readEngineMessage } from '@ckpt/core'
 import { openLibrary, type RankInfo, ZmqContext } from '@ckpt/cuda'
 import { createRegistry } from './registry.ts'
 import { daemonOptions, safetensors, TestDir } from './registry-fixture.ts'
 import { createUpdates } from './updates.ts'
 import { NAME, outcomeOf, tensorsOf } from './updates-fixture.ts'
+import { type ScriptedWorker, scriptedWorker } from './updates-scripted-worker.ts'
 
 const RANKS = Number(process.argv[2] ?? 1)
 const BUCKET_BYTES = 2 ** 20
@@ -34,39 +34,22 @@ const file = dir.write('m.safetensors', safetensors(tensorsOf(5, BUCKET_BYTES - 
 await registry.register(NAME, { files: [file] }, null)
 const context = new ZmqContext()
 
-/** Takes `lists` lists, then tells; keeps recording what comes. */
-function scriptedWorker(address: string, lists: number, taken: () => void) {
-  const socket = context.socket('REP')
-  socket.connect(address)
-  const seen: string[] = []
-  const timer = setInterval(() => {
-    for (let frames = socket.recv(); frames !== null; frames = socket.recv()) {
-      const { type } = readEngineMessage(frames.at(-1)!)
-      seen.push(type)
-      // also to the exception: a REP takes nothing more before it has replied
-      socket.send([new Uint8Array(0)])
-      if (seen.filter((one) => one === 'list').length === lists) taken()
-    }
-  }, 2)
-  return {
-    seen,
-    close() {
-      clearInterval(timer)
-      socket.close()
-    },
-  }
-}
-
 async function abortAfter(lists: number) {
   const { id, done } = updates.start(NAME, { timeout: 30 })
   const ended = outcomeOf(done)
-  const workers: ReturnType<typeof scriptedWorker>[] = []
+  const workers: ScriptedWorker[] = []
   const reached = Promise.withResolvers<void>()
   let left = RANKS
   for await (const event of updates.events(id)) {
     if (event.event !== 'map') continue
     for (const address of Object.values(event.map!)) {
-      workers.push(scriptedWorker(address, lists, () => --left === 0 && reached.resolve()))
+      let told = false
+      const taken = (count: number) => {
+        if (count < lists || told) return
+        told = true
+        if (--left === 0) reached.resolve()
+      }
+      workers.push(scriptedWorker(context, address, taken))
     }
     await reached.promise
     await Bun.sleep(MID_COPY_MS)

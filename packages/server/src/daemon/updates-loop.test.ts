@@ -1,7 +1,9 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
 import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
-import { rawSafetensors } from './registry-fixture.ts'
+import { ZmqContext } from '@ckpt/cuda'
+import { rawSafetensors, safetensors } from './registry-fixture.ts'
 import { NAME, outcomeOf, SMALL_BUCKETS, tensorsOf, until, withUpdates } from './updates-fixture.ts'
+import { type ScriptedWorker, scriptedWorker } from './updates-scripted-worker.ts'
 
 setDefaultTimeout(180_000)
 
@@ -112,5 +114,35 @@ test('an in-place file that is rewritten fails the update with its name, before 
       expect(later.failure?.message).toContain(path)
     },
     { hostMemoryBytes: 2 ** 32 },
+  )
+})
+
+test('an in-place file that changes after the last copy fails the update before any release', async () => {
+  await withUpdates(
+    async ({ updates, registry, dir }) => {
+      const path = dir.write('small.safetensors', safetensors(tensorsOf(2, 10_000, 1)))
+      await registry.register(NAME, { files: [path], in_place: true }, null)
+      const context = new ZmqContext()
+      const { id, done } = updates.start(NAME, { timeout: 20 })
+      const ended = outcomeOf(done)
+      let worker: ScriptedWorker | null = null
+      for await (const { event, map } of updates.events(id)) {
+        if (event !== 'map') continue
+        worker = scriptedWorker(context, Object.values(map!)[0]!, async (lists) => {
+          if (lists !== 1) return
+          // everything is in the ring by now
+          await Bun.sleep(300)
+          closeSync(openSync(path, 'r+'))
+        })
+        break
+      }
+      await until(() => updates.state(id).state === 'failed')
+      expect((await ended).failure).toMatchObject({ code: 'file_changed' })
+      expect((await ended).failure?.message).toContain(path)
+      expect(worker!.seen).not.toContain('none')
+      worker!.close()
+      context.close()
+    },
+    { ranks_: 1, devices: 'host:1' },
   )
 })

@@ -1,0 +1,41 @@
+/** For tests: an engine's worker that notes what it is sent and replies when it is told to. */
+import { readEngineMessage } from '@ckpt/core'
+import type { ZmqContext } from '@ckpt/cuda'
+
+const LOOK_MS = 2
+
+export interface ScriptedWorker {
+  /** Types of the messages in the order in which they came. */
+  readonly seen: string[]
+  close(): void
+}
+
+/** Connects to `address`. `before` may hold a reply back; `lists` counts the lists that have come. */
+export function scriptedWorker(
+  context: ZmqContext,
+  address: string,
+  before: (lists: number) => void | Promise<void>,
+): ScriptedWorker {
+  const socket = context.socket('REP')
+  socket.connect(address)
+  const seen: string[] = []
+  let replying = false
+  const look = async () => {
+    const frames = replying ? null : socket.recv()
+    if (frames === null) return
+    replying = true
+    seen.push(readEngineMessage(frames.at(-1)!).type)
+    await before(seen.filter((one) => one === 'list').length)
+    // also to the exception: a REP takes nothing more before it has replied
+    socket.send([new Uint8Array(0)])
+    replying = false
+  }
+  const timer = setInterval(look, LOOK_MS)
+  return {
+    seen,
+    close() {
+      clearInterval(timer)
+      socket.close()
+    },
+  }
+}
