@@ -1,6 +1,14 @@
 /** The daemon as a whole on the host library, with the reference engine as the peer. */
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
-import { existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { CkptError, type EngineWeights, type UpdateReport, type UpdateState } from '@ckpt/core'
@@ -22,6 +30,8 @@ const engines: RunningEngine[] = []
 
 beforeEach(() => {
   dir = mkdtempSync(join(tmpdir(), 'ckpt-serve-'))
+  // a directory that the user names may be open to others: the socket is not
+  chmodSync(dir, 0o755)
 })
 
 afterEach(async () => {
@@ -370,6 +380,8 @@ describe('closing', () => {
     async () => {
       const daemon = await start()
       const engine = await startEngine(2, ['hang@0'])
+      // a trainer's buffer is shared memory of the registry's
+      await call('POST', '/v1/checkpoints/trained/buffers', { bytes: [4096] })
       await call('POST', '/v1/checkpoints/llama/files', { files: [writeFile('a.safetensors', 6)] })
       const url = `${engine.url}/collective_rpc`
       const update = call('POST', '/v1/checkpoints/llama/update', { update_url: url, timeout: 20 })
@@ -391,6 +403,23 @@ describe('closing', () => {
       await checkWeights(healthy, files, 2)
     },
     TIMEOUT_MS * 2,
+  )
+
+  test(
+    'answers calls that wait for those of other ranks',
+    async () => {
+      const rankSockets = join(dir, 'rank-%d.sock')
+      const daemon = await start({ rankSockets, joinWindow: 3600 })
+      const path = '/v1/checkpoints/llama/gather-metas'
+      const waiting = call('POST', path, undefined, { unix: join(dir, 'rank-0.sock') })
+      await Bun.sleep(100)
+      await daemon.close('SIGTERM')
+      expect(await waiting).toMatchObject({
+        status: 503,
+        body: { error: { code: 'shutting_down' } },
+      })
+    },
+    TIMEOUT_MS,
   )
 
   test(
