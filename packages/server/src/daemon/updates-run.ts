@@ -28,6 +28,7 @@ const ENGINE_CALL_MS = { most: 3000, least: 250 } as const
 /** So that what a wait has to say about its own deadline comes before the update's. */
 const BEFORE_DEADLINE_MS = 50
 const PROGRESS_MS = 100
+const SLOWEST_RANK_MS = 60
 
 /** What the updates of one daemon share. */
 export interface RunContext {
@@ -177,10 +178,20 @@ export class UpdateRun {
     const links = await this.#race(pool.use(this.#spec.ranks))
     this.#planned = await this.#race(planner.plan(version, this.#spec, links))
     this.#team = new RankTeam(this.#run, links, (failure, rank, connected) =>
-      this.fail(this.#asMissingDevice(failure, rank, connected)),
+      this.#onRankFailure(this.#asMissingDevice(failure, rank, connected)),
     )
     this.#record.size(this.#planned.summary.bucketCount, this.#planned.summary.totalBytes)
     return version
+  }
+
+  /**
+   * At the deadline every rank fails at once, most of them only because they wait for the slowest one: that one says what the
+   * update really waited for.
+   */
+  #onRankFailure(failure: Failure): void {
+    const slowest = this.#team?.slowestRank
+    if (failure.code !== 'update_timeout' || failure.rank === slowest) return this.fail(failure)
+    setTimeout(() => this.fail(failure), SLOWEST_RANK_MS)
   }
 
   /** A worker that never came while others of its engine did: the engine does not have that device. */
