@@ -27,13 +27,14 @@ def main(socket, update_url, *files):
     metas = TypeAdapter(dict[int, MemoryBufferMetaList]).validate_json(client.get("/v1/metas").raise_for_status().content)
     tensors = [meta for rank in metas.values() for buffer in rank.memory_buffer_metas_list for meta in buffer.metas]
     assert len(tensors) == 45, len(tensors)
-    posted = TypeAdapter(dict[int, MemoryBufferMetaList]).dump_json(metas)
-    client.post("/v1/metas", content=posted, headers={"content-type": "application/json"}).raise_for_status()
 
     client.delete(f"/v1/checkpoints/{name}").raise_for_status()
     client.delete(f"/v1/checkpoints/{name}").raise_for_status()
     missing = client.post(f"/v1/checkpoints/{name}/update", json=body)
     assert missing.status_code == 404, missing.text
+
+    posted = TypeAdapter(dict[int, MemoryBufferMetaList]).dump_json(metas)
+    client.post("/v1/metas", content=posted, headers={"content-type": "application/json"}).raise_for_status()
 
 
 if __name__ == "__main__":

@@ -29,11 +29,11 @@ export function writeSafetensors(path: string, tensors: readonly WrittenTensor[]
     header[name] = { dtype, shape, data_offsets: [offset, offset + bytes.length] }
     offset += bytes.length
   }
-  let json = JSON.stringify(header)
-  json += ' '.repeat((8 - (json.length % 8)) % 8)
+  const text = JSON.stringify(header)
+  const json = Buffer.from(text + ' '.repeat((8 - (Buffer.byteLength(text) % 8)) % 8))
   const prefix = new Uint8Array(8)
   new DataView(prefix.buffer).setBigUint64(0, BigInt(json.length), true)
-  writeFileSync(path, Buffer.concat([prefix, Buffer.from(json), ...tensors.map((t) => t.bytes)]))
+  writeFileSync(path, Buffer.concat([prefix, json, ...tensors.map((t) => t.bytes)]))
 }
 
 export interface FileTensor {
