@@ -37,9 +37,9 @@ export interface Bench {
 /** Runs with a daemon's inside, then checks that it leaves no native object, no shared memory and no socket. */
 export async function withUpdates(
   run: (bench: Bench) => Promise<void>,
-  told: Partial<DaemonOptions> & { ranks_?: number; devices?: string } = {},
+  told: Partial<DaemonOptions> & { rankCount?: number; devices?: string } = {},
 ): Promise<void> {
-  const { ranks_: ranks = 2, devices = 'host:2', ...rest } = told
+  const { rankCount: ranks = 2, devices = 'host:2', ...rest } = told
   const dir = new TestDir()
   const selection = selectDevices(devices, ranks)
   const library = openLibrary(selection.library)

@@ -143,6 +143,6 @@ test('an in-place file that changes after the last copy fails the update before 
       worker!.close()
       context.close()
     },
-    { ranks_: 1, devices: 'host:1' },
+    { rankCount: 1, devices: 'host:1' },
   )
 })

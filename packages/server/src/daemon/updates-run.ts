@@ -303,8 +303,8 @@ export class UpdateRun {
     team.release()
     await this.#race(team.reached('finished'))
     for (const contact of this.#contacts) {
-      const version_ = this.#spec.weightVersion ?? version.version
-      contact.succeed(version_, team.dialectOf(contact.ranks))
+      const taken = this.#spec.weightVersion ?? version.version
+      contact.succeed(taken, team.dialectOf(contact.ranks))
     }
     await this.#race(team.left())
     this.#publishProgress()

@@ -216,7 +216,7 @@ test('device memory too small for a second bucket gives serial, for the largest 
       expect((await updates.start(NAME, request).done).mode).toBe('serial')
       await requireWeights(engine, tensors)
     },
-    { ranks_: 1, devices: 'host:1', ringBytes: 2 ** 21 },
+    { rankCount: 1, devices: 'host:1', ringBytes: 2 ** 21 },
   )
   await withUpdates(
     async ({ updates, register }) => {
@@ -230,6 +230,6 @@ test('device memory too small for a second bucket gives serial, for the largest 
       })
       expect(refused!.message).toContain('6000000')
     },
-    { ranks_: 1, devices: 'host:1', memoryFraction: 0.0001 },
+    { rankCount: 1, devices: 'host:1', memoryFraction: 0.0001 },
   )
 })
