@@ -1,9 +1,9 @@
 import type { Server } from 'bun'
-import type { TokenDigest } from './auth.ts'
-import type { RankCalls } from './rank-sockets.ts'
-import type { Registry } from './registry.ts'
+import type { TokenDigest } from './http/auth.ts'
+import type { RankCalls } from './http/rank-sockets.ts'
+import type { Registry } from './registry/registry.ts'
 import type { UpdateRequest } from '@ckpt/core'
-import type { UpdateHandle, Updates } from './updates.ts'
+import type { UpdateHandle, Updates } from './updates/updates.ts'
 
 /** Where a request came in. */
 export interface Listener {

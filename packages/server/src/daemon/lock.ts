@@ -2,7 +2,7 @@ import { dlopen } from 'bun:ffi'
 import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { CkptError } from '@ckpt/core'
-import { processStart } from './journal-processes.ts'
+import { processStart } from './updates/journal-processes.ts'
 
 const LOCK_EX = 2
 const LOCK_NB = 4

@@ -4,11 +4,11 @@ import { dirname, join, resolve } from 'node:path'
 import { CkptError, type Failure, type UpdateRequest } from '@ckpt/core'
 import { selectDevices } from '@ckpt/cuda'
 import { version } from '../../package.json'
-import { createApp, type DaemonApp } from './app.ts'
-import { readToken } from './auth.ts'
+import { createApp, type DaemonApp } from './http/app.ts'
+import { readToken } from './http/auth.ts'
 import type { Daemon } from './context.ts'
-import { isAlive, removeSharedMemory } from './journal-processes.ts'
-import { listenTcp, listenUnix, type OpenListener } from './listeners.ts'
+import { isAlive, removeSharedMemory } from './updates/journal-processes.ts'
+import { listenTcp, listenUnix, type OpenListener } from './http/listeners.ts'
 import { type LockHolder, lockStateDir } from './lock.ts'
 import { log } from './log.ts'
 import {
@@ -21,11 +21,11 @@ import {
   type ServeOptions,
   stateRoot,
 } from './options.ts'
-import { RankCalls, rankSocketPath } from './rank-sockets.ts'
-import { createRegistry, type Registry } from './registry.ts'
-import { makePrivateDir } from './sockets.ts'
+import { RankCalls, rankSocketPath } from './http/rank-sockets.ts'
+import { createRegistry, type Registry } from './registry/registry.ts'
+import { makePrivateDir } from './http/sockets.ts'
 import type { DaemonOptions } from './types.ts'
-import { createUpdates, type UpdateHandle, type Updates } from './updates.ts'
+import { createUpdates, type UpdateHandle, type Updates } from './updates/updates.ts'
 
 export { defaultSocketPath, SERVE_DEFAULTS, type ServeOptions } from './options.ts'
 

@@ -1,7 +1,7 @@
 import { expect, test } from 'bun:test'
 import { openLibrary } from '@ckpt/cuda'
 import fc from 'fast-check'
-import { LIBRARY } from '../registry-fixture.ts'
+import { LIBRARY } from '../registry/testing/fixture.ts'
 import { Arena, type ArenaBuffer } from './arena.ts'
 import { HostMemoryError } from './host-memory-error.ts'
 import { MIB } from './size-class.ts'

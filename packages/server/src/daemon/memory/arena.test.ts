@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'bun:test'
 import { openLibrary } from '@ckpt/cuda'
-import { failure, LIBRARY } from '../registry-fixture.ts'
+import { failure, LIBRARY } from '../registry/testing/fixture.ts'
 import { Arena, type ArenaBuffer, type Taking } from './arena.ts'
 import { BUFFER_BYTES_MAX, GRANULE_BYTES, MIB, sizeClass } from './size-class.ts'
 

@@ -1,6 +1,6 @@
 import { expect, test } from 'bun:test'
 import { openLibrary } from '@ckpt/cuda'
-import { failure, LIBRARY, safetensors, TestDir, u8 } from '../registry-fixture.ts'
+import { failure, LIBRARY, safetensors, TestDir, u8 } from '../registry/testing/fixture.ts'
 import { MemoryClient } from './client.ts'
 import type { LoadRequest } from './protocol.ts'
 

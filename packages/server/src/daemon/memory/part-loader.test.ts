@@ -11,7 +11,7 @@ import {
   safetensors,
   TestDir,
   u8,
-} from '../registry-fixture.ts'
+} from '../registry/testing/fixture.ts'
 import { Arena } from './arena.ts'
 import { loadPart } from './part-loader.ts'
 import { PathGuard } from './path-guard.ts'

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Library, openLibrary } from '@ckpt/cuda'
-import { failure, LIBRARY, openFiles, TestDir } from '../registry-fixture.ts'
+import { failure, LIBRARY, openFiles, TestDir } from '../registry/testing/fixture.ts'
 import { PathGuard } from './path-guard.ts'
 
 let dir: TestDir

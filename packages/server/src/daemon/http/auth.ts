@@ -1,0 +1,61 @@
+import { createHash, timingSafeEqual } from 'node:crypto'
+import { readFileSync, statSync } from 'node:fs'
+import { CkptError } from '@ckpt/core'
+import type { MiddlewareHandler } from 'hono'
+import type { DaemonEnv } from '../context.ts'
+import { log } from '../log.ts'
+
+const TOKEN_BYTES_MAX = 4096
+/** Load balancers ask for it and it tells nothing but that the daemon runs. */
+const OPEN_PATH = '/v1/healthz'
+
+/** SHA-256 of the token: of equal length whatever a client sends, so the comparison tells nothing about the length. */
+export type TokenDigest = Buffer
+
+/**
+ * Reads the token that TCP clients must send, without surrounding white space.
+ *
+ * @throws CkptError `unauthorized` when the file cannot be read or holds no token
+ */
+export function readToken(path: string): TokenDigest {
+  let text: string
+  let mode: number
+  try {
+    text = readFileSync(path, 'utf8').trim()
+    mode = statSync(path).mode
+  } catch (error) {
+    throw new CkptError('unauthorized', `--token-file ${path}: ${(error as Error).message}`)
+  }
+  if (!/^[\x21-\x7e]+$/.test(text) || text.length > TOKEN_BYTES_MAX) {
+    throw new CkptError(
+      'unauthorized',
+      `--token-file ${path} must hold one token of 1 to ${TOKEN_BYTES_MAX} printable characters without spaces`,
+    )
+  }
+  if ((mode & 0o007) !== 0) log.warn('the token file {path} is readable by every user', { path })
+  return digest(text)
+}
+
+/** Whether the value of an `Authorization` header carries the token; in constant time. */
+export function tokenMatches(expected: TokenDigest, header: string | undefined): boolean {
+  const token = /^Bearer +(\S+)$/i.exec(header ?? '')?.[1]
+  return timingSafeEqual(expected, digest(token ?? '')) && token !== undefined
+}
+
+/** Refuses what comes over a listener with a token and does not carry it. */
+export function authenticate(): MiddlewareHandler<DaemonEnv> {
+  return async (context, next) => {
+    const { token } = context.env.listener
+    if (token !== null && context.req.path !== OPEN_PATH) {
+      if (!tokenMatches(token, context.req.header('authorization'))) {
+        context.header('www-authenticate', 'Bearer')
+        throw new CkptError('unauthorized', 'send the token as "Authorization: Bearer TOKEN"')
+      }
+    }
+    await next()
+  }
+}
+
+function digest(token: string): TokenDigest {
+  return createHash('sha256').update(token).digest()
+}

@@ -1,0 +1,101 @@
+import {
+  BuffersRequest,
+  CheckpointName,
+  CkptError,
+  type RegisterAnswer,
+  RegisterRequest,
+  TensorsRequest,
+  UpdateRequest,
+} from '@ckpt/core'
+import { type } from 'arktype'
+import { type Context, Hono } from 'hono'
+import { json, keepOpen, LARGE_BODY_BYTES_MAX } from '../body.ts'
+import type { Daemon, DaemonEnv, Listener } from '../../context.ts'
+import { log } from '../../log.ts'
+import type { UpdateHandle } from '../../updates/updates.ts'
+
+/** `/v1/checkpoints`: what is held, and what is done with it. */
+export function checkpointRoutes(daemon: Daemon) {
+  const { registry } = daemon
+  return new Hono<DaemonEnv>()
+    .get('/', (c) => c.json({ checkpoints: registry.list() }))
+    .get('/:name', (c) => c.json(registry.describe(nameOf(c))))
+    .post('/:name/files', json(RegisterRequest), async (c) => {
+      const name = nameOf(c)
+      const request = c.req.valid('json')
+      checkTransport(daemon, c.env.listener, request)
+      const answer = await registry.register(name, request, c.env.listener.rank)
+      return c.json(registered(daemon, answer))
+    })
+    .post('/:name/buffers', json(BuffersRequest), async (c) =>
+      c.json(await registry.buffers(nameOf(c), c.req.valid('json'))),
+    )
+    .post('/:name/tensors', json(TensorsRequest, LARGE_BODY_BYTES_MAX), async (c) => {
+      const answer = await registry.tensors(nameOf(c), c.req.valid('json'))
+      return c.json(registered(daemon, answer))
+    })
+    .delete('/:name', async (c) => {
+      const name = nameOf(c)
+      keepOpen(c)
+      const answer = await registry.drop(name, { force: flagOf(c, 'force') })
+      daemon.rankCalls.forget(name)
+      if (answer.existed) log.info('dropped {name}', { name })
+      return c.json(answer)
+    })
+    .post('/:name/gather-metas', async (c) => {
+      const name = nameOf(c)
+      keepOpen(c)
+      const { rank } = c.env.listener
+      return c.json(
+        rank === null ? registry.gather(name) : await daemon.rankCalls.gather(name, rank),
+      )
+    })
+    .post('/:name/update', json(UpdateRequest), async (c) => {
+      const request = c.req.valid('json')
+      const handle = await startUpdate(daemon, nameOf(c), request, c.env.listener)
+      c.header('ckpt-update-id', handle.id)
+      c.set('logged', true)
+      if (request.wait === false) return c.json(daemon.updates.state(handle.id), 202)
+      // nothing here listens to the client's disconnect: it does not end an update
+      return c.json(await handle.done, 200)
+    })
+}
+
+async function startUpdate(
+  daemon: Daemon,
+  name: string,
+  request: UpdateRequest,
+  listener: Listener,
+): Promise<UpdateHandle> {
+  if (listener.rank !== null) return await daemon.rankCalls.update(name, request, listener.rank)
+  return daemon.start(name, request)
+}
+
+/** Who can open the private socket may read any file; who has only the token may read none, unless directories were named. */
+function checkTransport(daemon: Daemon, listener: Listener, request: RegisterRequest): void {
+  if (listener.transport === 'unix' || daemon.allowedDirs !== null) return
+  if (request.files.length === 0) return
+  throw new CkptError(
+    'path_not_allowed',
+    `${request.files[0]}: over TCP files are registered from the directories of --allow-dir only, and none was named`,
+  )
+}
+
+function registered(daemon: Daemon, answer: RegisterAnswer): RegisterAnswer {
+  daemon.rankCalls.forget(answer.name)
+  log.info('registered {name}: {tensors} tensors, {bytes} bytes in {seconds} s', { ...answer })
+  return answer
+}
+
+function nameOf(context: Context<DaemonEnv>): string {
+  const name = CheckpointName(context.req.param('name'))
+  if (!(name instanceof type.errors)) return name
+  throw new CkptError('bad_request', `a checkpoint's name ${name.summary}`)
+}
+
+function flagOf(context: Context<DaemonEnv>, key: string): boolean {
+  const value = context.req.query(key)
+  if (value === undefined || value === 'false' || value === '0') return false
+  if (value === '' || value === 'true' || value === '1') return true
+  throw new CkptError('bad_request', `${key} is true or false, not '${value}'`)
+}

@@ -1,0 +1,397 @@
+import {
+  type BuffersAnswer,
+  type BuffersRequest,
+  type CheckpointDetail,
+  type CheckpointSummary,
+  CkptError,
+  DTYPES,
+  type DropAnswer,
+  type GatherAnswer,
+  type Metas,
+  type RegisterAnswer,
+  type RegisterRequest,
+  type TensorsRequest,
+} from '@ckpt/core'
+import { MemoryClient } from '../memory/client.ts'
+import { HostMemoryError } from '../memory/host-memory-error.ts'
+import type { LoadedPart, PartId } from '../memory/protocol.ts'
+import type { Registry } from './registry.ts'
+import { defaultBudgetBytes } from './budget.ts'
+import { explainMemory } from './explain.ts'
+import { LentBuffers } from './lent.ts'
+import { makeMetas, requireReadable } from './metas.ts'
+import { checkTensors } from './tensors.ts'
+import { Turns } from './turns.ts'
+import { emptyVersion, type HeldPart, requireUsable, supersedes, Versions } from './versions.ts'
+import type { DaemonOptions, HeldVersion, VersionLease } from '../types.ts'
+
+export async function openHeldCheckpoints(options: DaemonOptions): Promise<Registry> {
+  const budgetBytes = options.hostMemoryBytes ?? defaultBudgetBytes()
+  const held = new HeldCheckpoints(options, budgetBytes)
+  await held.start()
+  return held
+}
+
+/** What a registration asks of the memory Worker. */
+interface Registration {
+  readonly name: string
+  readonly owner: number | null
+  readonly version: string | null
+  readonly replace: boolean
+  readonly files: readonly string[]
+  readonly load: (part: PartId) => Promise<LoadedPart>
+}
+
+class HeldCheckpoints implements Registry {
+  readonly #options: DaemonOptions
+  readonly #budgetBytes: number
+  readonly #versions: Versions
+  readonly #turns = new Turns()
+  readonly #lent = new LentBuffers()
+  /** Names whose version went before the next one is complete. */
+  readonly #replacing = new Set<string>()
+  /** Parts of each version that was handed out. */
+  readonly #partsOf = new WeakMap<HeldVersion, readonly HeldPart[]>()
+  #memory: MemoryClient | null = null
+  #nextPart: PartId = 1
+  /** What `metas` tells: a version as it was gathered last, or what was loaded since. */
+  #gathered: { readonly version: HeldVersion; readonly parts: readonly HeldPart[] } | null = null
+  #loadedMetas: Metas | null = null
+  #closed = false
+
+  constructor(options: DaemonOptions, budgetBytes: number) {
+    this.#options = options
+    this.#budgetBytes = budgetBytes
+    this.#versions = new Versions(options.ranks.map(({ rank }) => rank))
+  }
+
+  async start(): Promise<void> {
+    const { library, allowedDirs } = this.#options
+    this.#memory = await MemoryClient.start(
+      { library, allowedDirs, budgetBytes: this.#budgetBytes },
+      (id, path) => {
+        const part = this.#versions.byId(id)
+        if (part !== undefined) part.invalid = path
+      },
+    )
+  }
+
+  register(name: string, request: RegisterRequest, owner: number | null): Promise<RegisterAnswer> {
+    const consume = request.consume ?? this.#options.inPlace === 'consume'
+    const inPlace = request.in_place ?? (consume || this.#options.inPlace !== 'never')
+    return this.#register({
+      name,
+      owner,
+      version: request.version ?? null,
+      replace: request.replace ?? false,
+      files: request.files,
+      load: (part) =>
+        this.#call.call('load', {
+          part,
+          owner,
+          files: request.files,
+          inPlace,
+          // files that nobody asked to consume in this request are kept when it asks for a copy
+          consume: consume && (inPlace || request.consume === true),
+          peers: this.#versions.peers(name, owner),
+          // with `replace` the other ranks may be about to bring their new version: the update will tell
+          refuseConflicts: request.replace !== true,
+        }),
+    })
+  }
+
+  async tensors(name: string, request: TensorsRequest): Promise<RegisterAnswer> {
+    return this.#register({
+      name,
+      owner: null,
+      version: request.version ?? null,
+      replace: request.replace ?? false,
+      files: [],
+      load: async (part) => {
+        const buffers = checkTensors(name, request.buffers, this.#lent)
+        const lent = request.buffers.map(({ id }) => this.#lent.get(id)!)
+        for (const buffer of lent) buffer.part = part
+        try {
+          return await this.#call.call('adopt', { part, name, buffers })
+        } catch (error) {
+          for (const buffer of lent) buffer.part = null
+          throw error
+        }
+      },
+    })
+  }
+
+  async buffers(name: string, { bytes }: BuffersRequest): Promise<BuffersAnswer> {
+    this.#requireOpen()
+    return this.#turns.run(name, async () => {
+      await this.#dropAll(this.#versions.superseded(name))
+      try {
+        const shared = await this.#call.call('share', { name, bytes })
+        const buffers = shared.map(({ buffer, path }, index) => {
+          const lent = this.#lent.add(name, buffer, bytes[index]!)
+          return { id: lent.id, path, bytes: lent.bytes }
+        })
+        return { buffers }
+      } catch (error) {
+        throw this.#explain(error, name)
+      }
+    })
+  }
+
+  async drop(name: string, { force }: { force: boolean }): Promise<DropAnswer> {
+    this.#requireOpen()
+    this.#requireIdle(name)
+    return this.#turns.run(name, async () => {
+      this.#requireIdle(name)
+      const parts = this.#versions.all(name)
+      const existed = parts.length > 0
+      await this.#dropAll(parts)
+      const unused = this.#lent.unused(name)
+      this.#lent.forget(unused)
+      if (unused.length > 0) {
+        await this.#call.call('unshare', { buffers: unused.map(({ buffer }) => buffer) })
+      }
+      if (force) await this.#call.call('trim', { name })
+      return { name, existed }
+    })
+  }
+
+  lease(name: string): VersionLease {
+    const { version, parts } = this.#usable(name)
+    if (version.table.names.length === 0) {
+      throw new CkptError('checkpoint_empty', `checkpoint '${name}' has no tensors`)
+    }
+    this.#versions.lease(parts)
+    this.#partsOf.set(version, parts)
+    let released = false
+    return {
+      version,
+      release: (succeeded) => {
+        if (released) return
+        released = true
+        this.#release(parts, succeeded)
+      },
+    }
+  }
+
+  async check(version: HeldVersion): Promise<void> {
+    if (version.files.length === 0) return
+    const parts = this.#partsOf.get(version) ?? []
+    const changed = parts.find(({ invalid }) => invalid !== null)?.invalid
+    if (changed) {
+      throw new CkptError('file_changed', `${changed}: was changed after it was registered`)
+    }
+    try {
+      await this.#call.call('check', { files: version.files })
+    } catch (error) {
+      const { message } = CkptError.wrap(error)
+      for (const part of parts) {
+        part.invalid ??=
+          part.loaded.filePaths.find((path) => message.startsWith(`${path}:`)) ?? null
+      }
+      throw error
+    }
+  }
+
+  gather(name: string): GatherAnswer {
+    const begin = performance.now()
+    const held = this.#versions.all(name).length > 0 || this.#replacing.has(name)
+    const { version, parts } = held
+      ? this.#usable(name)
+      : { version: emptyVersion(name), parts: [] }
+    this.#gathered = { version, parts }
+    this.#loadedMetas = null
+    return {
+      digest: version.layoutDigest,
+      ranks: this.#options.ranks.length,
+      tensors: version.table.names.length,
+      bytes: version.bytes,
+      seconds: (performance.now() - begin) / 1000,
+    }
+  }
+
+  list(): CheckpointSummary[] {
+    return this.#versions.names.map((name) => this.#summary(name))
+  }
+
+  describe(name: string): CheckpointDetail {
+    const { table } = this.#versions.newest(name).version
+    const tensors = table.names.map((tensor, row) => ({
+      name: tensor,
+      dtype: DTYPES[table.dtypes[row]!]!.name,
+      shape: [...table.shapes[row]!],
+      bytes: table.bytes[row]!,
+    }))
+    return { ...this.#summary(name), tensor_list: tensors }
+  }
+
+  metas(): Metas {
+    if (this.#loadedMetas !== null) return this.#loadedMetas
+    if (this.#gathered === null) return {}
+    const { version, parts } = this.#gathered
+    return makeMetas(version, parts, this.#options.ranks[0]?.rank ?? 0)
+  }
+
+  loadMetas(metas: Metas): void {
+    requireReadable(metas)
+    this.#loadedMetas = metas
+  }
+
+  memory(): { pinned_bytes: number; budget_bytes: number } {
+    return { pinned_bytes: this.#memory?.pinnedBytes ?? 0, budget_bytes: this.#budgetBytes }
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return
+    this.#closed = true
+    const memory = this.#call
+    try {
+      await memory.call('close', null)
+    } finally {
+      memory.terminate()
+    }
+  }
+
+  get #call(): MemoryClient {
+    if (this.#memory === null) throw new CkptError('internal', 'the registry was not started')
+    return this.#memory
+  }
+
+  async #register(registration: Registration): Promise<RegisterAnswer> {
+    this.#requireOpen()
+    const { name, owner } = registration
+    const begin = performance.now()
+    try {
+      return await this.#turns.run(name, async () => {
+        this.#requireOpen()
+        if (!registration.replace && this.#versions.held(name, owner).length > 0) {
+          throw new CkptError(
+            'checkpoint_exists',
+            `checkpoint '${name}' is registered already: drop it, or register with "replace": true`,
+          )
+        }
+        await this.#dropAll(this.#versions.superseded(name))
+        const { part, previousDropped } = await this.#load(registration)
+        return {
+          name,
+          version: part.version,
+          tensors: part.loaded.table.names.length,
+          bytes: part.loaded.bytes,
+          seconds: (performance.now() - begin) / 1000,
+          ...(previousDropped ? { previous_dropped: true } : {}),
+          ...(part.loaded.notes.length > 0 ? { notes: [...part.loaded.notes] } : {}),
+        }
+      })
+    } catch (error) {
+      throw withPhase(this.#explain(error, name))
+    }
+  }
+
+  /** Loads beside the version that is held; when the budget does not have both, that one goes first. */
+  async #load(
+    registration: Registration,
+  ): Promise<{ readonly part: HeldPart; readonly previousDropped: boolean }> {
+    const { name, owner, replace } = registration
+    const id = this.#nextPart++
+    const load = async () => this.#add(registration, id, await registration.load(id))
+    try {
+      return { part: await load(), previousDropped: false }
+    } catch (error) {
+      if (!(error instanceof HostMemoryError) || !replace) throw error
+      const previous = this.#versions
+        .all(name)
+        .filter((part) => part.leases === 0 && supersedes({ id, owner }, part))
+      const previousBytes = previous.reduce((total, { loaded }) => total + loaded.pinnedBytes, 0)
+      if (previous.length === 0 || previousBytes < error.shortBytes) throw error
+      this.#replacing.add(name)
+      try {
+        await this.#dropAll(previous)
+        return { part: await load(), previousDropped: true }
+      } finally {
+        this.#replacing.delete(name)
+      }
+    }
+  }
+
+  #add({ name, owner, version, files }: Registration, id: PartId, loaded: LoadedPart): HeldPart {
+    const part: HeldPart = {
+      id,
+      name,
+      owner,
+      version,
+      files,
+      loaded,
+      leases: 0,
+      outdated: false,
+      invalid: null,
+    }
+    this.#versions.add(part)
+    return part
+  }
+
+  async #dropAll(parts: readonly HeldPart[]): Promise<void> {
+    const dropped = parts.map((part) => {
+      this.#versions.remove(part)
+      this.#lent.forgetPart(part.id)
+      return this.#call.call('drop', { part: part.id })
+    })
+    await Promise.all(dropped)
+  }
+
+  #release(parts: readonly HeldPart[], succeeded: boolean): void {
+    const gone = this.#versions.release(parts, succeeded)
+    // the Worker frees in the order of the calls; when it is dead there is nothing to free
+    this.#dropAll(gone).catch(() => {})
+  }
+
+  #usable(name: string) {
+    if (this.#replacing.has(name)) {
+      throw new CkptError(
+        'checkpoint_busy',
+        `checkpoint '${name}' is being replaced, and host memory does not hold both versions: try again`,
+      )
+    }
+    if (this.#loadedMetas !== null && this.#versions.all(name).length === 0) {
+      throw new CkptError(
+        'not_supported',
+        `checkpoint '${name}' is not held here, and reading from the owners of loaded metas (ranks ` +
+          `${Object.keys(this.#loadedMetas).join(', ')}) is not supported yet`,
+      )
+    }
+    const newest = this.#versions.newest(name)
+    requireUsable(name, newest.parts)
+    return newest
+  }
+
+  #summary(name: string): CheckpointSummary {
+    const { version, parts } = this.#versions.newest(name)
+    return {
+      name,
+      version: version.version,
+      state: parts.some(({ invalid }) => invalid !== null) ? 'invalid' : 'complete',
+      tensors: version.table.names.length,
+      bytes: version.bytes,
+      digest: version.layoutDigest,
+      in_place: version.files.length > 0,
+      files: parts.flatMap(({ files }) => files),
+      in_use: this.#versions.all(name).some(({ leases }) => leases > 0),
+    }
+  }
+
+  #requireOpen(): void {
+    if (this.#closed) throw new CkptError('shutting_down', 'the daemon is ending')
+  }
+
+  #requireIdle(name: string): void {
+    if (!this.#versions.all(name).some(({ leases }) => leases > 0)) return
+    throw new CkptError('checkpoint_busy', `an update uses checkpoint '${name}'`)
+  }
+
+  #explain(error: unknown, name: string): CkptError {
+    return explainMemory(error, name, this.#versions, this.#lent)
+  }
+}
+
+function withPhase(error: CkptError): CkptError {
+  return CkptError.from({ phase: 'register', ...error.failure })
+}

@@ -1,0 +1,60 @@
+import type {
+  BuffersAnswer,
+  BuffersRequest,
+  CheckpointDetail,
+  CheckpointSummary,
+  DropAnswer,
+  GatherAnswer,
+  Metas,
+  RegisterAnswer,
+  RegisterRequest,
+  TensorsRequest,
+} from '@ckpt/core'
+import { openHeldCheckpoints } from './held.ts'
+import type { DaemonOptions, HeldVersion, VersionLease } from '../types.ts'
+
+/**
+ * What this daemon holds: versions of checkpoints in pinned host memory, and who uses them. The object itself only keeps
+ * the books; a Worker does everything native, so no call blocks the event loop.
+ */
+export interface Registry {
+  /**
+   * Registers files as a new version of `name`.
+   *
+   * @param owner rank of the rank socket that was called; null: the daemon as a whole
+   * @throws CkptError `checkpoint_exists`, `path_not_allowed`, `file_not_found`, `file_unreadable`, `format_not_supported`,
+   *   `safetensors_invalid`, `tensor_conflict`, `tensor_missing`, `file_changed`, `host_memory_exhausted`, `queue_full`
+   */
+  register(name: string, request: RegisterRequest, owner: number | null): Promise<RegisterAnswer>
+  /** Drops every version of `name`; `force` gives unused pinned memory back to the system. @throws `checkpoint_busy` */
+  drop(name: string, options: { force: boolean }): Promise<DropAnswer>
+  /**
+   * The newest complete version, held until the lease is released.
+   *
+   * @throws CkptError `checkpoint_not_found`, `checkpoint_empty`, `checkpoint_invalid`, `tensor_conflict` (two ranks hold
+   *   different bytes under one name), `not_supported` (only other hosts hold it)
+   */
+  lease(name: string): VersionLease
+  /** Whether the version's in-place files are what they were. @throws `file_changed` with the file's name */
+  check(version: HeldVersion): Promise<void>
+  gather(name: string): GatherAnswer
+  list(): CheckpointSummary[]
+  /** @throws `checkpoint_not_found` */
+  describe(name: string): CheckpointDetail
+  /** Shared memory that a trainer writes tensors into. A buffer belongs to one checkpoint name. */
+  buffers(name: string, request: BuffersRequest): Promise<BuffersAnswer>
+  /** Registers tensors that a trainer has written into buffers of {@link Registry.buffers}, without a copy. */
+  tensors(name: string, request: TensorsRequest): Promise<RegisterAnswer>
+  /** Where the tensors of the last gathered (or loaded) checkpoint lie. */
+  metas(): Metas
+  /** @throws CkptError `not_supported` for owners that only Mooncake can read */
+  loadMetas(metas: Metas): void
+  memory(): { pinned_bytes: number; budget_bytes: number }
+  /** Frees everything and ends the Worker. */
+  close(): Promise<void>
+}
+
+/** Starts the memory Worker; an empty registry. @throws CkptError `native_missing` */
+export function createRegistry(options: DaemonOptions): Promise<Registry> {
+  return openHeldCheckpoints(options)
+}

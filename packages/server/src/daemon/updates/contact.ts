@@ -1,0 +1,313 @@
+import { CkptError, type Dialect, type EngineReport, type Failure, type Phase } from '@ckpt/core'
+import type { EngineAdapter, PauseMode, UpdateVerdict } from '../../engines/adapter.ts'
+import { EngineClient, reasonOf, signalWithin } from '../../engines/client.ts'
+import { adapterOf, detectEngine } from '../../engines/detect.ts'
+import { listenerInode } from '../../engines/identity.ts'
+import type { RankInfo } from '../types.ts'
+import type { EngineRecord } from './engines.ts'
+import type { EngineSpec, UpdateSpec } from './spec.ts'
+
+const LOOK_MS = 5000
+const LOOK_AGAIN_MS = 200
+
+export interface HttpResult extends UpdateVerdict {
+  /** 0: there was no answer. */
+  readonly status: number
+}
+
+/** How one engine fared in an update that failed. */
+export interface EngineFate {
+  /** It was sent at least one list. */
+  readonly touched: boolean
+  /** Every worker of it has the whole version. */
+  readonly finished: boolean
+  readonly dialect: Dialect | null
+}
+
+/** One engine in one update. */
+export class EngineContact {
+  readonly spec: EngineSpec
+  readonly ranks: readonly RankInfo[]
+  readonly #record: EngineRecord
+  readonly #client: EngineClient
+  #adapter: EngineAdapter | null = null
+  /** What the last look said. */
+  #words = ''
+  #posted = false
+  #result: HttpResult | null = null
+  #resumeOwed: boolean
+  #servingTorn = false
+  #note: Failure | null = null
+
+  constructor(spec: EngineSpec, ranks: readonly RankInfo[], record: EngineRecord) {
+    this.spec = spec
+    this.ranks = ranks
+    this.#record = record
+    this.#resumeOwed = record.pausedByUs
+    const token = process.env.CKPT_ENGINE_TOKEN ?? null
+    this.#client = new EngineClient({ url: spec.url, uds: spec.uds, token })
+  }
+
+  get record(): EngineRecord {
+    return this.#record
+  }
+
+  get posted(): boolean {
+    return this.#posted
+  }
+
+  get result(): HttpResult | null {
+    return this.#result
+  }
+
+  #knownAdapter(): EngineAdapter {
+    if (this.#adapter === null) throw new Error('the engine was not looked at')
+    return this.#adapter
+  }
+
+  /**
+   * Waits until the engine can take an update.
+   *
+   * @throws CkptError `engine_unreachable`, `engine_device_missing`, `engine_restart_needed`, `engine_busy`, `engine_protocol`
+   */
+  async ready(waitMs: number, signal: AbortSignal): Promise<void> {
+    const endMs = performance.now() + waitMs
+    await this.#checkRestarted()
+    await this.#lastRequest(waitMs, signal)
+    for (;;) {
+      if (await this.#look(signal)) return
+      const leftMs = endMs - performance.now()
+      if (leftMs <= 0) break
+      await Bun.sleep(Math.min(LOOK_AGAIN_MS, leftMs))
+      if (signal.aborted) throw reasonOf(signal)
+    }
+    const seconds = Math.round(waitMs / 100) / 10
+    const message = `the engine was not ready within ${seconds} s: ${this.#words}`
+    throw this.#error('engine_unreachable', message)
+  }
+
+  /** True when it is ready. Throws what waiting does not mend. */
+  async #look(signal: AbortSignal): Promise<boolean> {
+    const late: Failure = {
+      code: 'engine_unreachable',
+      message: `${this.spec.url}: no answer within ${LOOK_MS / 1000} s`,
+    }
+    const within = signalWithin(signal, LOOK_MS, late)
+    try {
+      const { kind } = this.spec
+      this.#adapter ??= kind === null ? await detectEngine(this.#client, within) : adapterOf(kind)
+      this.#record.kind = this.#adapter.kind
+      const seen = await this.#adapter.look(this.#client, within)
+      if (seen.ready && seen.deviceUuids !== null) this.#checkDevices(seen.deviceUuids)
+      this.#words = seen.words
+      return seen.ready
+    } catch (error) {
+      if (signal.aborted) throw reasonOf(signal)
+      if (!(error instanceof CkptError) || error.code !== 'engine_unreachable') {
+        throw this.#named(error, 'open')
+      }
+      this.#words = error.message
+      return false
+    }
+  }
+
+  /** vLLM's later RPCs get the answers of earlier ones after a worker has raised: only a restart helps. */
+  async #checkRestarted(): Promise<void> {
+    const { restart } = this.#record
+    if (restart === null || restart.listener === null) return
+    const listener = await listenerInode(this.#client.address)
+    if (listener !== restart.listener) {
+      this.#record.restart = null
+      return
+    }
+    const message = `${this.spec.url} failed update ${this.#record.tornBy ?? ''} in an RPC that leaves its tensor-parallel ranks out of step: start it again`
+    throw this.#error('engine_restart_needed', message)
+  }
+
+  async #lastRequest(waitMs: number, signal: AbortSignal): Promise<void> {
+    const { request } = this.#record
+    if (request === null) return
+    const late = Bun.sleep(waitMs).then(() => 'late' as const)
+    const won = await Promise.race([request.then(() => 'done' as const), late, abortOf(signal)])
+    if (won === 'done') return
+    const message = `${this.spec.url} has not answered the request of an earlier update yet`
+    throw this.#error('engine_busy', message)
+  }
+
+  #checkDevices(told: readonly string[]): void {
+    const theirs = new Set(told.map(bareUuid))
+    const ours = new Set(this.ranks.map((rank) => bareUuid(rank.uuid)))
+    const missing = [...theirs].find((uuid) => !ours.has(uuid))
+    if (missing !== undefined) {
+      const message = `${this.spec.url} uses device GPU-${missing}, which is not among its ranks in this update`
+      throw this.#error('engine_device_missing', message)
+    }
+    const foreign = this.ranks.find((rank) => !theirs.has(bareUuid(rank.uuid)))
+    if (foreign === undefined) return
+    const message = `${this.spec.url} does not use device ${foreign.uuid} of rank ${foreign.rank}`
+    throw this.#error('engine_device_missing', message, foreign.rank)
+  }
+
+  /** Says which engine an error of one of its routes is about. */
+  #named(error: unknown, phase: Phase): CkptError {
+    return CkptError.from({ rank: this.spec.ranks[0], phase, ...CkptError.wrap(error).failure })
+  }
+
+  #error(code: Failure['code'], message: string, rank = this.spec.ranks[0]): CkptError {
+    return new CkptError(code, message, { rank, phase: 'open' })
+  }
+
+  /**
+   * Stock workers look their device's uuid up; ranks that share a device within one engine can only be told apart by our own
+   * key, which has the rank.
+   */
+  map(addresses: ReadonlyMap<number, string>): Record<string, string> {
+    const map: Record<string, string> = {}
+    for (const rank of this.ranks) {
+      const sharing = this.ranks.filter((other) => other.uuid === rank.uuid).length
+      map[sharing === 1 ? rank.uuid : rank.key] = addresses.get(rank.rank) ?? ''
+    }
+    return map
+  }
+
+  /** @throws CkptError `engine_busy` at the deadline, `not_supported`, `engine_failed`, `engine_unreachable` */
+  async pause(mode: PauseMode, pauseMs: number, signal: AbortSignal): Promise<void> {
+    const seconds = Math.round(pauseMs / 100) / 10
+    const message = `${this.spec.url} was not paused (${mode}) within ${seconds} s: requests are still running`
+    const late: Failure = { code: 'engine_busy', message, phase: 'pause', rank: this.spec.ranks[0] }
+    const owedBefore = this.#resumeOwed
+    this.#resumeOwed = true
+    try {
+      const within = signalWithin(signal, pauseMs, late)
+      const ours = await this.#knownAdapter().pause(this.#client, mode, within)
+      this.#resumeOwed = ours || owedBefore
+    } catch (error) {
+      const { failure } = CkptError.wrap(error)
+      if (failure.code === 'not_supported') this.#resumeOwed = owedBefore
+      throw CkptError.from({ rank: this.spec.ranks[0], ...failure, phase: 'pause' })
+    }
+  }
+
+  /** Posts the update in the background. The result never rejects; it may come long after the update has ended. */
+  post(
+    map: Record<string, string>,
+    update: UpdateSpec,
+    timeoutSeconds: number,
+    closing: AbortSignal,
+  ): Promise<HttpResult> {
+    const adapter = this.#knownAdapter()
+    const { method, weightVersion } = update
+    const body = adapter.updateBody({ map, method, weightVersion, timeoutSeconds })
+    this.#posted = true
+    const request = this.#client.postUpdate(adapter.updatePath, body, closing).then(
+      (reply) => ({ ...adapter.judge(reply), status: reply.status }),
+      (error) => {
+        const { message } = CkptError.wrap(error)
+        return { ok: false, status: 0, message, structured: false }
+      },
+    )
+    this.#record.request = request
+    return request.then((result) => {
+      this.#result = result
+      if (this.#record.request === request) this.#record.request = null
+      return result
+    })
+  }
+
+  /** After a success: caches of old results go. */
+  async settle(signal: AbortSignal): Promise<void> {
+    try {
+      this.#note = await this.#knownAdapter().settle(this.#client, this.#resumeOwed, signal)
+    } catch (error) {
+      throw this.#named(error, 'post')
+    }
+  }
+
+  /** Resumes the engine when it was us who paused it. */
+  async resume(signal: AbortSignal): Promise<void> {
+    if (!this.#resumeOwed) return
+    try {
+      await this.#knownAdapter().resume(this.#client, signal)
+    } catch (error) {
+      throw this.#named(error, 'resume')
+    }
+    this.#resumeOwed = false
+    this.#record.pausedByUs = false
+  }
+
+  succeed(version: string | null, dialect: Dialect | null): void {
+    const record = this.#record
+    record.version = version
+    record.dialect = dialect ?? record.dialect
+    record.tornBy = null
+    record.restart = null
+  }
+
+  /** After a failure: a torn engine stops serving, another one goes on as before. Never throws. */
+  async fail(updateId: string, fate: EngineFate, signal: AbortSignal): Promise<void> {
+    const record = this.#record
+    record.dialect = fate.dialect ?? record.dialect
+    if (fate.touched && !fate.finished) {
+      record.tornBy = updateId
+      if (await this.#outOfStep(signal)) {
+        record.restart = { listener: await listenerInode(this.#client.address) }
+      }
+    }
+    try {
+      if (record.tornBy === null) await this.resume(signal)
+      else await this.#stop(signal)
+    } catch {
+      this.#servingTorn = record.tornBy !== null
+    }
+  }
+
+  async #stop(signal: AbortSignal): Promise<void> {
+    const ours = await this.#knownAdapter().pause(this.#client, 'abort', signal)
+    this.#record.pausedByUs ||= ours || this.#resumeOwed
+  }
+
+  /** Whether workers may have raised out of the call, in an engine that does not get over that; see design.md, section 7. */
+  async #outOfStep(signal: AbortSignal): Promise<boolean> {
+    if (this.#adapter === null || this.spec.ranks.length < 2 || !this.#posted) return false
+    if ((this.#result?.ok ?? false) || (this.#result?.structured ?? false)) return false
+    return this.#adapter.outOfStep(this.#client, signal)
+  }
+
+  report(failure: Failure | null, finished: boolean): EngineReport {
+    const { url, ranks } = this.spec
+    const record = this.#record
+    const error = failure === null ? this.#note : this.#ownFailure(failure)
+    return {
+      url,
+      dialect: record.dialect,
+      ranks: [...ranks],
+      result: finished ? 'ok' : this.#posted ? 'failed' : 'not_contacted',
+      torn: record.tornBy !== null,
+      ...(this.#servingTorn ? { serving_torn: true } : {}),
+      ...(record.restart !== null ? { engine_restart_needed: true } : {}),
+      ...(error === null ? {} : { error }),
+    }
+  }
+
+  /** What this engine has to say about the failure of the update. */
+  #ownFailure(failure: Failure): Failure | null {
+    const { rank } = failure
+    if (rank !== undefined && this.spec.ranks.includes(rank)) return failure
+    const result = this.#result
+    if (result === null || result.ok) return null
+    return { code: 'engine_failed', message: result.message, rank: this.spec.ranks[0] }
+  }
+}
+
+/** Without the prefix that some engines leave out and the rank that only our own keys have. */
+function bareUuid(uuid: string): string {
+  return uuid.replace(/^GPU-/, '').replace(/#\d+$/, '').toLowerCase()
+}
+
+/** Rejects when the signal aborts. */
+export function abortOf(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    if (signal.aborted) return reject(reasonOf(signal))
+    signal.addEventListener('abort', () => reject(reasonOf(signal)), { once: true })
+  })
+}

@@ -1,0 +1,207 @@
+import { expect, setDefaultTimeout, test } from 'bun:test'
+import type { RunningEngine } from '../../engines/reference/index.ts'
+import {
+  NAME,
+  outcomeOf,
+  requireWeights,
+  SMALL_BUCKETS,
+  tensorsOf,
+  withUpdates,
+} from './testing/fixture.ts'
+import { proxyOf } from './testing/proxy.ts'
+
+setDefaultTimeout(60_000)
+
+async function isPaused(engine: RunningEngine): Promise<boolean> {
+  const answer = await fetch(`${engine.url}/is_paused`)
+  return ((await answer.json()) as { is_paused: boolean }).is_paused
+}
+
+test('vLLM is paused for the update and resumed afterwards, unless it was paused before', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    await register(tensorsOf(8, 100_000, 1))
+    const engine = await start()
+    const proxy = proxyOf(engine)
+    const request = {
+      update_url: `${proxy.url}/collective_rpc`,
+      pause: 'wait',
+      timeout: 20,
+    } as const
+    await updates.start(NAME, request).done
+    expect(proxy.calls).toEqual([
+      'GET /health',
+      'GET /is_paused',
+      'POST /pause?mode=wait&clear_cache=true',
+      'POST /collective_rpc',
+      'POST /reset_prefix_cache',
+      'POST /resume',
+    ])
+    expect(proxy.bodies.get('/collective_rpc')).toMatchObject({ method: 'update_weights_from_ipc' })
+    await fetch(`${engine.url}/pause`, { method: 'POST' })
+    await updates.start(NAME, request).done
+    expect(await isPaused(engine)).toBe(true)
+    await proxy.close()
+  })
+})
+
+test('a pause that waits for ever ends at its deadline, and what we paused is resumed', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    await register(tensorsOf(8, 100_000, 1))
+    const engine = await start({ faults: ['hang@pause:once'] })
+    const request = { update_url: `${engine.url}/collective_rpc`, timeout: 20 }
+    const { id, done } = updates.start(NAME, { ...request, pause: 'wait', pause_timeout: 0.4 })
+    const { failure, seconds } = await outcomeOf(done)
+    expect(failure).toMatchObject({ code: 'engine_busy', phase: 'pause', rank: 0 })
+    expect(seconds).toBeLessThan(3)
+    expect(updates.state(id).engines).toMatchObject([{ result: 'not_contacted', torn: false }])
+    expect(await isPaused(engine)).toBe(false)
+    await updates.start(NAME, { ...request, pause: 'abort' }).done
+  })
+})
+
+test('a torn engine is paused and marked until an update heals it', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    await register(tensorsOf(12, 200_000, 1))
+    const engine = await start({ faults: ['error@3:once'] })
+    const request = { update_url: `${engine.url}/collective_rpc`, timeout: 20 }
+    const { id, done } = updates.start(NAME, request)
+    expect((await outcomeOf(done)).failure?.code).toBe('engine_failed')
+    const [report] = updates.state(id).engines!
+    expect(report).toMatchObject({ torn: true })
+    expect(report).not.toHaveProperty('serving_torn')
+    expect(report).not.toHaveProperty('engine_restart_needed')
+    expect([updates.status().engines[0]?.torn, await isPaused(engine)]).toEqual([true, true])
+    await updates.start(NAME, request).done
+    expect([updates.status().engines[0]?.torn, await isPaused(engine)]).toEqual([false, false])
+  }, SMALL_BUCKETS)
+})
+
+test('a torn engine that cannot be paused serves torn, and the report says so', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    await register(tensorsOf(12, 200_000, 1))
+    const engine = await start({ faults: ['error@3:once'] })
+    const proxy = proxyOf(engine, {
+      'POST /my/own/route': (request) => {
+        const body = JSON.stringify(proxy.bodies.get(new URL(request.url).pathname))
+        return fetch(`${engine.url}/collective_rpc`, { method: 'POST', body })
+      },
+    })
+    const request = { update_url: `${proxy.url}/my/own/route`, timeout: 20 }
+    const { id, done } = updates.start(NAME, request)
+    expect((await outcomeOf(done)).failure?.code).toBe('engine_failed')
+    expect(updates.state(id).engines).toMatchObject([{ torn: true, serving_torn: true }])
+    await updates.start(NAME, request).done
+    const paused = updates.start(NAME, { ...request, pause: 'wait' })
+    expect((await outcomeOf(paused.done)).failure?.code).toBe('not_supported')
+    await proxy.close()
+  }, SMALL_BUCKETS)
+})
+
+test('a tensor-parallel vLLM whose worker raised must be started again', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    await register(tensorsOf(12, 200_000, 1))
+    const engine = await start({ faults: ['error@3:once'] })
+    // what tells vLLM from other servers that speak /collective_rpc
+    const own = { 'GET /version': () => Response.json({ version: '0.26.0' }) }
+    const first = proxyOf(engine, own)
+    const request = { update_url: `${first.url}/collective_rpc`, timeout: 20 }
+    const { id, done } = updates.start(NAME, request)
+    expect((await outcomeOf(done)).failure?.code).toBe('engine_failed')
+    expect(updates.state(id).engines).toMatchObject([{ torn: true, engine_restart_needed: true }])
+    const before = first.calls.length
+    const refused = await outcomeOf(updates.start(NAME, request).done)
+    expect(refused.failure).toMatchObject({ code: 'engine_restart_needed', rank: 0 })
+    expect(first.calls.slice(before)).not.toContain('POST /collective_rpc')
+    await first.close()
+    const second = proxyOf(engine, own, first.port)
+    expect((await updates.start(NAME, request).done).engines[0]).toMatchObject({ torn: false })
+    await second.close()
+  }, SMALL_BUCKETS)
+})
+
+test('SGLang is flushed after the update and before it goes on', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    await register(tensorsOf(8, 100_000, 1))
+    const engine = await start({ dialect: 'D1' })
+    let pending = 2
+    const proxy = proxyOf(engine, {
+      'GET /update_weights_from_ipc': () => new Response(null, { status: 405 }),
+      'POST /flush_cache': () =>
+        new Response('pending requests', { status: pending-- > 0 ? 400 : 200 }),
+    })
+    const request = { update_url: `${proxy.url}/update_weights_from_ipc`, timeout: 20 }
+    await updates.start(NAME, { ...request, pause: 'wait', weight_version: '7' }).done
+    expect(proxy.calls).toEqual([
+      'GET /update_weights_from_ipc',
+      'GET /ping',
+      'POST /pause_generation',
+      'POST /update_weights_from_ipc',
+      'POST /flush_cache',
+      'POST /flush_cache',
+      'POST /flush_cache',
+      'POST /continue_generation',
+    ])
+    expect(proxy.bodies.get('/pause_generation')).toEqual({ mode: 'retract' })
+    expect(proxy.bodies.get('/update_weights_from_ipc')).toMatchObject({
+      flush_cache: false,
+      weight_version: '7',
+    })
+    pending = 1000
+    const { engines } = await updates.start(NAME, request).done
+    expect(engines[0]).toMatchObject({
+      result: 'ok',
+      error: { code: 'engine_busy', phase: 'post' },
+    })
+    expect(updates.status().engines[0]).toMatchObject({ version: null, torn: false })
+    await proxy.close()
+  })
+})
+
+test('LMDeploy tells its devices: another set is refused before anything is sent', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    const tensors = tensorsOf(8, 100_000, 1)
+    await register(tensors)
+    const engine = await start({ tellDevices: true })
+    const slept: string[] = []
+    const proxy = proxyOf(engine, {
+      'POST /sleep': ({ url }) => new Response(`${slept.push(new URL(url).search)}`),
+      'POST /wakeup': ({ url }) => new Response(`${slept.push(new URL(url).search)}`),
+    })
+    // without a path the server's routes tell what it is
+    const request = { update_url: proxy.url, timeout: 20 }
+    await updates.start(NAME, { ...request, pause: 'wait' }).done
+    expect(slept).toEqual(['?level=2', '?tags=weights', '?tags=kv_cache'])
+    await requireWeights(engine, tensors)
+    const before = proxy.calls.length
+    const { failure } = await outcomeOf(updates.start(NAME, { ...request, ranks: [1] }).done)
+    expect(failure).toMatchObject({ code: 'engine_device_missing', phase: 'open' })
+    expect(proxy.calls.slice(before).filter((one) => one.startsWith('POST'))).toEqual([])
+    const small = await start({ tellDevices: true, tensorParallelSize: 1, devices: 'host:1' })
+    const foreign = await outcomeOf(
+      updates.start(NAME, { update_url: `${small.url}/update_weights_from_ipc`, timeout: 20 }).done,
+    )
+    expect(foreign.failure).toMatchObject({ code: 'engine_device_missing', rank: 1 })
+    await proxy.close()
+  })
+})
+
+test('an answer elsewhere is not followed, and a server without update routes is named', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    await register(tensorsOf(2, 1000, 1))
+    const engine = await start()
+    const redirecting = proxyOf(engine, {
+      'POST /collective_rpc': () => Response.redirect(`${engine.url}/collective_rpc`, 307),
+    })
+    const url = `${redirecting.url}/collective_rpc`
+    const followed = await outcomeOf(updates.start(NAME, { update_url: url, timeout: 5 }).done)
+    expect(followed.failure).toMatchObject({ code: 'engine_failed' })
+    expect(followed.failure?.message).toContain('307')
+    await redirecting.close()
+    const bare = Bun.serve({ port: 0, fetch: () => new Response(null, { status: 404 }) })
+    const { failure } = await outcomeOf(
+      updates.start(NAME, { update_url: `http://127.0.0.1:${bare.port}`, timeout: 5 }).done,
+    )
+    expect(failure).toMatchObject({ code: 'engine_protocol', phase: 'open', rank: 0 })
+    await bare.stop(true)
+  })
+})

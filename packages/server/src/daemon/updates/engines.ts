@@ -1,0 +1,112 @@
+import type { Dialect, StatusAnswer } from '@ckpt/core'
+import type { EngineKind } from '../../engines/adapter.ts'
+import type { Journal, TornMark } from './journal.ts'
+import type { EngineSpec } from './spec.ts'
+
+/** Engines that are remembered; beyond it those that are whole are forgotten. */
+const ENGINES_MAX = 1024
+
+/** What the daemon remembers of an engine between updates. */
+export interface EngineRecord {
+  readonly key: string
+  url: string
+  readonly uds: string | null
+  kind: EngineKind | null
+  dialect: Dialect | null
+  /** Version of the last update that it took whole. */
+  version: string | null
+  /** Id of the update of which it holds a part. */
+  tornBy: string | null
+  /** We paused it when it was torn; the update that heals it resumes it. */
+  pausedByUs: boolean
+  /** Its answers to RPCs are out of step until it is started again; `listener` tells this start from later ones. */
+  restart: { readonly listener: string | null } | null
+  /** The update request that it has not answered yet. */
+  request: Promise<unknown> | null
+}
+
+/** All engines that this daemon has met; torn marks are kept in the journal too. */
+export class EngineBook {
+  readonly #records = new Map<string, EngineRecord>()
+  readonly #journal: Journal
+
+  constructor(journal: Journal) {
+    this.#journal = journal
+  }
+
+  record(spec: EngineSpec): EngineRecord {
+    const held = this.#records.get(spec.key)
+    if (held !== undefined) {
+      held.url = spec.url
+      return held
+    }
+    this.#forget()
+    const fresh: EngineRecord = {
+      key: spec.key,
+      url: spec.url,
+      uds: spec.uds,
+      kind: null,
+      dialect: null,
+      version: null,
+      tornBy: null,
+      pausedByUs: false,
+      restart: null,
+      request: null,
+    }
+    this.#records.set(spec.key, fresh)
+    return fresh
+  }
+
+  #forget(): void {
+    if (this.#records.size < ENGINES_MAX) return
+    for (const [key, record] of this.#records) {
+      if (record.tornBy !== null || record.restart !== null || record.request !== null) continue
+      this.#records.delete(key)
+      return
+    }
+  }
+
+  /** Takes over the marks that a predecessor left. */
+  restore(marks: readonly TornMark[], keyOf: (mark: TornMark) => string): void {
+    for (const mark of marks) {
+      const record = this.record({
+        key: keyOf(mark),
+        url: mark.url,
+        uds: mark.uds,
+        kind: null,
+        ranks: [],
+      })
+      record.tornBy = mark.update_id
+      record.dialect = mark.dialect
+      record.pausedByUs = mark.paused
+      record.restart = mark.restart_needed ? { listener: mark.listener } : null
+    }
+  }
+
+  /** Writes the torn marks. */
+  async save(): Promise<void> {
+    const marks: TornMark[] = []
+    for (const record of this.#records.values()) {
+      if (record.tornBy === null) continue
+      marks.push({
+        url: record.url,
+        uds: record.uds,
+        update_id: record.tornBy,
+        dialect: record.dialect,
+        paused: record.pausedByUs,
+        restart_needed: record.restart !== null,
+        listener: record.restart?.listener ?? null,
+      })
+    }
+    await this.#journal.torn(marks)
+  }
+
+  status(): StatusAnswer['engines'] {
+    return [...this.#records.values()].map(({ url, dialect, tornBy, version }) => ({
+      url,
+      dialect,
+      torn: tornBy !== null,
+      version,
+    }))
+  }
+}

@@ -1,0 +1,141 @@
+import {
+  CkptError,
+  decideMode,
+  type ModeDecision,
+  type PlanInput,
+  type TensorTable,
+} from '@ckpt/core'
+import type { PlanSummary } from '../rank/messages.ts'
+import type { RankLink } from '../rank/link.ts'
+import type { DaemonOptions, HeldVersion } from '../types.ts'
+import type { UpdateSpec } from './spec.ts'
+
+/** Layouts whose decision is kept. */
+const KEPT_MAX = 64
+
+type Decided = Exclude<ModeDecision, { mode: 'refuse' }>
+
+export interface PlannedUpdate {
+  readonly key: string
+  readonly summary: PlanSummary
+  readonly reason: string
+}
+
+/**
+ * Decides and plans updates. What was decided for a layout is kept while its ring fits, whatever the free memory is then:
+ * recordings in the engines depend on it.
+ */
+export class Planner {
+  readonly #options: DaemonOptions
+  readonly #kept = new Map<string, Decided>()
+
+  constructor(options: DaemonOptions) {
+    this.#options = options
+  }
+
+  /**
+   * @throws CkptError what `decideMode` refuses with, `plan_mismatch` when the ranks do not agree
+   */
+  async plan(
+    version: HeldVersion,
+    spec: UpdateSpec,
+    links: readonly RankLink[],
+  ): Promise<PlannedUpdate> {
+    const ownerRanks = version.ownerRanks.map((ranks) => usable(ranks, spec.ranks))
+    const flags = [
+      version.layoutDigest,
+      spec.ranks,
+      ownerRanks,
+      spec.engines.map((engine) => [engine.key, engine.ranks]),
+      spec.mode,
+    ]
+    const layout = JSON.stringify(flags)
+    const freeBytes = await freeShares(links)
+    const least = Math.min(...freeBytes.map((one) => one.bytes))
+    const before = this.#kept.get(layout)
+    const fits = before !== undefined && before.ringBytes <= least
+    const decided = fits ? before : this.#decide(version, spec, freeBytes)
+    this.#keep(layout, decided)
+    const { mode, ringBytes, bucketBytes, segmentBytes } = decided
+    const key = JSON.stringify([...flags, mode, ringBytes, bucketBytes, segmentBytes])
+    const { table, sources } = version
+    const input = { table, sources, ownerRanks, mode, ringBytes, bucketBytes, segmentBytes }
+    const summary = await planOn(links, key, input)
+    return { key, summary, reason: fits ? 'kept' : decided.reason }
+  }
+
+  #decide(
+    version: HeldVersion,
+    spec: UpdateSpec,
+    freeBytes: { rank: number; bytes: number }[],
+  ): Decided {
+    const { table, bytes } = version
+    const decision = decideMode({
+      freeBytes,
+      fraction: this.#options.memoryFraction,
+      largest: largestOf(table),
+      totalBytes: bytes,
+      tensorCount: table.names.length,
+      ringBytes: this.#options.ringBytes,
+      bucketBytes: this.#options.bucketBytes,
+      mode: spec.mode,
+    })
+    if (decision.mode === 'refuse') throw CkptError.from({ phase: 'plan', ...decision.failure })
+    return decision
+  }
+
+  #keep(layout: string, decided: Decided): void {
+    this.#kept.delete(layout)
+    this.#kept.set(layout, decided)
+    const oldest = this.#kept.keys().next()
+    if (this.#kept.size > KEPT_MAX && !oldest.done) this.#kept.delete(oldest.value)
+  }
+}
+
+/** The memory is the daemon's, so where none of an owner's ranks is in the update any other rank can copy. */
+function usable(ranks: readonly number[], inUpdate: readonly number[]): readonly number[] {
+  const both = ranks.filter((rank) => inUpdate.includes(rank))
+  return both.length === 0 ? inUpdate : both
+}
+
+/** Ranks that share a device share what is free there. */
+async function freeShares(links: readonly RankLink[]): Promise<{ rank: number; bytes: number }[]> {
+  const memory = await Promise.all(links.map((link) => link.readMemory()))
+  return links.map((link, i) => {
+    const sharing = links.filter((other) => other.rank.device === link.rank.device).length
+    const freeBytes = memory[i]?.freeBytes ?? 0
+    return { rank: link.rank.rank, bytes: Math.floor(freeBytes / sharing) }
+  })
+}
+
+function largestOf(table: TensorTable): { name: string; bytes: number } {
+  let largest = 0
+  for (let i = 1; i < table.bytes.length; i++) {
+    if ((table.bytes[i] as number) > (table.bytes[largest] as number)) largest = i
+  }
+  return { name: table.names[largest] ?? '', bytes: table.bytes[largest] ?? 0 }
+}
+
+/** Every rank makes the plan itself, unless it holds it; all must come to the same. */
+async function planOn(
+  links: readonly RankLink[],
+  key: string,
+  input: PlanInput,
+): Promise<PlanSummary> {
+  const summaries = await Promise.all(
+    links.map(async (link) => {
+      const held = await link.request({ type: 'plan', key, input: null })
+      const summary = held ?? (await link.request({ type: 'plan', key, input }))
+      if (summary === null) throw new Error('a rank made no plan')
+      return summary
+    }),
+  )
+  const [first] = summaries
+  if (first === undefined) throw new Error('an update has at least one rank')
+  const other = summaries.findIndex((one) => one.digest !== first.digest)
+  if (other !== -1) {
+    const message = `rank ${links[other]?.rank.rank} made the plan ${summaries[other]?.digest}, rank ${links[0]?.rank.rank} ${first.digest}`
+    throw new CkptError('plan_mismatch', message, { rank: links[other]?.rank.rank, phase: 'plan' })
+  }
+  return first
+}

@@ -1,0 +1,370 @@
+import {
+  CkptError,
+  type EngineReport,
+  type Failure,
+  type Phase,
+  type UpdateReport,
+} from '@ckpt/core'
+import { signalWithin } from '../../engines/client.ts'
+import type { Journal, JournalConversation } from './journal.ts'
+import { clockMs } from '../rank/messages.ts'
+import type { RankPool } from '../rank/pool.ts'
+import type { Registry } from '../registry/registry.ts'
+import type { DaemonOptions, HeldVersion, RankInfo, VersionLease } from '../types.ts'
+import { abortOf, EngineContact } from './contact.ts'
+import type { EngineBook } from './engines.ts'
+import type { PlannedUpdate, Planner } from './plan.ts'
+import type { UpdateRecord } from './record.ts'
+import { makeReport, PhaseClock } from './report.ts'
+import type { EngineSockets } from './sockets.ts'
+import type { UpdateSpec } from './spec.ts'
+import { RankTeam } from './team.ts'
+
+/** After a failure: until the engines' workers must have left. Rings of those that have not go into quarantine. */
+const LEAVE_MS = 5000
+/** An update ends within its timeout and two seconds; these are the moments of those two seconds. */
+const AFTER_DEADLINE_MS = { fail: 250, left: 900, stuck: 1500, engines: 1800 } as const
+const ENGINE_CALL_MS = { most: 3000, least: 250 } as const
+/** So that what a wait has to say about its own deadline comes before the update's. */
+const BEFORE_DEADLINE_MS = 50
+const PROGRESS_MS = 100
+const SLOWEST_RANK_MS = 60
+
+/** What the updates of one daemon share. */
+export interface RunContext {
+  readonly options: DaemonOptions
+  readonly registry: Registry
+  readonly pool: RankPool
+  readonly book: EngineBook
+  readonly journal: Journal
+  readonly planner: Planner
+  readonly sockets: EngineSockets
+  /** Ends the requests to engines when the daemon closes. */
+  readonly closing: AbortSignal
+}
+
+/** One update from its turn to its end. */
+export class UpdateRun {
+  readonly #context: RunContext
+  readonly #spec: UpdateSpec
+  readonly #record: UpdateRecord
+  readonly #run: number
+  readonly #deadlineMs: number
+  readonly #clock: PhaseClock
+  readonly #controller = new AbortController()
+  #contacts: EngineContact[] = []
+  #team: RankTeam | null = null
+  #lease: VersionLease | null = null
+  #planned: PlannedUpdate | null = null
+  #failure: Failure | null = null
+  #ended = false
+
+  /** @param deadlineMs of `clockMs`; the wait for the turn has counted already */
+  constructor(
+    context: RunContext,
+    spec: UpdateSpec,
+    record: UpdateRecord,
+    run: number,
+    times: { readonly startMs: number; readonly deadlineMs: number },
+  ) {
+    this.#context = context
+    this.#spec = spec
+    this.#record = record
+    this.#run = run
+    this.#deadlineMs = times.deadlineMs
+    this.#clock = new PhaseClock(times.startMs)
+  }
+
+  /** The engines as they stand, for the state of an update that failed. */
+  get engineReports(): EngineReport[] {
+    const team = this.#team
+    return this.#contacts.map((contact) =>
+      contact.report(this.#failure, team?.allFinished(contact.ranks) ?? false),
+    )
+  }
+
+  /** Runs to the end. @throws CkptError why it failed, after every engine has left or was given up */
+  async execute(): Promise<UpdateReport> {
+    const timer = setTimeout(
+      () => this.fail(this.#lateFailure()),
+      this.#leftMs + AFTER_DEADLINE_MS.fail,
+    )
+    const progress = setInterval(() => this.#publishProgress(), PROGRESS_MS)
+    let succeeded = false
+    try {
+      const report = await this.#steps()
+      succeeded = true
+      return report
+    } catch (error) {
+      this.fail(CkptError.wrap(error).failure)
+      await this.#leave()
+      throw CkptError.from(this.#failure as Failure)
+    } finally {
+      this.#ended = true
+      clearTimeout(timer)
+      clearInterval(progress)
+      this.#releaseLease(succeeded)
+    }
+  }
+
+  /** A copy that could not be stopped still reads the checkpoint. */
+  #releaseLease(succeeded: boolean): void {
+    const settling = this.#team?.settling ?? null
+    if (settling === null) this.#lease?.release(succeeded)
+    else void settling.then(() => this.#lease?.release(succeeded))
+  }
+
+  /** Ends the update: the first failure counts. */
+  fail(failure: Failure): void {
+    if (this.#failure !== null || this.#ended) return
+    const phase = this.#clock.phase
+    this.#failure = phase === null ? failure : { phase, ...failure }
+    this.#team?.abort(this.#failure, this.#leaveMs)
+    this.#controller.abort(CkptError.from(this.#failure))
+  }
+
+  get #leftMs(): number {
+    return Math.max(0, this.#deadlineMs - clockMs())
+  }
+
+  /** Milliseconds until `ms` after the deadline. */
+  #until(ms: number): number {
+    return Math.max(0, this.#deadlineMs + ms - clockMs())
+  }
+
+  get #leaveMs(): number {
+    return Math.min(LEAVE_MS, this.#until(AFTER_DEADLINE_MS.left))
+  }
+
+  #lateFailure(): Failure {
+    const seconds = this.#spec.timeoutMs / 1000
+    const phase = this.#clock.phase ?? 'gather'
+    const message = `the ${seconds} s of the update have passed in phase ${phase}`
+    return { code: 'update_timeout', message, phase, rank: this.#team?.slowestRank }
+  }
+
+  #enter(phase: Phase): void {
+    this.#clock.enter(phase)
+    this.#record.phase(phase)
+  }
+
+  /** The value, unless the update fails before. */
+  #race<T>(work: Promise<T>): Promise<T> {
+    return Promise.race([work, abortOf(this.#controller.signal)])
+  }
+
+  async #steps(): Promise<UpdateReport> {
+    const version = await this.#plan()
+    await this.#prepareEngines()
+    await this.#openRanks(version)
+    await this.#transfer(version)
+    await this.#afterwards()
+    const { book, journal } = this.#context
+    await journal.conversations([])
+    await book.save()
+    this.#clock.enter(null)
+    const planned = this.#planned as PlannedUpdate
+    const team = this.#team as RankTeam
+    return makeReport(this.#spec, version, planned, team, this.#clock, this.engineReports)
+  }
+
+  async #plan(): Promise<HeldVersion> {
+    const { registry, pool, planner } = this.#context
+    this.#enter('gather')
+    this.#lease = registry.lease(this.#spec.checkpoint)
+    const { version } = this.#lease
+    registry.gather(this.#spec.checkpoint)
+    this.#enter('plan')
+    const links = await this.#race(pool.use(this.#spec.ranks))
+    this.#planned = await this.#race(planner.plan(version, this.#spec, links))
+    this.#team = new RankTeam(this.#run, links, (failure, rank, connected) =>
+      this.#onRankFailure(this.#asMissingDevice(failure, rank, connected)),
+    )
+    this.#record.size(this.#planned.summary.bucketCount, this.#planned.summary.totalBytes)
+    return version
+  }
+
+  /**
+   * At the deadline every rank fails at once, most of them only because they wait for the slowest one: that one says what the
+   * update really waited for.
+   */
+  #onRankFailure(failure: Failure): void {
+    const slowest = this.#team?.slowestRank
+    if (failure.code !== 'update_timeout' || failure.rank === slowest) return this.fail(failure)
+    setTimeout(() => this.fail(failure), SLOWEST_RANK_MS)
+  }
+
+  /** A worker that never came while others of its engine did: the engine does not have that device. */
+  #asMissingDevice(failure: Failure, rank: RankInfo, connected: boolean): Failure {
+    if (failure.code !== 'engine_timeout' || failure.phase !== 'open' || connected) return failure
+    const contact = this.#contacts.find((one) => one.ranks.includes(rank))
+    const others = contact?.ranks ?? this.#ranks
+    if (!this.#team?.anyOpened(others)) return failure
+    const message = `no worker has connected for device ${rank.key} of rank ${rank.rank}, while others have: ${failure.message}`
+    return { ...failure, code: 'engine_device_missing', message }
+  }
+
+  get #ranks(): RankInfo[] {
+    return this.#context.options.ranks.filter((one) => this.#spec.ranks.includes(one.rank))
+  }
+
+  async #prepareEngines(): Promise<void> {
+    const { book } = this.#context
+    const { engines, openMs, pause, pauseMs } = this.#spec
+    const { signal } = this.#controller
+    this.#enter('open')
+    this.#contacts = engines.map((spec) => {
+      const ranks = spec.ranks.map((rank) => this.#ranks.find((one) => one.rank === rank))
+      return new EngineContact(spec, ranks as RankInfo[], book.record(spec))
+    })
+    const waitMs = Math.min(openMs, Math.max(0, this.#leftMs - BEFORE_DEADLINE_MS))
+    await this.#race(Promise.all(this.#contacts.map((one) => one.ready(waitMs, signal))))
+    if (pause === null || this.#contacts.length === 0) return
+    this.#enter('pause')
+    const limitMs = Math.min(pauseMs, Math.max(0, this.#leftMs - BEFORE_DEADLINE_MS))
+    await this.#race(Promise.all(this.#contacts.map((one) => one.pause(pause, limitMs, signal))))
+  }
+
+  async #openRanks(version: HeldVersion): Promise<void> {
+    const { registry, journal, sockets } = this.#context
+    this.#enter('open')
+    if (version.files.length > 0) await this.#race(registry.check(version))
+    const addresses = this.#addresses(sockets)
+    const team = this.#team as RankTeam
+    const planned = this.#planned as PlannedUpdate
+    const opening = {
+      planKey: planned.key,
+      buffers: version.buffers,
+      openMs: this.#spec.openMs,
+      deadlineMs: this.#deadlineMs,
+    }
+    await this.#race(
+      team.open(opening, (rank) => ({
+        address: addresses.get(rank) ?? null,
+        http: this.#contacts.length > 0,
+        dialect: this.#contactOf(rank)?.record.dialect ?? null,
+      })),
+    )
+    await this.#race(journal.conversations(this.#journalled(addresses, version)))
+    team.begin()
+    if (this.#contacts.length === 0) this.#record.map(this.#publishedMap(addresses))
+    for (const contact of this.#contacts) this.#post(contact, addresses)
+    await this.#race(team.reached('opened'))
+    team.announce()
+  }
+
+  #contactOf(rank: number): EngineContact | undefined {
+    return this.#contacts.find((one) => one.spec.ranks.includes(rank))
+  }
+
+  /** Ranks without an engine have none, unless nobody is contacted: then whoever reads the map starts the workers. */
+  #addresses(sockets: EngineSockets): Map<number, string> {
+    const contacted = this.#contacts.length > 0
+    const ranks = this.#spec.ranks.filter((rank) => !contacted || this.#contactOf(rank))
+    return new Map(ranks.map((rank) => [rank, sockets.address(rank)]))
+  }
+
+  #publishedMap(addresses: ReadonlyMap<number, string>): Record<string, string> {
+    return Object.fromEntries(this.#ranks.map(({ rank, key }) => [key, addresses.get(rank) ?? '']))
+  }
+
+  #journalled(addresses: ReadonlyMap<number, string>, version: HeldVersion): JournalConversation[] {
+    return [...addresses].map(([rank, address]) => {
+      const contact = this.#contactOf(rank)
+      return {
+        address,
+        rank,
+        dialect: contact?.record.dialect ?? null,
+        engine_url: contact?.spec.url ?? null,
+        uds: contact?.spec.uds ?? null,
+        update_id: this.#spec.id,
+        version: version.version,
+      }
+    })
+  }
+
+  #post(contact: EngineContact, addresses: ReadonlyMap<number, string>): void {
+    const team = this.#team as RankTeam
+    const { closing } = this.#context
+    const map = contact.map(addresses)
+    const seconds = Math.max(0.001, Math.round(this.#leftMs) / 1000)
+    void contact.post(map, this.#spec, seconds, closing).then((result) => {
+      team.http(contact.ranks, result)
+    })
+  }
+
+  async #transfer(version: HeldVersion): Promise<void> {
+    const { registry } = this.#context
+    const team = this.#team as RankTeam
+    this.#enter('transfer')
+    await this.#race(team.reached('transferred'))
+    if (version.files.length > 0) await this.#race(registry.check(version))
+    this.#enter('release')
+    team.release()
+    await this.#race(team.reached('finished'))
+    for (const contact of this.#contacts) {
+      const taken = this.#spec.weightVersion ?? version.version
+      contact.succeed(taken, team.dialectOf(contact.ranks))
+    }
+    await this.#race(team.left())
+    this.#publishProgress()
+  }
+
+  async #afterwards(): Promise<void> {
+    const { signal } = this.#controller
+    this.#enter('post')
+    await this.#race(Promise.all(this.#contacts.map((one) => one.settle(signal))))
+    this.#enter('resume')
+    await this.#race(Promise.all(this.#contacts.map((one) => one.resume(signal))))
+  }
+
+  #publishProgress(): void {
+    const buckets = this.#team?.bucketsDone ?? 0
+    if (buckets === 0) return
+    this.#record.progress(buckets, this.#planned?.summary.bytesThrough[buckets - 1] ?? 0)
+  }
+
+  /** After a failure: until every rank has left or was given up, then what becomes of the engines. */
+  async #leave(): Promise<void> {
+    const team = this.#team
+    const { journal, book, closing } = this.#context
+    // a failure that was thrown here did not reach the ranks yet
+    team?.abort(this.#failure as Failure, this.#leaveMs)
+    const stuckMs = Math.min(
+      this.#leaveMs + AFTER_DEADLINE_MS.stuck - AFTER_DEADLINE_MS.left,
+      this.#until(AFTER_DEADLINE_MS.stuck),
+    )
+    if (team !== null) await Promise.race([team.left(), Bun.sleep(stuckMs)])
+    this.#addEngineWords()
+    const callMs = Math.min(ENGINE_CALL_MS.most, this.#until(AFTER_DEADLINE_MS.engines))
+    const within = signalWithin(closing, Math.max(ENGINE_CALL_MS.least, callMs), {
+      code: 'engine_timeout',
+      message: 'the engine did not answer',
+    })
+    await Promise.all(
+      this.#contacts.map((contact) => {
+        const touched = team?.anySent(contact.ranks) ?? false
+        const finished = touched && (team?.allFinished(contact.ranks) ?? false)
+        const dialect = team?.dialectOf(contact.ranks) ?? null
+        return contact.fail(this.#spec.id, { touched, finished, dialect }, within)
+      }),
+    )
+    await journal.conversations([])
+    await book.save()
+  }
+
+  /** The HTTP answer of the engine that failed often says more than the end of the connection. */
+  #addEngineWords(): void {
+    const failure = this.#failure as Failure
+    const own = failure.rank === undefined ? undefined : this.#contactOf(failure.rank)
+    const result = own?.result ?? null
+    if (result === null || result.ok) return
+    const words = result.message.trim()
+    if (words === '' || failure.message.includes(words)) return
+    const status = result.status === 0 ? '' : ` ${result.status}`
+    this.#failure = {
+      ...failure,
+      message: `${failure.message}; the engine answered${status}: ${words}`,
+    }
+  }
+}

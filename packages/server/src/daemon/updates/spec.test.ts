@@ -1,0 +1,100 @@
+import { expect, test } from 'bun:test'
+import type { ErrorCode, UpdateRequest } from '@ckpt/core'
+import { daemonOptions, failure } from '../registry/testing/fixture.ts'
+import { makeSpec } from './spec.ts'
+
+const URL_ = 'http://127.0.0.1:19730/collective_rpc'
+
+function spec(request: UpdateRequest, allowedEngines: readonly string[] | null = null) {
+  return makeSpec('m', request, daemonOptions('/nowhere', { allowedEngines }))
+}
+
+test('the defaults are those of checkpoint-engine, and nobody is paused', () => {
+  expect(spec({ update_id: 'u' })).toEqual({
+    id: 'u',
+    checkpoint: 'm',
+    ranks: [0, 1],
+    engines: [],
+    timeoutMs: 300_000,
+    openMs: 60_000,
+    pauseMs: 60_000,
+    pause: null,
+    mode: 'auto',
+    method: 'update_weights_from_ipc',
+    weightVersion: null,
+  })
+  expect(spec({}).id).not.toBe(spec({}).id)
+})
+
+test('the old fields are the form with one engine; no ranks means all', () => {
+  const engine = { key: 'http://127.0.0.1:19730', url: URL_, uds: null, kind: null, ranks: [0, 1] }
+  expect(spec({ update_url: URL_ }).engines).toEqual([engine])
+  expect(spec({ update_url: URL_, inference_group_ranks: [1], engine: 'vllm' }).engines).toEqual([
+    { ...engine, ranks: [1], kind: 'vllm' },
+  ])
+  expect(spec({ engines: [{ url: URL_, ranks: [1, 0] }] }).engines).toEqual([
+    { ...engine, ranks: [1, 0] },
+  ])
+  expect(spec({ update_url: null, uds: '/tmp/x' }).engines).toEqual([])
+})
+
+test('every route of one server behind one socket is the same engine', () => {
+  const url = 'http://localhost/api/update_weights_from_ipc'
+  const [engine] = spec({ update_url: url, uds: '/run/engine.sock' }).engines
+  expect(engine?.key).toBe('http://localhost/api unix:/run/engine.sock')
+})
+
+const REFUSED: [UpdateRequest, ErrorCode, string][] = [
+  [{ ranks: [2] }, 'bad_request', 'rank 2'],
+  [{ update_url: URL_, engines: [{ url: URL_, ranks: [0] }] }, 'bad_request', 'exclude'],
+  [{ ranks: [0], update_url: URL_, inference_group_ranks: [1] }, 'bad_request', 'rank 1'],
+  [
+    {
+      engines: [
+        { url: `${URL_}?1`, ranks: [0] },
+        { url: `${URL_}?2`, ranks: [0] },
+      ],
+    },
+    'bad_request',
+    'rank 0 belongs to',
+  ],
+  [
+    {
+      engines: [
+        { url: URL_, ranks: [0] },
+        { url: URL_, ranks: [] },
+      ],
+    },
+    'bad_request',
+    'needs them',
+  ],
+  [{ update_url: 'ftp://127.0.0.1/x' }, 'bad_request', 'ftp'],
+  [{ update_url: 'nonsense' }, 'bad_request', 'nonsense'],
+  [{ mode: 'direct' }, 'not_supported', 'direct'],
+  [{ require: 'survivors' }, 'not_supported', 'survivors'],
+  [{ update_url: 'http://10.0.0.1:80/collective_rpc' }, 'engine_not_allowed', '10.0.0.1'],
+  [{ update_url: 'http://127.0.0.1.evil.example/x' }, 'engine_not_allowed', 'evil'],
+]
+
+for (const [request, code, words] of REFUSED) {
+  test(`${JSON.stringify(request)} is ${code}`, () => failure(() => spec(request), code, words))
+}
+
+test('an allow-list compares origins and whole path segments, and sockets by their path', async () => {
+  const allowed = ['http://gpu-7:19730/api', 'unix:/run/a.sock', '/run/b.sock']
+  const accepted = (update_url: string, uds?: string) => spec({ update_url, uds }, allowed).engines
+  expect(accepted('http://gpu-7:19730/api/collective_rpc')).toHaveLength(1)
+  expect(accepted('http://localhost/x', '/run/a.sock')).toHaveLength(1)
+  expect(accepted('http://localhost/x', '/run/b.sock')).toHaveLength(1)
+  for (const url of [
+    'http://gpu-7:1973/api/collective_rpc',
+    'http://gpu-7:19730/apix',
+    'https://gpu-7:19730/api/x',
+    'http://gpu-7:19730@elsewhere/api/x',
+    'http://user:secret@gpu-7:19730/api/x',
+    'http://127.0.0.1:19730/api/x',
+  ]) {
+    await failure(() => accepted(url), 'engine_not_allowed')
+  }
+  await failure(() => accepted('http://gpu-7:19730/api/x', '/run/c.sock'), 'engine_not_allowed')
+})

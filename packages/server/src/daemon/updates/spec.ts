@@ -1,0 +1,177 @@
+import { randomUUID } from 'node:crypto'
+import {
+  CkptError,
+  type EngineTarget,
+  OPEN_TIMEOUT_SECONDS,
+  PAUSE_TIMEOUT_SECONDS,
+  UPDATE_TIMEOUT_SECONDS,
+  type UpdateRequest,
+} from '@ckpt/core'
+import type { EngineKind, PauseMode } from '../../engines/adapter.ts'
+import { EngineClient, parseEngineUrl } from '../../engines/client.ts'
+import { isLoopback } from '../../engines/identity.ts'
+import type { DaemonOptions } from '../types.ts'
+
+/** The method of checkpoint-engine's worker extension, and of ours. */
+const ENGINE_METHOD = 'update_weights_from_ipc'
+
+export interface EngineSpec {
+  /** The same for every URL of one server. */
+  readonly key: string
+  readonly url: string
+  readonly uds: string | null
+  /** null: to be detected. */
+  readonly kind: EngineKind | null
+  /** In the order of the engine's workers. */
+  readonly ranks: readonly number[]
+}
+
+/** A checked update request with every default filled in. */
+export interface UpdateSpec {
+  readonly id: string
+  readonly checkpoint: string
+  /** Ascending. */
+  readonly ranks: readonly number[]
+  /** Empty: nobody is contacted and the map is published. */
+  readonly engines: readonly EngineSpec[]
+  readonly timeoutMs: number
+  readonly openMs: number
+  readonly pauseMs: number
+  /** null: engines are not paused. */
+  readonly pause: PauseMode | null
+  readonly mode: 'auto' | 'pipelined' | 'serial'
+  readonly method: string
+  readonly weightVersion: string | null
+}
+
+/**
+ * Checks a request against this daemon.
+ *
+ * @throws CkptError `bad_request`, `engine_not_allowed`, `not_supported`
+ */
+export function makeSpec(
+  checkpoint: string,
+  request: UpdateRequest,
+  options: DaemonOptions,
+): UpdateSpec {
+  const mode = request.mode ?? 'auto'
+  if (mode === 'direct') {
+    throw new CkptError(
+      'not_supported',
+      'no engine of this update has a placement map: mode direct',
+    )
+  }
+  if (request.require === 'survivors') {
+    throw new CkptError('not_supported', 'require: survivors is for updates of several hosts')
+  }
+  const ranks = ranksOf(request.ranks ?? [], options)
+  const pause = request.pause ?? 'none'
+  return {
+    id: request.update_id ?? randomUUID(),
+    checkpoint,
+    ranks,
+    engines: enginesOf(request, ranks, options),
+    timeoutMs: (request.timeout ?? UPDATE_TIMEOUT_SECONDS) * 1000,
+    openMs: (request.open_timeout ?? OPEN_TIMEOUT_SECONDS) * 1000,
+    pauseMs: (request.pause_timeout ?? PAUSE_TIMEOUT_SECONDS) * 1000,
+    pause: pause === 'none' ? null : pause,
+    mode,
+    method: request.engine_method ?? ENGINE_METHOD,
+    weightVersion: request.weight_version ?? null,
+  }
+}
+
+function ranksOf(asked: readonly number[], options: DaemonOptions): number[] {
+  const known = options.ranks.map((one) => one.rank)
+  const unknown = asked.find((rank) => !known.includes(rank))
+  if (unknown !== undefined) {
+    throw new CkptError('bad_request', `there is no rank ${unknown}: ${known.length} ranks exist`)
+  }
+  const ranks = asked.length === 0 ? known : [...new Set(asked)]
+  return ranks.sort((a, b) => a - b)
+}
+
+/** The old fields are the form with one engine. */
+function targetsOf(request: UpdateRequest): readonly EngineTarget[] {
+  const { update_url: url, uds, inference_group_ranks: group, engines, engine } = request
+  if (url === undefined || url === null) {
+    return (engines ?? []).map((one) => ({ engine, ...one }))
+  }
+  if (engines !== undefined && engines.length > 0) {
+    throw new CkptError('bad_request', 'update_url and engines exclude each other')
+  }
+  return [{ url, ranks: group ?? [], engine, ...(uds ? { uds } : {}) }]
+}
+
+function enginesOf(
+  request: UpdateRequest,
+  ranks: readonly number[],
+  options: DaemonOptions,
+): EngineSpec[] {
+  const targets = targetsOf(request)
+  const taken = new Map<number, string>()
+  return targets.map((target) => {
+    if (target.ranks.length === 0 && targets.length > 1) {
+      throw new CkptError(
+        'bad_request',
+        `ranks of ${target.url}: each of several engines needs them`,
+      )
+    }
+    const own = target.ranks.length === 0 ? ranks : target.ranks
+    for (const rank of own) {
+      if (!ranks.includes(rank)) {
+        throw new CkptError('bad_request', `rank ${rank} of ${target.url} is not in this update`)
+      }
+      const other = taken.get(rank)
+      if (other !== undefined) {
+        throw new CkptError('bad_request', `rank ${rank} belongs to ${other} and to ${target.url}`)
+      }
+      taken.set(rank, target.url)
+    }
+    return engineOf(target, own, options)
+  })
+}
+
+function engineOf(
+  target: EngineTarget,
+  ranks: readonly number[],
+  options: DaemonOptions,
+): EngineSpec {
+  const { url, engine } = target
+  const uds = target.uds ?? null
+  checkAllowed(url, uds, options.allowedEngines)
+  const { base } = new EngineClient({ url, uds, token: null })
+  return {
+    key: uds === null ? base : `${base} unix:${uds}`,
+    url,
+    uds,
+    kind: engine === undefined || engine === 'auto' ? null : engine,
+    ranks: [...ranks],
+  }
+}
+
+/** An entry of the list is a URL prefix, or the path of a Unix socket with or without `unix:`. */
+function checkAllowed(url: string, uds: string | null, allowed: readonly string[] | null): void {
+  const parsed = parseEngineUrl(url)
+  const where = uds === null ? url : `unix:${uds}`
+  const accepted =
+    allowed === null
+      ? uds !== null || isLoopback(parsed)
+      : allowed.some((entry) => (uds === null ? isUnder(parsed, entry) : isSocket(uds, entry)))
+  if (accepted) return
+  const list = allowed === null ? 'loopback and Unix sockets' : allowed.join(', ')
+  throw new CkptError('engine_not_allowed', `engine ${where} is not allowed; allowed: ${list}`)
+}
+
+function isSocket(uds: string, entry: string): boolean {
+  return entry === uds || entry === `unix:${uds}`
+}
+
+/** Compared as URLs: `http://host:1` must not allow `http://host:19730`, nor `http://host:1@elsewhere`. */
+function isUnder(url: URL, entry: string): boolean {
+  const allowed = URL.parse(entry)
+  if (allowed === null || allowed.origin !== url.origin) return false
+  if (url.username !== '' || url.password !== '') return false
+  const prefix = allowed.pathname.replace(/\/+$/, '')
+  return url.pathname === prefix || url.pathname.startsWith(`${prefix}/`)
+}

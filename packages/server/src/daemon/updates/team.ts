@@ -1,0 +1,237 @@
+import type { Dialect, Failure } from '@ckpt/core'
+import { CkptError } from '@ckpt/core'
+import type { RankLink } from '../rank/link.ts'
+import {
+  type OpenAnswer,
+  type OpenOptions,
+  PROGRESS_ACKED,
+  PROGRESS_BYTES,
+  PROGRESS_SENT,
+  type RankEvent,
+  type StageIntervals,
+} from '../rank/messages.ts'
+import type { RankInfo } from '../types.ts'
+
+const GROUP_MS = 1000
+
+/** What one rank needs to open; the rest of {@link OpenOptions} is the team's. */
+export type RankOpening = Pick<OpenOptions, 'address' | 'http' | 'dialect'>
+export type TeamOpening = Pick<OpenOptions, 'planKey' | 'buffers' | 'openMs' | 'deadlineMs'>
+
+/** `connected`: whether a worker of the rank's engine has ever connected. */
+export type FailureListener = (failure: Failure, rank: RankInfo, connected: boolean) => void
+
+interface Member {
+  readonly link: RankLink
+  readonly progress: Int32Array
+  opened: boolean
+  transferred: boolean
+  finished: boolean
+  closed: boolean
+  dialect: Dialect | null
+  memory: OpenAnswer | null
+  bytesPeak: number | null
+  bytesAfter: number | null
+  stages: StageIntervals | null
+}
+
+type Step = 'opened' | 'transferred' | 'finished' | 'closed'
+
+/** The ranks of one running update. */
+export class RankTeam {
+  readonly #run: number
+  readonly #members: readonly Member[]
+  readonly #onFailure: FailureListener
+  readonly #steps = {
+    opened: Promise.withResolvers<void>(),
+    transferred: Promise.withResolvers<void>(),
+    finished: Promise.withResolvers<void>(),
+    closed: Promise.withResolvers<void>(),
+  }
+  readonly #unsettled: Promise<void>[] = []
+  #group = 0
+  #aborted: Failure | null = null
+  #opening = false
+
+  constructor(run: number, links: readonly RankLink[], onFailure: FailureListener) {
+    this.#run = run
+    this.#onFailure = onFailure
+    this.#members = links.map((link) => ({
+      link,
+      progress: new Int32Array(new SharedArrayBuffer(PROGRESS_BYTES)),
+      opened: false,
+      transferred: false,
+      finished: false,
+      closed: false,
+      dialect: null,
+      memory: null,
+      bytesPeak: null,
+      bytesAfter: null,
+      stages: null,
+    }))
+  }
+
+  /** Rings, sockets and the group of every rank; throws the first refusal. The rest of the team must then be aborted. */
+  async open(team: TeamOpening, ofRank: (rank: number) => RankOpening): Promise<void> {
+    const ranks = this.#members.map(({ link }) => link.rank.rank)
+    const first = this.#members[0]
+    if (first === undefined) throw new Error('an update has at least one rank')
+    this.#opening = true
+    if (ranks.length > 1) {
+      const request = { type: 'group_create', members: ranks.length } as const
+      this.#group = (await first.link.request(request)).group
+    }
+    if (this.#aborted !== null) {
+      // nobody has opened yet
+      for (const member of this.#members) this.#reach(member, 'closed')
+      throw CkptError.from(this.#aborted)
+    }
+    const refusals = await Promise.all(
+      this.#members.map(async (member) => {
+        const own = ofRank(member.link.rank.rank)
+        member.link.listen(this.#run, (event) => this.#take(member, event))
+        const options: OpenOptions = {
+          ...team,
+          ...own,
+          run: this.#run,
+          ranks,
+          group: this.#group,
+          progress: member.progress.buffer as SharedArrayBuffer,
+        }
+        try {
+          member.memory = await member.link.request({ type: 'open', options })
+          return null
+        } catch (error) {
+          member.link.unlisten()
+          this.#reach(member, 'closed')
+          return CkptError.wrap(error)
+        }
+      }),
+    )
+    const refusal = refusals.find((one) => one !== null)
+    if (refusal) throw refusal
+  }
+
+  begin(): void {
+    for (const { link } of this.#members) link.begin(this.#run)
+  }
+
+  announce(): void {
+    for (const { link } of this.#members) link.announce(this.#run)
+  }
+
+  release(): void {
+    for (const { link } of this.#members) link.release(this.#run)
+  }
+
+  /** The engine of these ranks has answered its update request. */
+  http(ranks: readonly RankInfo[], result: { ok: boolean; status: number; message: string }): void {
+    for (const { link } of this.#of(ranks)) {
+      link.http(this.#run, result)
+      link.engineLeft(this.#run)
+    }
+  }
+
+  /** Every bit is set before any rank can end the group: a rank sees the bit before it sees what the end spoils. */
+  abort(failure: Failure, leaveMs: number): void {
+    this.#aborted ??= failure
+    if (!this.#opening) return
+    for (const { link, closed } of this.#members) if (!closed) link.raiseAbort()
+    for (const { link, closed } of this.#members) {
+      if (!closed) link.abort(this.#run, failure, leaveMs)
+    }
+  }
+
+  reached(step: Step): Promise<void> {
+    return this.#steps[step].promise
+  }
+
+  /** Resolves when no rank uses anything of this update any more. */
+  async left(): Promise<void> {
+    if (!this.#opening) return
+    await this.#steps.closed.promise
+    const [first] = this.#members
+    if (this.#group === 0 || first === undefined || first.link.dead !== null) return
+    const destroyed = first.link.request({ type: 'group_destroy', group: this.#group })
+    this.#group = 0
+    await Promise.race([destroyed.catch(() => {}), Bun.sleep(GROUP_MS)])
+  }
+
+  /** After {@link RankTeam.left}: what must be waited for before the checkpoint may go; null: nothing. */
+  get settling(): Promise<unknown> | null {
+    return this.#unsettled.length === 0 ? null : Promise.all(this.#unsettled)
+  }
+
+  #take(member: Member, event: RankEvent): void {
+    switch (event.type) {
+      case 'failed':
+        return this.#onFailure(event.failure, member.link.rank, event.connected)
+      case 'finished':
+        member.dialect = event.dialect
+        return this.#reach(member, 'finished')
+      case 'closed':
+        if (!event.settled) this.#unsettled.push(member.link.settled(this.#run))
+        member.stages = event.stages
+        member.bytesPeak = event.bytesPeak
+        member.bytesAfter = event.bytesAfter
+        return this.#reach(member, 'closed')
+      default:
+        return this.#reach(member, event.type)
+    }
+  }
+
+  #reach(member: Member, step: Step): void {
+    member[step] = true
+    if (this.#members.every((one) => one[step])) this.#steps[step].resolve()
+  }
+
+  #of(ranks: readonly RankInfo[]): Member[] {
+    return this.#members.filter(({ link }) => ranks.some((one) => one.rank === link.rank.rank))
+  }
+
+  anyOpened(ranks: readonly RankInfo[]): boolean {
+    return this.#of(ranks).some((member) => member.opened)
+  }
+
+  /** Whether an engine at these ranks was sent at least one list. */
+  anySent(ranks: readonly RankInfo[]): boolean {
+    return this.#of(ranks).some(({ progress }) => Atomics.load(progress, PROGRESS_SENT) > 0)
+  }
+
+  allFinished(ranks: readonly RankInfo[]): boolean {
+    return this.#of(ranks).every((member) => member.finished)
+  }
+
+  dialectOf(ranks: readonly RankInfo[]): Dialect | null {
+    return this.#of(ranks).find((member) => member.dialect !== null)?.dialect ?? null
+  }
+
+  /** Buckets that every rank has. */
+  get bucketsDone(): number {
+    const done = this.#members.map(({ progress }) => Atomics.load(progress, PROGRESS_ACKED))
+    return Math.min(...done)
+  }
+
+  /** The rank that has taken the fewest buckets: what an update that makes no progress waits for. */
+  get slowestRank(): number | undefined {
+    const acked = ({ progress }: Member) => Atomics.load(progress, PROGRESS_ACKED)
+    const waiting = this.#members.filter((member) => !member.finished)
+    return waiting.sort((a, b) => acked(a) - acked(b))[0]?.link.rank.rank
+  }
+
+  get stages(): StageIntervals[] {
+    return this.#members.flatMap(({ stages }) => stages ?? [])
+  }
+
+  /** Of the rank whose device was used most. */
+  get deviceBytes(): { before: number; peak: number; after: number } {
+    let most = { before: 0, peak: 0, after: 0 }
+    for (const { memory, bytesPeak, bytesAfter } of this.#members) {
+      if (memory === null) continue
+      const peak = Math.max(memory.bytesAfter, bytesPeak ?? 0)
+      if (peak < most.peak) continue
+      most = { before: memory.bytesBefore, peak, after: bytesAfter ?? peak }
+    }
+    return most
+  }
+}

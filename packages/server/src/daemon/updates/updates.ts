@@ -1,0 +1,173 @@
+import {
+  CkptError,
+  type Failure,
+  type StatusAnswer,
+  type UpdateEvent,
+  type UpdateReport,
+  type UpdateRequest,
+  type UpdateState,
+} from '@ckpt/core'
+import { openLibrary } from '@ckpt/cuda'
+import { Journal, type JournalDocument } from './journal.ts'
+import { log } from '../log.ts'
+import { RankPool } from '../rank/pool.ts'
+import type { Registry } from '../registry/registry.ts'
+import type { DaemonOptions } from '../types.ts'
+import { EngineBook } from './engines.ts'
+import { Planner } from './plan.ts'
+import { UpdateQueue } from './queue.ts'
+import { recoverFrom } from './recovery.ts'
+import { EngineSockets } from './sockets.ts'
+import { makeSpec } from './spec.ts'
+
+/** An update that was accepted. */
+export interface UpdateHandle {
+  readonly id: string
+  /** Rejects with a CkptError; the state of the update then carries the engines' reports. */
+  readonly done: Promise<UpdateReport>
+}
+
+export type UpdatesStatus = Pick<
+  StatusAnswer,
+  'devices' | 'ranks' | 'engines' | 'running_update' | 'queued'
+> & { readonly quarantined_bytes: number }
+
+/** The updates of one daemon: one at a time, the others wait their turn. */
+export interface Updates {
+  /** Ends what a dead predecessor left: engines that wait, shared memory, sockets; restores the torn marks. */
+  recover(): Promise<void>
+  /** Throws at once what is wrong with the request (400, 403, 404, 409, 429, 503). */
+  start(name: string, request: UpdateRequest): UpdateHandle
+  /** Throws `update_not_found`. The last 100 ended updates are remembered. */
+  state(id: string): UpdateState
+  /** Begins with the state of now and ends after `done` or `failed`. Throws `update_not_found`. */
+  events(id: string): AsyncIterable<UpdateEvent>
+  /** Ends an update; without effect when it has ended. Throws `update_not_found`. */
+  abort(id: string, reason?: string): UpdateState
+  status(): UpdatesStatus
+  /** Settles when a device is lost: the daemon must then close and exit with status 4. */
+  readonly deviceLost: Promise<Failure>
+  /** Aborts what runs, releases the engines, ends the rank workers. */
+  close(reason: string): Promise<void>
+}
+
+/** Starts the rank Workers. @throws CkptError `native_missing` and what the devices say */
+export async function createUpdates(options: DaemonOptions, registry: Registry): Promise<Updates> {
+  const sockets = await EngineSockets.open(options.stateDir)
+  const { journal, left } = await Journal.open(options.stateDir, sockets.dir)
+  const library = openLibrary(options.library)
+  const pool = await RankPool.start(options.library, library, options.ranks)
+  return new DaemonUpdates({ options, registry, sockets, journal, left, pool })
+}
+
+interface Parts {
+  readonly options: DaemonOptions
+  readonly registry: Registry
+  readonly sockets: EngineSockets
+  readonly journal: Journal
+  readonly left: JournalDocument | null
+  readonly pool: RankPool
+}
+
+class DaemonUpdates implements Updates {
+  readonly deviceLost: Promise<Failure>
+  readonly #parts: Parts
+  readonly #book: EngineBook
+  readonly #queue: UpdateQueue
+  readonly #closing = new AbortController()
+  #closed: Promise<void> | null = null
+
+  constructor(parts: Parts) {
+    this.#parts = parts
+    this.#book = new EngineBook(parts.journal)
+    const lost = Promise.withResolvers<Failure>()
+    this.deviceLost = lost.promise
+    const context = {
+      ...parts,
+      book: this.#book,
+      planner: new Planner(parts.options),
+      closing: this.#closing.signal,
+    }
+    this.#queue = new UpdateQueue(context, (failure) => {
+      if (failure?.code === 'device_lost') lost.resolve(failure)
+    })
+  }
+
+  async recover(): Promise<void> {
+    const { left, pool, journal } = this.#parts
+    if (left === null) return
+    const { left: waiting, sharedMemory } = await recoverFrom(left, pool, this.#book, journal)
+    const { pid } = left
+    if (sharedMemory.length > 0) {
+      log.info('removed shared memory of the dead daemon {pid}: {sharedMemory}', {
+        pid,
+        sharedMemory,
+      })
+    }
+    for (const address of waiting) {
+      log.warn('an engine of the dead daemon {pid} still waits at {address}', { pid, address })
+    }
+  }
+
+  start(name: string, request: UpdateRequest): UpdateHandle {
+    const { options, registry } = this.#parts
+    const spec = makeSpec(name, request, options)
+    // says now what is wrong with the checkpoint; the version is chosen when its turn comes
+    registry.lease(name).release(false)
+    const record = this.#queue.add(spec, request.if_busy)
+    return { id: record.id, done: record.done }
+  }
+
+  state(id: string): UpdateState {
+    return this.#queue.record(id).state
+  }
+
+  events(id: string): AsyncIterable<UpdateEvent> {
+    return this.#queue.record(id).events()
+  }
+
+  abort(id: string, reason?: string): UpdateState {
+    const message = reason ? `aborted: ${reason}` : 'aborted on request'
+    return this.#queue.abort(id, { code: 'aborted', message })
+  }
+
+  /** Free bytes are those that the rank Workers saw last; idle ones are asked again for the next call. */
+  status(): UpdatesStatus {
+    const { pool } = this.#parts
+    const devices = new Map<number, StatusAnswer['devices'][number]>()
+    for (const link of pool.links) {
+      if (!link.busy && link.dead === null) link.readMemory().catch(() => {})
+      const { device, deviceName, uuid } = link.rank
+      const { freeBytes, totalBytes } = link.memory
+      devices.set(device, {
+        index: device,
+        name: deviceName,
+        uuid,
+        free_bytes: freeBytes,
+        total_bytes: totalBytes,
+      })
+    }
+    return {
+      devices: [...devices.values()],
+      ranks: pool.links.map(({ rank: { rank, device, key } }) => ({ rank, device, key })),
+      engines: this.#book.status(),
+      running_update: this.#queue.runningId,
+      queued: this.#queue.queued,
+      quarantined_bytes: pool.quarantinedBytes,
+    }
+  }
+
+  close(reason: string): Promise<void> {
+    this.#closed ??= this.#close(reason)
+    return this.#closed
+  }
+
+  async #close(reason: string): Promise<void> {
+    const { pool, sockets, journal } = this.#parts
+    await this.#queue.close(reason)
+    this.#closing.abort(new CkptError('shutting_down', reason))
+    await pool.close()
+    await sockets.close()
+    await journal.close()
+  }
+}
