@@ -1,5 +1,5 @@
 import type { Metas } from '@ckpt/core'
-import { createRegistry } from 'ckpt/daemon/registry'
+import { createRegistry } from 'ckpt/daemon/registry/registry'
 import type { TensorShape } from 'ckpt/cli/model-shapes'
 import type { Bench } from './bench.ts'
 import { writeVersions } from './checkpoint.ts'

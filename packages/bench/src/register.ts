@@ -1,4 +1,4 @@
-import { createRegistry, type Registry } from 'ckpt/daemon/registry'
+import { createRegistry, type Registry } from 'ckpt/daemon/registry/registry'
 import type { Library } from '@ckpt/cuda'
 import { type Bench, mib } from './bench.ts'
 import { type BenchCheckpoint, compareHeld, layersOf, writeVersions } from './checkpoint.ts'
