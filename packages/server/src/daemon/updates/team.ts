@@ -212,11 +212,15 @@ export class RankTeam {
     return Math.min(...done)
   }
 
-  /** The rank that has taken the fewest buckets: what an update that makes no progress waits for. */
+  /**
+   * The rank that has taken the fewest buckets, or has not opened its ring yet: what an update that makes no progress waits
+   * for.
+   */
   get slowestRank(): number | undefined {
-    const acked = ({ progress }: Member) => Atomics.load(progress, PROGRESS_ACKED)
+    const taken = ({ opened, progress }: Member) =>
+      opened ? Atomics.load(progress, PROGRESS_ACKED) : -1
     const waiting = this.#members.filter((member) => !member.finished)
-    return waiting.sort((a, b) => acked(a) - acked(b))[0]?.link.rank.rank
+    return waiting.sort((a, b) => taken(a) - taken(b))[0]?.link.rank.rank
   }
 
   get stages(): StageIntervals[] {
