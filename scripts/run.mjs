@@ -194,7 +194,9 @@ async function test(bun, args) {
   const report = join(cache, 'junit.xml')
   mkdirSync(cache, { recursive: true })
   rmSync(report, { force: true })
-  const code = await run(bun, ['test', '--reporter=junit', `--reporter-outfile=${report}`, ...args])
+  // the default of 5 s is too short for tests that start processes on a busy machine
+  const options = ['--timeout=60000', '--reporter=junit', `--reporter-outfile=${report}`]
+  const code = await run(bun, ['test', ...options, ...args])
   const counts = existsSync(report) ? countTests(readFileSync(report, 'utf8')) : null
   const { passed, failed, skipped } = counts ?? { passed: 0, failed: 0, skipped: 0 }
   // a file that does not load has no test case in the report, but it is a failure

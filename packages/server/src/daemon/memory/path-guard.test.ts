@@ -91,7 +91,9 @@ while True:
     const flipping = Bun.spawn(['python3', '-c', flips], { stdout: 'ignore', stderr: 'ignore' })
     const seen = new Map<string, number>()
     try {
-      for (const end = Date.now() + 2000; Date.now() < end; ) {
+      const start = Date.now()
+      // on a busy machine the other process may begin late
+      for (let ms = 0; ms < 2000 || (ms < 30_000 && seen.size < 2); ms = Date.now() - start) {
         const outcome = outcomeOf(guard, join(flip, 'inside'))
         seen.set(outcome, (seen.get(outcome) ?? 0) + 1)
       }
@@ -102,7 +104,7 @@ while True:
     expect(seen.get('SECRET')).toBeUndefined()
     expect(seen.get('inside')).toBeGreaterThan(0)
     expect(seen.get('path_not_allowed')).toBeGreaterThan(0)
-  })
+  }, 40_000)
 })
 
 function outcomeOf(guard: PathGuard, path: string): string {
