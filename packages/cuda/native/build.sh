@@ -5,6 +5,7 @@
 #   build.sh host     libckpt_host.so
 #   build.sh cuda     libckpt_cuda.so; an error without nvcc
 #   build.sh test     builds and runs the C++ tests
+#   build.sh cuda-test builds the C++ tests with the CUDA library and runs them; status 77 without a CUDA device
 #   build.sh asan     the same under AddressSanitizer, tsan: under ThreadSanitizer
 #   build.sh probe S  succeeds when the compiler has the sanitizer S (address, thread)
 #
@@ -111,25 +112,24 @@ build_host() {
     -Wl,-z,nodelete -Wl,-z,defs "-Wl,--version-script=$native/exports.map"
 }
 
-build_cuda() {
-  local sources all
-  shopt -s nullglob
-  sources=("$native"/cuda/*.cu "$native"/cuda/*.cpp)
-  shopt -u nullglob
-  if ((${#sources[@]} == 0)); then
-    echo 'libckpt_cuda.so: no sources yet, left out'
-    return 0
-  fi
-  if ! find_nvcc; then
-    echo 'libckpt_cuda.so: nvcc was not found, left out (install the CUDA toolkit or set CKPT_NVCC)'
-    return "${1:-0}"
-  fi
+# Sets `objects` to those of the CUDA library; an error without nvcc.
+compile_cuda() {
+  local all
+  find_nvcc || return 1
   compile plain "$compiler" "${flags[@]}" -- "$native"/common/*.cpp
   all=("${objects[@]}")
   compile "cuda-$arch" "$nvcc" -ccbin "$compiler" -std=c++20 -O2 -arch="$arch" -cudart static \
     -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror,-pthread \
-    "-I$native/include" "-I$native" "-I$native/common" -- "${sources[@]}"
+    "-I$native/include" "-I$native" "-I$native/common" -- "$native"/cuda/*.cu "$native"/cuda/*.cpp
   objects=("${all[@]}" "${objects[@]}")
+}
+
+build_cuda() {
+  if ! find_nvcc; then
+    echo 'libckpt_cuda.so: nvcc was not found, left out (install the CUDA toolkit or set CKPT_NVCC)'
+    return "${1:-0}"
+  fi
+  compile_cuda
   link "$lib/libckpt_cuda.so" "$nvcc" -ccbin "$compiler" -shared -cudart static -arch="$arch" \
     -Xlinker -z,nodelete -Xlinker -z,defs -Xlinker "--version-script=$native/exports.map" \
     -Xcompiler -pthread -ldl -lrt
@@ -162,6 +162,24 @@ build_tests() {
   compile "$variant" "$compiler" "${flags[@]}" "$@" -- \
     "$native"/common/*.cpp "$native"/host/*.cpp "$native"/tests/*.cpp
   link "$build/$variant/ckpt-tests" "$compiler" -pthread "$@"
+}
+
+# The same with the CUDA library, whatever is of the host library only left out.
+build_cuda_tests() {
+  local library=() sources=() source
+  if ! find_nvcc; then
+    echo 'nvcc was not found: install the CUDA toolkit or set CKPT_NVCC' >&2
+    return 1
+  fi
+  compile_cuda
+  library=("${objects[@]}")
+  for source in "$native"/tests/*.cpp; do
+    [[ $source == */host-*.cpp ]] || sources+=("$source")
+  done
+  compile cuda-test "$compiler" "${flags[@]}" -DCKPT_TESTS_CUDA -- "${sources[@]}"
+  objects=("${library[@]}" "${objects[@]}")
+  link "$build/cuda-test/ckpt-tests" "$nvcc" -ccbin "$compiler" -cudart static -arch="$arch" \
+    -Xcompiler -pthread -ldl -lrt
 }
 
 has_sanitizer() {
@@ -201,10 +219,11 @@ main() {
     host) build_host ;;
     cuda) build_cuda 1 ;;
     test) build_tests plain; run_tests plain ;;
+    cuda-test) build_cuda_tests; run_tests cuda-test ;;
     asan) build_sanitized asan address; ASAN_OPTIONS=detect_leaks=1 run_tests asan ;;
     tsan) build_sanitized tsan thread; TSAN_OPTIONS=second_deadlock_stack=1 run_tests tsan ;;
     probe) has_sanitizer "$2" ;;
-    *) sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+    *) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
   esac
 }
 

@@ -48,14 +48,12 @@ const char* kind() noexcept { return "cuda"; }
 
 void init(const ckpt_config&) {
   if (ckpt::device_count() == 0) fail(CKPT_ERR_UNSUPPORTED, "no CUDA device");
-  driver();
 }
 
 uint32_t device_count() { return ckpt::device_count(); }
 
 void device_describe(uint32_t device, ckpt_device_info& info) {
-  use_device(device);
-  cudaDeviceProp properties;
+  cudaDeviceProp properties;  // asking needs no context
   check_cuda(cudaGetDeviceProperties(&properties, static_cast<int>(device)), "cudaGetDeviceProperties");
   char pci[32] = "";
   check_cuda(cudaDeviceGetPCIBusId(pci, sizeof pci, static_cast<int>(device)), "cudaDeviceGetPCIBusId");
@@ -90,12 +88,17 @@ PinPlan pin_plan(uint64_t bytes, bool read_only) {
 }
 
 void pin_host(void* address, uint64_t bytes, bool read_only) {
-  use_device(0);
+  use_any_device();
   const unsigned flags = cudaHostRegisterPortable | (read_only ? cudaHostRegisterReadOnly : 0u);
   check_cuda(cudaHostRegister(address, bytes, flags), "cudaHostRegister");
 }
 
 void unpin_host(void* address) noexcept {
+  try {
+    use_any_device();
+  } catch (const Error&) {
+    return;
+  }
   if (cudaHostUnregister(address) != cudaSuccess) cudaGetLastError();
 }
 

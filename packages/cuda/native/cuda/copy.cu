@@ -1,9 +1,7 @@
 // Many pieces between two allocations of one device, by one kernel.
-#include <algorithm>
-#include <vector>
+#include "copy.h"
 
-#include "memory.h"
-#include "stream.h"
+#include <algorithm>
 
 namespace ckpt {
 namespace {
@@ -50,20 +48,21 @@ std::vector<ckpt_copy_piece> make_tiles(const std::vector<ckpt_copy_piece>& piec
 
 }  // namespace
 
-// The table of tiles lives on the device in stream order; a copy from pageable memory has read it when the call returns.
-void CudaStream::copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from, std::vector<ckpt_copy_piece> pieces) {
-  const cudaStream_t stream = require_usable();
+// The table of tiles lives on the device in stream order; a copy from pageable memory has read it
+// when the call returns.
+void enqueue_pieces(cudaStream_t stream, uint8_t* to, const uint8_t* from,
+                    const std::vector<ckpt_copy_piece>& pieces) {
   const auto tiles = make_tiles(pieces);
   if (tiles.empty()) return;
-  use_device(device());
   const size_t table_bytes = tiles.size() * sizeof(ckpt_copy_piece);
   void* table = nullptr;
   check_cuda(cudaMallocAsync(&table, table_bytes, stream), "cudaMallocAsync");
-  cudaError_t error = cudaMemcpyAsync(table, tiles.data(), table_bytes, cudaMemcpyHostToDevice, stream);
+  cudaError_t error =
+      cudaMemcpyAsync(table, tiles.data(), table_bytes, cudaMemcpyHostToDevice, stream);
   if (error == cudaSuccess) {
     const unsigned blocks = static_cast<unsigned>(std::min<uint64_t>(tiles.size(), kMaxBlocks));
-    copy_tiles<<<blocks, kThreads, 0, stream>>>(static_cast<CudaMemory&>(*to).at(0), static_cast<CudaMemory&>(*from).at(0),
-                                                static_cast<ckpt_copy_piece*>(table), tiles.size());
+    copy_tiles<<<blocks, kThreads, 0, stream>>>(to, from, static_cast<ckpt_copy_piece*>(table),
+                                                tiles.size());
     error = cudaGetLastError();
   }
   cudaFreeAsync(table, stream);

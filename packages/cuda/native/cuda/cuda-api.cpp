@@ -1,5 +1,8 @@
 #include "cuda-api.h"
 
+#include <algorithm>
+#include <atomic>
+
 namespace ckpt {
 
 bool is_sticky(cudaError_t error) noexcept {
@@ -20,7 +23,8 @@ bool is_sticky(cudaError_t error) noexcept {
     case cudaErrorUnknown:
       return true;
     default:
-      return false;
+      // cudaErrorContained and cudaErrorTensorMemoryLeak, which older toolkits do not name.
+      return static_cast<int>(error) == 226 || static_cast<int>(error) == 721;
   }
 }
 
@@ -36,51 +40,43 @@ void check_cuda(cudaError_t error, const char* what) {
   fail(status, "%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
-void check_driver(CUresult result, const char* what) {
-  if (result == CUDA_SUCCESS) return;
-  const char* text = nullptr;
-  driver().error_string(result, &text);
-  const cudaError_t error = static_cast<cudaError_t>(result);  // the runtime numbers its errors as the driver does
-  fail(is_sticky(error) ? CKPT_ERR_DEVICE_LOST : CKPT_ERR_DEVICE, "%s: %s (error %d)", what,
-       text == nullptr ? "unknown" : text, static_cast<int>(result));
-}
-
 uint32_t device_count() {
   int count = 0;
   check_cuda(cudaGetDeviceCount(&count), "counting CUDA devices");
   return static_cast<uint32_t>(count);
 }
 
+namespace {
+
+std::atomic<int> first_used{-1};
+
+}  // namespace
+
 void use_device(uint32_t device) {
   static const uint32_t count = device_count();
   if (device >= count) fail(CKPT_ERR_INVALID, "device %u: there are %u", device, count);
   check_cuda(cudaSetDevice(static_cast<int>(device)), "cudaSetDevice");
+  int none = -1;
+  first_used.compare_exchange_strong(none, static_cast<int>(device));
 }
 
-namespace {
+void use_any_device() { use_device(static_cast<uint32_t>(std::max(first_used.load(), 0))); }
 
-template <class Function>
-void find(const char* symbol, Function& function) {
+uint64_t allocation_bytes(const void* pointer) {
+  using Range = CUresult (*)(CUdeviceptr*, size_t*, CUdeviceptr);
   void* address = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-  check_cuda(cudaGetDriverEntryPointByVersion(symbol, &address, 12000, cudaEnableDefault, &found), symbol);
-  if (found != cudaDriverEntryPointSuccess) fail(CKPT_ERR_UNSUPPORTED, "the CUDA driver has no %s", symbol);
-  function = reinterpret_cast<Function>(address);
-}
-
-Driver find_all() {
-  Driver found{};
-  find("cuStreamWaitValue32", found.stream_wait_value32);
-  find("cuStreamWriteValue32", found.stream_write_value32);
-  find("cuGetErrorString", found.error_string);
-  return found;
-}
-
-}  // namespace
-
-const Driver& driver() {
-  static const Driver found = find_all();
-  return found;
+  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &address, 12000,
+                                                             cudaEnableDefault, &found);
+  if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) {
+    cudaGetLastError();
+    return UINT64_MAX;
+  }
+  CUdeviceptr base = 0;
+  size_t bytes = 0;
+  const CUdeviceptr at = reinterpret_cast<CUdeviceptr>(pointer);
+  if (reinterpret_cast<Range>(address)(&base, &bytes, at) != CUDA_SUCCESS) return UINT64_MAX;
+  return base + bytes - at;
 }
 
 }  // namespace ckpt

@@ -1,4 +1,4 @@
-// What every file of this folder needs of CUDA: errors as exceptions, the current device, the driver's functions.
+// What every file of this folder needs of CUDA: errors as exceptions, the current device.
 #pragma once
 
 #include <cuda.h>
@@ -12,7 +12,6 @@ namespace ckpt {
 
 // Throws CKPT_ERR_DEVICE, CKPT_ERR_DEVICE_LOST for an error that ends the context, CKPT_ERR_MEMORY for want of memory.
 void check_cuda(cudaError_t error, const char* what);
-void check_driver(CUresult result, const char* what);
 
 // True for errors after which no call on this context can succeed: the process must end.
 bool is_sticky(cudaError_t error) noexcept;
@@ -21,12 +20,11 @@ bool is_sticky(cudaError_t error) noexcept;
 void use_device(uint32_t device);
 uint32_t device_count();
 
-// Functions of libcuda.so.1, found through the runtime so that the library loads where no driver is.
-struct Driver {
-  CUresult (*stream_wait_value32)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
-  CUresult (*stream_write_value32)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
-  CUresult (*error_string)(CUresult, const char**);
-};
-const Driver& driver();
+// For what belongs to no device: the first that was used, so that no other gets a context (some
+// 500 MB of its memory).
+void use_any_device();
+
+// From the pointer to the end of its allocation; UINT64_MAX when the driver does not say.
+uint64_t allocation_bytes(const void* pointer);
 
 }  // namespace ckpt

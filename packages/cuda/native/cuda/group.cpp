@@ -1,135 +1,192 @@
 #include "group.h"
 
-#include <chrono>
-#include <thread>
+#include "peers.h"
 
 namespace ckpt {
-namespace {
 
-constexpr uint32_t kMaxMembers = 64;
-// Larger than every number that a broadcast waits for: the device compares the signed difference.
-constexpr uint32_t kReleaseAll = 0x7fffffff;
-constexpr auto kAbortInterval = std::chrono::microseconds(100);
-constexpr auto kAbortLimit = std::chrono::seconds(5);
-
-// With unified addressing, the host's address of the counter is the device's.
-CUdeviceptr address(volatile uint32_t& value) { return reinterpret_cast<CUdeviceptr>(&value); }
-
-void write_value(cudaStream_t stream, volatile uint32_t& counter, uint32_t value) {
-  check_driver(driver().stream_write_value32(stream, address(counter), value, CU_STREAM_WRITE_VALUE_DEFAULT), "cuStreamWriteValue32");
+void CudaGroup::require_not_aborted_locked() const {
+  if (aborted_) fail(CKPT_ERR_ABORTED, "the group was aborted");
 }
 
-void wait_value(cudaStream_t stream, volatile uint32_t& counter, uint32_t value) {
-  check_driver(driver().stream_wait_value32(stream, address(counter), value, CU_STREAM_WAIT_VALUE_GEQ), "cuStreamWaitValue32");
-}
-
-}  // namespace
-
-CudaGroup::CudaGroup(uint32_t members) : Group(members), members_(members) {
-  if (members == 0 || members > kMaxMembers) fail(CKPT_ERR_INVALID, "a group of %u members (1 to %u)", members, kMaxMembers);
-  void* memory = nullptr;
-  check_cuda(cudaHostAlloc(&memory, 2 * members * sizeof(Counter), cudaHostAllocPortable | cudaHostAllocMapped), "cudaHostAlloc");
-  counters_ = static_cast<Counter*>(memory);
-  for (uint32_t i = 0; i < 2 * members; i++) counters_[i].value = 0;
-}
-
-CudaGroup::~CudaGroup() { cudaFreeHost(counters_); }
-
-void CudaGroup::join(uint32_t member, std::shared_ptr<Stream> stream, std::shared_ptr<Memory> memory) {
+void CudaGroup::join(uint32_t member, std::shared_ptr<Stream> stream,
+                     std::shared_ptr<Memory> memory) {
+  const auto on = std::static_pointer_cast<CudaStream>(std::move(stream));
   std::lock_guard lock(mutex_);
-  Member& self = members_[member];
-  if (self.stream.lock()) fail(CKPT_ERR_STATE, "member %u has joined already", member);
-  if (stream->device() != memory->device()) {
-    fail(CKPT_ERR_INVALID, "member %u: its stream is on device %u, its memory on %u", member, stream->device(), memory->device());
+  require_not_aborted_locked();
+  Member& self = joined_[member];
+  if (self.joined) fail(CKPT_ERR_STATE, "member %u has joined", member);
+  if (on->device() != memory->device()) {
+    fail(CKPT_ERR_INVALID, "member %u: its stream is on device %u, its memory on %u", member,
+         on->device(), memory->device());
   }
-  for (const Member& other : members_) {
-    if (other.stream.lock() == stream) fail(CKPT_ERR_INVALID, "member %u: its stream has joined for another member", member);
+  for (const Member& other : joined_) {
+    const auto its = other.stream.lock();
+    if (its == on) fail(CKPT_ERR_INVALID, "the stream has joined as another member");
+    if (its) let_devices_meet(its->device(), on->device());
   }
-  self.stream = std::static_pointer_cast<CudaStream>(stream);
-  self.memory = std::static_pointer_cast<CudaMemory>(memory);
+  self.joined = true;
+  self.stream = on;
+  self.memory = std::static_pointer_cast<CudaMemory>(std::move(memory));
 }
 
-// Under mutex_. Members that disagree would copy different bytes, or wait for each other for ever.
-void CudaGroup::agree(uint32_t number, uint32_t root, uint64_t offset, uint64_t bytes) {
-  const uint32_t index = number - first_call_;
-  if (index == calls_.size()) calls_.push_back({root, offset, bytes, 0});
-  Call& call = calls_[index];
-  if (call.root != root || call.offset != offset || call.bytes != bytes) {
-    fail(CKPT_ERR_INVALID, "broadcast %u: a member says root %u, offset %llu, %llu bytes, another root %u, offset %llu, %llu bytes", number,
-         root, static_cast<unsigned long long>(offset), static_cast<unsigned long long>(bytes), call.root,
-         static_cast<unsigned long long>(call.offset), static_cast<unsigned long long>(call.bytes));
+// Members that disagree would copy different bytes, or wait for each other for ever.
+std::shared_ptr<CudaGroup::Round> CudaGroup::round_locked(uint64_t number, uint32_t root,
+                                                          uint64_t offset, uint64_t bytes) {
+  std::shared_ptr<Round>& round = rounds_[number];
+  if (round == nullptr) {
+    round = std::make_shared<Round>();
+    round->number = number;
+    round->root = root;
+    round->offset = offset;
+    round->bytes = bytes;
+  } else if (round->root != root || round->offset != offset || round->bytes != bytes) {
+    fail(CKPT_ERR_INVALID, "the members call different broadcasts: root %u and %u", round->root,
+         root);
   }
-  call.arrived++;
-  while (!calls_.empty() && calls_.front().arrived == members()) {
-    calls_.pop_front();
-    first_call_++;
-  }
-}
-
-void CudaGroup::enqueue_root(cudaStream_t stream, uint32_t root, uint32_t number) {
-  write_value(stream, posted(root).value, number);
-  for (uint32_t other = 0; other < members(); other++) {
-    if (other != root) wait_value(stream, taken(other).value, number);
-  }
-}
-
-void CudaGroup::enqueue_copy(cudaStream_t stream, uint32_t member, const CudaMemory& to, const CudaMemory& from, const Call& call,
-                             uint32_t number) {
-  wait_value(stream, posted(call.root).value, number);
-  check_cuda(cudaMemcpyPeerAsync(to.at(call.offset), static_cast<int>(to.device()), from.at(call.offset), static_cast<int>(from.device()),
-                                 call.bytes, stream),
-             "cudaMemcpyPeerAsync");
-  write_value(stream, taken(member).value, number);
+  return round;
 }
 
 void CudaGroup::broadcast(uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes) {
-  std::lock_guard lock(mutex_);
-  if (abort_->aborted()) fail(CKPT_ERR_ABORTED, "the group was aborted");
-  Member& self = members_[member];
-  const auto stream = self.stream.lock();
-  const auto memory = self.memory.lock();
-  if (!stream || !memory) fail(CKPT_ERR_STATE, "member %u has not joined", member);
-  require_range("broadcast", offset, bytes, memory->bytes());
-  const auto source = members_[root].memory.lock();
-  if (!source) fail(CKPT_ERR_STATE, "the root %u has not joined", root);
-  require_range("broadcast, at the root", offset, bytes, source->bytes());
-  const cudaStream_t raw = stream->require_usable();
-  agree(self.broadcasts + 1, root, offset, bytes);
-  const uint32_t number = ++self.broadcasts;
-  use_device(stream->device());
-  stream->follow(abort_);
-  if (member == root) {
-    enqueue_root(raw, root, number);
-  } else {
-    enqueue_copy(raw, member, *memory, *source, {root, offset, bytes, 0}, number);
-  }
-}
-
-// Opens every wait; true when no stream has work left.
-bool CudaGroup::release_streams() {
-  for (uint32_t i = 0; i < 2 * members(); i++) counters_[i].value = kReleaseAll;
-  bool idle = true;
-  for (const Member& member : members_) {
-    const auto stream = member.stream.lock();
-    if (!stream) continue;
-    use_device(stream->device());
-    idle = stream->idle() && idle;
-  }
-  return idle;
-}
-
-// A member's own write behind its copy lowers its counter again, so the counters are raised until every stream is idle.
-void CudaGroup::abort() {
-  abort_->set();
-  const auto deadline = std::chrono::steady_clock::now() + kAbortLimit;
-  for (;;) {
-    {
-      std::lock_guard lock(mutex_);
-      if (release_streams()) return;
+  Member& self = joined_[member];
+  std::lock_guard calling(self.calling);
+  std::shared_ptr<CudaStream> stream;
+  std::shared_ptr<CudaMemory> memory;
+  std::shared_ptr<Round> round;
+  {
+    std::lock_guard lock(mutex_);
+    require_not_aborted_locked();
+    if (!self.joined) fail(CKPT_ERR_STATE, "member %u has not joined", member);
+    stream = self.stream.lock();
+    memory = self.memory.lock();
+    if (stream == nullptr || memory == nullptr) {
+      fail(CKPT_ERR_STATE, "the stream or memory of member %u was freed", member);
     }
-    if (std::chrono::steady_clock::now() >= deadline) fail(CKPT_ERR_TIMEOUT, "the group's streams are still busy after its abort");
-    std::this_thread::sleep_for(kAbortInterval);
+    require_range("broadcast", offset, bytes, memory->bytes());
+    round = round_locked(self.next_round, root, offset, bytes);
   }
+  if (member == root) {
+    add_root(*stream, std::move(round), std::move(memory));
+  } else {
+    add_member(*stream, std::move(round), std::move(memory));
+  }
+  self.next_round++;
+}
+
+void CudaGroup::add_root(CudaStream& stream, std::shared_ptr<Round> round,
+                         std::shared_ptr<CudaMemory> memory) {
+  auto ready = std::make_shared<Mark>(stream.device());
+  const auto group = shared_from_this();
+  std::shared_ptr<Gate> all_taken(round, &round->all_taken);
+  stream.add({{CudaStream::After::error_too,
+               [group, round, ready = std::move(ready), memory](Turn& turn) {
+                 round->ready = ready;
+                 group->give(turn, *round, memory);
+               }},
+              {CudaStream::After::error_too,
+               [group, round](Turn& turn) { group->collect(turn, *round); },
+               std::move(all_taken)}});
+}
+
+void CudaGroup::add_member(CudaStream& stream, std::shared_ptr<Round> round,
+                           std::shared_ptr<CudaMemory> memory) {
+  std::shared_ptr<Gate> posted(round, &round->posted);
+  stream.add({{CudaStream::After::error_too,
+               [group = shared_from_this(), round, memory](Turn& turn) {
+                 group->take(turn, *round, memory);
+               },
+               std::move(posted)}});
+}
+
+void CudaGroup::count_locked(Round& round, uint32_t taken, Wakes& wakes) {
+  round.taken += taken;
+  if (round.taken == members() - 1) round.all_taken.open(wakes);
+}
+
+void CudaGroup::give(Turn& turn, Round& round, std::shared_ptr<CudaMemory> memory) {
+  std::lock_guard lock(mutex_);
+  require_not_aborted_locked();
+  Wakes nobody;
+  round.ready->record(turn.stream, turn.error, nobody);
+  round.failure = round.ready->error();
+  if (!round.failure) round.source = std::move(memory);
+  round.posted.open(turn.wakes);
+  count_locked(round, 0, turn.wakes);
+  if (round.failure && !turn.error) throw Error(*round.failure);
+}
+
+// Behind an abort some copies may have been enqueued: they read the root's memory.
+void CudaGroup::collect(Turn& turn, Round& round) {
+  std::vector<std::shared_ptr<Mark>> copies;
+  bool all;
+  {
+    std::lock_guard lock(mutex_);
+    rounds_.erase(round.number);
+    copies = std::move(round.copies);
+    all = round.taken == members() - 1;
+    round.source = nullptr;
+  }
+  for (const auto& copied : copies) copied->make_wait(turn.stream);
+  if (!all) fail(CKPT_ERR_ABORTED, "the group was aborted");
+}
+
+void CudaGroup::take(Turn& turn, Round& round, std::shared_ptr<CudaMemory> memory) {
+  {
+    std::lock_guard lock(mutex_);
+    require_not_aborted_locked();
+  }
+  std::shared_ptr<Mark> copied;
+  std::shared_ptr<const Error> error = round.failure;
+  // A member whose own stream has failed takes nothing, but the others go on.
+  if (!error && !turn.error) {
+    try {
+      copied = copy(turn, round, std::move(memory));
+    } catch (const Error& failed) {
+      error = std::make_shared<const Error>(failed);
+    }
+  }
+  {
+    std::lock_guard lock(mutex_);
+    if (copied) round.copies.push_back(std::move(copied));
+    count_locked(round, 1, turn.wakes);
+    // The root may not have waited for this copy, and write what it reads.
+    if (!error) require_not_aborted_locked();
+  }
+  if (error) throw Error(*error);
+}
+
+std::shared_ptr<Mark> CudaGroup::copy(Turn& turn, Round& round,
+                                      std::shared_ptr<CudaMemory> memory) {
+  const auto source = round.source;
+  const auto copied = std::make_shared<Mark>(memory->device());
+  const int to = static_cast<int>(memory->device());
+  const int from = static_cast<int>(source->device());
+  round.ready->make_wait(turn.stream);
+  turn.use({memory, source}, [&] {
+    const auto target = memory->at(round.offset);
+    const auto bytes = source->at(round.offset);
+    check_cuda(to == from ? cudaMemcpyAsync(target, bytes, round.bytes, cudaMemcpyDeviceToDevice,
+                                            turn.stream)
+                          : cudaMemcpyPeerAsync(target, to, bytes, from, round.bytes, turn.stream),
+               "the copy of a broadcast");
+    Wakes nobody;
+    copied->record(turn.stream, nullptr, nobody);
+    if (copied->error()) throw Error(*copied->error());
+  });
+  return copied;
+}
+
+void CudaGroup::abort() {
+  Wakes wakes;
+  {
+    std::lock_guard lock(mutex_);
+    aborted_ = true;
+    for (const auto& [number, round] : rounds_) {
+      round->posted.open(wakes);
+      round->all_taken.open(wakes);
+    }
+    rounds_.clear();
+  }
+  CudaStream::wake(std::move(wakes));
 }
 
 }  // namespace ckpt

@@ -1,63 +1,73 @@
 // Broadcast among the ranks of one process by copies between their rings.
 //
-// Nothing on the host orders the members: each call enqueues on its own stream, and the streams meet through counters in
-// pinned host memory (cuStreamWriteValue32, cuStreamWaitValue32), which take no multiprocessor and no spinning thread.
+// The streams meet by events. A member's copy is enqueued once the root's stream has come to the
+// broadcast, and the root's stream goes on once every member's copy is enqueued; until then the
+// stream is held on the host (gate.h).
 //
-//   root      post = n                                     wait until every other member's taken >= n
-//   member    wait until root's post >= n, copy its bytes, taken = n
+//   root      record `ready`                                 wait for every member's copy
+//   member    wait for `ready`, copy, record its copy
 #pragma once
 
-#include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
 
-#include "abort-flag.h"
 #include "memory.h"
 #include "stream.h"
 
 namespace ckpt {
 
-class CudaGroup : public Group {
+class CudaGroup : public Group, public std::enable_shared_from_this<CudaGroup> {
  public:
-  explicit CudaGroup(uint32_t members);
-  ~CudaGroup() override;
-
-  void join(uint32_t member, std::shared_ptr<Stream> stream, std::shared_ptr<Memory> memory) override;
+  explicit CudaGroup(uint32_t members) : Group(members), joined_(members) {}
+  void join(uint32_t member, std::shared_ptr<Stream> stream,
+            std::shared_ptr<Memory> memory) override;
   void broadcast(uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes) override;
+  // What the device has been given already still completes; the rest never starts.
   void abort() override;
 
  private:
-  // A counter has a cache line of its own: the devices of several members write them at the same time.
-  struct alignas(64) Counter {
-    volatile uint32_t value;
-  };
+  using Turn = CudaStream::Turn;
   struct Member {
+    std::mutex calling;  // one broadcast at a time; taken before every other lock
+    bool joined = false;
     std::weak_ptr<CudaStream> stream;
     std::weak_ptr<CudaMemory> memory;
-    uint32_t broadcasts = 0;
+    uint64_t next_round = 0;
   };
-  // A broadcast that some members have not called yet: what the first said holds for all.
-  struct Call {
+  // The k-th broadcast of every member.
+  struct Round {
+    uint64_t number;
     uint32_t root;
     uint64_t offset;
     uint64_t bytes;
-    uint32_t arrived;
+    Gate posted;                           // the root's stream has come to it
+    std::shared_ptr<const Error> failure;  // of the root's stream: then there is nothing to take
+    std::shared_ptr<CudaMemory> source;    // the root's memory
+    std::shared_ptr<Mark> ready;
+    Gate all_taken;                        // nothing more will be enqueued that reads `source`
+    uint32_t taken = 0;
+    std::vector<std::shared_ptr<Mark>> copies;
   };
 
-  Counter& posted(uint32_t member) noexcept { return counters_[2 * member]; }
-  Counter& taken(uint32_t member) noexcept { return counters_[2 * member + 1]; }
-  void agree(uint32_t number, uint32_t root, uint64_t offset, uint64_t bytes);
-  bool release_streams();
-  void enqueue_root(cudaStream_t stream, uint32_t root, uint32_t number);
-  void enqueue_copy(cudaStream_t stream, uint32_t member, const CudaMemory& to, const CudaMemory& from, const Call& call, uint32_t number);
+  std::shared_ptr<Round> round_locked(uint64_t number, uint32_t root, uint64_t offset,
+                                      uint64_t bytes);
+  void add_root(CudaStream& stream, std::shared_ptr<Round> round,
+                std::shared_ptr<CudaMemory> memory);
+  void add_member(CudaStream& stream, std::shared_ptr<Round> round,
+                  std::shared_ptr<CudaMemory> memory);
+  void give(Turn& turn, Round& round, std::shared_ptr<CudaMemory> memory);
+  void collect(Turn& turn, Round& round);
+  void take(Turn& turn, Round& round, std::shared_ptr<CudaMemory> memory);
+  std::shared_ptr<Mark> copy(Turn& turn, Round& round, std::shared_ptr<CudaMemory> memory);
+  void count_locked(Round& round, uint32_t taken, Wakes& wakes);
+  void require_not_aborted_locked() const;
 
-  std::mutex mutex_;
-  std::vector<Member> members_;
-  std::deque<Call> calls_;       // call i of the deque is broadcast first_call_ + i
-  uint32_t first_call_ = 1;
-  Counter* counters_ = nullptr;
-  std::shared_ptr<AbortFlag> abort_ = std::make_shared<AbortFlag>();
+  std::mutex mutex_;  // taken behind a stream's
+  bool aborted_ = false;
+  std::vector<Member> joined_;
+  std::map<uint64_t, std::shared_ptr<Round>> rounds_;  // those that have not ended on the root
 };
 
 }  // namespace ckpt

@@ -8,6 +8,7 @@
 namespace ckpt {
 namespace {
 
+constexpr uint64_t kBlockBytes = 2 << 20;
 constexpr uint64_t kHashChunkBytes = 8 << 20;
 
 // Pinned staging: pageable copies would go through a buffer of the driver anyway.
@@ -23,9 +24,14 @@ class Staging {
 
 }  // namespace
 
+// Small allocations of CUDA share blocks of 2 MiB, and an exported handle opens the whole block:
+// an allocation has its blocks for itself (CUDA C++ Programming Guide, Interprocess Communication).
 CudaMemory::CudaMemory(uint32_t device, uint64_t bytes) : Memory(device, bytes), opened_(false) {
   use_device(device);
-  const cudaError_t error = cudaMalloc(&pointer_, bytes);
+  const uint64_t blocks = bytes / kBlockBytes + (bytes % kBlockBytes != 0);
+  const cudaError_t error = blocks > UINT64_MAX / kBlockBytes
+                                ? cudaErrorMemoryAllocation
+                                : cudaMalloc(&pointer_, blocks * kBlockBytes);
   if (error != cudaErrorMemoryAllocation) {
     check_cuda(error, "cudaMalloc");
     return;
@@ -37,12 +43,19 @@ CudaMemory::CudaMemory(uint32_t device, uint64_t bytes) : Memory(device, bytes),
        static_cast<unsigned long long>(bytes), free_bytes, total_bytes);
 }
 
-CudaMemory::CudaMemory(uint32_t device, const uint8_t* handle, uint64_t bytes) : Memory(device, bytes), opened_(true) {
+CudaMemory::CudaMemory(uint32_t device, const uint8_t* handle, uint64_t bytes)
+    : Memory(device, bytes), opened_(true) {
   static_assert(sizeof(cudaIpcMemHandle_t) == CKPT_HANDLE_BYTES);
   cudaIpcMemHandle_t raw;
   std::memcpy(&raw, handle, sizeof raw);
   use_device(device);
-  check_cuda(cudaIpcOpenMemHandle(&pointer_, raw, cudaIpcMemLazyEnablePeerAccess), "cudaIpcOpenMemHandle");
+  check_cuda(cudaIpcOpenMemHandle(&pointer_, raw, cudaIpcMemLazyEnablePeerAccess),
+             "cudaIpcOpenMemHandle");
+  const uint64_t there = allocation_bytes(pointer_);
+  if (there >= bytes) return;
+  cudaIpcCloseMemHandle(pointer_);
+  fail(CKPT_ERR_INVALID, "the handle's memory has %llu bytes, not %llu",
+       static_cast<unsigned long long>(there), static_cast<unsigned long long>(bytes));
 }
 
 CudaMemory::~CudaMemory() {

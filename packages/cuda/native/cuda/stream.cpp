@@ -3,11 +3,33 @@
 #include <algorithm>
 
 #include "buffer.h"
+#include "copy.h"
+#include "event.h"
 #include "memory.h"
-#include "notifier.h"
+#include "poller.h"
 #include "signals.h"
 
 namespace ckpt {
+namespace {
+
+constexpr size_t kHeldMax = 1u << 20;
+
+// Cut where a registration ends: a copy that crosses from one into the next fails
+// (cudaErrorInvalidValue).
+void enqueue_h2d(cudaStream_t stream, uint8_t* to, const Buffer& from, uint64_t from_offset,
+                 uint64_t bytes) {
+  const uint64_t piece_bytes = from.pin_piece_bytes();
+  for (uint64_t done = 0; done < bytes;) {
+    const uint64_t at = from_offset + done;
+    const uint64_t count = std::min(bytes - done, piece_bytes - at % piece_bytes);
+    check_cuda(cudaMemcpyAsync(to + done, from.address() + at, count, cudaMemcpyHostToDevice,
+                               stream),
+               "copying to the device");
+    done += count;
+  }
+}
+
+}  // namespace
 
 CudaStream::CudaStream(uint32_t device) : Stream(device) {
   use_device(device);
@@ -15,83 +37,164 @@ CudaStream::CudaStream(uint32_t device) : Stream(device) {
 }
 
 CudaStream::~CudaStream() {
-  if (stream_ != nullptr && cudaSetDevice(static_cast<int>(device())) == cudaSuccess) cudaStreamDestroy(stream_);
+  if (cudaSetDevice(static_cast<int>(device())) == cudaSuccess) cudaStreamDestroy(stream_);
 }
 
 void CudaStream::close() {
   {
-    std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     closed_ = true;
+    not_held_.wait(lock, [this] { return held_.empty(); });
   }
   use_device(device());
-  check_cuda(cudaStreamSynchronize(stream_), "the work in the stream");
+  const cudaError_t error = cudaStreamSynchronize(stream_);
+  release_complete();
+  check_cuda(error, "the work in the stream");
 }
 
-cudaStream_t CudaStream::require_open() {
-  std::lock_guard lock(mutex_);
-  if (closed_) fail(CKPT_ERR_STATE, "the stream is being destroyed");
-  return stream_;
+void CudaStream::add(std::vector<Work> works) {
+  Wakes wakes;
+  {
+    std::lock_guard lock(mutex_);
+    if (closed_) fail(CKPT_ERR_STATE, "the stream was destroyed");
+    if (held_.size() + works.size() > kHeldMax) {
+      fail(CKPT_ERR_MEMORY, "%zu pieces of work are held", held_.size());
+    }
+    for (Work& work : works) held_.push_back(std::move(work));
+    go_on_locked(wakes);
+  }
+  wake(std::move(wakes));
 }
 
-cudaStream_t CudaStream::require_usable() {
-  std::lock_guard lock(mutex_);
-  if (closed_) fail(CKPT_ERR_STATE, "the stream is being destroyed");
-  if (abort_ && abort_->aborted()) fail(CKPT_ERR_ABORTED, "a broadcast in the stream was aborted");
-  return stream_;
+// One stream at a time, so that no thread holds two streams' locks.
+void CudaStream::wake(Wakes wakes) {
+  while (!wakes.empty()) {
+    const auto stream = std::move(wakes.back());
+    wakes.pop_back();
+    std::lock_guard lock(stream->mutex_);
+    stream->go_on_locked(wakes);
+  }
 }
 
-void CudaStream::follow(std::shared_ptr<AbortFlag> flag) {
-  std::lock_guard lock(mutex_);
-  abort_ = std::move(flag);
+void CudaStream::go_on_locked(Wakes& wakes) {
+  while (!held_.empty()) {
+    Work& next = held_.front();
+    const bool left_out = error_ && next.after == After::success;
+    if (!left_out && next.gate) {
+      if (!next.gate->passes(next.waits ? nullptr : shared_from_this())) {
+        next.waits = true;
+        return;
+      }
+    }
+    const Work work = std::move(next);
+    held_.pop_front();
+    if (!left_out) run_locked(work, wakes);
+  }
+  not_held_.notify_all();
 }
 
-std::shared_ptr<AbortFlag> CudaStream::abort_flag() {
-  std::lock_guard lock(mutex_);
-  return abort_;
+void CudaStream::run_locked(const Work& work, Wakes& wakes) {
+  try {
+    use_device(device());
+    Turn turn{*this, stream_, error_, wakes};
+    work.enqueue(turn);
+  } catch (const Error& error) {
+    if (!error_) error_ = std::make_shared<const Error>(error);
+  } catch (const std::exception& error) {
+    if (!error_) error_ = std::make_shared<const Error>(CKPT_ERR_DEVICE, error.what());
+  }
 }
 
-bool CudaStream::idle() noexcept { return cudaStreamQuery(stream_) != cudaErrorNotReady; }
+void CudaStream::record(std::shared_ptr<Mark> mark) {
+  add({{After::error_too, [mark = std::move(mark)](Turn& turn) {
+          mark->record(turn.stream, turn.error, turn.wakes);
+        }}});
+}
 
 void CudaStream::wait_event(Event& event) {
-  use_device(device());
-  const auto flag = static_cast<CudaEvent&>(event).make_wait(require_usable());
-  if (flag) follow(flag);
+  auto mark = static_cast<CudaEvent&>(event).last();
+  if (mark == nullptr) return;
+  std::shared_ptr<Gate> recorded(mark, &mark->recorded());
+  add({{After::success,
+        [mark = std::move(mark)](Turn& turn) { mark->make_wait(turn.stream); },
+        std::move(recorded)}});
 }
 
 void CudaStream::sync(Signal* signal, uint32_t timeout_ms) {
-  const auto event = std::make_shared<CudaEvent>(device());
-  event->record(*this);
-  try {
-    event->wait(signal, timeout_ms);
-  } catch (const Error&) {
-    const auto flag = abort_flag();
-    if (flag && flag->aborted()) follow(nullptr);  // the error has been told; the stream can be used again
-    throw;
+  const auto mark = std::make_shared<Mark>(device());
+  record(mark);
+  mark->wait(signal, timeout_ms, "stream sync");
+  release_complete();
+  if (!mark->error()) return;
+  {
+    std::lock_guard lock(mutex_);
+    if (error_ == mark->error()) error_ = nullptr;  // it is told now
   }
+  throw Error(*mark->error());
 }
 
-// Cut where a registration ends: a copy that crosses from one into the next fails (cudaErrorInvalidValue).
-void CudaStream::copy_h2d(std::shared_ptr<Memory> to, uint64_t to_offset, std::shared_ptr<Buffer> from, uint64_t from_offset,
-                          uint64_t bytes) {
-  const cudaStream_t stream = require_usable();
-  use_device(device());
-  std::shared_ptr<File::Reader> reader;
-  if (from->file()) {
-    reader = from->file()->enter();
-    if (!reader) fail(CKPT_ERR_CHANGED, "%s changed after it was registered in place", from->file()->path().c_str());
+// kept_ has a lock of its own, because mutex_ is held while CUDA waits for room in the device's
+// queue.
+void CudaStream::keep_locked(Objects objects) {
+  bool first = false;
+  try {
+    Wakes nobody;
+    auto until = std::make_unique<Mark>(device());
+    until->record(stream_, nullptr, nobody);
+    if (until->error()) throw Error(*until->error());
+    std::lock_guard lock(kept_mutex_);
+    first = kept_.empty();
+    kept_.push_back({std::move(until), std::move(objects)});
+  } catch (...) {
+    cudaStreamSynchronize(stream_);
+    throw;
   }
-  const auto& memory = static_cast<CudaMemory&>(*to);
-  const uint64_t piece_bytes = from->pin_piece_bytes();
-  for (uint64_t done = 0; done < bytes;) {
-    const uint64_t at = from_offset + done;
-    const uint64_t count = std::min(bytes - done, piece_bytes - at % piece_bytes);
-    check_cuda(cudaMemcpyAsync(memory.at(to_offset + done), from->address() + at, count, cudaMemcpyHostToDevice, stream), "copying to the device");
-    done += count;
+  if (!first) return;
+  Poller::releases().add([weak = weak_from_this()] {
+    const auto stream = weak.lock();
+    return !stream || stream->release_complete();
+  });
+}
+
+// True when nothing is kept any more. Whoever returns from here knows that what finished work has
+// used is let go, also where another thread does that. Freeing takes time: not under kept_mutex_.
+bool CudaStream::release_complete() {
+  std::lock_guard releasing(releasing_);
+  std::vector<Kept> complete;
+  std::unique_lock lock(kept_mutex_);
+  while (!kept_.empty() && kept_.front().until->settled()) {
+    complete.push_back(std::move(kept_.front()));
+    kept_.pop_front();
   }
-  if (!reader) return;
-  const auto read = std::make_shared<CudaEvent>(device());
-  read->record(*this);
-  when_complete(read, [reader] {});
+  const bool empty = kept_.empty();
+  lock.unlock();
+  complete.clear();
+  return empty;
+}
+
+void CudaStream::copy_h2d(std::shared_ptr<Memory> to, uint64_t to_offset,
+                          std::shared_ptr<Buffer> from, uint64_t from_offset, uint64_t bytes) {
+  add({{After::success, [to = std::static_pointer_cast<CudaMemory>(std::move(to)), to_offset,
+                         from = std::move(from), from_offset, bytes](Turn& turn) {
+          std::shared_ptr<File::Reader> reader;
+          if (from->file()) {
+            reader = from->file()->enter();
+            if (!reader) from->file()->require_lease();
+          }
+          turn.use({to, from, reader}, [&] {
+            enqueue_h2d(turn.stream, to->at(to_offset), *from, from_offset, bytes);
+          });
+        }}});
+}
+
+void CudaStream::copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from,
+                             std::vector<ckpt_copy_piece> pieces) {
+  add({{After::success, [to = std::static_pointer_cast<CudaMemory>(std::move(to)),
+                         from = std::static_pointer_cast<CudaMemory>(std::move(from)),
+                         pieces = std::move(pieces)](Turn& turn) {
+          turn.use({to, from},
+                   [&] { enqueue_pieces(turn.stream, to->at(0), from->at(0), pieces); });
+        }}});
 }
 
 }  // namespace ckpt

@@ -24,7 +24,7 @@ TEST("the ABI version, the struct sizes and the kind") {
   CHECK_EQ(ckpt_struct_bytes(nullptr), 0u);
   char kind[8];
   OK(ckpt_library_kind(kind, sizeof kind));
-  CHECK_EQ(std::string(kind), "host");
+  CHECK_EQ(std::string(kind), kHostLibrary ? "host" : "cuda");
   GIVES(CKPT_ERR_INVALID, ckpt_library_kind(kind, 0));
   GIVES(CKPT_ERR_INVALID, ckpt_library_kind(nullptr, 8));
 }
@@ -50,7 +50,7 @@ TEST("setenv reaches getenv; names that are none are refused") {
 }
 
 TEST("a second ckpt_init only checks the configuration") {
-  ckpt_config config{kDevices, 0, kDeviceBytes, 0};
+  ckpt_config config{kHostDevices, 0, kHostDeviceBytes, 0};
   OK(ckpt_init(&config));
   config.host_devices = 1;
   GIVES(CKPT_ERR_STATE, ckpt_init(&config));

@@ -33,6 +33,19 @@ void check_status(const char* file, int line, const char* call, int32_t actual, 
            std::to_string(expected) + " (" + last_error() + ")");
 }
 
+void host_library_only() {
+  if (!kHostLibrary) throw Skipped{"host library"};
+}
+
+uint32_t device_count() {
+  uint32_t count = 0;
+  OK(ckpt_device_count(&count));
+  CHECK(count > 0);
+  return count;
+}
+
+uint32_t device_at(uint32_t index) { return index % device_count(); }
+
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -130,19 +143,19 @@ uint32_t new_signal() {
 
 uint32_t new_stream(uint32_t device) {
   uint32_t stream = 0;
-  OK(ckpt_stream_create(device, &stream));
+  OK(ckpt_stream_create(device_at(device), &stream));
   return stream;
 }
 
 uint32_t new_event(uint32_t device) {
   uint32_t event = 0;
-  OK(ckpt_event_create(device, &event));
+  OK(ckpt_event_create(device_at(device), &event));
   return event;
 }
 
 uint32_t new_memory(uint64_t bytes, uint32_t device) {
   uint32_t memory = 0;
-  OK(ckpt_memory_alloc(device, bytes, &memory));
+  OK(ckpt_memory_alloc(device_at(device), bytes, &memory));
   return memory;
 }
 

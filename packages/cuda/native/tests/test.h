@@ -18,6 +18,11 @@ struct Failure {
   std::string text;
 };
 
+// Thrown by skip(): the test does not apply to this library.
+struct Skipped {
+  const char* why;
+};
+
 struct Registration {
   Registration(const char* name, void (*body)());
 };
@@ -27,9 +32,23 @@ std::string last_error();
 
 void check_status(const char* file, int line, const char* call, int32_t actual, int32_t expected);
 
-// Devices and their memory in this program.
-constexpr uint32_t kDevices = 4;
-constexpr uint64_t kDeviceBytes = 64ull << 20;
+// The library that these tests are linked with.
+#ifdef CKPT_TESTS_CUDA
+constexpr bool kHostLibrary = false;
+#else
+constexpr bool kHostLibrary = true;
+#endif
+// Ends the test: what it is about is not in the CUDA library.
+void host_library_only();
+
+// Devices of the host library and their memory in this program.
+constexpr uint32_t kHostDevices = 4;
+constexpr uint64_t kHostDeviceBytes = 64ull << 20;
+
+// Tests number devices from 0 on without asking how many there are: with two the third is the
+// first again, with one all are the same.
+uint32_t device_count();
+uint32_t device_at(uint32_t index);
 
 // A check that fails leaves a test by an exception: its threads are joined all the same.
 class Thread : public std::thread {
@@ -72,7 +91,7 @@ struct ChildResult {
 ChildResult run_child(std::vector<std::string> arguments);
 int child_main(const std::vector<std::string>& arguments);
 
-// Objects by one call, checked.
+// Objects by one call, checked. `device` may be any number (device_at).
 uint32_t new_signal();
 uint32_t new_stream(uint32_t device = 0);
 uint32_t new_event(uint32_t device = 0);
