@@ -43,6 +43,23 @@ describe('the C++ tests of the host library', () => {
   )
 })
 
+describe('the C++ tests of the CUDA library', () => {
+  test.skipIf(Bun.which('nvcc') === null)(
+    'are built, and pass where there is a device',
+    () => {
+      const { exitCode, output } = build('cuda-test')
+      if (exitCode === 77) {
+        expect(output).toContain('skipped: no CUDA device')
+        return
+      }
+      const counts = /^(\d+) passed, (\d+) failed, (\d+) skipped$/m.exec(output)
+      if (exitCode !== 0 || counts === null) throw new Error(output)
+      expect(Number(counts[1])).toBeGreaterThan(40)
+    },
+    buildTimeoutMs,
+  )
+})
+
 describe('build.sh', () => {
   test('does nothing when the library is up to date', () => {
     expect(build('host').exitCode).toBe(0)

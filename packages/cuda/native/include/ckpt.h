@@ -206,7 +206,11 @@ CKPT_API int32_t ckpt_event_query(uint32_t event);
 CKPT_API int32_t ckpt_event_wait(uint32_t event, uint32_t signal, uint32_t timeout_ms);
 
 /* --- copies --- */
+/* The call refuses handles, arguments and ranges; every other error is the stream's (above). A copy out of a file's mapping
+ * whose lease is broken when the copy's turn comes gives CKPT_ERR_CHANGED; the host library looks again within a copy, CUDA's
+ * copies that the device has been given are read before the lease is given up, and are good. */
 CKPT_API int32_t ckpt_copy_h2d(uint32_t stream, uint32_t memory, uint64_t memory_offset, uint32_t buffer, uint64_t buffer_offset, uint64_t bytes);
+/* The pieces are copied in any order, several at once: none may overlap what another writes. */
 CKPT_API int32_t ckpt_copy_device(uint32_t stream, uint32_t dst_memory, uint32_t src_memory, const ckpt_copy_piece* pieces, uint32_t count);
 
 /* --- broadcast among the ranks of one process --- */
@@ -215,7 +219,8 @@ CKPT_API int32_t ckpt_copy_device(uint32_t stream, uint32_t dst_memory, uint32_t
 CKPT_API int32_t ckpt_group_create(uint32_t members, uint32_t* group_p);
 CKPT_API int32_t ckpt_group_join(uint32_t group, uint32_t member, uint32_t stream, uint32_t memory);
 CKPT_API int32_t ckpt_group_broadcast(uint32_t group, uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes);
-/* Ends every pending broadcast with CKPT_ERR_ABORTED; the group can only be destroyed afterwards. Destroying does it too. */
+/* Ends every pending broadcast with CKPT_ERR_ABORTED; the group can only be destroyed afterwards. Destroying does it too.
+ * Copies that a GPU has been given already end by themselves, within their time: one that is complete there is a good one. */
 CKPT_API int32_t ckpt_group_abort(uint32_t group);
 CKPT_API int32_t ckpt_group_destroy(uint32_t group);
 
