@@ -2,7 +2,7 @@ import { afterEach, expect, test } from 'bun:test'
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { openLibzmq, zmqVersion } from './libzmq.ts'
+import { openLibzmq, type ZmqCalls, zmqVersion } from './libzmq.ts'
 import { type ZmqMonitor, type ZmqSocket, ZmqContext, zmqPoll } from './zmq.ts'
 
 const dir = mkdtempSync(join(tmpdir(), 'ckpt-zmq-'))
@@ -136,6 +136,129 @@ test('errors carry the call, the address and the reason', () => {
   context.close()
   expect(() => context.socket('REP')).toThrow('closed')
 })
+
+/** libzmq with some functions replaced; each gets the real ones. */
+function withCalls(replace: (real: ZmqCalls) => Partial<ZmqCalls>, body: () => void): void {
+  const calls = openLibzmq()
+  const real = { ...calls }
+  Object.assign(calls, replace(real))
+  try {
+    body()
+  } finally {
+    Object.assign(calls, real)
+  }
+}
+
+function newPair(name: string): [ZmqSocket, ZmqSocket] {
+  const context = newContext()
+  const [left, right] = [context.socket('PAIR'), context.socket('PAIR')]
+  left.bind(`inproc://${name}`)
+  right.connect(`inproc://${name}`)
+  return [left, right]
+}
+
+const ENOENT = 2
+const EFAULT = 14
+
+test('an errno that the runtime has changed is no error: the socket is asked', () => {
+  const alone = newContext().socket('DEALER')
+  const [left, right] = newPair('clobbered')
+  withCalls(
+    () => ({ zmq_errno: () => ENOENT }),
+    () => {
+      expect(alone.send([DELIMITER, bytes('x')])).toBe(false)
+      expect(right.recv()).toBeNull()
+      expect(left.send([bytes('x')])).toBe(true)
+      expect(right.recv()?.map(text)).toEqual(['x'])
+    },
+  )
+})
+
+test('a message that comes between the call and its errno is received', () => {
+  const [left, right] = newPair('between')
+  const meanwhile = () => {
+    left.send([bytes('late')])
+    return ENOENT
+  }
+  withCalls(
+    () => ({ zmq_errno: meanwhile }),
+    () => expect(right.recv()?.map(text)).toEqual(['late']),
+  )
+})
+
+test('a call that fails again and again on a ready socket is an error with its reason', () => {
+  const [left, right] = newPair('broken')
+  left.send([bytes('x')])
+  withCalls(
+    () => ({ zmq_errno: () => EFAULT, zmq_msg_recv: () => -1 }),
+    () => expect(() => right.recv()).toThrow('zmq_msg_recv: Bad address'),
+  )
+  expect(right.recv()?.map(text)).toEqual(['x'])
+})
+
+test('zmqPoll: an interrupted call whose errno was changed is repeated, a broken one is an error', () => {
+  const [left, right] = newPair('poll-errno')
+  left.send([bytes('x')])
+  let failures = 1
+  withCalls(
+    (real) => ({
+      zmq_errno: () => ENOENT,
+      zmq_poll: (...args) => (failures-- > 0 ? -1 : real.zmq_poll(...args)),
+    }),
+    () => {
+      expect(zmqPoll([left, right], 1000)).toEqual([false, true])
+      failures = Number.POSITIVE_INFINITY
+      expect(() => zmqPoll([right], 1000)).toThrow('zmq_poll: No such file')
+    },
+  )
+})
+
+/** A REP whose connection to `dealer` ends after the first frame of the next message that is sent. */
+function goesAfterFirstFrame(dealer: ZmqSocket, monitor: ZmqMonitor, peer: ZmqSocket) {
+  let gone = false
+  return (real: ZmqCalls): Partial<ZmqCalls> => ({
+    zmq_send: (...args) => {
+      const result = real.zmq_send(...args)
+      if (args[0] !== dealer.pointer || gone) return result
+      gone = true
+      peer.close()
+      for (let tries = 0; monitor.next()?.event !== 'disconnected'; tries++) {
+        expect(tries).toBeLessThan(1000)
+        zmqPoll([monitor], 10)
+      }
+      Bun.sleepSync(20)
+      return result
+    },
+  })
+}
+
+for (const more of [[], ['in the middle'], ['two', 'in the middle']]) {
+  test(`a peer that goes between two of ${2 + more.length} frames: false, and the next message is whole`, async () => {
+    const address = newAddress()
+    const dealer = newContext().socket('DEALER')
+    const monitor = dealer.monitor()
+    dealer.bind(address)
+    const peer = newContext().socket('REP')
+    peer.connect(address)
+    await monitorEvent(monitor, 'connected')
+    const message = (word: string) => [DELIMITER, ...more.map(bytes), bytes(word)]
+    withCalls(goesAfterFirstFrame(dealer, monitor, peer), () =>
+      expect(dealer.send(message('lost'))).toBe(false),
+    )
+    expect(dealer.send(message('nobody'))).toBe(false)
+    const next = newContext().socket('REP')
+    next.connect(address)
+    await monitorEvent(monitor, 'connected')
+    for (let tries = 0; !dealer.send(message('first')); tries++) {
+      expect(tries).toBeLessThan(1000)
+      await Bun.sleep(1)
+    }
+    expect((await receive(next)).map(text)).toEqual([...more, 'first'])
+    next.send([bytes('taken')])
+    expect((await receive(dealer)).map(text)).toEqual(['', 'taken'])
+    monitor.close()
+  })
+}
 
 test('close does not block on messages that nobody took', async () => {
   const context = new ZmqContext()

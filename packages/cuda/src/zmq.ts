@@ -44,6 +44,8 @@ export const FRAME_MAX_BYTES = 256 * 2 ** 20
 const FRAMES_MAX = 64
 /** The most retries of one call that signals interrupt. */
 const EINTR_MAX = 100
+/** The most retries of one call that fails although the socket says that it is ready. */
+const READY_MAX = 10
 
 const MONITOR_CONNECTED = 0x1000
 const MONITOR_DISCONNECTED = 0x0200
@@ -99,9 +101,9 @@ export class ZmqContext {
     if (this.#closed) return
     this.#closed = true
     for (const socket of this.#sockets) socket.close()
+    // A signal is the only reason for it to fail.
     for (let tries = 0; tries < EINTR_MAX; tries++) {
       if (this.#calls.zmq_ctx_term(this.#context) === 0) return
-      if (this.#calls.zmq_errno() !== EINTR) return
     }
   }
 }
@@ -177,20 +179,40 @@ export class ZmqSocket {
     }
   }
 
-  /** Queues all frames. False, and nothing queued, when no peer can take them now. */
+  /**
+   * Queues all frames. False, and nothing queued, when no peer can take them now, also when the peer went away between two
+   * frames: the next call begins a new message.
+   */
   send(frames: readonly Uint8Array[]): boolean {
     for (let i = 0; i < frames.length; i++) {
-      const frame = frames[i] as Uint8Array
-      const flags = DONTWAIT | (i < frames.length - 1 ? SNDMORE : 0)
-      // An empty typed array has no address.
-      const bytes = frame.length === 0 ? NOTHING : frame
-      const sent = this.#retried(POLLOUT, 'zmq_send', () =>
-        this.#calls.zmq_send(this.pointer, bytes, frame.length, flags),
-      )
-      if (sent === null && i === 0) return false
-      if (sent === null) throw new CkptError('internal', 'zmq_send: the message was cut off')
+      const more = i < frames.length - 1
+      if (i === 0 ? this.#sendFirst(frames[0]!, more) : this.#sendLater(frames[i]!, more)) continue
+      // libzmq has taken back the frames before. A DEALER now drops every frame up to one that ends the message.
+      if (i > 0 && more && this.#type === 'DEALER') this.#sendLater(NOTHING.subarray(1), false)
+      return false
     }
     return true
+  }
+
+  #sendFirst(frame: Uint8Array, more: boolean): boolean {
+    return this.#retried(POLLOUT, 'zmq_send', () => this.#sendFrame(frame, more)) !== null
+  }
+
+  /**
+   * False when the message cannot be completed, whatever errno says. Never tried again: another peer that has come meanwhile
+   * would get a message without its beginning. (Without waiting, `zmq_send` is not interrupted.)
+   */
+  #sendLater(frame: Uint8Array, more: boolean): boolean {
+    if (this.#sendFrame(frame, more) >= 0) return true
+    const code = this.#calls.zmq_errno()
+    if (code >= ZMQ_HAUSNUMERO) throw fail(this.#calls, 'zmq_send', code)
+    return false
+  }
+
+  #sendFrame(frame: Uint8Array, more: boolean): number {
+    // An empty typed array has no address.
+    const bytes = frame.length === 0 ? NOTHING : frame
+    return this.#calls.zmq_send(this.pointer, bytes, frame.length, DONTWAIT | (more ? SNDMORE : 0))
   }
 
   /** All frames of the next message, or null when there is none. */
@@ -227,17 +249,21 @@ export class ZmqSocket {
     return new Uint8Array(toArrayBuffer(pointer, 0, bytes)).slice()
   }
 
-  /** Repeats an interrupted call; null on EAGAIN. */
+  /**
+   * Repeats an interrupted call; null on EAGAIN. Between the call and `zmq_errno` the runtime may have made system calls that
+   * changed errno: where it is not libzmq's own, the socket itself is asked whether the call would have to wait.
+   */
   #retried(events: number, what: string, call: () => number): number | null {
+    let readyTries = 0
     for (let tries = 0; tries < EINTR_MAX; tries++) {
       const result = call()
       if (result >= 0) return result
       const code = this.#calls.zmq_errno()
       if (code === EAGAIN) return null
       if (code === EINTR) continue
-      // Between the two calls the runtime may have made system calls that changed errno: ask the socket.
-      if (code < ZMQ_HAUSNUMERO && (this.#events() & events) === 0) return null
-      throw fail(this.#calls, what, code)
+      if (code >= ZMQ_HAUSNUMERO) throw fail(this.#calls, what, code)
+      if ((this.#events() & events) === 0) return null
+      if (++readyTries > READY_MAX) throw fail(this.#calls, what, code)
     }
     throw new CkptError('internal', `${what}: interrupted ${EINTR_MAX} times`)
   }
@@ -341,11 +367,14 @@ export function zmqPoll(items: readonly PollItem[], timeoutMs: number): boolean[
     view.setInt16(base + 12, POLLIN, true)
   }
   const endMs = performance.now() + timeoutMs
+  let strange = 0
   for (let tries = 0; tries < EINTR_MAX; tries++) {
     const leftMs = Math.max(0, Math.ceil(endMs - performance.now()))
     if (calls.zmq_poll(view, items.length, leftMs) >= 0) break
     const code = calls.zmq_errno()
-    if (code !== EINTR) throw fail(calls, 'zmq_poll', code)
+    // Another number than EINTR may be that of a system call of the runtime in between: then it does not come again.
+    if (code >= ZMQ_HAUSNUMERO) throw fail(calls, 'zmq_poll', code)
+    if (code !== EINTR && ++strange > READY_MAX) throw fail(calls, 'zmq_poll', code)
   }
   return items.map((_, i) => view.getInt16(i * POLL_ITEM_BYTES + 14, true) !== 0)
 }
