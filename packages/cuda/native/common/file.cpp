@@ -60,9 +60,9 @@ bool ReadGate::enter() {
   return true;
 }
 
-void ReadGate::leave() {
+bool ReadGate::leave() {
   std::lock_guard lock(mutex_);
-  if (--inside_ == 0) empty_.notify_all();
+  return --inside_ == 0 && closed_;
 }
 
 void ReadGate::close() {
@@ -70,9 +70,9 @@ void ReadGate::close() {
   closed_ = true;
 }
 
-bool ReadGate::wait_empty(Clock::time_point deadline) {
-  std::unique_lock lock(mutex_);
-  return empty_.wait_until(lock, deadline, [this] { return inside_ == 0; });
+bool ReadGate::empty() {
+  std::lock_guard lock(mutex_);
+  return inside_ == 0;
 }
 
 std::shared_ptr<File> File::open(const char* path) {
@@ -215,8 +215,11 @@ void File::read_leased(uint64_t offset, uint64_t bytes, void* to) {
   }
 }
 
-void File::give_lease_up(Clock::time_point deadline) {
-  gate_.wait_empty(deadline);
+void File::leave() {
+  if (gate_.leave()) LeaseWatch::instance().wake();
+}
+
+void File::give_lease_up() {
   fcntl(fd_, F_SETLEASE, F_UNLCK);
   std::shared_ptr<Signal> signal;
   {

@@ -4,7 +4,6 @@
 #include <sys/stat.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -20,15 +19,14 @@ namespace ckpt {
 class ReadGate {
  public:
   bool enter();
-  void leave();
+  // True for the last one to leave a closed gate.
+  bool leave();
   void close();
   bool closed() const noexcept { return closed_.load(std::memory_order_acquire); }
-  // Waits until no reader is inside; false at the deadline.
-  bool wait_empty(Clock::time_point deadline);
+  bool empty();
 
  private:
   std::mutex mutex_;
-  std::condition_variable empty_;
   uint64_t inside_ = 0;
   std::atomic<bool> closed_{false};
 };
@@ -73,7 +71,7 @@ class File : public Object, public std::enable_shared_from_this<File> {
     explicit Reader(std::shared_ptr<File> file)
         : file_(std::move(file)), inside_(file_->gate_.enter()) {}
     ~Reader() {
-      if (inside_) file_->gate_.leave();
+      if (inside_) file_->leave();
     }
     Reader(const Reader&) = delete;
     Reader& operator=(const Reader&) = delete;
@@ -89,7 +87,8 @@ class File : public Object, public std::enable_shared_from_this<File> {
   friend class LeaseWatch;
   uint64_t read_some(uint64_t offset, uint64_t bytes, void* to);
   bool lease_broken();
-  void give_lease_up(Clock::time_point deadline);
+  void leave();
+  void give_lease_up();
   [[noreturn]] void fail_changed(const char* reason);
 
   const int fd_;

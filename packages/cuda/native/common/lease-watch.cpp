@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <condition_variable>
+#include <iterator>
 #include <mutex>
 #include <vector>
 
@@ -19,9 +20,15 @@ namespace {
 // The kernel waits /proc/sys/fs/lease-break-time (45 s) before it takes a lease away.
 constexpr std::chrono::seconds kReadersLeave{20};
 // A break that was not heard of (a full signal queue, say) is found this late at most.
-constexpr timespec kRescan{1, 0};
+constexpr std::chrono::seconds kRescan{1};
 
 int lease_signal() { return SIGRTMIN + 12; }
+
+timespec timespec_of(Clock::duration duration) {
+  using namespace std::chrono;
+  const auto ns = duration_cast<nanoseconds>(std::max(duration, Clock::duration::zero())).count();
+  return {static_cast<time_t>(ns / 1000000000), static_cast<long>(ns % 1000000000)};
+}
 
 }  // namespace
 
@@ -37,6 +44,14 @@ struct LeaseWatch::State {
     std::weak_ptr<File> owned;
   };
   std::vector<Watched> files;
+  Clock::duration readers_leave = kReadersLeave;
+  // Broken, with their gates closed; this thread's own. Each has its own deadline, so that nobody
+  // waits for the readers of another file.
+  struct Leaving {
+    std::shared_ptr<File> file;
+    Clock::time_point deadline;
+  };
+  std::vector<Leaving> leaving;
 };
 
 LeaseWatch& LeaseWatch::instance() {
@@ -63,7 +78,7 @@ void LeaseWatch::add(std::weak_ptr<File> file) {
   std::lock_guard lock(state_.mutex);
   state_.files.push_back({file.lock().get(), file});
   // It may be waiting without a timeout, and the lease may have been broken already.
-  pthread_kill(state_.thread, lease_signal());
+  wake();
 }
 
 void LeaseWatch::remove(const File* file) {
@@ -86,35 +101,57 @@ void LeaseWatch::run() {
   sigaddset(&set, lease_signal());
   sigaddset(&set, SIGIO);
   for (;;) {
-    bool any;
-    {
-      std::lock_guard lock(state_.mutex);
-      any = !state_.files.empty();
-    }
-    sigtimedwait(&set, nullptr, any ? &kRescan : nullptr);
-    give_up_broken();
+    const Clock::duration wait = give_up_broken();
+    const timespec timeout = timespec_of(wait);
+    sigtimedwait(&set, nullptr, wait == Clock::duration::max() ? nullptr : &timeout);
   }
 }
 
-void LeaseWatch::give_up_broken() {
-  std::vector<std::shared_ptr<File>> broken;
-  {
-    std::lock_guard lock(state_.mutex);
-    auto& files = state_.files;
-    for (size_t i = 0; i < files.size();) {
-      if (!files[i].file->lease_broken()) {
-        i++;
-        continue;
-      }
-      if (auto file = files[i].owned.lock()) broken.push_back(std::move(file));
-      files[i] = std::move(files.back());
-      files.pop_back();
+void LeaseWatch::wake() { pthread_kill(state_.thread, lease_signal()); }
+
+void LeaseWatch::set_readers_leave(Clock::duration duration) {
+  std::lock_guard lock(state_.mutex);
+  state_.readers_leave = duration;
+}
+
+bool LeaseWatch::close_gates() {
+  std::lock_guard lock(state_.mutex);
+  auto& files = state_.files;
+  const auto deadline = Clock::now() + state_.readers_leave;
+  for (size_t i = 0; i < files.size();) {
+    if (!files[i].file->lease_broken()) {
+      i++;
+      continue;
     }
+    if (auto file = files[i].owned.lock()) {
+      file->gate_.close();
+      state_.leaving.push_back({std::move(file), deadline});
+    }
+    files[i] = std::move(files.back());
+    files.pop_back();
   }
-  // All gates first: one slow reader must not let others in elsewhere.
-  for (const auto& file : broken) file->gate_.close();
-  const auto deadline = Clock::now() + kReadersLeave;
-  for (const auto& file : broken) file->give_lease_up(deadline);
+  return !files.empty();
+}
+
+Clock::duration LeaseWatch::give_up_broken() {
+  // All gates first: what one file's end takes must not let readers in elsewhere.
+  const bool any = close_gates();
+  auto& leaving = state_.leaving;
+  const auto now = Clock::now();
+  const auto stays = [now](const State::Leaving& one) {
+    return now < one.deadline && !one.file->gate_.empty();
+  };
+  const auto first = std::partition(leaving.begin(), leaving.end(), stays);
+  std::vector<State::Leaving> left(std::make_move_iterator(first),
+                                   std::make_move_iterator(leaving.end()));
+  leaving.erase(first, leaving.end());
+  for (const auto& one : left) one.file->give_lease_up();
+  Clock::duration wait = any ? kRescan : Clock::duration::max();
+  for (const auto& one : leaving) {
+    // The last reader to leave wakes this thread; a full signal queue would keep it from that.
+    wait = std::min<Clock::duration>({wait, kRescan, one.deadline - now});
+  }
+  return wait;
 }
 
 }  // namespace ckpt

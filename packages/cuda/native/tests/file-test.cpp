@@ -7,6 +7,8 @@
 #include <atomic>
 #include <cstring>
 
+#include "common/file.h"
+#include "common/lease-watch.h"
 #include "test.h"
 
 using namespace test;
@@ -24,6 +26,44 @@ struct Lease {
   }
   uint32_t file = 0;
   uint32_t signal = 0;
+};
+
+// A leased file with a reader inside, and a trainer that wants to write to it.
+class ReadFile {
+ public:
+  ReadFile() : source_(random_bytes(4096, 1)), file_(ckpt::File::open(source_.path().c_str())) {
+    file_->lease(nullptr);
+    reader_ = file_->enter();
+    CHECK(reader_ != nullptr);
+  }
+  // Returns when the lease is broken. Opening blocks until it is given up.
+  void break_lease() {
+    writer_ = Thread([this] {
+      const auto start = Clock::now();
+      const int fd = open(source_.path().c_str(), O_WRONLY);
+      waited_ = seconds_since(start);
+      close(fd);
+    });
+    CHECK(eventually([this] { return !file_->leased(); }));
+  }
+  void reader_leaves() { reader_.reset(); }
+  // Seconds that the trainer has waited; below 0: it waits still.
+  double waited() const { return waited_; }
+
+ private:
+  TempFile source_;
+  std::shared_ptr<ckpt::File> file_;
+  std::unique_ptr<ckpt::File::Reader> reader_;
+  std::atomic<double> waited_{-1};
+  Thread writer_;
+};
+
+// How long readers have, for one test.
+struct ReadersLeave {
+  explicit ReadersLeave(Clock::duration duration) {
+    ckpt::LeaseWatch::instance().set_readers_leave(duration);
+  }
+  ~ReadersLeave() { ckpt::LeaseWatch::instance().set_readers_leave(std::chrono::seconds(20)); }
 };
 
 std::string file_sha256(uint32_t file, uint64_t offset, uint64_t bytes) {
@@ -209,6 +249,37 @@ TEST("cutting a file off while it is copied ends the copy, not the process") {
     OK(ckpt_stream_destroy(stream));
     OK(ckpt_buffer_free(buffer));
     OK(ckpt_memory_free(memory));
+  }
+}
+
+TEST("a broken lease is given up when its own reader leaves, whatever other readers do") {
+  ReadFile slow, quick;
+  slow.break_lease();
+  // The thread that hears of breaks has begun to wait for the slow reader.
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  quick.break_lease();
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  CHECK(quick.waited() < 0);
+  quick.reader_leaves();
+  CHECK(eventually([&] { return quick.waited() >= 0; }));
+  CHECK(slow.waited() < 0);
+  slow.reader_leaves();
+  CHECK(eventually([&] { return slow.waited() >= 0; }));
+  CHECK(slow.waited() < 15);
+}
+
+TEST("several readers that do not leave: each lease is given up so long after its own break") {
+  const ReadersLeave limit(std::chrono::seconds(2));
+  ReadFile files[4];
+  for (ReadFile& file : files) {
+    file.break_lease();
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  }
+  for (ReadFile& file : files) {
+    CHECK(eventually([&] { return file.waited() >= 0; }));
+    CHECK(file.waited() > 1.9);
+    // One after the other they would take 2, 3.8, 5.6 and 7.4 s.
+    CHECK(file.waited() < 3.5);
   }
 }
 
