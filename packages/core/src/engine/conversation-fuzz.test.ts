@@ -90,8 +90,8 @@ describe('random workers', () => {
         const answer = play.http ? play.answer : undefined
         const { actions, freedTooEarly } = perform({ ...play, answer, delayMs })
         checkActions(actions)
-        // an answer that is not the worker's own says nothing about what the worker does
-        if (answer === undefined) expect(freedTooEarly).toBe(false)
+        // an answer that is not the worker's own says nothing about what the worker does, but of D1 it is believed
+        if (answer === undefined || play.remembered !== 'D1') expect(freedTooEarly).toBe(false)
         const { totalMs, leaveMs } = play.limits
         expect(actions.at(-1)?.atMs).toBeLessThanOrEqual(totalMs + leaveMs)
         const failure = actions.find(({ type }) => type === 'failed')

@@ -53,9 +53,10 @@ export function describeWait(
 export function describeStay(
   { http, limits }: Pick<ConversationOptions, 'http' | 'limits'>,
   exported: boolean,
+  returned: boolean,
 ): string {
   const waited = seconds(limits.leaveMs)
-  if (http) return `the engine's request had not returned ${waited} after the failure`
+  if (http && !returned) return `the engine's request had not returned ${waited} after the failure`
   if (!exported) return `no worker connected within ${waited} after the failure`
   return `the engine's worker had not left ${waited} after the failure`
 }

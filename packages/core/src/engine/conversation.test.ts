@@ -174,7 +174,9 @@ describe('a fault at each step', () => {
       for (const step of ['handle', 'list', 'release', 'post'] as const) {
         test(`${dialect} ${kind} at ${step}`, () => {
           const fault = step === 'list' ? { kind, step, bucket: 1 } : { kind, step }
-          const performance = perform({ script: script(dialect, fault), buckets: 3 })
+          // one of D1 says nothing and stays connected: only who knows it takes the answer's word
+          const remembered = dialect === 'D1' ? 'D1' : undefined
+          const performance = perform({ script: script(dialect, fault), buckets: 3, remembered })
           const failure = failureOf(performance)
           const want = expected(dialect, kind, step)
           expect(failure).toMatchObject({ code: want.code, phase: want.phase, rank: 3 })
@@ -278,6 +280,56 @@ describe('the HTTP request returns early', () => {
     })
     expect(sent(performance).at(-1)).toBe('error')
     expect(performance.worker.left).toBe(true)
+  })
+
+  /** One list is out when the request returns; the worker is still in `load_weights`. */
+  function insideRun(status: number, dialect?: Dialect) {
+    const conversation = new Conversation({
+      handle: HANDLE,
+      rank: 0,
+      limits: LIMITS,
+      http: true,
+      ...(dialect === undefined ? {} : { dialect }),
+    })
+    const step = (event: ConversationEvent) => conversation.step(event)
+    step({ type: 'start', nowMs: 0 })
+    step({ type: 'connected', nowMs: 1 })
+    step({ type: 'reply', body: EMPTY, nowMs: 2 })
+    step({ type: 'announce', bucket: 0, list: Uint8Array.of(0x80, 4, 0x5d, 0x2e), nowMs: 3 })
+    const actions = step({ type: 'http', ok: false, status, message: 'words', nowMs: 10 })
+    return { conversation, step, types: actions.map(({ type }) => type) }
+  }
+
+  const ANSWERS = [0, 408, 500, 502, 503, 504]
+
+  test('a failure elsewhere: the ring stays until the worker has replied or closed', () => {
+    for (const status of ANSWERS) {
+      for (const end of ['reply', 'disconnected'] as const) {
+        const { conversation, step, types } = insideRun(status)
+        expect(types).toEqual(['send', 'failed'])
+        expect(conversation.worker).toEqual({ connected: true, owes: true })
+        const last = end === 'reply' ? { type: end, body: EMPTY } : { type: end }
+        expect(step({ ...last, nowMs: 900 })).toEqual([
+          { type: 'ring_free' },
+          { type: 'close', ringFree: true },
+        ])
+      }
+    }
+  })
+
+  test('one that neither replies nor closes is quarantined at the leave deadline, and why is said', () => {
+    const { conversation, step } = insideRun(504)
+    const nowMs = conversation.deadlineMs as number
+    expect(nowMs).toBe(3 + LIMITS.replyMs + LIMITS.leaveMs)
+    const reason = "the engine's worker had not left 3 s after the failure"
+    expect(step({ type: 'tick', nowMs })).toEqual([{ type: 'close', ringFree: false, reason }])
+  })
+
+  test('D1, which stays connected and says nothing: an answer of its own counts, a proxy says nothing', () => {
+    for (const status of ANSWERS) {
+      const { types } = insideRun(status, 'D1')
+      expect(types.includes('ring_free')).toBe(status === 500)
+    }
   })
 
   test('a success that overtakes the reply to the first None is one', () => {

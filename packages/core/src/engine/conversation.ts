@@ -16,6 +16,7 @@ import {
   type Owed,
   seconds,
 } from './conversation-words.ts'
+import { endsReading } from './http-answer.ts'
 import { pickleNone, pickleRuntimeError } from './pickle-writer.ts'
 import { describeReply } from './reply-text.ts'
 
@@ -50,7 +51,8 @@ const LAST_REPLY_GRACE_MS = 250
  * 1. handle, its reply; 2. tensor lists, one reply each; 3. `None`, and on its reply at once a
  * second `None`, which a worker of D1 to D3 never reads because it has left; 4. what comes first
  * tells the dialect: a reply (D4), a disconnect or the HTTP result. On a failure the worker is told
- * to raise, and the conversation stays until the HTTP request has returned.
+ * to raise, and the conversation stays until the HTTP request has returned and the worker owes no
+ * reply any more: an engine answers for the first of its workers that fails, a proxy for none.
  *
  * Promises: `failed`, `finished`, `ring_free` and `close` come at most once and never both of the
  * first two; nothing is acked after `failed`; between lists there is always a reply; with ticks at
@@ -106,6 +108,14 @@ export class Conversation {
     return this.#everConnected
   }
 
+  /**
+   * Whether the worker that is connected now still owes the reply to something that it reads the ring
+   * for: until it replies or disconnects, an answer of the engine says nothing about it.
+   */
+  get worker(): { readonly connected: boolean; readonly owes: boolean } {
+    return { connected: this.#connected, owes: this.#owesReading() }
+  }
+
   /** The next moment at which a `tick` is wanted; null when closed or not started. */
   get deadlineMs(): number | null {
     if (!this.#started || this.#phase === 'closed') return null
@@ -159,6 +169,8 @@ export class Conversation {
     this.#everConnected = true
     this.#mapped = false
     if (this.#failed) {
+      // it was given nothing yet
+      this.#owed = null
       this.#sendAbort()
     } else if (this.#phase === 'open') {
       // a worker that closed before it replied, and one that takes its place
@@ -211,7 +223,10 @@ export class Conversation {
     this.#everConnected = true
     const owed = this.#owed
     this.#owed = null
-    if (this.#failed) return this.#countLeaving(nowMs)
+    if (this.#failed) {
+      this.#countLeaving(nowMs)
+      return this.#leave(nowMs)
+    }
     if (owed === null) {
       if (this.#phase === 'leaving') return
       const message = "the engine's worker sent a reply that nothing asked for"
@@ -350,12 +365,17 @@ export class Conversation {
   #leave(nowMs: number): void {
     if (!this.#exported) this.#freeRing()
     if (this.#http !== null) {
+      if (this.#owesReading() && !endsReading(this.#http, this.#dialect)) return
       this.#freeRing()
       this.#close()
     } else if (!this.#options.http && this.#exported && !this.#connected) {
       // the worker drops its mapping just after it has closed its socket
       this.#settleAtMs ??= nowMs + UNMAP_MS
     }
+  }
+
+  #owesReading(): boolean {
+    return this.#connected && this.#owed !== null && this.#owed.to !== 'second None'
   }
 
   #finish(): void {
@@ -405,7 +425,7 @@ export class Conversation {
     const suspicion = this.#suspicion
     if (nowMs < this.#limitMs() && (suspicion === null || nowMs < suspicion.atMs)) return
     if (!this.#failed) return this.#fail(suspicion?.failure ?? this.#limitFailure(), nowMs)
-    this.#close(describeStay(this.#options, this.#exported))
+    this.#close(describeStay(this.#options, this.#exported, this.#http !== null))
   }
 
   /** The deadline that holds now. */
