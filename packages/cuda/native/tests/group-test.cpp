@@ -78,6 +78,26 @@ TEST("the root is done only when every member has taken the bytes") {
   OK(ckpt_event_wait(ranks.events[0], 0, 10000));
 }
 
+TEST("what the root does next waits for the members' copies, however busy they are") {
+  Ranks ranks(3);
+  const std::vector<uint8_t> sent = random_bytes(kRingBytes, 1), next = random_bytes(kRingBytes, 2);
+  const uint32_t buffer = buffer_with(sent), after = buffer_with(next);
+  for (uint32_t member : {1u, 2u}) {
+    for (int i = 0; i < 40; i++)
+      OK(ckpt_copy_h2d(ranks.streams[member], ranks.memories[member], 0, after, 0, kRingBytes));
+  }
+  OK(ckpt_copy_h2d(ranks.streams[0], ranks.memories[0], 0, buffer, 0, kRingBytes));
+  for (uint32_t member : {0u, 1u, 2u})
+    OK(ckpt_group_broadcast(ranks.group, member, 0, 0, kRingBytes));
+  OK(ckpt_copy_h2d(ranks.streams[0], ranks.memories[0], 0, after, 0, kRingBytes));
+  for (uint32_t stream : ranks.streams) OK(ckpt_stream_sync(stream, 0, 10000));
+  for (uint32_t member : {0u, 1u, 2u}) {
+    CHECK_EQ(memory_sha256(ranks.memories[member], 0, kRingBytes),
+             sha256_of(member == 0 ? next : sent));
+  }
+  for (uint32_t used : {buffer, after}) OK(ckpt_buffer_free(used));
+}
+
 TEST("more members than a GPU has queues, and the root always last") {
   constexpr uint32_t count = 24;
   Ranks ranks(count);

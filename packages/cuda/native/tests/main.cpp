@@ -36,8 +36,8 @@ std::string left_in_shared_memory() {
   return left;
 }
 
-// What a test must leave as it was. CUDA takes and keeps memory of its own, for kernels and streams,
-// so that there the bytes are no measure.
+// What a test must leave as it was. CUDA takes and keeps memory of its own, for kernels and
+// streams, so that there the bytes are no measure.
 struct Left {
   uint32_t objects = 0;
   uint64_t device_bytes = 0;
