@@ -59,9 +59,22 @@ export function addressText(address: DaemonAddress): string {
   return address.unix === null ? address.base : `unix:${address.unix}`
 }
 
-/** The daemon's routes. Requests have no time limit of their own: the daemon ends an update, or the user does. */
+/** Three of the daemon's heartbeats, which it sends into a stream of events every 10 seconds. */
+const SILENCE_MS = 30_000
+
+/** The daemon has sent nothing for so long that its connection is taken for dead. */
+export class SilenceError extends CommandError {}
+
+/**
+ * The daemon's routes. Requests have no time limit of their own: the daemon ends an update, or the user does. Those that
+ * follow an update end with a {@link SilenceError} when nothing comes for `silenceMs`: a connection can be dead without
+ * either end having heard of it.
+ */
 export class DaemonClient {
-  constructor(readonly address: DaemonAddress) {}
+  constructor(
+    readonly address: DaemonAddress,
+    readonly silenceMs = SILENCE_MS,
+  ) {}
 
   /** Whether a daemon answers there. */
   async answers(): Promise<boolean> {
@@ -89,8 +102,16 @@ export class DaemonClient {
     return this.#json('POST', `${checkpoint(name)}/update`, { ...request, wait: false })
   }
 
-  updateState(id: string): Promise<UpdateState> {
-    return this.#json('GET', update(id))
+  async updateState(id: string): Promise<UpdateState> {
+    const silence = new Silence(this.silenceMs)
+    try {
+      const response = await this.#checked('GET', update(id), undefined, silence)
+      return (await response.json()) as UpdateState
+    } catch (error) {
+      throw silence.happened ? this.#silent() : error
+    } finally {
+      silence.stop()
+    }
   }
 
   abort(id: string, reason: string): Promise<UpdateState> {
@@ -99,10 +120,17 @@ export class DaemonClient {
 
   /** Ends with the update, or earlier when the connection does. */
   async *updateEvents(id: string): AsyncGenerator<UpdateEvent> {
-    const response = await this.#checked('GET', `${update(id)}/events`)
-    if (response.body === null) return
-    for await (const { data } of readServerSentEvents(response.body)) {
-      yield JSON.parse(data) as UpdateEvent
+    const silence = new Silence(this.silenceMs)
+    try {
+      const response = await this.#checked('GET', `${update(id)}/events`, undefined, silence)
+      if (response.body === null) return
+      for await (const { data } of readServerSentEvents(silence.watch(response.body))) {
+        yield JSON.parse(data) as UpdateEvent
+      }
+    } catch (error) {
+      throw silence.happened ? this.#silent() : error
+    } finally {
+      silence.stop()
     }
   }
 
@@ -135,8 +163,13 @@ export class DaemonClient {
     return (await response.json()) as T
   }
 
-  async #checked(method: string, path: string, body?: unknown): Promise<Response> {
-    const response = await this.#fetch(method, path, body)
+  async #checked(
+    method: string,
+    path: string,
+    body?: unknown,
+    silence?: Silence,
+  ): Promise<Response> {
+    const response = await this.#fetch(method, path, body, silence)
     if (response.ok) return response
     const text = await response.text()
     throw (
@@ -144,7 +177,7 @@ export class DaemonClient {
     )
   }
 
-  async #fetch(method: string, path: string, body?: unknown): Promise<Response> {
+  async #fetch(method: string, path: string, body?: unknown, silence?: Silence): Promise<Response> {
     const { base, unix, token } = this.address
     const headers: Record<string, string> = {}
     if (token !== null) headers.authorization = `Bearer ${token}`
@@ -152,6 +185,11 @@ export class DaemonClient {
     const init: BunFetchRequestInit = { method, headers, proxy: false, timeout: false }
     if (body !== undefined) init.body = JSON.stringify(body)
     if (unix !== null) init.unix = unix
+    if (silence !== undefined) {
+      init.signal = silence.signal
+      // an idle connection that is used again may be dead as well
+      init.keepalive = false
+    }
     try {
       return await fetch(base + path, init)
     } catch (error) {
@@ -166,11 +204,56 @@ export class DaemonClient {
     return new CommandError({ code: 'daemon_unreachable', message })
   }
 
+  #silent(): SilenceError {
+    const seconds = Number((this.silenceMs / 1000).toFixed(1))
+    return new SilenceError({
+      code: 'daemon_unreachable',
+      message: `the daemon at ${addressText(this.address)} has sent nothing for ${seconds} s`,
+    })
+  }
+
   #strange(answer: string): CommandError {
     return new CommandError({
       code: 'daemon_unreachable',
       message: `what answers at ${addressText(this.address)} is not a ckpt daemon: ${answer}`,
     })
+  }
+}
+
+/** Ends a request when nothing has come for `limitMs`. */
+class Silence {
+  readonly #limitMs: number
+  readonly #controller = new AbortController()
+  #timer: ReturnType<typeof setTimeout> | undefined
+
+  constructor(limitMs: number) {
+    this.#limitMs = limitMs
+    this.#restart()
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal
+  }
+
+  get happened(): boolean {
+    return this.#controller.signal.aborted
+  }
+
+  /** The body, of which every chunk breaks the silence. */
+  async *watch(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+    for await (const chunk of body) {
+      this.#restart()
+      yield chunk
+    }
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer)
+  }
+
+  #restart(): void {
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => this.#controller.abort(), this.#limitMs)
   }
 }
 

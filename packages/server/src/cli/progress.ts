@@ -1,4 +1,4 @@
-/** Where progress goes: stderr when it is a terminal, nowhere otherwise. */
+/** Where progress goes: stderr when it is a terminal, nowhere otherwise (except notes). */
 export interface ProgressStream {
   readonly isTTY?: boolean
   readonly columns?: number
@@ -15,11 +15,13 @@ export interface ProgressStream {
  */
 export class Progress {
   readonly #stream: ProgressStream | null
+  readonly #notes: ProgressStream
   #shownAtMs = 0
   #open = false
 
   constructor(stream: ProgressStream = process.stderr) {
     this.#stream = stream.isTTY ? stream : null
+    this.#notes = stream
   }
 
   /** Redraws the line; ten times a second is enough for a reader. */
@@ -37,6 +39,12 @@ export class Progress {
     this.#write(stage, text)
     this.#stream.write('\n')
     this.#open = false
+  }
+
+  /** A line of its own about something unusual, also when the stream is no terminal. */
+  note(text: string): void {
+    this.clear()
+    this.#notes.write(`ckpt: ${text}\n`)
   }
 
   /** Clears an unfinished line, so that an error does not end up behind it. */

@@ -8,7 +8,7 @@ export interface ServerSentEvent {
  * `data` lines are joined, a line that starts with a colon is a heartbeat.
  */
 export async function* readServerSentEvents(
-  body: ReadableStream<Uint8Array>,
+  body: AsyncIterable<Uint8Array>,
 ): AsyncGenerator<ServerSentEvent> {
   let event = 'message'
   let data: string[] = []
@@ -27,7 +27,7 @@ export async function* readServerSentEvents(
   }
 }
 
-async function* lines(body: ReadableStream<Uint8Array>): AsyncGenerator<string> {
+async function* lines(body: AsyncIterable<Uint8Array>): AsyncGenerator<string> {
   const decoder = new TextDecoder()
   let rest = ''
   for await (const chunk of body) {

@@ -31,12 +31,20 @@ function state(more: Partial<UpdateState>): UpdateState {
   }
 }
 
-/** A daemon with one update; `events` is the text of each connection to its stream in turn, `states` of each question. */
-function scripted(name: string, events: (string | null)[], states: UpdateState[]) {
+/**
+ * A daemon with one update; `events` is the text of each connection to its stream in turn, `states` of each question (null:
+ * never answered). Its client takes 300 ms without a word for a dead connection.
+ */
+function scripted(
+  name: string,
+  events: (string | ReadableStream | null)[],
+  states: (UpdateState | null)[],
+  listen: 'unix' | 'tcp' = 'unix',
+) {
   const asked: string[] = []
   const socket = join(dir.path, `${name}.sock`)
   const server = Bun.serve({
-    unix: socket,
+    ...(listen === 'unix' ? { unix: socket } : { hostname: '127.0.0.1', port: 0 }),
     async fetch(request) {
       const { pathname } = new URL(request.url)
       asked.push(`${request.method} ${pathname.split('/').at(-1)}`)
@@ -44,15 +52,37 @@ function scripted(name: string, events: (string | null)[], states: UpdateState[]
         const text = events.shift()
         if (text === null)
           return Response.json({ error: { code: 'internal', message: 'no' } }, { status: 500 })
+        if (text === NO_ANSWER) return await never()
         const headers = { 'content-type': 'text/event-stream' }
-        return new Response(text?.endsWith(CUT) ? cutOff(text) : (text ?? ''), { headers })
+        const cut = typeof text === 'string' && text.endsWith(CUT)
+        return new Response(cut ? cutOff(text) : (text ?? ''), { headers })
       }
       if (pathname.endsWith('/update')) return Response.json(state({}), { status: 202 })
-      return Response.json(states.length > 1 ? states.shift() : states[0])
+      const answer = states.length > 1 ? states.shift() : states[0]
+      return answer === null ? await never() : Response.json(answer)
     },
   })
-  const client = new DaemonClient(daemonAddress(socket))
+  const client = new DaemonClient(
+    daemonAddress(listen === 'unix' ? socket : `http://127.0.0.1:${server.port}`),
+    300,
+  )
   return { client, asked, [Symbol.asyncDispose]: () => server.stop(true) }
+}
+
+/** As a text of events: they are never answered. */
+const NO_ANSWER = '(no answer)'
+const never = () => new Promise<Response>(() => {})
+
+/** The texts, `gapMs` apart; then nothing more, and no end. */
+function thenSilent(texts: readonly string[], gapMs = 0): ReadableStream<string> {
+  return new ReadableStream({
+    async start(controller) {
+      for (const text of texts) {
+        controller.enqueue(text)
+        await Bun.sleep(gapMs)
+      }
+    },
+  })
 }
 
 /** At the end of a text: the connection breaks there, in the middle of the answer. */
@@ -73,8 +103,16 @@ const sse = (event: string, data: UpdateState) =>
 const REPORT = { update_id: 'u', bytes: 10, gb_per_s: 1, seconds: { total: 1 } } as UpdateReport
 const DONE = state({ state: 'done', phase: null, report: REPORT })
 
-function follow(client: DaemonClient, signal = new AbortController().signal) {
-  return followUpdate(client, 'c', { update_id: 'u' }, QUIET, { signal })
+function follow(client: DaemonClient, signal = new AbortController().signal, progress = QUIET) {
+  return followUpdate(client, 'c', { update_id: 'u' }, progress, { signal })
+}
+
+/** Follows and returns what people were told beside the result. */
+async function followNoted(client: DaemonClient) {
+  let told = ''
+  const progress = new Progress({ write: (text) => (told += text) })
+  const result = await follow(client, undefined, progress).catch((reason) => reason)
+  return { result, told }
 }
 
 test('the report comes with the last event', async () => {
@@ -136,4 +174,38 @@ test('a daemon that goes away during the update is daemon_unreachable', async ()
 test('a refusal of the events is not retried for ever', async () => {
   await using daemon = scripted('refused', [null], [state({})])
   expect((await follow(daemon.client).catch((reason) => reason)).code).toBe('internal')
+})
+
+for (const listen of ['unix', 'tcp'] as const) {
+  test(`a connection that falls silent (${listen}) is given up, said so, and opened again`, async () => {
+    const events = [thenSilent([sse('phase', state({}))]), NO_ANSWER, sse('done', DONE)]
+    const states = [state({}), state({}), DONE]
+    await using daemon = scripted(`silent-${listen}`, events, states, listen)
+    const { result, told } = await followNoted(daemon.client)
+    expect(result).toEqual(REPORT)
+    const round = ['GET events', 'GET u']
+    expect(daemon.asked).toEqual(['POST update', ...round, ...round, ...round])
+    const said = /^ckpt: the daemon at .* has sent nothing for 0\.3 s; asking for .* update u$/gm
+    expect(told.match(said)).toHaveLength(2)
+  })
+}
+
+test('one that falls silent after the end of the update brings the report', async () => {
+  await using daemon = scripted('silent-end', [thenSilent([sse('phase', state({}))])], [DONE])
+  expect((await followNoted(daemon.client)).result).toEqual(REPORT)
+})
+
+test('heartbeats keep a connection on which nothing else happens', async () => {
+  const beats = Array.from({ length: 10 }, () => ': heartbeat\n\n')
+  const events = [thenSilent([...beats, sse('done', DONE)], 100)]
+  await using daemon = scripted('beats', events, [DONE])
+  expect(await followNoted(daemon.client)).toEqual({ result: REPORT, told: '' })
+  expect(daemon.asked).toEqual(['POST update', 'GET events', 'GET u'])
+})
+
+test('a daemon that does not answer at all any more is daemon_unreachable', async () => {
+  await using daemon = scripted('mute', [thenSilent([])], [null])
+  const { result } = await followNoted(daemon.client)
+  expect(result.failure.code).toBe('daemon_unreachable')
+  expect(result.failure.message).toEndWith('for 0.3 s; update u may still be running there')
 })

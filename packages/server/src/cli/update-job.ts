@@ -10,7 +10,7 @@ import type {
   UpdateState,
 } from '@ckpt/core'
 import { CkptError } from '@ckpt/core'
-import type { DaemonClient } from './client.ts'
+import { type DaemonClient, SilenceError } from './client.ts'
 import { waitForEngine } from './engine-ready.ts'
 import { CommandError } from './exit.ts'
 import { formatBytes, formatRate, formatSeconds } from './format.ts'
@@ -183,7 +183,7 @@ export async function followUpdate(
   interrupt.signal.addEventListener('abort', abort)
   if (interrupt.signal.aborted) abort()
   try {
-    const state = await followToEnd(client, id, (now) => showUpdate(progress, now))
+    const state = await followToEnd(client, id, progress)
     if (state.report !== undefined && state.state === 'done') {
       progress.done('update', updateLine(state.report))
       return state.report
@@ -197,25 +197,41 @@ export async function followUpdate(
   }
 }
 
-/** Reads the events; where their connection ends before the update does, asks for its state and connects again. */
+/**
+ * Reads the events; where their connection ends or falls silent before the update ends, asks for its state and connects
+ * again.
+ */
 async function followToEnd(
   client: DaemonClient,
   id: string,
-  onState: (state: UpdateState) => void,
+  progress: Progress,
 ): Promise<UpdateState> {
   for (;;) {
     try {
       for await (const event of client.updateEvents(id)) {
-        onState(event)
+        showUpdate(progress, event)
         if (event.event === 'done' || event.event === 'failed') break
       }
     } catch (error) {
       // a broken stream is no reason to give up; a daemon that is gone shows in the next request
       if (error instanceof CkptError) throw error
+      if (error instanceof SilenceError) {
+        progress.note(`${error.failure.message}; asking for the state of update ${id}`)
+      }
     }
-    const state = await client.updateState(id)
+    const state = await stateNow(client, id)
     if (state.state === 'done' || state.state === 'failed') return state
     await Bun.sleep(200)
+  }
+}
+
+async function stateNow(client: DaemonClient, id: string): Promise<UpdateState> {
+  try {
+    return await client.updateState(id)
+  } catch (error) {
+    if (!(error instanceof SilenceError)) throw error
+    const { code, message } = error.failure
+    throw new CommandError({ code, message: `${message}; update ${id} may still be running there` })
   }
 }
 
