@@ -21,7 +21,9 @@ export interface Started {
   stop(signal?: NodeJS.Signals): Promise<number>
 }
 
-/** Starts a process and waits until a line of its output matches `ready`. */
+const READY_MS = 30_000
+
+/** Starts a process and waits until a line of its output matches `ready`, 30 seconds at most: then its output is in the error. */
 export async function start(
   command: readonly string[],
   ready: RegExp,
@@ -43,7 +45,7 @@ export async function start(
     child.kill(signal)
     return await child.exited
   }
-  const deadline = performance.now() + 60_000
+  const deadline = performance.now() + READY_MS
   for (;;) {
     const match = text.match(ready)
     if (match)

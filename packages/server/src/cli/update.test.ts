@@ -85,6 +85,30 @@ async function expectHeld(url: string, size: number, files: readonly string[]) {
   return weights
 }
 
+/** Work that hangs ends the test with what the daemon says of itself, and what it and the engine have printed. */
+async function orTell<T>(work: Promise<T>, limitMs: number, peer: Started): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined
+  const limit = new Promise<null>((resolve) => {
+    timer = setTimeout(resolve, limitMs, null)
+  })
+  const done = await Promise.race([work.then((value) => ({ value })), limit])
+  clearTimeout(timer)
+  if (done !== null) return done.value
+  work.catch(() => {})
+  const state = await Promise.race([daemonState(), Bun.sleep(5000)])
+  // printed at once: ending the processes may hang as well
+  console.error(`the daemon's state: ${state ?? 'no answer for 5 s'}`)
+  console.error(`the daemon's output:\n${daemon.stderr()}\nthe engine's output:\n${peer.stderr()}`)
+  throw new Error(`still running after ${limitMs / 1000} s`)
+}
+
+async function daemonState(): Promise<string> {
+  const { body: status } = await request(socket, 'GET', '/v1/status')
+  const id = (status as StatusAnswer).running_update
+  const update = id === null ? null : (await request(socket, 'GET', `/v1/updates/${id}`)).body
+  return JSON.stringify({ status, update }, null, 1)
+}
+
 describe('the whole job', () => {
   test('register, gather, update; version after version under one name and path', async () => {
     for (const seed of [1, 2, 3]) {
@@ -263,7 +287,8 @@ describe('failures', () => {
   test('an engine that fails a bucket is status 1 with the state of the update', async () => {
     const faulty = await startEngine('127.0.0.1:0', 2, '--fault', 'error@0')
     try {
-      const { status, document } = await updateThere('--endpoint', faulty.ready[1]!)
+      const words = ['--endpoint', faulty.ready[1]!, '--timeout', '20', '--ready-timeout', '15']
+      const { status, document } = await orTell(updateThere(...words), 40_000, faulty)
       expect(status).toBe(1)
       expect(document.error.code).toBe('engine_failed')
       expect(document.update.state).toBe('failed')
