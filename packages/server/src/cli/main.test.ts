@@ -63,6 +63,22 @@ describe('help and version are status 0', () => {
     expect(status).toBe(0)
     expect(stdout).toContain(text)
   })
+
+  test('the many options of update are in groups', async () => {
+    const { stdout } = await ckpt('update', '--help')
+    const groups = stdout.split(/^(?=\S.*:$)/m).map((group) => group.split('\n'))
+    const found = groups.map(([title, ...lines]) => [
+      title,
+      lines.filter((line) => line.startsWith('  -')).length,
+    ])
+    expect(Object.fromEntries(found)).toMatchObject({
+      'Options:': 4,
+      'Checkpoint:': 7,
+      'Engine:': 8,
+      'Update:': 7,
+      'Without a running daemon:': 4,
+    })
+  })
 })
 
 describe('a daemon that cannot be reached is status 3', () => {

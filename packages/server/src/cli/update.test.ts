@@ -95,7 +95,7 @@ async function orTell<T>(work: Promise<T>, limitMs: number, peer: Started): Prom
   clearTimeout(timer)
   if (done !== null) return done.value
   work.catch(() => {})
-  const state = await Promise.race([daemonState(), Bun.sleep(5000)])
+  const state = await Promise.race([daemonState().catch(String), Bun.sleep(5000)])
   // printed at once: ending the processes may hang as well
   console.error(`the daemon's state: ${state ?? 'no answer for 5 s'}`)
   console.error(`the daemon's output:\n${daemon.stderr()}\nthe engine's output:\n${peer.stderr()}`)

@@ -1,5 +1,11 @@
-import type { RegisterRequest, UpdateRequest } from '@ckpt/core'
-import { CkptError } from '@ckpt/core'
+import {
+  CkptError,
+  OPEN_TIMEOUT_SECONDS,
+  PAUSE_TIMEOUT_SECONDS,
+  type RegisterRequest,
+  UPDATE_TIMEOUT_SECONDS,
+  type UpdateRequest,
+} from '@ckpt/core'
 import { type Command, Option } from 'commander'
 import { configureLogging } from '../daemon/log.ts'
 import { findCheckpointFiles } from './checkpoint-files.ts'
@@ -61,47 +67,9 @@ export function addUpdateCommand(program: Command): void {
   const command = withDaemon(program.command('update'))
     .description('load a checkpoint and update running engines with it')
     .argument('[name]', 'name of the checkpoint (instead of --checkpoint-name)')
-    .option(
-      '--checkpoint-path <dir>',
-      'directory of safetensors files; without it, what the daemon holds is used',
-    )
-    .option(
-      '--endpoint <url>',
-      `the engine; repeatable, one per group of ranks (default: ${DEFAULT_ENDPOINT})`,
-      collect,
-    )
-    .option('--inference-parallel-size <n>', 'ranks of one engine', wholeNumber(1), 8)
-    .option('--checkpoint-name <s>', 'name of the checkpoint', 'my-checkpoint-iter-0')
-    .addOption(
-      choice(
-        '--update-method <m>',
-        'all ranks, or a part of them by p2p',
-        'broadcast',
-        'p2p',
-        'all',
-      ),
-    )
-    .option('--uds <path>', 'Unix socket of the engine; repeatable', collect)
-    .option('--save-metas-file <file>', 'write the metas as JSON after gathering')
-    .option('--load-metas-file <file>', 'join another instance whose metas these are')
-    .option('--sleep-time <s>', 'stay for so many seconds afterwards', seconds, 0)
-    .option('--custom-dist <name>', 'accepted and not needed: there is no torch.distributed here')
-    .option('--weight-version <v>', 'what the engine shall call these weights')
-    .addOption(choice('--engine <kind>', 'kind of engine', 'auto', 'vllm', 'sglang', 'lmdeploy'))
-    .option('--engine-method <name>', "method of vLLM's /collective_rpc")
-    .addOption(
-      choice('--pause <how>', 'what happens to running requests', 'wait', 'none', 'keep', 'abort'),
-    )
-    .option('--pause-timeout <s>', 'seconds that pausing may take', positiveNumber)
-    .option('--open-timeout <s>', 'seconds until every worker has opened the ring', positiveNumber)
-    .option('--timeout <s>', 'seconds that an update may take', positiveNumber)
-    .option('--ready-timeout <s>', 'seconds to wait for the engine; 0: for ever', seconds, 600)
-    .addOption(
-      choice('--mode <m>', 'how the bytes travel', 'auto', 'pipelined', 'serial', 'direct'),
-    )
-    .addOption(choice('--if-busy <what>', 'while another update runs', 'wait', 'fail'))
-    .option('--in-place', 'use the files where they lie instead of a copy')
-    .option('--consume', 'like --in-place, and remove files in /dev/shm when they are loaded')
+  addCheckpointOptions(command)
+  addEngineOptions(command)
+  addUpdateOptions(command)
   command
     .optionsGroup('Without a running daemon:')
     .option('--devices <spec>', 'auto, host, host:D, cuda or cuda:0,2', 'auto')
@@ -111,6 +79,74 @@ export function addUpdateCommand(program: Command): void {
   command.action(async (name: string | undefined, flags: UpdateFlags) => {
     process.exitCode = await update(name ?? flags.checkpointName, flags)
   })
+}
+
+function addCheckpointOptions(command: Command): void {
+  command
+    .optionsGroup('Checkpoint:')
+    .option(
+      '--checkpoint-path <dir>',
+      'directory of safetensors files; without it, what the daemon holds is used',
+    )
+    .option('--checkpoint-name <s>', 'name of the checkpoint', 'my-checkpoint-iter-0')
+    .option('--weight-version <v>', 'what the engine shall call these weights')
+    .option('--in-place', 'use the files where they lie instead of a copy')
+    .option('--consume', 'like --in-place, and remove files in /dev/shm when they are loaded')
+    .option('--save-metas-file <file>', 'write the metas as JSON after gathering')
+    .option('--load-metas-file <file>', 'join another instance whose metas these are')
+}
+
+function addEngineOptions(command: Command): void {
+  command
+    .optionsGroup('Engine:')
+    .option(
+      '--endpoint <url>',
+      `the engine; repeatable, one per group of ranks (default: ${DEFAULT_ENDPOINT})`,
+      collect,
+    )
+    .option('--inference-parallel-size <n>', 'ranks of one engine', wholeNumber(1), 8)
+    .option('--uds <path>', 'Unix socket of the engine; repeatable', collect)
+    .addOption(choice('--engine <kind>', 'kind of engine', 'auto', 'vllm', 'sglang', 'lmdeploy'))
+    .option('--engine-method <name>', "method of vLLM's /collective_rpc")
+    .addOption(
+      choice('--pause <how>', 'what happens to running requests', 'wait', 'none', 'keep', 'abort'),
+    )
+    .option('--ready-timeout <s>', 'seconds to wait for the engine; 0: for ever', seconds, 600)
+    .option(
+      '--pause-timeout <s>',
+      `seconds that pausing may take (default: ${PAUSE_TIMEOUT_SECONDS})`,
+      positiveNumber,
+    )
+}
+
+function addUpdateOptions(command: Command): void {
+  command
+    .optionsGroup('Update:')
+    .option(
+      '--timeout <s>',
+      `seconds that an update may take (default: ${UPDATE_TIMEOUT_SECONDS})`,
+      positiveNumber,
+    )
+    .option(
+      '--open-timeout <s>',
+      `seconds until every worker has opened the ring (default: ${OPEN_TIMEOUT_SECONDS})`,
+      positiveNumber,
+    )
+    .addOption(
+      choice('--mode <m>', 'how the bytes travel', 'auto', 'pipelined', 'serial', 'direct'),
+    )
+    .addOption(choice('--if-busy <what>', 'while another update runs', 'wait', 'fail'))
+    .addOption(
+      choice(
+        '--update-method <m>',
+        'all ranks, or a part of them by p2p',
+        'broadcast',
+        'p2p',
+        'all',
+      ),
+    )
+    .option('--sleep-time <s>', 'stay for so many seconds afterwards', seconds, 0)
+    .option('--custom-dist <name>', 'accepted and not needed: there is no torch.distributed here')
 }
 
 async function update(name: string, flags: UpdateFlags): Promise<number> {
@@ -178,6 +214,11 @@ async function reachDaemon(flags: UpdateFlags): Promise<ReachedDaemon> {
   const client = new Client(daemonAddress(flags.daemon, flags.tokenFile))
   if (flags.daemon !== undefined || (await client.answers()))
     return { client, close: async () => {} }
+  if (flags.consume) {
+    throw usageError(
+      '--consume needs a running daemon: one that runs only for this call would end with the only copy of the files',
+    )
+  }
   if (flags.checkpointPath === undefined && flags.loadMetasFile === undefined) {
     throw usageError('no daemon runs and there is no --checkpoint-path: nothing to update from')
   }
