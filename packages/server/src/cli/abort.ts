@@ -9,6 +9,9 @@ export function addAbortCommand(program: Command): void {
     .option('--reason <text>', 'what the report will say', 'aborted by `ckpt abort`')
     .action(async (id: string, flags: DaemonFlags & { reason: string }) => {
       const state = await clientOf(flags).abort(id, flags.reason)
-      await print(flags.json === true, state, () => `update ${id} is ${state.state}`)
+      await print(flags.json === true, state, () =>
+        state.state === 'running' || state.state === 'queued'
+          ? `update ${id} is being aborted; its engines are released`
+          : `update ${id} is ${state.state}`,)
     })
 }

@@ -22,8 +22,14 @@ export function formatRate(bytes: number, seconds: number): string {
   return bytes > 0 && seconds > 0 ? (bytes / seconds / 1e9).toFixed(2) : ''
 }
 
+/** Names come from files: a terminal must not obey what is in them. */
+export function printable(text: string): string {
+  return text.replace(/[\u0000-\u001f\u007f-\u009f]/g, (c) => JSON.stringify(c).slice(1, -1))
+}
+
 /** Columns of text; numbers to the right, words to the left. The first row is the head. */
-export function formatTable(rows: readonly (readonly string[])[]): string {
+export function formatTable(texts: readonly (readonly string[])[]): string {
+  const rows = texts.map((row) => row.map(printable))
   const columns = Math.max(0, ...rows.map((row) => row.length))
   const widths = Array.from({ length: columns }, (_, c) =>
     Math.max(...rows.map((row) => (row[c] ?? '').length)),

@@ -355,20 +355,32 @@ test(
       const { serve } = await import(${JSON.stringify(join(import.meta.dir, 'serve.ts'))})
       await serve(${options})
       console.log('ready')`
-    const killed = Bun.spawn([process.execPath, '-e', script], { stdin: 'ignore', stdout: 'pipe' })
+    // each in a process of its own: the memory goes when a process opens the native library, once
+    const spawnDaemon = async () => {
+      const child = Bun.spawn([process.execPath, '-e', script], { stdin: 'ignore', stdout: 'pipe' })
+      await child.stdout.getReader().read()
+      return child
+    }
+    const killed = await spawnDaemon()
+    let next: typeof killed | null = null
     try {
-      await killed.stdout.getReader().read()
       const buffers = await call('POST', '/v1/checkpoints/a/buffers', { bytes: [4096] })
       const { path } = buffers.body.buffers[0]
       expect(path).toStartWith(`/dev/shm/ckpt-${killed.pid}-`)
       killed.kill('SIGKILL')
       await killed.exited
       expect([existsSync(path), existsSync(socketPath())]).toEqual([true, true])
-      await start()
+      next = await spawnDaemon()
       expect(existsSync(path)).toBe(false)
       expect((await call('GET', '/v1/healthz')).status).toBe(200)
+      // one that lives keeps what it has, whatever else starts
+      const kept = (await call('POST', '/v1/checkpoints/a/buffers', { bytes: [4096] })).body
+      await start({ stateDir: join(dir, 'third'), uds: join(dir, 'third.sock') })
+      expect(existsSync(kept.buffers[0].path)).toBe(true)
     } finally {
       killed.kill('SIGKILL')
+      next?.kill('SIGKILL')
+      await next?.exited
     }
   },
   TIMEOUT_MS,

@@ -7,9 +7,8 @@ import { version } from '../../package.json'
 import { createApp, type DaemonApp } from './http/app.ts'
 import { readToken } from './http/auth.ts'
 import type { Daemon } from './context.ts'
-import { isAlive, removeSharedMemory } from './updates/journal-processes.ts'
 import { listenTcp, listenUnix, type OpenListener } from './http/listeners.ts'
-import { type LockHolder, lockStateDir } from './lock.ts'
+import { lockStateDir } from './lock.ts'
 import { log } from './log.ts'
 import {
   checkSocketPath,
@@ -59,6 +58,7 @@ export async function serve(options: Partial<ServeOptions>): Promise<RunningDaem
   const listen = listenOptions(told)
   const limits = limitOptions(told)
   const token = listen.tokenFile === null ? null : readToken(listen.tokenFile)
+  // opening the native library removes the shared memory of daemons that were killed
   const { library, ranks } = selectDevices(told.devices, told.ranks)
   const stateDir = openStateDir(told.stateDir, listen)
   const daemonOptions: DaemonOptions = { ...limits, library, ranks, stateDir }
@@ -68,8 +68,6 @@ export async function serve(options: Partial<ServeOptions>): Promise<RunningDaem
   await using undo = new AsyncDisposableStack()
   const lock = await lockStateDir(stateDir)
   undo.defer(() => lock.release())
-  // before anything of ours exists: in a container the dead daemon may have had our pid
-  if (lock.left !== null) await clearSharedMemory(lock.left)
   undo.defer(() => closeListeners(listeners))
   const registry = await createRegistry(daemonOptions)
   undo.defer(() => registry.close())
@@ -86,14 +84,6 @@ export async function serve(options: Partial<ServeOptions>): Promise<RunningDaem
   const addresses = listeners.map(({ address }) => address)
   log.info('ready at {addresses}', { addresses: addresses.join(' '), ranks: ranks.length })
   return running(app, daemonOptions, addresses, updates.deviceLost, closing, undo.move())
-}
-
-/** The trainers' buffers and the rings of a daemon that was killed; its engines are `recover`'s matter. */
-async function clearSharedMemory({ pid, start }: LockHolder): Promise<void> {
-  if (await isAlive(pid, start)) return
-  const names = await removeSharedMemory(pid)
-  if (names.length === 0) return
-  log.info('removed shared memory of the dead daemon {pid}: {names}', { pid, names })
 }
 
 interface Closing {

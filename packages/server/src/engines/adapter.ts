@@ -42,8 +42,17 @@ export interface EngineAdapter {
   look(client: EngineClient, signal: AbortSignal): Promise<Readiness>
   updateBody(body: UpdateBody): unknown
   judge(reply: EngineReply): UpdateVerdict
-  /** False: the engine was paused already, so it is not ours to resume. Throws `not_supported` where it cannot be paused. */
-  pause(client: EngineClient, mode: PauseMode, signal: AbortSignal): Promise<boolean>
+  /**
+   * False: the engine was paused already, so it is not ours to resume. `beforePost` is awaited when that was asked (where the
+   * engine has a way to ask) and the pause is about to be posted: from then on a resume is owed, whatever becomes of the call.
+   * Throws `not_supported` where it cannot be paused.
+   */
+  pause(
+    client: EngineClient,
+    mode: PauseMode,
+    signal: AbortSignal,
+    beforePost: () => Promise<void>,
+  ): Promise<boolean>
   resume(client: EngineClient, signal: AbortSignal): Promise<void>
   /**
    * Whether a failed update leaves the answers of its ranks out of step, so that only a restart helps. Asked of an engine of

@@ -25,11 +25,20 @@ export const lmdeploy: EngineAdapter = {
     return { ok: reply.ok && success !== false, message: reply.words, structured: false }
   },
 
-  /** Level 2 gives weights and cache up; the weights' memory comes back at once, to be written. */
-  async pause(client: EngineClient, _mode, signal: AbortSignal): Promise<boolean> {
-    must(await client.post('/sleep?level=2', undefined, signal), 'pause')
+  /**
+   * Level 2 gives weights and cache up; the weights' memory comes back at once, to be written, also when someone else has put it
+   * to sleep. Versions without the route /is_sleeping do not say so: what was asleep there is woken up after the update.
+   */
+  async pause(client, _mode, signal, beforePost): Promise<boolean> {
+    const asked = await client.get('/is_sleeping', signal)
+    const asleep = (asked.json as { is_sleeping?: unknown } | null | undefined)?.is_sleeping
+    const ours = !asked.ok || asleep !== true
+    if (ours) {
+      await beforePost()
+      must(await client.post('/sleep?level=2', undefined, signal), 'pause')
+    }
     must(await client.post('/wakeup?tags=weights', undefined, signal), 'pause')
-    return true
+    return ours
   },
 
   async resume(client: EngineClient, signal: AbortSignal): Promise<void> {

@@ -28,8 +28,12 @@ export const sglang: EngineAdapter = {
     return { ok: reply.ok && success !== false, message: reply.words, structured: false }
   },
 
-  /** Retracted requests go on afterwards; SGLang has no mode that lets them end first. */
-  async pause(client: EngineClient, mode: PauseMode, signal: AbortSignal): Promise<boolean> {
+  /**
+   * Retracted requests go on afterwards; SGLang has no mode that lets them end first. It has no route that tells whether it is
+   * paused either: one that an operator has paused is resumed after an update with `pause`.
+   */
+  async pause(client, mode: PauseMode, signal, beforePost): Promise<boolean> {
+    await beforePost()
     const body = { mode: mode === 'abort' ? 'abort' : 'retract' }
     must(await client.post('/pause_generation', body, signal), 'pause')
     return true

@@ -27,9 +27,10 @@ export const vllm: EngineAdapter = {
     return { ok: failed.length === 0, message, structured: results !== null }
   },
 
-  async pause(client: EngineClient, mode: PauseMode, signal: AbortSignal): Promise<boolean> {
+  async pause(client, mode: PauseMode, signal, beforePost): Promise<boolean> {
     const asked = await client.get('/is_paused', signal)
     if (asked.ok && (asked.json as { is_paused?: unknown } | null)?.is_paused === true) return false
+    await beforePost()
     const reply = await client.post(`/pause?mode=${mode}&clear_cache=true`, undefined, signal)
     if (isMissing(reply)) {
       throw new CkptError('not_supported', `${client.base} has no route /pause`)

@@ -21,6 +21,8 @@ export interface EngineFate {
   readonly touched: boolean
   /** Every worker of it has the whole version. */
   readonly finished: boolean
+  /** What it then has. */
+  readonly version: string | null
   readonly dialect: Dialect | null
 }
 
@@ -35,7 +37,6 @@ export class EngineContact {
   #words = ''
   #posted = false
   #result: HttpResult | null = null
-  #resumeOwed: boolean
   #servingTorn = false
   #note: Failure | null = null
 
@@ -43,7 +44,6 @@ export class EngineContact {
     this.spec = spec
     this.ranks = ranks
     this.#record = record
-    this.#resumeOwed = record.pausedByUs
     const token = process.env.CKPT_ENGINE_TOKEN ?? null
     this.#client = new EngineClient({ url: spec.url, uds: spec.uds, token })
   }
@@ -60,9 +60,12 @@ export class EngineContact {
     return this.#result
   }
 
+  /** An engine that was not looked at in this update may be known from an earlier one. */
   #knownAdapter(): EngineAdapter {
-    if (this.#adapter === null) throw new Error('the engine was not looked at')
-    return this.#adapter
+    const { kind } = this.#record
+    if (this.#adapter !== null) return this.#adapter
+    if (kind === null) throw new Error('the engine was not looked at')
+    return adapterOf(kind)
   }
 
   /**
@@ -175,16 +178,31 @@ export class EngineContact {
     const seconds = Math.round(pauseMs / 100) / 10
     const message = `${this.spec.url} was not paused (${mode}) within ${seconds} s: requests are still running`
     const late: Failure = { code: 'engine_busy', message, phase: 'pause', rank: this.spec.ranks[0] }
-    const owedBefore = this.#resumeOwed
-    this.#resumeOwed = true
+    const within = signalWithin(signal, pauseMs, late)
     try {
-      const within = signalWithin(signal, pauseMs, late)
-      const ours = await this.#knownAdapter().pause(this.#client, mode, within)
-      this.#resumeOwed = ours || owedBefore
+      await this.#pause(mode, within, () => this.#record.save())
     } catch (error) {
       const { failure } = CkptError.wrap(error)
-      if (failure.code === 'not_supported') this.#resumeOwed = owedBefore
       throw CkptError.from({ rank: this.spec.ranks[0], ...failure, phase: 'pause' })
+    }
+  }
+
+  /**
+   * A pause that was about to be posted is ours until a resume was confirmed: an answer that did not come says nothing about the
+   * engine. `save` is awaited before it is posted, so that it is ours also for a daemon that starts after this one was killed.
+   */
+  async #pause(mode: PauseMode, signal: AbortSignal, save: () => Promise<void>): Promise<void> {
+    const record = this.#record
+    const before = record.pausedByUs
+    try {
+      await this.#knownAdapter().pause(this.#client, mode, signal, async () => {
+        record.pausedByUs = true
+        await save()
+      })
+      record.paused = true
+    } catch (error) {
+      if (CkptError.wrap(error).code === 'not_supported') record.pausedByUs = before
+      throw error
     }
   }
 
@@ -217,7 +235,7 @@ export class EngineContact {
   /** After a success: caches of old results go. */
   async settle(signal: AbortSignal): Promise<void> {
     try {
-      this.#note = await this.#knownAdapter().settle(this.#client, this.#resumeOwed, signal)
+      this.#note = await this.#knownAdapter().settle(this.#client, this.#record.pausedByUs, signal)
     } catch (error) {
       throw this.#named(error, 'post')
     }
@@ -225,14 +243,14 @@ export class EngineContact {
 
   /** Resumes the engine when it was us who paused it. */
   async resume(signal: AbortSignal): Promise<void> {
-    if (!this.#resumeOwed) return
+    if (!this.#record.pausedByUs) return
     try {
       await this.#knownAdapter().resume(this.#client, signal)
     } catch (error) {
       throw this.#named(error, 'resume')
     }
-    this.#resumeOwed = false
     this.#record.pausedByUs = false
+    this.#record.paused = false
   }
 
   succeed(version: string | null, dialect: Dialect | null): void {
@@ -243,27 +261,44 @@ export class EngineContact {
     record.restart = null
   }
 
-  /** After a failure: a torn engine stops serving, another one goes on as before. Never throws. */
+  /**
+   * After a failure: a torn engine stops serving; one that has the whole version, or that was not touched, goes on. Never
+   * throws.
+   */
   async fail(updateId: string, fate: EngineFate, signal: AbortSignal): Promise<void> {
     const record = this.#record
     record.dialect = fate.dialect ?? record.dialect
-    if (fate.touched && !fate.finished) {
-      record.tornBy = updateId
-      if (await this.#outOfStep(signal)) {
-        record.restart = { listener: await listenerInode(this.#client.address) }
-      }
-    }
+    const whole = fate.finished && (this.#result?.ok ?? true)
+    if (whole) this.succeed(fate.version, fate.dialect)
+    else if (fate.touched) await this.#tear(updateId, signal)
+    if (record.tornBy !== null) return this.#stop(signal)
+    if (whole) await this.#settleInPassing(signal)
+    // what is owed when this fails stays in the record
+    await this.resume(signal).catch(() => {})
+  }
+
+  /** What is cached comes from the old weights. Not tried for long: the engine is to go on. */
+  async #settleInPassing(signal: AbortSignal): Promise<void> {
     try {
-      if (record.tornBy === null) await this.resume(signal)
-      else await this.#stop(signal)
-    } catch {
-      this.#servingTorn = record.tornBy !== null
+      this.#note = await this.#knownAdapter().settle(this.#client, false, signal)
+    } catch (error) {
+      this.#note = this.#named(error, 'post').failure
     }
   }
 
+  async #tear(updateId: string, signal: AbortSignal): Promise<void> {
+    this.#record.tornBy = updateId
+    if (!(await this.#outOfStep(signal))) return
+    this.#record.restart = { listener: await listenerInode(this.#client.address) }
+  }
+
   async #stop(signal: AbortSignal): Promise<void> {
-    const ours = await this.#knownAdapter().pause(this.#client, 'abort', signal)
-    this.#record.pausedByUs ||= ours || this.#resumeOwed
+    try {
+      // a journal that cannot be written must not keep a torn engine serving
+      await this.#pause('abort', signal, () => this.#record.save().catch(() => {}))
+    } catch {
+      this.#servingTorn = !this.#record.paused
+    }
   }
 
   /** Whether workers may have raised out of the call, in an engine that does not get over that; see design.md, section 7. */
@@ -276,7 +311,7 @@ export class EngineContact {
   report(failure: Failure | null, finished: boolean): EngineReport {
     const { url, ranks } = this.spec
     const record = this.#record
-    const error = failure === null ? this.#note : this.#ownFailure(failure)
+    const error = (failure === null ? null : this.#ownFailure(failure)) ?? this.#note
     return {
       url,
       dialect: record.dialect,

@@ -1,6 +1,6 @@
 import type { Dialect, StatusAnswer } from '@ckpt/core'
 import type { EngineKind } from '../../engines/adapter.ts'
-import type { Journal, TornMark } from './journal.ts'
+import type { Journal, EngineMark } from './journal.ts'
 import type { EngineSpec } from './spec.ts'
 
 /** Engines that are remembered; beyond it those that are whole are forgotten. */
@@ -17,15 +17,19 @@ export interface EngineRecord {
   version: string | null
   /** Id of the update of which it holds a part. */
   tornBy: string | null
-  /** We paused it when it was torn; the update that heals it resumes it. */
+  /** We paused it, or were about to: a resume is owed until one was confirmed. Journalled before the pause is posted. */
   pausedByUs: boolean
+  /** The last that we know is that it is paused, by whomever. */
+  paused: boolean
   /** Its answers to RPCs are out of step until it is started again; `listener` tells this start from later ones. */
   restart: { readonly listener: string | null } | null
   /** The update request that it has not answered yet. */
   request: Promise<unknown> | null
+  /** Writes the marks of all engines. */
+  save(): Promise<void>
 }
 
-/** All engines that this daemon has met; torn marks are kept in the journal too. */
+/** All engines that this daemon has met; what must survive it is kept in the journal too. */
 export class EngineBook {
   readonly #records = new Map<string, EngineRecord>()
   readonly #journal: Journal
@@ -50,8 +54,10 @@ export class EngineBook {
       version: null,
       tornBy: null,
       pausedByUs: false,
+      paused: false,
       restart: null,
       request: null,
+      save: () => this.save(),
     }
     this.#records.set(spec.key, fresh)
     return fresh
@@ -60,14 +66,14 @@ export class EngineBook {
   #forget(): void {
     if (this.#records.size < ENGINES_MAX) return
     for (const [key, record] of this.#records) {
-      if (record.tornBy !== null || record.restart !== null || record.request !== null) continue
+      if (mustBeKept(record) || record.request !== null) continue
       this.#records.delete(key)
       return
     }
   }
 
   /** Takes over the marks that a predecessor left. */
-  restore(marks: readonly TornMark[], keyOf: (mark: TornMark) => string): void {
+  restore(marks: readonly EngineMark[], keyOf: (mark: EngineMark) => string): void {
     for (const mark of marks) {
       const record = this.record({
         key: keyOf(mark),
@@ -83,11 +89,14 @@ export class EngineBook {
     }
   }
 
-  /** Writes the torn marks. */
   async save(): Promise<void> {
-    const marks: TornMark[] = []
+    await this.#journal.engines(this.marks)
+  }
+
+  get marks(): EngineMark[] {
+    const marks: EngineMark[] = []
     for (const record of this.#records.values()) {
-      if (record.tornBy === null) continue
+      if (!mustBeKept(record)) continue
       marks.push({
         url: record.url,
         uds: record.uds,
@@ -98,7 +107,7 @@ export class EngineBook {
         listener: record.restart?.listener ?? null,
       })
     }
-    await this.#journal.torn(marks)
+    return marks
   }
 
   status(): StatusAnswer['engines'] {
@@ -109,4 +118,8 @@ export class EngineBook {
       version,
     }))
   }
+}
+
+function mustBeKept(record: EngineRecord): boolean {
+  return record.tornBy !== null || record.pausedByUs || record.restart !== null
 }

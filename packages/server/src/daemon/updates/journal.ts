@@ -18,20 +18,21 @@ const JournalConversation = type({
 })
 export type JournalConversation = typeof JournalConversation.infer
 
-/** An engine that holds a part of an update. */
-const TornMark = type({
+/** What must be remembered of an engine: it holds a part of an update, or we paused it, or it must be started again. */
+const EngineMark = type({
   url: 'string',
   uds: 'string | null',
-  update_id: 'string',
+  /** The update of which it holds a part; null: it is whole. */
+  update_id: 'string | null',
   dialect: "'D1' | 'D2' | 'D3' | 'D4' | null",
-  /** We paused it, so the update that heals it resumes it. */
+  /** We paused it, or were about to: the next update that succeeds resumes it. */
   paused: 'boolean',
   /** Its answers to RPCs are out of step until it is started again. */
   restart_needed: 'boolean',
   /** What tells a later start of the engine from this one, see `engines/identity.ts`. */
   listener: 'string | null',
 })
-export type TornMark = typeof TornMark.infer
+export type EngineMark = typeof EngineMark.infer
 
 const JournalDocument = type({
   format: '1',
@@ -40,7 +41,7 @@ const JournalDocument = type({
   process_start: 'number | null',
   socket_dir: 'string',
   conversations: JournalConversation.array(),
-  torn: TornMark.array(),
+  engines: EngineMark.array(),
 })
 export type JournalDocument = typeof JournalDocument.infer
 
@@ -50,6 +51,7 @@ export type JournalDocument = typeof JournalDocument.infer
  */
 export class Journal {
   readonly #path: string
+  readonly #socketDir: string
   #document: JournalDocument
   #writing: Promise<void> = Promise.resolve()
   #writes = 0
@@ -58,6 +60,7 @@ export class Journal {
   private constructor(path: string, document: JournalDocument) {
     this.#path = path
     this.#document = document
+    this.#socketDir = document.socket_dir
   }
 
   /** Reads what a predecessor left (null: nothing, or nothing that can be read) and takes its place at the first write. */
@@ -72,27 +75,44 @@ export class Journal {
       process_start: await processStart(process.pid),
       socket_dir: socketDir,
       conversations: [],
-      torn: [],
+      engines: [],
     })
     return { journal, left: await readJournal(path) }
   }
 
+  /**
+   * The first write of a daemon that has a predecessor: all marks, and the conversations which it is about to end, or null where
+   * they are not its to end.
+   */
+  takeOver(left: JournalDocument | null, marks: readonly EngineMark[]): Promise<void> {
+    const conversations = left?.conversations ?? []
+    const socketDir = left?.socket_dir ?? this.#socketDir
+    this.#document = {
+      ...this.#document,
+      conversations,
+      socket_dir: socketDir,
+      engines: [...marks],
+    }
+    return this.#write()
+  }
+
   /** Written before the first worker can connect; with an empty list when all have left. */
   conversations(conversations: readonly JournalConversation[]): Promise<void> {
-    this.#document = { ...this.#document, conversations: [...conversations] }
+    const document = { ...this.#document, socket_dir: this.#socketDir }
+    this.#document = { ...document, conversations: [...conversations] }
     return this.#write()
   }
 
-  torn(marks: readonly TornMark[]): Promise<void> {
-    this.#document = { ...this.#document, torn: [...marks] }
+  engines(marks: readonly EngineMark[]): Promise<void> {
+    this.#document = { ...this.#document, engines: [...marks] }
     return this.#write()
   }
 
-  /** Removes the file unless a torn mark must outlive the process. */
+  /** Removes the file unless a mark of an engine must outlive the process. */
   async close(): Promise<void> {
     await this.#writing
     // what a predecessor left stays as long as nobody has taken it over
-    if (this.#writes === 0 || this.#document.torn.length > 0) return
+    if (this.#writes === 0 || this.#document.engines.length > 0) return
     await unlink(this.#path).catch(() => {})
   }
 

@@ -1,8 +1,12 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, unlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { RunningEngine } from '../../engines/reference/index.ts'
+import type { RankPool } from '../rank/pool.ts'
+import { EngineBook } from './engines.ts'
+import { Journal, type JournalDocument } from './journal.ts'
 import { processStart } from './journal-processes.ts'
+import { recoverFrom } from './recovery.ts'
 import { TestDir } from '../registry/testing/fixture.ts'
 import { createUpdates } from './updates.ts'
 import {
@@ -17,10 +21,10 @@ import {
 setDefaultTimeout(120_000)
 
 /** A daemon's inside in a process of its own, in the middle of an update of `engine`. */
-async function runningDaemon(stateDir: string, engine: RunningEngine) {
+async function runningDaemon(stateDir: string, engine: RunningEngine, pause = 'none') {
   const program = join(import.meta.dir, 'testing/recovery-program.ts')
   const url = `${engine.url}/collective_rpc`
-  const child = Bun.spawn([process.execPath, program, stateDir, url], { stderr: 'inherit' })
+  const child = Bun.spawn([process.execPath, program, stateDir, url, pause], { stderr: 'inherit' })
   const reader = child.stdout.getReader()
   let text = ''
   while (!text.includes('"progress"')) {
@@ -37,6 +41,12 @@ async function runningDaemon(stateDir: string, engine: RunningEngine) {
       return text
     },
   }
+}
+
+async function openElsewhere(): Promise<void> {
+  const library = Bun.resolveSync('@ckpt/cuda', import.meta.dir)
+  const script = `(await import(${JSON.stringify(library)})).openLibrary({ kind: 'host' })`
+  expect(await Bun.spawn([process.execPath, '-e', script], { stderr: 'inherit' }).exited).toBe(0)
 }
 
 function sharedMemoryOf(pid: number): string[] {
@@ -61,6 +71,9 @@ test('after SIGKILL the next start releases the waiting engine and clears what w
         { rank: 1 },
       ],
     })
+    // shared memory goes when a process opens the library; this one has opened it long ago
+    await openElsewhere()
+    expect(sharedMemoryOf(child.pid)).toEqual([])
     const next = await createUpdates({ ...options, stateDir: state.path }, registry)
     const beganMs = performance.now()
     await next.recover()
@@ -68,7 +81,6 @@ test('after SIGKILL the next start releases the waiting engine and clears what w
     // answers as soon as no update runs in the engine
     expect((await weightsOf(engine)).torn).toBe(true)
     expect(performance.now() - beganMs).toBeLessThan(11_000)
-    expect(sharedMemoryOf(child.pid)).toEqual([])
     expect(readdirSync(join(state.path, 'engines'))).toEqual([])
     expect(next.status().engines).toMatchObject([{ torn: true }])
     const tensors = tensorsOf(6, 100_000, 3)
@@ -106,6 +118,29 @@ test('SIGTERM during an update aborts it, releases the engine and leaves nothing
     await next.start(NAME, { update_url: `${engine.url}/collective_rpc`, timeout: 20 }).done
     await requireWeights(engine, tensors)
     await next.close('the test is over')
+    state.remove()
+  })
+})
+
+test('what a killed daemon had paused is resumed by the update that heals it', async () => {
+  await withUpdates(async ({ options, registry, engine: start, register }) => {
+    const engine = await start({ disconnectGraceMs: 120_000 })
+    const isPaused = async () =>
+      ((await (await fetch(`${engine.url}/is_paused`)).json()) as { is_paused: boolean }).is_paused
+    const state = new TestDir()
+    const { child } = await runningDaemon(state.path, engine, 'wait')
+    child.kill('SIGKILL')
+    await child.exited
+    const next = await createUpdates({ ...options, stateDir: state.path }, registry)
+    await next.recover()
+    expect([next.status().engines[0]?.torn, await isPaused()]).toEqual([true, true])
+    const tensors = tensorsOf(6, 100_000, 3)
+    await register(tensors)
+    const request = { update_url: `${engine.url}/collective_rpc`, timeout: 20 }
+    await next.start(NAME, { ...request, pause: 'wait' }).done
+    expect([next.status().engines[0]?.torn, await isPaused()]).toEqual([false, false])
+    await next.close('the test is over')
+    expect(readdirSync(state.path)).toEqual(['engines'])
     state.remove()
   })
 })
@@ -148,21 +183,77 @@ test('a journal makes us bind nowhere but in the directory of the engines, and s
       process_start: null,
       socket_dir: `${bench.dir.path}/engines`,
       conversations: [{ ...conversation, update_id: 'old', version: null }],
-      torn: [MARK],
+      engines: [MARK],
     }
     const marked = [{ url: MARK.url, dialect: 'D4', torn: true, version: null }]
     expect(await recovered(bench, JSON.stringify(journal))).toEqual(marked as never)
     expect(readdirSync(outside.path)).toEqual([])
-    const shared = `/dev/shm/ckpt-${process.pid}-0-spared`
+    // what this process holds in shared memory is not a dead one's, whatever the journal says of its pid
+    const shared = `/dev/shm/ckpt-${process.pid}-0-0123456789abcdef`
     writeFileSync(shared, '')
     const start = await processStart(process.pid)
     const living = { ...journal, pid: process.pid, process_start: start }
     expect(await recovered(bench, JSON.stringify(living))).toEqual(marked as never)
-    expect(existsSync(shared)).toBe(true)
-    // the same pid, but another process
     const later = { ...living, process_start: start! - 1 }
     expect(await recovered(bench, JSON.stringify(later))).toEqual(marked as never)
-    expect(existsSync(shared)).toBe(false)
+    expect(existsSync(shared)).toBe(true)
+    unlinkSync(shared)
     outside.remove()
   })
+})
+
+const CUT_OFF = {
+  format: 1 as const,
+  pid: 2 ** 22 + 1,
+  process_start: null as number | null,
+  socket_dir: '/nowhere',
+  conversations: [
+    {
+      address: 'ipc:///nowhere/rank-0-0123456789abcdef.sock',
+      rank: 0,
+      dialect: 'D4' as const,
+      engine_url: 'http://127.0.0.1:2/collective_rpc',
+      uds: null,
+      update_id: 'cut-off',
+      version: null,
+    },
+  ],
+  engines: [
+    { ...MARK, dialect: 'D4' as const },
+    { ...MARK, dialect: null, url: 'http://127.0.0.1:2', update_id: null, paused: true },
+  ],
+}
+
+test('what a predecessor left is taken over in one write, before anything else is done', async () => {
+  const state = new TestDir()
+  const { journal } = await Journal.open(state.path, state.path)
+  const read = () => JSON.parse(readFileSync(join(state.path, 'journal.json'), 'utf8'))
+  const seen: JournalDocument[] = []
+  // what a start that is killed while it releases engines leaves to the one after it
+  const pool = {
+    get links() {
+      seen.push(read())
+      return []
+    },
+  } as unknown as RankPool
+  await recoverFrom(CUT_OFF, pool, new EngineBook(journal), journal)
+  const engines = [
+    CUT_OFF.engines[0],
+    { ...CUT_OFF.engines[1], dialect: 'D4', update_id: 'cut-off' },
+  ]
+  const { conversations, socket_dir } = CUT_OFF
+  expect(seen).toMatchObject([{ pid: process.pid, conversations, socket_dir, engines }] as never)
+  expect(read()).toMatchObject({ conversations: [], socket_dir: state.path, engines })
+  state.remove()
+})
+
+test('marks of a predecessor that seems to live are not lost', async () => {
+  const state = new TestDir()
+  const { journal } = await Journal.open(state.path, state.path)
+  const living = { ...CUT_OFF, pid: process.pid, process_start: await processStart(process.pid) }
+  await recoverFrom(living, { links: [] } as unknown as RankPool, new EngineBook(journal), journal)
+  await journal.close()
+  const { left } = await Journal.open(state.path, state.path)
+  expect(left?.engines.map((mark) => mark.update_id)).toEqual(['old', 'cut-off'])
+  state.remove()
 })

@@ -1,7 +1,7 @@
 import { mkdir } from 'node:fs/promises'
 import { EngineClient } from '../../engines/client.ts'
-import type { Journal, JournalDocument, TornMark } from './journal.ts'
-import { isAlive, removeSharedMemory } from './journal-processes.ts'
+import type { EngineMark, Journal, JournalDocument } from './journal.ts'
+import { isAlive } from './journal-processes.ts'
 import type { RankPool } from '../rank/pool.ts'
 import type { EngineBook } from './engines.ts'
 import { removeSockets } from './sockets.ts'
@@ -9,16 +9,15 @@ import { removeSockets } from './sockets.ts'
 const RELEASE_MS = 10_000
 const IPC = 'ipc://'
 
-/** What a daemon that starts found and did. */
+/** What a daemon that starts found. */
 export interface Recovery {
   /** Addresses at which an engine's worker still waits. */
   readonly left: readonly string[]
-  readonly sharedMemory: readonly string[]
 }
 
 /**
- * Ends what a dead predecessor left: its engines' workers are told to leave (ten seconds at most), its shared memory and sockets
- * are removed, its torn marks are taken over.
+ * Ends what a dead predecessor left: its marks of engines are taken over, its engines' workers are told to leave (ten seconds at
+ * most), its sockets are removed. Its shared memory went when the native library was opened.
  */
 export async function recoverFrom(
   document: JournalDocument,
@@ -26,34 +25,37 @@ export async function recoverFrom(
   book: EngineBook,
   journal: Journal,
 ): Promise<Recovery> {
-  const marks = new Map(document.torn.map((mark) => [keyOf(mark), mark]))
-  if (await isAlive(document.pid, document.process_start)) {
-    // the lock of the state directory forbids it; a process of the same pid in another namespace is none of ours
-    book.restore([...marks.values()], keyOf)
-    return { left: [], sharedMemory: [] }
-  }
+  book.restore(marksOf(document), keyOf)
+  // the lock of the state directory forbids it; a process of the same pid in another namespace is none of ours
+  const alive = await isAlive(document.pid, document.process_start)
+  // first of all and in one write: who is killed from here on leaves the next one as much as this one found
+  await journal.takeOver(alive ? null : document, book.marks)
+  if (alive) return { left: [] }
   const addresses = document.conversations.map((one) => one.address)
   const left = await release(addresses, document.socket_dir, pool)
-  // an engine whose update was cut off holds a part of it, for all we know
-  for (const { engine_url, uds, update_id, dialect } of document.conversations) {
-    if (engine_url === null) continue
-    const mark: TornMark = {
-      url: engine_url,
-      uds,
-      update_id,
-      dialect,
-      paused: false,
-      restart_needed: false,
-      listener: null,
-    }
-    if (!marks.has(keyOf(mark))) marks.set(keyOf(mark), mark)
-  }
-  book.restore([...marks.values()], keyOf)
   await removeSockets(document.socket_dir)
-  const sharedMemory = await removeSharedMemory(document.pid)
   await journal.conversations([])
-  await book.save()
-  return { left, sharedMemory }
+  return { left }
+}
+
+/** An engine whose update was cut off holds a part of it, for all we know. */
+function marksOf(document: JournalDocument): EngineMark[] {
+  const marks = new Map(document.engines.map((mark) => [keyOf(mark), mark]))
+  for (const { engine_url: url, uds, update_id, dialect } of document.conversations) {
+    if (url === null) continue
+    const key = keyOf({ url, uds })
+    const known = marks.get(key)
+    const fresh = { paused: false, restart_needed: false, listener: null }
+    marks.set(key, {
+      ...fresh,
+      url,
+      uds,
+      ...known,
+      dialect: known?.dialect ?? dialect,
+      update_id: known?.update_id ?? update_id,
+    })
+  }
+  return [...marks.values()]
 }
 
 async function release(
@@ -70,7 +72,7 @@ async function release(
   return (await link.request(request)).left
 }
 
-function keyOf(mark: Pick<TornMark, 'url' | 'uds'>): string {
+function keyOf(mark: Pick<EngineMark, 'url' | 'uds'>): string {
   const { base } = new EngineClient({ url: mark.url, uds: mark.uds, token: null })
   return mark.uds === null ? base : `${base} unix:${mark.uds}`
 }

@@ -346,7 +346,8 @@ export class UpdateRun {
         const touched = team?.anySent(contact.ranks) ?? false
         const finished = touched && (team?.allFinished(contact.ranks) ?? false)
         const dialect = team?.dialectOf(contact.ranks) ?? null
-        return contact.fail(this.#spec.id, { touched, finished, dialect }, within)
+        const version = this.#spec.weightVersion ?? this.#lease?.version.version ?? null
+        return contact.fail(this.#spec.id, { touched, finished, version, dialect }, within)
       }),
     )
     await journal.conversations([])

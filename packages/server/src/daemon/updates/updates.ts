@@ -34,7 +34,7 @@ export type UpdatesStatus = Pick<
 
 /** The updates of one daemon: one at a time, the others wait their turn. */
 export interface Updates {
-  /** Ends what a dead predecessor left: engines that wait, shared memory, sockets; restores the torn marks. */
+  /** Ends what a dead predecessor left: engines that wait, sockets; restores the marks of engines. */
   recover(): Promise<void>
   /** Throws at once what is wrong with the request (400, 403, 404, 409, 429, 503). */
   start(name: string, request: UpdateRequest): UpdateHandle
@@ -96,14 +96,8 @@ class DaemonUpdates implements Updates {
   async recover(): Promise<void> {
     const { left, pool, journal } = this.#parts
     if (left === null) return
-    const { left: waiting, sharedMemory } = await recoverFrom(left, pool, this.#book, journal)
+    const { left: waiting } = await recoverFrom(left, pool, this.#book, journal)
     const { pid } = left
-    if (sharedMemory.length > 0) {
-      log.info('removed shared memory of the dead daemon {pid}: {sharedMemory}', {
-        pid,
-        sharedMemory,
-      })
-    }
     for (const address of waiting) {
       log.warn('an engine of the dead daemon {pid} still waits at {address}', { pid, address })
     }

@@ -1,6 +1,6 @@
 /**
  * Run by `recovery.test.ts` as a process of its own, to be killed: updates the engine at argv[3] out of the state directory
- * argv[2]. Its copies are throttled, so that the engine's workers wait for the next bucket most of the time. Prints a line per event;
+ * argv[2], with argv[4] as its `pause`. Its copies are throttled, so that the engine's workers wait for the next bucket most of the time. Prints a line per event;
  * on SIGTERM it closes as the daemon does.
  */
 import { openLibrary, type RankInfo } from '@ckpt/cuda'
@@ -9,7 +9,7 @@ import { daemonOptions, safetensors, TestDir } from '../../registry/testing/fixt
 import { createUpdates } from '../updates.ts'
 import { NAME, tensorsOf } from './fixture.ts'
 
-const [, , stateDir = '', url = ''] = process.argv
+const [, , stateDir = '', url = '', pause = 'none'] = process.argv
 const library = { kind: 'host', hostDevices: 2, hostCopyBytesPerSecond: 2 * 2 ** 20 } as const
 const native = openLibrary(library)
 const ranks = [0, 1].map((rank): RankInfo => {
@@ -25,7 +25,13 @@ const dir = new TestDir()
 const file = dir.write('m.safetensors', safetensors(tensorsOf(20, 2 ** 19 - 256, 1)))
 await registry.register(NAME, { files: [file] }, null)
 dir.remove()
-const { id, done } = updates.start(NAME, { update_url: url, timeout: 60, update_id: 'killed' })
+const request = {
+  update_url: url,
+  timeout: 60,
+  update_id: 'killed',
+  pause: pause as 'none' | 'wait',
+}
+const { id, done } = updates.start(NAME, request)
 process.once('SIGTERM', async () => {
   await updates.close('SIGTERM')
   await registry.close()
