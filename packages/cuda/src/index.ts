@@ -1,5 +1,15 @@
 export { type DeviceSelection, selectDevices } from './devices.ts'
-export { BUFFER_SHARED, HANDLE_BYTES, SIGNAL_ABORT, SIGNAL_HTTP, SIGNAL_USER } from './generated.ts'
+export {
+  BUFFER_SHARED,
+  HANDLE_BYTES,
+  SIGNAL_ABORT,
+  SIGNAL_HTTP,
+  SIGNAL_USER,
+  STATUS_ERR_ABORTED,
+  STATUS_ERR_HANDLE,
+  STATUS_ERR_STATE,
+  STATUS_ERR_TIMEOUT,
+} from './generated.ts'
 export { openLibrary } from './library.ts'
 export { NativeError } from './native-error.ts'
 export { libraryDir } from './symbols.ts'

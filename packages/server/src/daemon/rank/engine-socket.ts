@@ -23,11 +23,14 @@ export class EngineSocket {
   constructor(context: ZmqContext, address: string) {
     this.address = address
     this.#socket = context.socket('DEALER')
+    let monitor: ZmqMonitor | null = null
     try {
       this.#socket.setOption('linger', LINGER_MS)
-      this.#monitor = this.#socket.monitor()
+      monitor = this.#socket.monitor()
+      this.#monitor = monitor
       this.#socket.bind(address)
     } catch (error) {
+      monitor?.close()
       this.#socket.close()
       throw error
     }
@@ -71,7 +74,10 @@ export class EngineSocket {
     for (;;) {
       const event = this.#monitor.next()
       if (event === null) return null
-      if (event.event !== 'other') return event.event
+      if (event.event === 'other') continue
+      // what waits was meant for the worker that has gone
+      if (event.event === 'disconnected') this.#outbox.length = 0
+      return event.event
     }
   }
 

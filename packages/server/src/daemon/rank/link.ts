@@ -147,10 +147,6 @@ export class RankLink {
     this.#post({ type: 'abort', run, failure, leaveMs }, SIGNAL_ABORT)
   }
 
-  engineLeft(run: number): void {
-    this.#post({ type: 'engine_left', run }, 0)
-  }
-
   /** Resolves when no copy of a run that closed unsettled reads the checkpoint any more; never when the Worker dies. */
   settled(run: number): Promise<void> {
     const waiting = this.#settling.get(run) ?? Promise.withResolvers<void>()

@@ -23,6 +23,8 @@ export interface OpenOptions {
   readonly address: string | null
   /** Whether an HTTP request starts the engine's worker. */
   readonly http: boolean
+  /** Of one engine always the same; null: nobody knows whose worker connects. */
+  readonly engine: string | null
   readonly dialect: Dialect | null
   /** Per owner: native handles of its source buffers. */
   readonly buffers: readonly Uint32Array[]
@@ -92,6 +94,7 @@ export type RankMessage =
   | { readonly type: 'request'; readonly id: number; readonly request: RankRequest }
   /** Every rank is open: run. The Worker's thread is busy from here until it has reported `closed`. */
   | { readonly type: 'begin'; readonly run: number }
+  /** The engine's request has returned; also after the run has closed, while it keeps a ring or a socket. */
   | {
       readonly type: 'http'
       readonly run: number
@@ -110,8 +113,6 @@ export type RankMessage =
       readonly failure: Failure
       readonly leaveMs: number
     }
-  /** The engine can no longer read the ring that this run left in quarantine. */
-  | { readonly type: 'engine_left'; readonly run: number }
   | { readonly type: 'close' }
 
 /** Busy intervals of a stage as pairs of start and end, ascending, in milliseconds of {@link clockMs}. */
@@ -143,7 +144,7 @@ export type RankEvent =
 
 export type RankReport =
   | { readonly type: 'ready'; readonly signal: number; readonly memory: MemoryAnswer }
-  /** The Worker could not start. */
+  /** The Worker could not start, or cannot go on: it must be terminated. */
   | { readonly type: 'dead'; readonly failure: Failure }
   | { readonly type: 'answer'; readonly id: number; readonly value: unknown }
   | { readonly type: 'refusal'; readonly id: number; readonly failure: Failure }

@@ -1,12 +1,21 @@
+import { Keeper, type LeftConversation } from './keeper.ts'
+import { clockMs } from './messages.ts'
 import type { Ring } from './ring.ts'
 
-export interface KeptRing {
+/** The most sockets that are kept for workers of which nothing but a word is owed; the oldest go first. */
+const SOCKETS_MAX = 64
+
+/** What a run leaves behind. */
+export interface KeptRun {
   readonly run: number
-  readonly ring: Ring
-  /** No engine can read it any more. */
-  engineLeft: boolean
-  /** No copy writes it any more, nor reads the checkpoint for it. */
-  settled: boolean
+  /** null: freed. */
+  readonly ring: Ring | null
+  /** A worker may still read the ring. */
+  readonly read: boolean
+  /** No copy writes the ring any more, nor reads the checkpoint for it. */
+  readonly settled: boolean
+  /** A conversation whose worker may still connect or has not left; null: there is none. */
+  readonly conversation: LeftConversation | null
 }
 
 export interface QuarantineListener {
@@ -14,9 +23,17 @@ export interface QuarantineListener {
   freed(run: number, bytes: number): void
 }
 
-/** Rings that an engine or a copy may still use. */
+interface Kept {
+  readonly run: number
+  ring: Ring | null
+  read: boolean
+  settled: boolean
+  keeper: Keeper | null
+}
+
+/** Rings that an engine or a copy may still use, and sockets at which a worker may still wait. Nothing here waits. */
 export class Quarantine {
-  readonly #kept: KeptRing[] = []
+  readonly #kept: Kept[] = []
   readonly #listener: QuarantineListener
 
   constructor(listener: QuarantineListener) {
@@ -27,32 +44,61 @@ export class Quarantine {
     return this.#kept.length === 0
   }
 
-  keep(kept: KeptRing): void {
-    this.#kept.push({ ...kept })
+  keep({ conversation, ...rest }: KeptRun): void {
+    const keeper = conversation === null ? null : new Keeper(conversation, clockMs())
+    this.#kept.push({ ...rest, keeper })
+    const sockets = this.#kept.filter((kept) => kept.ring === null)
+    for (const kept of sockets.slice(0, Math.max(0, sockets.length - SOCKETS_MAX))) {
+      this.#forget(kept)
+    }
   }
 
-  engineLeft(run: number): void {
-    for (const kept of this.#kept) if (kept.run === run) kept.engineLeft = true
-    this.sweep()
+  /** The HTTP request of a run has returned. */
+  http(run: number, answer: { readonly status: number }): void {
+    for (const kept of this.#kept) if (kept.run === run) kept.keeper?.http(answer, clockMs())
   }
 
-  /** Frees the rings that nobody uses any more. Does not wait. */
+  /** The worker of this engine has opened the ring of a later run. */
+  openedAnew(engine: string): void {
+    for (const { keeper } of this.#kept) if (keeper?.engine === engine) keeper.openedAnew()
+  }
+
+  /**
+   * Tells workers to leave, frees the rings that nobody uses any more.
+   *
+   * @throws NativeError what the device says of a ring
+   */
   sweep(): void {
     for (const kept of this.#kept.slice()) {
-      const { run, ring } = kept
-      if (!kept.settled && ring.settle(0)) {
-        kept.settled = true
-        this.#listener.settled(run)
-      }
-      if (!kept.settled || !kept.engineLeft) continue
-      this.#kept.splice(this.#kept.indexOf(kept), 1)
-      ring.free()
-      this.#listener.freed(run, ring.bytes)
+      const nowMs = clockMs()
+      kept.keeper?.poll(nowMs)
+      if (kept.ring !== null) this.#sweepRing(kept, kept.ring, nowMs)
+      if (kept.ring === null && (kept.keeper?.done(nowMs) ?? true)) this.#forget(kept)
     }
+  }
+
+  #sweepRing(kept: Kept, ring: Ring, nowMs: number): void {
+    if (!kept.settled && ring.settle(0)) {
+      kept.settled = true
+      this.#listener.settled(kept.run)
+    }
+    if (kept.read && kept.keeper !== null) kept.read = kept.keeper.mayRead(nowMs)
+    if (!kept.settled || kept.read) return
+    kept.ring = null
+    ring.free()
+    this.#listener.freed(kept.run, ring.bytes)
+  }
+
+  #forget(kept: Kept): void {
+    this.#kept.splice(this.#kept.indexOf(kept), 1)
+    kept.keeper?.close()
   }
 
   /** The process ends: whoever still reads a ring keeps its own mapping. */
   freeAll(): void {
-    for (const { ring } of this.#kept.splice(0)) if (ring.settle(0)) ring.free()
+    for (const { ring, keeper } of this.#kept.splice(0)) {
+      keeper?.close()
+      if (ring?.settle(0)) ring.free()
+    }
   }
 }

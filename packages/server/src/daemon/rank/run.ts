@@ -9,7 +9,17 @@ import {
   type Failure,
   pickleHandle,
 } from '@ckpt/core'
-import { type Library, SIGNAL_ABORT, type ZmqContext, zmqPoll } from '@ckpt/cuda'
+import {
+  type Library,
+  NativeError,
+  SIGNAL_ABORT,
+  STATUS_ERR_ABORTED,
+  STATUS_ERR_HANDLE,
+  STATUS_ERR_STATE,
+  STATUS_ERR_TIMEOUT,
+  type ZmqContext,
+  zmqPoll,
+} from '@ckpt/cuda'
 import type { RankInfo } from '../types.ts'
 import { RingCopies } from './copies.ts'
 import { EngineSocket } from './engine-socket.ts'
@@ -23,7 +33,8 @@ import {
   type RankMessage,
 } from './messages.ts'
 import type { HeldPlan } from './plans.ts'
-import type { KeptRing } from './quarantine.ts'
+import type { LeftConversation } from './keeper.ts'
+import type { KeptRun } from './quarantine.ts'
 import { Ring } from './ring.ts'
 
 /** A wake-up that got lost costs no more than this. */
@@ -32,6 +43,8 @@ const POLL_MS_MAX = 200
 const SETTLE_MS = 250
 /** Between the conversation's own deadline, which says what was waited for, and the end of the loop. */
 const LEAVE_MS_AT_DEADLINE = 1000
+/** Another rank has aborted the group, or it is destroyed. */
+const GROUP_HAS_ENDED: readonly number[] = [STATUS_ERR_ABORTED, STATUS_ERR_STATE, STATUS_ERR_HANDLE]
 
 export interface RunHost {
   readonly library: Library
@@ -41,8 +54,12 @@ export interface RunHost {
   report(run: number, event: RankEvent): void
   /** The messages that have arrived; those that are not for a run are kept for later. */
   takeMessages(): RankMessage[]
-  /** Keeps a ring that may still be read or written; frees it later. */
-  quarantine(kept: KeptRing): void
+  /** Keeps a ring that may still be read or written, and the socket of a worker that has not left; frees them later. */
+  quarantine(kept: KeptRun): void
+  /** This engine's worker is in this run, so it is in no earlier one. */
+  openedAnew(engine: string): void
+  /** Looks after what earlier runs have left. Does not wait. */
+  tend(): void
 }
 
 /** One update on one rank: drives the executor and the conversation from one blocking loop. */
@@ -70,6 +87,10 @@ export class RankRun {
   #finished = false
   #conversationClosed = false
   #engineLeft = true
+  /** What the engine's request has returned; it may come after the conversation has closed. */
+  #answer: { readonly status: number } | null = null
+  /** The end of the group did not end in time: its streams may still run. */
+  #groupStuck = false
   /** The signal was drained after this turn had looked at what it announces. */
   #woken = false
   #everyoneOpen = false
@@ -195,6 +216,7 @@ export class RankRun {
     // drained before anything is looked at: what arrives from here on wakes the next wait
     this.#woken = false
     this.#aborting()
+    this.#host.tend()
     for (const message of this.#host.takeMessages()) this.handle(message)
     if (this.#failure === null) this.#takeComplete()
     this.#takeEngine()
@@ -254,6 +276,9 @@ export class RankRun {
     switch (message.type) {
       case 'http': {
         const { ok, status, message: words } = message
+        this.#answer = { status }
+        // a worker replies, and its engine answers, within microseconds
+        this.#takeEngine()
         return this.#converseStep({ type: 'http', ok, status, message: words, nowMs })
       }
       case 'announce':
@@ -276,12 +301,21 @@ export class RankRun {
     this.#endMs = Math.min(this.#endMs, clockMs() + leaveMs)
     const told = this.#failure !== null
     this.#failure ??= failure
-    try {
-      if (this.options.group !== 0) this.#host.library.groupAbort(this.options.group)
-    } catch {
-      // another rank has ended it
-    }
+    // first, since the end of a group may take its time
     if (!told) this.#converseStep({ type: 'abort', failure, nowMs: clockMs() })
+    this.#endGroup()
+  }
+
+  #endGroup(): void {
+    if (this.options.group === 0) return
+    try {
+      this.#host.library.groupAbort(this.options.group)
+    } catch (error) {
+      if (!(error instanceof NativeError)) throw error
+      if (error.nativeStatus === STATUS_ERR_TIMEOUT) this.#groupStuck = true
+      // otherwise another rank has ended it
+      else if (!GROUP_HAS_ENDED.includes(error.nativeStatus)) throw error
+    }
   }
 
   #perform(actions: readonly ExecutorAction[]): void {
@@ -363,6 +397,7 @@ export class RankRun {
       case 'send':
         return this.#engine?.send(action.body)
       case 'opened':
+        if (this.options.engine !== null) this.#host.openedAnew(this.options.engine)
         return this.#host.report(run, { type: 'opened' })
       case 'acked':
         this.#reload.end(clockMs())
@@ -407,20 +442,41 @@ export class RankRun {
     return phase === undefined || phase === 'leaving' || phase === 'closed' ? 'transfer' : phase
   }
 
+  /** Whether no copy writes the ring any more. Blocks shortly. */
+  settle(): boolean {
+    if (this.#ring.freed) return true
+    return !this.#groupStuck && this.#ring.settle(SETTLE_MS)
+  }
+
+  /** After a failure: what is left of a conversation whose worker may still connect, or has not left. */
+  #leftConversation(): LeftConversation | null {
+    const conversation = this.#conversation
+    if (this.#engine === null || conversation === null) return null
+    if (this.#finished && this.#engineLeft) return null
+    const { http, engine } = this.options
+    const { connected, owes } = conversation.worker
+    const { dialect, everConnected } = conversation
+    const gone = everConnected && !connected && (this.#answer !== null || !http)
+    if (gone && this.#engineLeft) return null
+    const answer = this.#answer
+    return { socket: this.#engine, engine, dialect, http, answer, everConnected, connected, owes }
+  }
+
   /** Frees everything, or leaves the ring in quarantine. Also ends a run that has not begun. Blocks shortly. */
   close(): void {
     const { library, signal } = this.#host
     const nowMs = clockMs()
-    this.#engine?.close()
-    let quarantinedBytes = 0
-    const settled = this.#ring.freed || this.#ring.settle(SETTLE_MS)
-    if (settled && this.#engineLeft) {
-      this.#ring.free()
-    } else {
-      quarantinedBytes = this.#ring.bytes
+    const settled = this.settle()
+    const free = settled && this.#engineLeft
+    const quarantinedBytes = free ? 0 : this.#ring.bytes
+    const conversation = this.#leftConversation()
+    if (conversation === null) this.#engine?.close()
+    if (!free || conversation !== null) {
       const { run } = this.options
-      this.#host.quarantine({ run, ring: this.#ring, engineLeft: this.#engineLeft, settled })
+      const ring = free ? null : this.#ring
+      this.#host.quarantine({ run, ring, read: !this.#engineLeft, settled, conversation })
     }
+    if (free) this.#ring.free()
     library.signalReset(signal)
     this.#host.report(this.options.run, {
       type: 'closed',

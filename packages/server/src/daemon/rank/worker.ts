@@ -2,22 +2,23 @@ import { receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { CkptError } from '@ckpt/core'
 import { type Library, openLibrary, ZmqContext } from '@ckpt/cuda'
 import type { RankInfo } from '../types.ts'
-import type {
-  OpenAnswer,
-  OpenOptions,
-  RankAnswers,
-  RankEvent,
-  RankMessage,
-  RankReport,
-  RankRequest,
-  RankWorkerStart,
+import {
+  clockMs,
+  type OpenAnswer,
+  type OpenOptions,
+  type RankAnswers,
+  type RankEvent,
+  type RankMessage,
+  type RankReport,
+  type RankRequest,
+  type RankWorkerStart,
 } from './messages.ts'
 import { PlanShelf } from './plans.ts'
-import { type KeptRing, Quarantine } from './quarantine.ts'
+import { type KeptRun, Quarantine } from './quarantine.ts'
 import { releaseLeft } from './release-left.ts'
 import { RankRun, type RunHost } from './run.ts'
 
-const SWEEP_MS = 250
+const SWEEP_MS = 100
 /** The most messages that are taken at once. */
 const MESSAGES_MAX = 10_000
 
@@ -33,6 +34,7 @@ class RankWorker implements RunHost {
   readonly #later: RankMessage[] = []
   #sweeper: ReturnType<typeof setInterval> | null = null
   #run: RankRun | null = null
+  #sweptMs = 0
 
   constructor({ library, rank, port }: RankWorkerStart) {
     this.#port = port
@@ -57,13 +59,30 @@ class RankWorker implements RunHost {
     this.#send({ type: 'event', run, event })
   }
 
-  quarantine(kept: KeptRing): void {
+  quarantine(kept: KeptRun): void {
     this.#quarantine.keep(kept)
     this.#sweeper ??= setInterval(() => this.#sweep(), SWEEP_MS)
   }
 
+  openedAnew(engine: string): void {
+    this.#quarantine.openedAnew(engine)
+    this.#sweptMs = 0
+  }
+
+  tend(): void {
+    const nowMs = clockMs()
+    if (this.#quarantine.empty || nowMs < this.#sweptMs + SWEEP_MS) return
+    this.#sweptMs = nowMs
+    this.#sweep()
+  }
+
   #sweep(): void {
-    this.#quarantine.sweep()
+    try {
+      this.#quarantine.sweep()
+    } catch (error) {
+      // a ring that cannot be freed: its device is lost, or nobody knows what it holds
+      this.#die(error)
+    }
     if (!this.#quarantine.empty || this.#sweeper === null) return
     clearInterval(this.#sweeper)
     this.#sweeper = null
@@ -76,6 +95,8 @@ class RankWorker implements RunHost {
       if (received === undefined) break
       const { message } = received
       if (this.#isForRun(message)) forRun.push(message)
+      // a ring and a worker of an earlier run do not wait for the end of this one
+      else if (message.type === 'http') this.#quarantine.http(message.run, message)
       else this.#later.push(message)
     }
     return forRun
@@ -105,8 +126,9 @@ class RankWorker implements RunHost {
         // before it has begun nobody knows of it
         if (message.run === this.#run?.options.run) this.#endRun((run) => run.close())
         return
-      case 'engine_left':
-        return this.#quarantine.engineLeft(message.run)
+      case 'http':
+        this.#quarantine.http(message.run, message)
+        return this.#sweep()
       case 'close':
         return this.#close()
       default: // of a run that has ended
@@ -124,10 +146,17 @@ class RankWorker implements RunHost {
       end(run)
     } catch (error) {
       // the ring's fate is unknown: the main thread starts a new Worker
-      this.#send({ type: 'dead', failure: CkptError.wrap(error).failure })
+      run.settle()
+      this.#die(error)
     } finally {
       this.#run = null
     }
+  }
+
+  /** The main thread terminates this Worker. */
+  #die(error: unknown): void {
+    const { rank } = this.rank
+    this.#send({ type: 'dead', failure: { rank, ...CkptError.wrap(error).failure } })
   }
 
   #answer(id: number, request: RankRequest): void {

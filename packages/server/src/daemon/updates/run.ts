@@ -242,6 +242,7 @@ export class UpdateRun {
       team.open(opening, (rank) => ({
         address: addresses.get(rank) ?? null,
         http: this.#contacts.length > 0,
+        engine: this.#engineKey(rank),
         dialect: this.#contactOf(rank)?.record.dialect ?? null,
       })),
     )
@@ -251,6 +252,11 @@ export class UpdateRun {
     for (const contact of this.#contacts) this.#post(contact, addresses)
     await this.#race(team.reached('opened'))
     team.announce()
+  }
+
+  #engineKey(rank: number): string | null {
+    const spec = this.#contactOf(rank)?.spec
+    return spec === undefined ? null : `${spec.url} ${spec.uds ?? ''}`
   }
 
   #contactOf(rank: number): EngineContact | undefined {

@@ -15,7 +15,7 @@ import type { RankInfo } from '../types.ts'
 const GROUP_MS = 1000
 
 /** What one rank needs to open; the rest of {@link OpenOptions} is the team's. */
-export type RankOpening = Pick<OpenOptions, 'address' | 'http' | 'dialect'>
+export type RankOpening = Pick<OpenOptions, 'address' | 'http' | 'engine' | 'dialect'>
 export type TeamOpening = Pick<OpenOptions, 'planKey' | 'buffers' | 'openMs' | 'deadlineMs'>
 
 /** `connected`: whether a worker of the rank's engine has ever connected. */
@@ -126,10 +126,7 @@ export class RankTeam {
 
   /** The engine of these ranks has answered its update request. */
   http(ranks: readonly RankInfo[], result: { ok: boolean; status: number; message: string }): void {
-    for (const { link } of this.#of(ranks)) {
-      link.http(this.#run, result)
-      link.engineLeft(this.#run)
-    }
+    for (const { link } of this.#of(ranks)) link.http(this.#run, result)
   }
 
   /** Every bit is set before any rank can end the group: a rank sees the bit before it sees what the end spoils. */
