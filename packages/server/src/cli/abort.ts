@@ -12,6 +12,7 @@ export function addAbortCommand(program: Command): void {
       await print(flags.json === true, state, () =>
         state.state === 'running' || state.state === 'queued'
           ? `update ${id} is being aborted; its engines are released`
-          : `update ${id} is ${state.state}`,)
+          : `update ${id} is ${state.state}`,
+      )
     })
 }

@@ -24,7 +24,8 @@ export function formatRate(bytes: number, seconds: number): string {
 
 /** Names come from files: a terminal must not obey what is in them. */
 export function printable(text: string): string {
-  return text.replace(/[\u0000-\u001f\u007f-\u009f]/g, (c) => JSON.stringify(c).slice(1, -1))
+  const hex = (c: string) => c.charCodeAt(0).toString(16).padStart(2, '0')
+  return text.replace(/\p{Cc}/gu, (c) => `\\x${hex(c)}`)
 }
 
 /** Columns of text; numbers to the right, words to the left. The first row is the head. */

@@ -175,6 +175,10 @@ function describe(
 function unlinkAll(sources: readonly OpenedFile[]): string[] {
   const notes: string[] = []
   for (const { path, realPath, info } of sources) {
+    if (info.kind !== 'tmpfs') {
+      notes.push(`not removed, it is not in shared memory (tmpfs): ${path}`)
+      continue
+    }
     try {
       const stat = lstatSync(realPath, { bigint: true })
       if (stat.ino === info.inode && stat.dev === info.device) unlinkSync(realPath)

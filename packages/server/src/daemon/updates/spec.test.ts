@@ -48,6 +48,8 @@ const REFUSED: [UpdateRequest, ErrorCode, string][] = [
   [{ ranks: [2] }, 'bad_request', 'rank 2'],
   [{ update_url: URL_, engines: [{ url: URL_, ranks: [0] }] }, 'bad_request', 'exclude'],
   [{ ranks: [0], update_url: URL_, inference_group_ranks: [1] }, 'bad_request', 'rank 1'],
+  [{ ranks: [0, 0], update_url: URL_ }, 'bad_request', 'rank 0 twice'],
+  [{ update_url: null, inference_group_ranks: [0] }, 'bad_request', 'inference_group_ranks'],
   [
     {
       engines: [

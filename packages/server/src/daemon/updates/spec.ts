@@ -87,14 +87,23 @@ function ranksOf(asked: readonly number[], options: DaemonOptions): number[] {
   if (unknown !== undefined) {
     throw new CkptError('bad_request', `there is no rank ${unknown}: ${known.length} ranks exist`)
   }
-  const ranks = asked.length === 0 ? known : [...new Set(asked)]
+  requireDistinct('ranks', asked)
+  const ranks = asked.length === 0 ? known : [...asked]
   return ranks.sort((a, b) => a - b)
+}
+
+function requireDistinct(what: string, ranks: readonly number[]): void {
+  const twice = ranks.find((rank, i) => ranks.indexOf(rank) !== i)
+  if (twice !== undefined) throw new CkptError('bad_request', `${what}: rank ${twice} twice`)
 }
 
 /** The old fields are the form with one engine. */
 function targetsOf(request: UpdateRequest): readonly EngineTarget[] {
   const { update_url: url, uds, inference_group_ranks: group, engines, engine } = request
   if (url === undefined || url === null) {
+    if ((group?.length ?? 0) > 0) {
+      throw new CkptError('bad_request', 'inference_group_ranks are of update_url, which is null')
+    }
     return (engines ?? []).map((one) => ({ engine, ...one }))
   }
   if (engines !== undefined && engines.length > 0) {

@@ -138,7 +138,8 @@ export class Parameters {
     if (held !== undefined && held.bytes > 0) {
       this.#holes.push({ chunk: held.chunk, offset: held.offset, bytes: aligned(held.bytes) })
     }
-    const slot = { dtype: tensor.dtype, shape, bytes, ...this.#place(aligned(bytes)) }
+    const { chunk, offset } = this.#place(aligned(bytes))
+    const slot = { dtype: tensor.dtype, shape, chunk, offset, bytes }
     this.#slots.set(tensor.name, slot)
     return slot
   }
@@ -150,7 +151,7 @@ export class Parameters {
       this.#holes = this.#holes.filter((one) => one !== hole)
       const rest = { chunk: hole.chunk, offset: hole.offset + bytes, bytes: hole.bytes - bytes }
       if (rest.bytes > 0) this.#holes.push(rest)
-      return hole
+      return { chunk: hole.chunk, offset: hole.offset }
     }
     const chunk = this.#chunks.at(-1) ?? this.#emptyChunk()
     const offset = chunk.used
