@@ -22,8 +22,8 @@ export interface PlannedUpdate {
 }
 
 /**
- * Decides and plans updates. What was decided for a layout is kept while its ring fits, whatever the free memory is then:
- * recordings in the engines depend on it.
+ * Decides and plans updates. What was decided for a layout is kept while its ring fits into the share of the free memory that it
+ * may take: recordings in the engines depend on it.
  */
 export class Planner {
   readonly #options: DaemonOptions
@@ -53,7 +53,8 @@ export class Planner {
     const freeBytes = await freeShares(links)
     const least = Math.min(...freeBytes.map((one) => one.bytes))
     const before = this.#kept.get(layout)
-    const fits = before !== undefined && before.ringBytes <= least
+    const capBytes = this.#options.memoryFraction * least
+    const fits = before !== undefined && before.ringBytes <= capBytes
     const decided = fits ? before : this.#decide(version, spec, freeBytes)
     this.#keep(layout, decided)
     const { mode, ringBytes, bucketBytes, segmentBytes } = decided
