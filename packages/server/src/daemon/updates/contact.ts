@@ -5,6 +5,7 @@ import { adapterOf, detectEngine } from '../../engines/detect.ts'
 import { listenerInode } from '../../engines/identity.ts'
 import type { RankInfo } from '../types.ts'
 import type { EngineRecord } from './engines.ts'
+import { EngineRequest } from './request.ts'
 import type { EngineSpec, UpdateSpec } from './spec.ts'
 
 const LOOK_MS = 5000
@@ -130,11 +131,17 @@ export class EngineContact {
   async #lastRequest(waitMs: number, signal: AbortSignal): Promise<void> {
     const { request } = this.#record
     if (request === null) return
-    const late = Bun.sleep(waitMs).then(() => 'late' as const)
-    const won = await Promise.race([request.then(() => 'done' as const), late, abortOf(signal)])
-    if (won === 'done') return
-    const message = `${this.spec.url} has not answered the request of an earlier update yet`
-    throw this.#error('engine_busy', message)
+    const endMs = performance.now() + waitMs
+    while (!(await request.isOver())) {
+      if (signal.aborted) throw reasonOf(signal)
+      const leftMs = endMs - performance.now()
+      if (leftMs <= 0) {
+        const message = `${this.spec.url} has not answered the request of an earlier update yet`
+        throw this.#error('engine_busy', message)
+      }
+      await Bun.sleep(Math.min(LOOK_AGAIN_MS, leftMs))
+    }
+    this.#record.request = null
   }
 
   #checkDevices(told: readonly string[]): void {
@@ -217,19 +224,24 @@ export class EngineContact {
     const { method, weightVersion } = update
     const body = adapter.updateBody({ map, method, weightVersion, timeoutSeconds })
     this.#posted = true
-    const request = this.#client.postUpdate(adapter.updatePath, body, closing).then(
-      (reply) => ({ ...adapter.judge(reply), status: reply.status }),
-      (error) => {
-        const { message } = CkptError.wrap(error)
-        return { ok: false, status: 0, message, structured: false }
-      },
-    )
+    const request = new EngineRequest(this.#client.address, timeoutSeconds * 1000)
     this.#record.request = request
-    return request.then((result) => {
-      this.#result = result
-      if (this.#record.request === request) this.#record.request = null
-      return result
-    })
+    const signal = AbortSignal.any([closing, request.signal])
+    return this.#client
+      .postUpdate(adapter.updatePath, body, signal)
+      .then(
+        (reply) => ({ ...adapter.judge(reply), status: reply.status }),
+        (error) => {
+          const { message } = CkptError.wrap(error)
+          return { ok: false, status: 0, message, structured: false }
+        },
+      )
+      .then((result) => {
+        this.#result = result
+        request.answered()
+        if (this.#record.request === request) this.#record.request = null
+        return result
+      })
   }
 
   /** After a success: caches of old results go. */

@@ -1,6 +1,7 @@
 import type { Dialect, StatusAnswer } from '@ckpt/core'
 import type { EngineKind } from '../../engines/adapter.ts'
 import type { Journal, EngineMark } from './journal.ts'
+import type { EngineRequest } from './request.ts'
 import type { EngineSpec } from './spec.ts'
 
 /** Engines that are remembered; beyond it those that are whole are forgotten. */
@@ -24,7 +25,7 @@ export interface EngineRecord {
   /** Its answers to RPCs are out of step until it is started again; `listener` tells this start from later ones. */
   restart: { readonly listener: string | null } | null
   /** The update request that it has not answered yet. */
-  request: Promise<unknown> | null
+  request: EngineRequest | null
   /** Writes the marks of all engines. */
   save(): Promise<void>
 }

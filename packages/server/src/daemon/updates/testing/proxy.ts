@@ -8,6 +8,8 @@ export interface EngineProxy {
   readonly calls: string[]
   /** JSON bodies by path, the last one of each. */
   readonly bodies: Map<string, unknown>
+  /** The port is free for another; requests that are under way go on. */
+  stopListening(): void
   close(): Promise<void>
 }
 
@@ -36,6 +38,7 @@ export function proxyOf(engine: RunningEngine, own: OwnAnswers = {}, port = 0): 
     port: server.port!,
     calls,
     bodies,
+    stopListening: () => void server.stop(false),
     close: () => server.stop(true),
   }
 }
