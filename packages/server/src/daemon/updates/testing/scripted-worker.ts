@@ -20,12 +20,14 @@ export function scriptedWorker(
   socket.connect(address)
   const seen: string[] = []
   let replying = false
+  let closed = false
   const look = async () => {
     const frames = replying ? null : socket.recv()
     if (frames === null) return
     replying = true
     seen.push(readEngineMessage(frames.at(-1)!).type)
     await before(seen.filter((one) => one === 'list').length)
+    if (closed) return
     // also to the exception: a REP takes nothing more before it has replied
     socket.send([new Uint8Array(0)])
     replying = false
@@ -34,6 +36,7 @@ export function scriptedWorker(
   return {
     seen,
     close() {
+      closed = true
       clearInterval(timer)
       socket.close()
     },
