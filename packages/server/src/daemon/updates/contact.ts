@@ -2,7 +2,7 @@ import { CkptError, type Dialect, type EngineReport, type Failure, type Phase } 
 import type { EngineAdapter, PauseMode, UpdateVerdict } from '../../engines/adapter.ts'
 import { EngineClient, reasonOf, signalWithin } from '../../engines/client.ts'
 import { adapterOf, detectEngine } from '../../engines/detect.ts'
-import { listenerInode } from '../../engines/identity.ts'
+import { engineStart, NOT_RUNNING } from '../../engines/identity.ts'
 import type { RankInfo } from '../types.ts'
 import type { EngineRecord } from './engines.ts'
 import { EngineRequest } from './request.ts'
@@ -76,7 +76,7 @@ export class EngineContact {
    */
   async ready(waitMs: number, signal: AbortSignal): Promise<void> {
     const endMs = performance.now() + waitMs
-    await this.#checkRestarted()
+    await this.#checkRestarted(signal)
     await this.#lastRequest(waitMs, signal)
     for (;;) {
       if (await this.#look(signal)) return
@@ -115,17 +115,37 @@ export class EngineContact {
     }
   }
 
-  /** vLLM's later RPCs get the answers of earlier ones after a worker has raised: only a restart helps. */
-  async #checkRestarted(): Promise<void> {
+  /**
+   * vLLM's later RPCs get the answers of earlier ones after a worker has raised: only a restart helps, and an answer that comes
+   * early would free a ring that is still read. So every update is refused until a restart was seen: something else than before
+   * tells its start, or nobody took a connection. Where it tells nothing, only the latter lifts it: an update that is sent, or
+   * waits, while the engine is down.
+   */
+  async #checkRestarted(signal: AbortSignal): Promise<void> {
     const { restart } = this.#record
-    if (restart === null || restart.listener === null) return
-    const listener = await listenerInode(this.#client.address)
-    if (listener !== restart.listener) {
+    if (restart === null) return
+    const now = await this.#start(signal)
+    if (signal.aborted) throw reasonOf(signal)
+    if (isRestarted(restart.listener, now)) {
       this.#record.restart = null
       return
     }
-    const message = `${this.spec.url} failed update ${this.#record.tornBy ?? ''} in an RPC that leaves its tensor-parallel ranks out of step: start it again`
+    // it did not tell when it was marked: the next start will differ from what it tells now
+    if (restart.listener === null) this.#record.restart = { listener: now }
+    const unseen =
+      now === null
+        ? ' and send an update while it is down, for a restart of it cannot be seen from here'
+        : ''
+    const message = `${this.spec.url} failed update ${this.#record.tornBy ?? ''} in an RPC that leaves its tensor-parallel ranks out of step: start it again${unseen}`
     throw this.#error('engine_restart_needed', message)
+  }
+
+  #start(signal: AbortSignal): Promise<string | null> {
+    const message = `${this.spec.url}: no answer within ${LOOK_MS / 1000} s`
+    return engineStart(
+      this.#client,
+      signalWithin(signal, LOOK_MS, { code: 'engine_timeout', message }),
+    )
   }
 
   async #lastRequest(waitMs: number, signal: AbortSignal): Promise<void> {
@@ -301,7 +321,8 @@ export class EngineContact {
   async #tear(updateId: string, signal: AbortSignal): Promise<void> {
     this.#record.tornBy = updateId
     if (!(await this.#outOfStep(signal))) return
-    this.#record.restart = { listener: await listenerInode(this.#client.address) }
+    const now = await this.#start(signal)
+    this.#record.restart = { listener: now === NOT_RUNNING ? null : now }
   }
 
   async #stop(signal: AbortSignal): Promise<void> {
@@ -344,6 +365,13 @@ export class EngineContact {
     if (result === null || result.ok) return null
     return { code: 'engine_failed', message: result.message, rank: this.spec.ranks[0] }
   }
+}
+
+/** A socket that can be seen now would have been seen before, if its process had run then. */
+function isRestarted(before: string | null, now: string | null): boolean {
+  if (now === NOT_RUNNING) return true
+  if (now === null) return false
+  return before === null ? /^\d+$/.test(now) : now !== before
 }
 
 /** Without the prefix that some engines leave out and the rank that only our own keys have. */

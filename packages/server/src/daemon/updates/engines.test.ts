@@ -119,6 +119,54 @@ test('a tensor-parallel vLLM whose worker raised must be started again', async (
   }, SMALL_BUCKETS)
 })
 
+for (const told of [true, false]) {
+  const how = told ? 'tells when it started' : 'tells nothing'
+  test(`an engine elsewhere that ${how} is refused until its restart was seen`, async () => {
+    const allowed: string[] = []
+    await withUpdates(
+      async ({ updates, register, engine: start }) => {
+        await register(tensorsOf(12, 200_000, 1))
+        const engine = await start({ faults: ['error@3:once'] })
+        let started = 1764000000.25
+        const metrics = () =>
+          `# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds ${started}\n`
+        const own = {
+          'GET /version': () => Response.json({ version: '0.26.0' }),
+          ...(told ? { 'GET /metrics': () => new Response(metrics()) } : {}),
+        }
+        const first = proxyOf(engine, own)
+        // it is this host, but the address does not say so
+        const url = `http://0.0.0.0:${first.port}`
+        allowed.push(url)
+        const request = { update_url: `${url}/collective_rpc`, timeout: 20 }
+        const { id, done } = updates.start(NAME, request)
+        await outcomeOf(done)
+        expect(updates.state(id).engines).toMatchObject([
+          { torn: true, engine_restart_needed: true },
+        ])
+        for (let i = 0; i < 2; i++) {
+          const before = first.calls.length
+          const refused = await outcomeOf(updates.start(NAME, request).done)
+          expect(refused.failure).toMatchObject({ code: 'engine_restart_needed', rank: 0 })
+          expect(first.calls.slice(before)).not.toContain('POST /collective_rpc')
+        }
+        if (told) {
+          started += 60
+          await updates.start(NAME, request).done
+          return first.close()
+        }
+        await first.close()
+        const waiting = updates.start(NAME, request)
+        await Bun.sleep(500)
+        const second = proxyOf(engine, own, first.port)
+        await waiting.done
+        await second.close()
+      },
+      { ...SMALL_BUCKETS, allowedEngines: allowed },
+    )
+  })
+}
+
 test('SGLang is flushed after the update and before it goes on', async () => {
   await withUpdates(async ({ updates, register, engine: start }) => {
     await register(tensorsOf(8, 100_000, 1))
