@@ -414,6 +414,27 @@ test('settings reach getenv of the process, which process.env does not', () => {
   expect(() => library.setenv('A\0', 'x')).toThrow(RangeError)
 })
 
+test('CUDA gets enough connections for our streams, unless the user has chosen', async () => {
+  const script = `
+    const { dlopen } = await import('bun:ffi')
+    const { openLibrary } = await import(${JSON.stringify(join(import.meta.dir, 'library.ts'))})
+    // without a driver it is set all the same, and then the library refuses
+    try { openLibrary({ kind: 'cuda' }) } catch (error) { if (error.code === 'native_missing') process.exit(3) }
+    const table = { getenv: { args: ['buffer'], returns: 'cstring' } }
+    const { getenv } = dlopen('libc.so.6', table).symbols
+    console.log(String(getenv(new TextEncoder().encode('CUDA_DEVICE_MAX_CONNECTIONS\\0'))))`
+  const seen = async (told: Record<string, string>) => {
+    const { CUDA_DEVICE_MAX_CONNECTIONS: _, ...rest } = process.env
+    const child = Bun.spawn([process.execPath, '-e', script], { env: { ...rest, ...told } })
+    const text = await new Response(child.stdout).text()
+    return (await child.exited) === 3 ? null : text.trim()
+  }
+  const own = await seen({})
+  if (own === null) return console.log('skipped: the CUDA library does not load here')
+  expect(own).toBe('32')
+  expect(await seen({ CUDA_DEVICE_MAX_CONNECTIONS: '4' })).toBe('4')
+})
+
 test('a library that is missing or does not fit says how to build it', async () => {
   const before = process.env.CKPT_LIBRARY_DIR
   const empty = mkdtempSync(join(dir, 'empty-'))

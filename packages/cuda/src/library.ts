@@ -40,6 +40,7 @@ export function openLibrary(options: types.LibraryOptions): types.Library {
   const deviceBytes = options.hostDeviceBytes || fromEnvironment('CKPT_HOST_DEVICE_BYTES')
   const share = deviceBytes === 0 ? devices : 1
   const library = new FfiLibrary(options.kind, openSymbols(options.kind), devices, share)
+  if (options.kind === 'cuda') setConnections(library)
   const config = new StructView('config')
   // One process has one configuration, but a daemon, an engine and a test in it may want different numbers of devices: all
   // exist, and each user sees as many as it asked for, with its share of the memory.
@@ -51,6 +52,15 @@ export function openLibrary(options: types.LibraryOptions): types.Library {
   )
   library.init(config.bytes)
   return library
+}
+
+/**
+ * Streams share a hardware queue, and wait for each other, where there are more of them than connections (CUDA's default is
+ * 8). CUDA reads it once, at the first call. Only the main thread sets it: setenv races with every other thread's getenv.
+ */
+function setConnections(library: FfiLibrary): void {
+  if (!Bun.isMainThread || process.env.CUDA_DEVICE_MAX_CONNECTIONS !== undefined) return
+  library.setenv('CUDA_DEVICE_MAX_CONNECTIONS', '32')
 }
 
 function fromEnvironment(name: string): number {
