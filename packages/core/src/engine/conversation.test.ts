@@ -148,8 +148,8 @@ function expected(dialect: Dialect, kind: FaultKind, step: Step): Expected {
     const messages = {
       handle: /has connected but has not replied to the handle within 5 s/,
       list: /has not replied to the tensor list of bucket 1 within 2 s/,
-      release: /the 20 s of the update have passed: .* first None/,
-      post: /the 20 s of the update have passed: .*post hook/,
+      release: /the update's timeout has passed: .* first None/,
+      post: /the update's timeout has passed: .*post hook/,
     }
     const code = step === 'handle' || step === 'list' ? 'engine_timeout' : 'update_timeout'
     return { code, phase, message: messages[step] }
@@ -594,7 +594,7 @@ describe('deadlines', () => {
       code: 'update_timeout',
       phase: 'post',
       message:
-        "the 20 s of the update have passed: the engine's request has not returned, though its worker has left",
+        "the update's timeout has passed: the engine's request has not returned, though its worker has left",
     })
     expect(closeOf(never).ringFree).toBe(true)
   })

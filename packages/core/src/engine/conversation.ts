@@ -438,10 +438,11 @@ export class Conversation {
 
   /** What to say when the deadline passes. */
   #limitFailure(): Failure {
-    const { openMs, replyMs, totalMs } = this.#options.limits
+    const { openMs, replyMs } = this.#options.limits
     const waited = describeWait(this.#phase, this.#owed, this.#connected)
     if (this.#limitMs() === this.#totalUntilMs) {
-      const message = `the ${seconds(totalMs)} of the update have passed: ${waited}`
+      // the driver's limit is what the steps before have left of the user's timeout
+      const message = `the update's timeout has passed: ${waited}`
       return this.#failure('update_timeout', message)
     }
     const limitMs = this.#phase === 'open' ? openMs : replyMs

@@ -1,3 +1,4 @@
+import { rmSync } from 'node:fs'
 import type { PollItem, ZmqContext, ZmqMonitor, ZmqSocket } from '@ckpt/cuda'
 
 const DELIMITER = new Uint8Array(0)
@@ -85,5 +86,7 @@ export class EngineSocket {
   close(): void {
     this.#monitor.close()
     this.#socket.close()
+    // libzmq leaves the file of a socket that it has bound
+    rmSync(this.address.replace(/^ipc:\/\//, ''), { force: true })
   }
 }

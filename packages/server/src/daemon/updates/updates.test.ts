@@ -1,4 +1,6 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
+import { readdirSync } from 'node:fs'
+import { join } from 'node:path'
 import type { UpdateEvent } from '@ckpt/core'
 import { failure } from '../registry/testing/fixture.ts'
 import {
@@ -16,7 +18,7 @@ setDefaultTimeout(60_000)
 
 for (const dialect of ['D1', 'D2', 'D3', 'D4'] as const) {
   test(`three versions in a row reach an engine of two ranks that speaks ${dialect}`, async () => {
-    await withUpdates(async ({ updates, register, engine: start }) => {
+    await withUpdates(async ({ updates, register, engine: start, options }) => {
       const engine = await start({ dialect })
       for (const seed of [1, 2, 3]) {
         const tensors = tensorsOf(12, 200_000, seed)
@@ -41,6 +43,7 @@ for (const dialect of ['D1', 'D2', 'D3', 'D4'] as const) {
         await requireWeights(engine, tensors)
       }
       expect((await weightsOf(engine)).updates).toBe(3)
+      expect(readdirSync(join(options.stateDir, 'engines'))).toEqual([])
     }, SMALL_BUCKETS)
   })
 }
