@@ -2,7 +2,6 @@ import { dlopen } from 'bun:ffi'
 import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { CkptError } from '@ckpt/core'
-import { processStart } from './updates/journal-processes.ts'
 
 const LOCK_EX = 2
 const LOCK_NB = 4
@@ -12,45 +11,35 @@ const LIBC_NAMES = [
   `libc.musl-${process.arch === 'arm64' ? 'aarch64' : 'x86_64'}.so.1`,
 ]
 
-/** A process, told from a later one with the same pid by when it started (clock ticks after boot). */
-export interface LockHolder {
-  readonly pid: number
-  readonly start: number | null
-}
-
 /** Two daemons may not share a state directory: each would release the other's engines as leftovers. */
 export interface StateLock {
   readonly path: string
-  /** The last one that held it, when it ended without giving it back. */
-  readonly left: LockHolder | null
   release(): void
 }
 
 /**
- * Takes `DIR/lock`. It is an flock, which the kernel drops with the process that holds it, so there is no stale lock; what the
- * file says is for the message, and for the next daemon, which clears what a killed one left.
+ * Takes `DIR/lock`. It is an flock, which the kernel drops with the process that holds it, so there is no stale lock; the
+ * pid in the file is for the message.
  *
  * @throws CkptError `bad_request` naming the pid that holds it
  */
-export async function lockStateDir(dir: string): Promise<StateLock> {
+export function lockStateDir(dir: string): StateLock {
   const path = join(dir, 'lock')
   // 'a+' creates without truncating: the holder's pid must survive until we hold the lock
   const fd = openSync(path, 'a+', 0o600)
-  const holder = readHolder(path)
   if (flock(fd, LOCK_EX | LOCK_NB) !== 0) {
     closeSync(fd)
+    const pid = readFileSync(path, 'utf8').trim()
     throw new CkptError(
       'bad_request',
-      `another daemon${holder === null ? '' : ` (pid ${holder.pid})`} uses the state directory ${dir}`,
+      `another daemon${pid === '' ? '' : ` (pid ${pid})`} uses the state directory ${dir}`,
     )
   }
-  const start = await processStart(process.pid)
   ftruncateSync(fd)
-  writeSync(fd, `${process.pid} ${start ?? ''}\n`)
+  writeSync(fd, `${process.pid}\n`)
   let held = true
   return {
     path,
-    left: holder,
     release() {
       if (!held) return
       held = false
@@ -59,12 +48,6 @@ export async function lockStateDir(dir: string): Promise<StateLock> {
       closeSync(fd)
     },
   }
-}
-
-function readHolder(path: string): LockHolder | null {
-  const match = /^(\d+) (\d*)\n$/.exec(readFileSync(path, 'utf8'))
-  if (match === null) return null
-  return { pid: Number(match[1]), start: match[2] === '' ? null : Number(match[2]) }
 }
 
 let loaded: ((fd: number, operation: number) => number) | null = null

@@ -66,7 +66,7 @@ export async function serve(options: Partial<ServeOptions>): Promise<RunningDaem
   const listeners: OpenListener[] = []
   // undone in reverse order: answers leave last, after everything that they may wait for has ended
   await using undo = new AsyncDisposableStack()
-  const lock = await lockStateDir(stateDir)
+  const lock = lockStateDir(stateDir)
   undo.defer(() => lock.release())
   undo.defer(() => closeListeners(listeners))
   const registry = await createRegistry(daemonOptions)
