@@ -21,6 +21,12 @@ interface Waiting {
   reject(error: CkptError): void
 }
 
+interface RunningHere {
+  readonly run: number
+  readonly ringBytes: number
+  readonly listener: RankListener
+}
+
 /** What a rank Worker tells the run that uses it. */
 export type RankListener = (event: RankEvent, rank: RankInfo) => void
 
@@ -39,13 +45,20 @@ export class RankLink {
   readonly #exited: Promise<void>
   #signal = 0
   #nextId = 0
-  #run: { readonly run: number; readonly listener: RankListener } | null = null
+  #run: RunningHere | null = null
   #dead: Failure | null = null
   #ready: Waiting | null = null
+  #onDead: (failure: Failure) => void = () => {}
 
   /** Starts the Worker; rejects with what the native library says, such as `native_missing`. */
-  static async start(options: LibraryOptions, library: Library, rank: RankInfo): Promise<RankLink> {
+  static async start(
+    options: LibraryOptions,
+    library: Library,
+    rank: RankInfo,
+    onDead: (failure: Failure) => void = () => {},
+  ): Promise<RankLink> {
     const link = new RankLink(options, library, rank)
+    link.#onDead = onDead
     const timer = setTimeout(() => link.#die('the rank Worker did not start'), START_MS)
     try {
       await new Promise((resolve, reject) => {
@@ -85,6 +98,7 @@ export class RankLink {
     return this.#dead
   }
 
+  /** Of a Worker that has died they are never freed. */
   get quarantinedBytes(): number {
     let bytes = 0
     for (const one of this.quarantined.values()) bytes += one
@@ -112,9 +126,9 @@ export class RankLink {
     return this.memory
   }
 
-  /** From now on `listener` gets the events of `run`, until `closed`. */
-  listen(run: number, listener: RankListener): void {
-    this.#run = { run, listener }
+  /** From now on `listener` gets the events of `run`, until `closed`. A Worker that dies leaves its `ringBytes` behind. */
+  listen(run: number, ringBytes: number, listener: RankListener): void {
+    this.#run = { run, ringBytes, listener }
   }
 
   unlisten(): void {
@@ -147,8 +161,12 @@ export class RankLink {
     this.#post({ type: 'abort', run, failure, leaveMs }, SIGNAL_ABORT)
   }
 
-  /** Resolves when no copy of a run that closed unsettled reads the checkpoint any more; never when the Worker dies. */
+  /**
+   * Resolves when no copy of a run that closed unsettled reads the checkpoint any more. Of a Worker that has died nobody can tell:
+   * then when its thread has ended, which nothing in a native call survives.
+   */
   settled(run: number): Promise<void> {
+    if (this.#dead !== null) return this.#exited
     const waiting = this.#settling.get(run) ?? Promise.withResolvers<void>()
     this.#settling.set(run, waiting)
     return waiting.promise
@@ -161,8 +179,7 @@ export class RankLink {
     this.#dieOf({ code: 'shutting_down', message: 'the daemon is closing', rank: this.rank.rank })
     const late = Bun.sleep(CLOSE_MS).then(() => 'late' as const)
     if ((await Promise.race([this.#exited, late])) === 'late') {
-      this.#worker.unref()
-      void this.#worker.terminate()
+      this.#terminate()
     }
     this.#port.close()
   }
@@ -180,7 +197,8 @@ export class RankLink {
         this.memory = report.memory
         return this.#ready?.resolve(null)
       case 'dead':
-        return this.#dieOf(report.failure)
+        this.#dieOf(report.failure)
+        return this.#terminate()
       case 'answer':
         this.#waiting.get(report.id)?.resolve(report.value)
         this.#waiting.delete(report.id)
@@ -216,6 +234,12 @@ export class RankLink {
 
   #die(message: string): void {
     this.#dieOf({ code: 'rank_failed', message, rank: this.rank.rank })
+    this.#terminate()
+  }
+
+  #terminate(): void {
+    this.#worker.unref()
+    void this.#worker.terminate()
   }
 
   #dieOf(failure: Failure): void {
@@ -225,14 +249,20 @@ export class RankLink {
     this.#ready?.reject(error)
     for (const waiting of this.#waiting.values()) waiting.reject(error)
     this.#waiting.clear()
+    void this.#exited.then(() => {
+      for (const { resolve } of this.#settling.values()) resolve()
+      this.#settling.clear()
+    })
     const current = this.#run
     this.#run = null
+    const quarantinedBytes = current?.ringBytes ?? 0
+    if (current !== null) this.quarantined.set(current.run, quarantinedBytes)
     current?.listener({ type: 'failed', failure, connected: true }, this.rank)
     current?.listener(
       {
         type: 'closed',
-        quarantinedBytes: 0,
-        // nobody can tell any more: the checkpoint stays
+        quarantinedBytes,
+        // nobody can tell any more: the checkpoint stays until the thread has ended
         settled: false,
         bytesPeak: null,
         bytesAfter: null,
@@ -240,6 +270,7 @@ export class RankLink {
       },
       this.rank,
     )
+    this.#onDead(failure)
   }
 }
 

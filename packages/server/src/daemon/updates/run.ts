@@ -234,6 +234,7 @@ export class UpdateRun {
     const planned = this.#planned as PlannedUpdate
     const opening = {
       planKey: planned.key,
+      ringBytes: planned.summary.ringBytes,
       buffers: version.buffers,
       openMs: this.#spec.openMs,
       deadlineMs: this.#deadlineMs,

@@ -16,7 +16,9 @@ const GROUP_MS = 1000
 
 /** What one rank needs to open; the rest of {@link OpenOptions} is the team's. */
 export type RankOpening = Pick<OpenOptions, 'address' | 'http' | 'engine' | 'dialect'>
-export type TeamOpening = Pick<OpenOptions, 'planKey' | 'buffers' | 'openMs' | 'deadlineMs'>
+export type TeamOpening = Pick<OpenOptions, 'planKey' | 'buffers' | 'openMs' | 'deadlineMs'> & {
+  readonly ringBytes: number
+}
 
 /** `connected`: whether a worker of the rank's engine has ever connected. */
 export type FailureListener = (failure: Failure, rank: RankInfo, connected: boolean) => void
@@ -24,6 +26,9 @@ export type FailureListener = (failure: Failure, rank: RankInfo, connected: bool
 interface Member {
   readonly link: RankLink
   readonly progress: Int32Array
+  /** Resolves when no copy of it reads the checkpoint any more. */
+  readonly settled: PromiseWithResolvers<void>
+  isSettled: boolean
   opened: boolean
   transferred: boolean
   finished: boolean
@@ -48,7 +53,6 @@ export class RankTeam {
     finished: Promise.withResolvers<void>(),
     closed: Promise.withResolvers<void>(),
   }
-  readonly #unsettled: Promise<void>[] = []
   #group = 0
   #aborted: Failure | null = null
   #opening = false
@@ -59,6 +63,8 @@ export class RankTeam {
     this.#members = links.map((link) => ({
       link,
       progress: new Int32Array(new SharedArrayBuffer(PROGRESS_BYTES)),
+      settled: Promise.withResolvers<void>(),
+      isSettled: false,
       opened: false,
       transferred: false,
       finished: false,
@@ -72,7 +78,10 @@ export class RankTeam {
   }
 
   /** Rings, sockets and the group of every rank; throws the first refusal. The rest of the team must then be aborted. */
-  async open(team: TeamOpening, ofRank: (rank: number) => RankOpening): Promise<void> {
+  async open(
+    { ringBytes, ...team }: TeamOpening,
+    ofRank: (rank: number) => RankOpening,
+  ): Promise<void> {
     const ranks = this.#members.map(({ link }) => link.rank.rank)
     const first = this.#members[0]
     if (first === undefined) throw new Error('an update has at least one rank')
@@ -83,13 +92,16 @@ export class RankTeam {
     }
     if (this.#aborted !== null) {
       // nobody has opened yet
-      for (const member of this.#members) this.#reach(member, 'closed')
+      for (const member of this.#members) {
+        this.#settle(member)
+        this.#reach(member, 'closed')
+      }
       throw CkptError.from(this.#aborted)
     }
     const refusals = await Promise.all(
       this.#members.map(async (member) => {
         const own = ofRank(member.link.rank.rank)
-        member.link.listen(this.#run, (event) => this.#take(member, event))
+        member.link.listen(this.#run, ringBytes, (event) => this.#take(member, event))
         const options: OpenOptions = {
           ...team,
           ...own,
@@ -103,6 +115,7 @@ export class RankTeam {
           return null
         } catch (error) {
           member.link.unlisten()
+          if (!member.closed) this.#settle(member)
           this.#reach(member, 'closed')
           return CkptError.wrap(error)
         }
@@ -154,9 +167,15 @@ export class RankTeam {
     await Promise.race([destroyed.catch(() => {}), Bun.sleep(GROUP_MS)])
   }
 
-  /** After {@link RankTeam.left}: what must be waited for before the checkpoint may go; null: nothing. */
+  /** What must be waited for before the checkpoint may go, a rank that has not closed included; null: nothing. */
   get settling(): Promise<unknown> | null {
-    return this.#unsettled.length === 0 ? null : Promise.all(this.#unsettled)
+    if (!this.#opening || this.#members.every((member) => member.isSettled)) return null
+    return Promise.all(this.#members.map((member) => member.settled.promise))
+  }
+
+  #settle(member: Member): void {
+    member.isSettled = true
+    member.settled.resolve()
   }
 
   #take(member: Member, event: RankEvent): void {
@@ -167,7 +186,8 @@ export class RankTeam {
         member.dialect = event.dialect
         return this.#reach(member, 'finished')
       case 'closed':
-        if (!event.settled) this.#unsettled.push(member.link.settled(this.#run))
+        if (event.settled) this.#settle(member)
+        else void member.link.settled(this.#run).then(() => this.#settle(member))
         member.stages = event.stages
         member.bytesPeak = event.bytesPeak
         member.bytesAfter = event.bytesAfter

@@ -56,8 +56,11 @@ export async function createUpdates(options: DaemonOptions, registry: Registry):
   const sockets = await EngineSockets.open(options.stateDir)
   const { journal, left } = await Journal.open(options.stateDir, sockets.dir)
   const library = openLibrary(options.library)
-  const pool = await RankPool.start(options.library, library, options.ranks)
-  return new DaemonUpdates({ options, registry, sockets, journal, left, pool })
+  const lost = Promise.withResolvers<Failure>()
+  const pool = await RankPool.start(options.library, library, options.ranks, (failure) => {
+    if (failure.code === 'device_lost') lost.resolve(failure)
+  })
+  return new DaemonUpdates({ options, registry, sockets, journal, left, pool, lost })
 }
 
 interface Parts {
@@ -67,6 +70,7 @@ interface Parts {
   readonly journal: Journal
   readonly left: JournalDocument | null
   readonly pool: RankPool
+  readonly lost: PromiseWithResolvers<Failure>
 }
 
 class DaemonUpdates implements Updates {
@@ -80,7 +84,7 @@ class DaemonUpdates implements Updates {
   constructor(parts: Parts) {
     this.#parts = parts
     this.#book = new EngineBook(parts.journal)
-    const lost = Promise.withResolvers<Failure>()
+    const { lost } = parts
     this.deviceLost = lost.promise
     const context = {
       ...parts,

@@ -1,0 +1,59 @@
+import { expect, setDefaultTimeout, test } from 'bun:test'
+import { openLibrary, selectDevices } from '@ckpt/cuda'
+import { TestDir } from '../registry/testing/fixture.ts'
+import { RankTeam } from '../updates/team.ts'
+import { RankPool } from './pool.ts'
+
+setDefaultTimeout(60_000)
+
+const OPENING = { planKey: 'none', ringBytes: 2 ** 20, buffers: [], openMs: 1000 }
+const FAILURE = { code: 'aborted', message: 'by the test' } as const
+
+test('a rank whose Worker is stuck holds the checkpoint until it has closed', async () => {
+  const dir = new TestDir()
+  const { library: options, ranks } = selectDevices('host:1', 1)
+  const pool = await RankPool.start(options, openLibrary(options), ranks)
+  const [link] = await pool.use([0])
+  // blocks the Worker: nobody connects there
+  const address = `ipc://${dir.path}/stuck.sock`
+  void link!.request({ type: 'release_left', addresses: [address], limitMs: 10_000 })
+  const team = new RankTeam(1, [link!], () => {})
+  const opening = team.open(
+    { ...OPENING, deadlineMs: performance.timeOrigin + performance.now() + 5000 },
+    () => ({ address: null, http: false, engine: null, dialect: null }),
+  )
+  const refused = opening.then(
+    () => 'opened',
+    () => 'refused',
+  )
+  await Bun.sleep(100)
+  team.abort(FAILURE, 100)
+  expect(team.settling).not.toBeNull()
+  expect(await refused).toBe('refused')
+  await team.settling
+  expect(team.settling).toBeNull()
+  await pool.close()
+  dir.remove()
+})
+
+test('of a Worker that ends during a run the ring stays counted and the checkpoint goes when its thread has ended', async () => {
+  const { library: options, ranks } = selectDevices('host:1', 1)
+  const native = openLibrary(options)
+  const dead: string[] = []
+  const told = (failure: { code: string }) => dead.push(failure.code)
+  const pool = await RankPool.start(options, native, ranks, told)
+  const [link] = await pool.use([0])
+  const events: string[] = []
+  link!.listen(7, 2 ** 20, (event) => events.push(event.type))
+  const settled = link!.settled(7)
+  await link!.close()
+  await settled
+  expect(events).toEqual(['failed', 'closed'])
+  expect(pool.quarantinedBytes).toBe(2 ** 20)
+  const [fresh] = await pool.use([0])
+  expect(fresh).not.toBe(link!)
+  expect(fresh!.dead).toBeNull()
+  expect(pool.quarantinedBytes).toBe(2 ** 20)
+  expect(dead).toHaveLength(1)
+  await pool.close()
+})
