@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "sha256.h"
 
@@ -11,15 +12,28 @@ namespace {
 constexpr uint64_t kBlockBytes = 2 << 20;
 constexpr uint64_t kHashChunkBytes = 8 << 20;
 
-// Pinned staging: pageable copies would go through a buffer of the driver anyway.
+// Pinning costs milliseconds, which a small range does not win back.
+constexpr uint64_t kPinnedFromBytes = 4 << 20;
+
 class Staging {
  public:
-  Staging() { check_cuda(cudaMallocHost(&pointer_, kHashChunkBytes), "cudaMallocHost"); }
-  ~Staging() { cudaFreeHost(pointer_); }
-  void* pointer() const noexcept { return pointer_; }
+  explicit Staging(uint64_t bytes) {
+    if (bytes < kPinnedFromBytes) {
+      pageable_.resize(bytes);
+    } else {
+      check_cuda(cudaMallocHost(&pinned_, bytes), "cudaMallocHost");
+    }
+  }
+  ~Staging() {
+    if (pinned_ != nullptr) cudaFreeHost(pinned_);
+  }
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+  void* pointer() noexcept { return pinned_ != nullptr ? pinned_ : pageable_.data(); }
 
  private:
-  void* pointer_ = nullptr;
+  std::vector<uint8_t> pageable_;
+  void* pinned_ = nullptr;
 };
 
 }  // namespace
@@ -80,7 +94,7 @@ void CudaMemory::fill(uint64_t offset, uint64_t bytes, uint32_t value) {
 
 void CudaMemory::sha256(uint64_t offset, uint64_t bytes, uint8_t* digest) {
   use_device(device());
-  Staging staging;
+  Staging staging(std::min(bytes, kHashChunkBytes));
   Sha256 hash;
   for (uint64_t done = 0; done < bytes; done += kHashChunkBytes) {
     const uint64_t chunk = std::min(kHashChunkBytes, bytes - done);
