@@ -6,9 +6,8 @@ import { join } from 'node:path'
 import type { EngineWeights } from '@ckpt/core'
 import {
   compareWeights,
-  pseudoRandomBytes,
+  randomTensor,
   readSafetensors,
-  type WrittenTensor,
   writeSafetensors,
 } from '../test/support/checkpoint.ts'
 import { CKPT, ROOT, request, run, scratch, start } from '../test/support/process.ts'
@@ -26,15 +25,8 @@ async function usedDeviceBytes(): Promise<number> {
 
 /** About 2 GiB: one tensor of 512 MiB, layers of several dtypes, odd sizes. */
 function writeCheckpoint(dir: string, seed: number): string[] {
-  const tensor = (
-    name: string,
-    dtype: string,
-    itemBytes: number,
-    ...shape: number[]
-  ): WrittenTensor => {
-    const bytes = shape.reduce((product, n) => product * n, itemBytes)
-    return { name, dtype, shape, bytes: pseudoRandomBytes(bytes, seed * 100_003 + name.length) }
-  }
+  const tensor = (name: string, dtype: string, itemBytes: number, ...shape: number[]) =>
+    randomTensor(seed, name, dtype, itemBytes, ...shape)
   const paths: string[] = []
   for (let file = 0; file < 4; file++) {
     const tensors = Array.from({ length: 12 }, (_, i) => [

@@ -7,9 +7,8 @@ import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import {
   compareWeights,
-  pseudoRandomBytes,
+  randomTensor,
   readSafetensors,
-  type WrittenTensor,
   writeSafetensors,
 } from './support/checkpoint.ts'
 import {
@@ -31,20 +30,8 @@ const WORKER = join(ROOT, 'test/python/checkpoint_engine_worker.py')
 
 /** Two files of mixed dtypes, odd shapes, a tensor without elements, one far larger than the rest. */
 function writeCheckpoint(dir: string, seed: number): string[] {
-  const tensor = (
-    name: string,
-    dtype: string,
-    itemBytes: number,
-    ...shape: number[]
-  ): WrittenTensor => {
-    const count = shape.reduce((product, n) => product * n, 1)
-    return {
-      name,
-      dtype,
-      shape,
-      bytes: pseudoRandomBytes(count * itemBytes, seed * 1000 + name.length),
-    }
-  }
+  const tensor = (name: string, dtype: string, itemBytes: number, ...shape: number[]) =>
+    randomTensor(seed, name, dtype, itemBytes, ...shape)
   const first = [
     tensor('model.embed.weight', 'BF16', 2, 4096, 1024),
     tensor('model.norm.weight', 'F32', 4, 77),

@@ -10,9 +10,10 @@ export interface WrittenTensor {
 }
 
 /** Bytes that differ for every (seed, index): a xorshift generator, so that runs repeat. */
-export function pseudoRandomBytes(length: number, seed: number): Uint8Array {
+function pseudoRandomBytes(length: number, seed: number): Uint8Array {
   const words = new Uint32Array(Math.ceil(length / 4))
-  let state = (seed * 2654435761 + 1) >>> 0 || 1
+  // never 0, where xorshift stays
+  let state = seed >>> 0 || 1
   for (let i = 0; i < words.length; i++) {
     state ^= state << 13
     state ^= state >>> 17
@@ -20,6 +21,21 @@ export function pseudoRandomBytes(length: number, seed: number): Uint8Array {
     words[i] = state
   }
   return new Uint8Array(words.buffer, 0, length)
+}
+
+/**
+ * A tensor whose content follows from its name and the seed: tensors of one shape differ, so that one in another's place shows.
+ */
+export function randomTensor(
+  seed: number,
+  name: string,
+  dtype: string,
+  itemBytes: number,
+  ...shape: number[]
+): WrittenTensor {
+  const length = shape.reduce((product, dimension) => product * dimension, itemBytes)
+  const digest = createHash('sha256').update(`${seed} ${name}`).digest()
+  return { name, dtype, shape, bytes: pseudoRandomBytes(length, digest.readUInt32LE(0)) }
 }
 
 export function writeSafetensors(path: string, tensors: readonly WrittenTensor[]): void {

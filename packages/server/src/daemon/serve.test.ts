@@ -14,7 +14,7 @@ import { join } from 'node:path'
 import { CkptError, type EngineWeights, type UpdateReport, type UpdateState } from '@ckpt/core'
 import {
   compareWeights,
-  pseudoRandomBytes,
+  randomTensor,
   readSafetensors,
   writeSafetensors,
 } from '../../../../test/support/checkpoint.ts'
@@ -75,12 +75,9 @@ async function startEngine(ranks = 2, faults: string[] = []): Promise<RunningEng
 /** A file of some tensors; names, sizes and contents depend on the seed. */
 function writeFile(name: string, seed: number, prefix = 'layers'): string {
   const path = join(dir, name)
-  const tensors = Array.from({ length: 12 }, (_, i) => ({
-    name: `${prefix}.${i}.weight`,
-    dtype: 'F32',
-    shape: [8 * (i + 1), 65],
-    bytes: pseudoRandomBytes(8 * (i + 1) * 65 * 4, seed * 100 + i),
-  }))
+  const tensors = Array.from({ length: 12 }, (_, i) =>
+    randomTensor(seed, `${prefix}.${i}.weight`, 'F32', 4, 8 * (i + 1), 65),
+  )
   writeSafetensors(path, tensors)
   return path
 }
