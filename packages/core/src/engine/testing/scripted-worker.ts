@@ -46,7 +46,7 @@ export class ScriptedWorker {
 
   /** Whether it may still read the ring. */
   get mapsRing(): boolean {
-    return this.#mapped && this.#state !== 'left' && this.#state !== 'released'
+    return this.#mapped && this.#state !== 'left'
   }
 
   take(body: Uint8Array): WorkerAct[] {
@@ -100,6 +100,8 @@ export class ScriptedWorker {
     const early = this.#dies('release')
     if (early !== null) return early
     if (this.#faults('error', 'release')) return this.#leave('release failed', { closes: true })
+    // worker.py drops its buffer before it replies to the first None: a post hook reads no ring
+    this.#mapped = false
     this.#state = 'released'
     return [{ type: 'reply', body: EMPTY, afterMs: 0 }]
   }

@@ -4,6 +4,10 @@ import type { Ring } from './ring.ts'
 
 /** The most sockets that are kept for workers of which nothing but a word is owed; the oldest go first. */
 const SOCKETS_MAX = 64
+/** A stream that is idle takes a moment to say so. */
+const SWEEP_SETTLE_MS = 5
+/** For copies in flight when the process ends. */
+const SETTLE_MS = 250
 
 /** What a run leaves behind. */
 export interface KeptRun {
@@ -78,7 +82,7 @@ export class Quarantine {
   }
 
   #sweepRing(kept: Kept, ring: Ring, nowMs: number): void {
-    if (!kept.settled && ring.settle(0)) {
+    if (!kept.settled && ring.settle(SWEEP_SETTLE_MS)) {
       kept.settled = true
       this.#listener.settled(kept.run)
     }
@@ -96,9 +100,9 @@ export class Quarantine {
 
   /** The process ends: whoever still reads a ring keeps its own mapping. */
   freeAll(): void {
-    for (const { ring, keeper } of this.#kept.splice(0)) {
+    for (const { ring, keeper, settled } of this.#kept.splice(0)) {
       keeper?.close()
-      if (ring?.settle(0)) ring.free()
+      if (ring !== null && (settled || ring.settle(SETTLE_MS))) ring.free()
     }
   }
 }
