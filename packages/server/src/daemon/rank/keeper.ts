@@ -71,6 +71,10 @@ export class Keeper {
     if (dialect !== 'D2' && dialect !== 'D4') this.#owes = false
   }
 
+  get address(): string {
+    return this.#left.socket.address
+  }
+
   poll(nowMs: number): void {
     try {
       this.#poll(nowMs)

@@ -30,6 +30,16 @@ interface RunningHere {
 /** What a rank Worker tells the run that uses it. */
 export type RankListener = (event: RankEvent, rank: RankInfo) => void
 
+/** Is told what concerns the daemon also while no update uses the rank. */
+export interface RankWatcher {
+  /** Why the Worker died. */
+  dead(failure: Failure): void
+  /** No worker of an engine can wait at this address any more. */
+  left(address: string): void
+}
+
+const NOBODY: RankWatcher = { dead: () => {}, left: () => {} }
+
 /** The main thread's end of one rank Worker. Nothing here blocks. */
 export class RankLink {
   readonly rank: RankInfo
@@ -37,6 +47,8 @@ export class RankLink {
   readonly quarantined = new Map<number, number>()
   /** Free and total bytes of the device when the Worker said them last. */
   memory: MemoryAnswer = { freeBytes: 0, totalBytes: 0 }
+  /** Addresses at which a worker of an earlier run may still wait. */
+  readonly kept = new Set<string>()
   readonly #library: Library
   readonly #worker: Worker
   readonly #port: MessagePort
@@ -48,17 +60,17 @@ export class RankLink {
   #run: RunningHere | null = null
   #dead: Failure | null = null
   #ready: Waiting | null = null
-  #onDead: (failure: Failure) => void = () => {}
+  #watcher: RankWatcher = NOBODY
 
   /** Starts the Worker; rejects with what the native library says, such as `native_missing`. */
   static async start(
     options: LibraryOptions,
     library: Library,
     rank: RankInfo,
-    onDead: (failure: Failure) => void = () => {},
+    watcher: RankWatcher = NOBODY,
   ): Promise<RankLink> {
     const link = new RankLink(options, library, rank)
-    link.#onDead = onDead
+    link.#watcher = watcher
     const timer = setTimeout(() => link.#die('the rank Worker did not start'), START_MS)
     try {
       await new Promise((resolve, reject) => {
@@ -214,6 +226,12 @@ export class RankLink {
       case 'ring_freed':
         this.quarantined.delete(report.run)
         return
+      case 'kept':
+        this.kept.add(report.address)
+        return
+      case 'left':
+        this.kept.delete(report.address)
+        return this.#watcher.left(report.address)
       case 'event':
         return this.#takeEvent(report.run, report.event)
     }
@@ -270,7 +288,7 @@ export class RankLink {
       },
       this.rank,
     )
-    this.#onDead(failure)
+    this.#watcher.dead(failure)
   }
 }
 

@@ -151,6 +151,8 @@ export type RankReport =
   | { readonly type: 'event'; readonly run: number; readonly event: RankEvent }
   /** No copy of this run reads the checkpoint any more. */
   | { readonly type: 'settled'; readonly run: number }
+  /** A conversation's socket stays after its run, for a worker that has not left; then that it went. */
+  | { readonly type: 'kept' | 'left'; readonly address: string }
   /** The quarantined ring of a run was freed. */
   | { readonly type: 'ring_freed'; readonly run: number; readonly bytes: number }
 

@@ -1,16 +1,13 @@
 import type { Library } from '@ckpt/cuda'
-import { CkptError, type Failure } from '@ckpt/core'
+import { CkptError } from '@ckpt/core'
 import type { LibraryOptions, RankInfo } from '../types.ts'
-import { RankLink } from './link.ts'
-
-/** Is told why a Worker died, also while no update uses it. */
-type OnDead = (failure: Failure) => void
+import { RankLink, type RankWatcher } from './link.ts'
 
 /** The rank Workers of the daemon. One that dies is replaced before the next update. */
 export class RankPool {
   readonly #options: LibraryOptions
   readonly #library: Library
-  readonly #onDead: OnDead
+  readonly #watcher: RankWatcher | undefined
   readonly #links: RankLink[]
   /** Rings of Workers that were replaced: nobody can free them. */
   #lostBytes = 0
@@ -18,12 +15,12 @@ export class RankPool {
   private constructor(
     options: LibraryOptions,
     library: Library,
-    onDead: OnDead,
+    watcher: RankWatcher | undefined,
     links: RankLink[],
   ) {
     this.#options = options
     this.#library = library
-    this.#onDead = onDead
+    this.#watcher = watcher
     this.#links = links
   }
 
@@ -31,10 +28,10 @@ export class RankPool {
     options: LibraryOptions,
     library: Library,
     ranks: readonly RankInfo[],
-    onDead: OnDead = () => {},
+    watcher?: RankWatcher,
   ): Promise<RankPool> {
     const started = await Promise.allSettled(
-      ranks.map((rank) => RankLink.start(options, library, rank, onDead)),
+      ranks.map((rank) => RankLink.start(options, library, rank, watcher)),
     )
     const links = started.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
     const failed = started.find((one) => one.status === 'rejected')
@@ -42,7 +39,7 @@ export class RankPool {
       await Promise.all(links.map((link) => link.close()))
       throw CkptError.wrap(failed.reason)
     }
-    return new RankPool(options, library, onDead, links)
+    return new RankPool(options, library, watcher, links)
   }
 
   get links(): readonly RankLink[] {
@@ -54,6 +51,11 @@ export class RankPool {
     return this.#links.reduce((sum, link) => sum + link.quarantinedBytes, this.#lostBytes)
   }
 
+  /** Whether a worker of an engine may still wait at this address. */
+  keeps(address: string): boolean {
+    return this.#links.some((link) => link.kept.has(address))
+  }
+
   /** The links of these ranks, each with a living Worker. */
   async use(ranks: readonly number[]): Promise<RankLink[]> {
     return Promise.all(
@@ -63,7 +65,7 @@ export class RankPool {
         if (link === undefined) throw new CkptError('bad_request', `there is no rank ${rank}`)
         if (link.dead === null) return link
         if (link.dead.code === 'device_lost') throw CkptError.from(link.dead)
-        const fresh = await RankLink.start(this.#options, this.#library, link.rank, this.#onDead)
+        const fresh = await RankLink.start(this.#options, this.#library, link.rank, this.#watcher)
         this.#links[index] = fresh
         this.#lostBytes += link.quarantinedBytes
         return fresh

@@ -4,7 +4,7 @@ import { Quarantine } from './quarantine.ts'
 import { Ring } from './ring.ts'
 
 const RING_BYTES = 2 ** 20
-const NOBODY = { settled: () => {}, freed: () => {} }
+const NOBODY = { settled: () => {}, freed: () => {}, kept: () => {}, left: () => {} }
 
 test('every ring goes when the process ends: one known to be settled, and one whose streams still have to say so', () => {
   const library = openLibrary({ kind: 'host', hostDevices: 1 })

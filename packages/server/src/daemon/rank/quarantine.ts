@@ -25,6 +25,9 @@ export interface KeptRun {
 export interface QuarantineListener {
   settled(run: number): void
   freed(run: number, bytes: number): void
+  /** The socket at `address` is kept for its worker, and later: it is not any more. */
+  kept(address: string): void
+  left(address: string): void
 }
 
 interface Kept {
@@ -51,6 +54,7 @@ export class Quarantine {
   keep({ conversation, ...rest }: KeptRun): void {
     const keeper = conversation === null ? null : new Keeper(conversation, clockMs())
     this.#kept.push({ ...rest, keeper })
+    if (keeper !== null) this.#listener.kept(keeper.address)
     const sockets = this.#kept.filter((kept) => kept.ring === null)
     for (const kept of sockets.slice(0, Math.max(0, sockets.length - SOCKETS_MAX))) {
       this.#forget(kept)
@@ -95,10 +99,12 @@ export class Quarantine {
 
   #forget(kept: Kept): void {
     this.#kept.splice(this.#kept.indexOf(kept), 1)
-    kept.keeper?.close()
+    if (kept.keeper === null) return
+    kept.keeper.close()
+    this.#listener.left(kept.keeper.address)
   }
 
-  /** The process ends: whoever still reads a ring keeps its own mapping. */
+  /** The process ends: whoever still reads a ring keeps its own mapping, who still waits is for the next daemon. */
   freeAll(): void {
     for (const { ring, keeper, settled } of this.#kept.splice(0)) {
       keeper?.close()

@@ -9,7 +9,8 @@ const CONNECT_MS = 3000
 const REPEAT_MS = 500
 const POLL_MS = 50
 
-interface Left {
+/** A worker of a dead daemon that may still wait. */
+export interface Left {
   readonly address: string
   readonly socket: EngineSocket
   connected: boolean
@@ -19,13 +20,13 @@ interface Left {
 
 /**
  * Ends the conversations of a dead daemon: binds its addresses, sends the abort message to every worker that reconnects,
- * until it is gone. Blocks for `limitMs` at most. Returns the addresses whose worker did not leave.
+ * until it is gone. Blocks for `limitMs` at most. Returns those that have not left, their sockets open: the caller's.
  */
 export function releaseLeft(
   context: ZmqContext,
   addresses: readonly string[],
   limitMs: number,
-): string[] {
+): Left[] {
   const startMs = clockMs()
   const body = pickleRuntimeError(ABORT_TEXT)
   const left: Left[] = []
@@ -46,9 +47,11 @@ export function releaseLeft(
         POLL_MS,
       )
     }
-    return left.filter((one) => one.connected && !one.gone).map((one) => one.address)
-  } finally {
+    for (const one of left) if (one.gone) one.socket.close()
+    return left.filter((one) => !one.gone)
+  } catch (error) {
     for (const one of left) one.socket.close()
+    throw error
   }
 }
 

@@ -13,12 +13,15 @@ import {
   type RankRequest,
   type RankWorkerStart,
 } from './messages.ts'
+import type { EngineSocket } from './engine-socket.ts'
 import { PlanShelf } from './plans.ts'
 import { type KeptRun, Quarantine } from './quarantine.ts'
 import { releaseLeft } from './release-left.ts'
 import { RankRun, type RunHost } from './run.ts'
 
 const SWEEP_MS = 100
+/** Runs are counted from 0. */
+const NO_RUN = -1
 /** The most messages that are taken at once. */
 const MESSAGES_MAX = 10_000
 
@@ -45,6 +48,8 @@ class RankWorker implements RunHost {
     this.#quarantine = new Quarantine({
       settled: (run) => this.#send({ type: 'settled', run }),
       freed: (run, bytes) => this.#send({ type: 'ring_freed', run, bytes }),
+      kept: (address) => this.#send({ type: 'kept', address }),
+      left: (address) => this.#send({ type: 'left', address }),
     })
     port.on('message', (message: RankMessage) => this.#take(message))
     const memory = this.library.deviceMemory(rank.device)
@@ -185,8 +190,15 @@ class RankWorker implements RunHost {
       case 'open':
         return this.#open(request.options)
       case 'release_left':
-        return { left: releaseLeft(this.context, request.addresses, request.limitMs) }
+        return { left: this.#releaseLeft(request.addresses, request.limitMs) }
     }
+  }
+
+  /** Who has not come by then, or not left, is told by the keeper of its socket when it does. */
+  #releaseLeft(addresses: readonly string[], limitMs: number): string[] {
+    const left = releaseLeft(this.context, addresses, limitMs)
+    for (const { socket, connected } of left) this.quarantine(afterDeadDaemon(socket, connected))
+    return left.filter(({ connected }) => connected).map(({ address }) => address)
   }
 
   #open(options: OpenOptions): OpenAnswer {
@@ -206,6 +218,13 @@ class RankWorker implements RunHost {
     this.#port.close()
     process.exit(0)
   }
+}
+
+/** What is left of a conversation of a daemon that has died: its ring is gone, and so is the request that nobody reads. */
+function afterDeadDaemon(socket: EngineSocket, connected: boolean): KeptRun {
+  const worker = { engine: null, dialect: null, everConnected: connected, connected, owes: false }
+  const conversation = { socket, ...worker, http: true, answer: { status: 0 } }
+  return { run: NO_RUN, ring: null, read: false, settled: true, conversation }
 }
 
 const start = workerData as RankWorkerStart

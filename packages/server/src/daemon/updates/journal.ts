@@ -15,6 +15,8 @@ const JournalConversation = type({
   uds: 'string | null',
   update_id: 'string',
   version: 'string | null',
+  /** Its update has ended, and the engine's mark says what that holds: only the worker may still wait. */
+  'ended?': 'true',
 })
 export type JournalConversation = typeof JournalConversation.infer
 
@@ -96,8 +98,25 @@ export class Journal {
     return this.#write()
   }
 
-  /** Written before the first worker can connect; with an empty list when all have left. */
+  /** Written before the first worker of an update can connect; with an empty list when all have left. */
   conversations(conversations: readonly JournalConversation[]): Promise<void> {
+    const ended = this.#document.conversations.filter((one) => one.ended)
+    return this.#replace([...ended, ...conversations])
+  }
+
+  /** The update has ended, but workers may still wait at those of its addresses that `keeps` names. */
+  ended(keeps: (address: string) => boolean): Promise<void> {
+    const kept = this.#document.conversations.filter(({ address }) => keeps(address))
+    return this.#replace(kept.map((one) => ({ ...one, ended: true })))
+  }
+
+  /** Nobody waits at this address any more. */
+  async left(address: string): Promise<void> {
+    const stay = this.#document.conversations.filter((one) => one.address !== address)
+    if (stay.length < this.#document.conversations.length) await this.#replace(stay)
+  }
+
+  #replace(conversations: readonly JournalConversation[]): Promise<void> {
     const document = { ...this.#document, socket_dir: this.#socketDir }
     this.#document = { ...document, conversations: [...conversations] }
     return this.#write()
@@ -108,11 +127,12 @@ export class Journal {
     return this.#write()
   }
 
-  /** Removes the file unless a mark of an engine must outlive the process. */
+  /** Removes the file unless a mark of an engine, or a worker that may still wait, must outlive the process. */
   async close(): Promise<void> {
     await this.#writing
     // what a predecessor left stays as long as nobody has taken it over
-    if (this.#writes === 0 || this.#document.engines.length > 0) return
+    const { engines, conversations } = this.#document
+    if (this.#writes === 0 || engines.length > 0 || conversations.length > 0) return
     await unlink(this.#path).catch(() => {})
   }
 

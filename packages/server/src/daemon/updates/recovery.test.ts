@@ -1,7 +1,7 @@
-import { expect, setDefaultTimeout, test } from 'bun:test'
+import { afterEach, expect, setDefaultTimeout, test } from 'bun:test'
 import { existsSync, readdirSync, readFileSync, unlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import type { RunningEngine } from '../../engines/reference/index.ts'
+import { ZmqContext } from '@ckpt/cuda'
 import type { RankPool } from '../rank/pool.ts'
 import { EngineBook } from './engines.ts'
 import { Journal, type JournalDocument } from './journal.ts'
@@ -14,20 +14,34 @@ import {
   NAME,
   requireWeights,
   tensorsOf,
+  until,
   weightsOf,
   withUpdates,
 } from './testing/fixture.ts'
+import { scriptedWorker } from './testing/scripted-worker.ts'
 
 setDefaultTimeout(120_000)
 
+const children: Bun.Subprocess[] = []
+
+// what a test that failed has left running
+afterEach(() => {
+  for (const child of children.splice(0)) child.kill('SIGKILL')
+})
+
 /** A daemon's inside in a process of its own, in the middle of an update of `engine`. */
-async function runningDaemon(stateDir: string, engine: RunningEngine, pause = 'none') {
+async function runningDaemon(stateDir: string, engine: { url: string }, pause = 'none') {
+  return daemonAt('"progress"', stateDir, `${engine.url}/collective_rpc`, pause)
+}
+
+/** A daemon's inside in a process of its own that has printed `event`. */
+async function daemonAt(event: string, ...args: string[]) {
   const program = join(import.meta.dir, 'testing/recovery-program.ts')
-  const url = `${engine.url}/collective_rpc`
-  const child = Bun.spawn([process.execPath, program, stateDir, url, pause], { stderr: 'inherit' })
+  const child = Bun.spawn([process.execPath, program, ...args], { stderr: 'inherit' })
+  children.push(child)
   const reader = child.stdout.getReader()
   let text = ''
-  while (!text.includes('"progress"')) {
+  while (!text.includes(event)) {
     const { value, done } = await reader.read()
     if (done) throw new Error(`the program has ended: ${text}`)
     text += new TextDecoder().decode(value)
@@ -145,6 +159,49 @@ test('what a killed daemon had paused is resumed by the update that heals it', a
   })
 })
 
+test('a worker that comes after its update has failed and its daemon was killed is told to raise by the next one', async () => {
+  await withUpdates(async ({ options, registry }) => {
+    // an engine that takes the request and is busy with something else
+    const engine = Bun.serve({
+      hostname: '127.0.0.1',
+      port: 0,
+      idleTimeout: 0,
+      routes: {
+        '/health': new Response(),
+        '/collective_rpc': { POST: () => new Promise<Response>(() => {}) },
+      },
+      fetch: () => new Response('', { status: 404 }),
+    })
+    const state = new TestDir()
+    const url = `http://127.0.0.1:${engine.port}/collective_rpc`
+    const { child } = await daemonAt('"failed"', state.path, url, 'none', '2')
+    const read = () => JSON.parse(readFileSync(join(state.path, 'journal.json'), 'utf8'))
+    await until(() => read().conversations.every((one: { ended?: true }) => one.ended))
+    expect(read().conversations).toMatchObject([{ rank: 0 }, { rank: 1 }])
+    child.kill('SIGKILL')
+    await child.exited
+    const addresses: string[] = read().conversations.map((one: { address: string }) => one.address)
+
+    const next = await createUpdates({ ...options, stateDir: state.path }, registry)
+    await next.recover()
+    // it was sent nothing
+    expect(next.status().engines).toEqual([])
+    expect(read().conversations).toHaveLength(2)
+    const context = new ZmqContext()
+    const workers = addresses.map((address) => scriptedWorker(context, address, () => {}))
+    await until(() => workers.every(({ seen }) => seen.length === 2))
+    for (const { seen } of workers) expect(seen).toEqual(['error', 'error'])
+    for (const worker of workers) worker.close()
+    await until(() => read().conversations.length === 0)
+    context.close()
+    await next.close('the test is over')
+    expect(readdirSync(state.path)).toEqual(['engines'])
+    expect(readdirSync(join(state.path, 'engines'))).toEqual([])
+    state.remove()
+    await engine.stop(true)
+  })
+})
+
 const MARK = {
   url: 'http://127.0.0.1:1/collective_rpc',
   uds: null,
@@ -235,6 +292,7 @@ test('what a predecessor left is taken over in one write, before anything else i
       seen.push(read())
       return []
     },
+    keeps: () => false,
   } as unknown as RankPool
   await recoverFrom(CUT_OFF, pool, new EngineBook(journal), journal)
   const engines = [
@@ -251,7 +309,12 @@ test('marks of a predecessor that seems to live are not lost', async () => {
   const state = new TestDir()
   const { journal } = await Journal.open(state.path, state.path)
   const living = { ...CUT_OFF, pid: process.pid, process_start: await processStart(process.pid) }
-  await recoverFrom(living, { links: [] } as unknown as RankPool, new EngineBook(journal), journal)
+  await recoverFrom(
+    living,
+    { links: [], keeps: () => false } as unknown as RankPool,
+    new EngineBook(journal),
+    journal,
+  )
   await journal.close()
   const { left } = await Journal.open(state.path, state.path)
   expect(left?.engines.map((mark) => mark.update_id)).toEqual(['old', 'cut-off'])

@@ -32,17 +32,17 @@ export async function recoverFrom(
   await journal.takeOver(alive ? null : document, book.marks)
   if (alive) return { left: [] }
   const addresses = document.conversations.map((one) => one.address)
-  const left = await release(addresses, document.socket_dir, pool)
   await removeSockets(document.socket_dir)
-  await journal.conversations([])
+  const left = await release(addresses, document.socket_dir, pool)
+  await journal.ended((address) => pool.keeps(address))
   return { left }
 }
 
 /** An engine whose update was cut off holds a part of it, for all we know. */
 function marksOf(document: JournalDocument): EngineMark[] {
   const marks = new Map(document.engines.map((mark) => [keyOf(mark), mark]))
-  for (const { engine_url: url, uds, update_id, dialect } of document.conversations) {
-    if (url === null) continue
+  for (const { engine_url: url, uds, update_id, dialect, ended } of document.conversations) {
+    if (url === null || ended) continue
     const key = keyOf({ url, uds })
     const known = marks.get(key)
     const fresh = { paused: false, restart_needed: false, listener: null }

@@ -334,7 +334,7 @@ export class UpdateRun {
   /** After a failure: until every rank has left or was given up, then what becomes of the engines. */
   async #leave(): Promise<void> {
     const team = this.#team
-    const { journal, book, closing } = this.#context
+    const { journal, book, closing, pool } = this.#context
     // a failure that was thrown here did not reach the ranks yet
     team?.abort(this.#failure as Failure, this.#leaveMs)
     const stuckMs = Math.min(
@@ -357,7 +357,7 @@ export class UpdateRun {
         return contact.fail(this.#spec.id, { touched, finished, version, dialect }, within)
       }),
     )
-    await journal.conversations([])
+    await journal.ended((address) => pool.keeps(address))
     await book.save()
   }
 

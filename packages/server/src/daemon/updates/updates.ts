@@ -57,8 +57,11 @@ export async function createUpdates(options: DaemonOptions, registry: Registry):
   const { journal, left } = await Journal.open(options.stateDir, sockets.dir)
   const library = openLibrary(options.library)
   const lost = Promise.withResolvers<Failure>()
-  const pool = await RankPool.start(options.library, library, options.ranks, (failure) => {
-    if (failure.code === 'device_lost') lost.resolve(failure)
+  const pool = await RankPool.start(options.library, library, options.ranks, {
+    dead(failure) {
+      if (failure.code === 'device_lost') lost.resolve(failure)
+    },
+    left: (address) => void journal.left(address),
   })
   return new DaemonUpdates({ options, registry, sockets, journal, left, pool, lost })
 }

@@ -1,7 +1,7 @@
 /**
  * Run by `recovery.test.ts` as a process of its own, to be killed: updates the engine at argv[3] out of the state directory
- * argv[2], with argv[4] as its `pause`. Its copies are throttled, so that the engine's workers wait for the next bucket most of the time. Prints a line per event;
- * on SIGTERM it closes as the daemon does.
+ * argv[2], with argv[4] as its `pause` and argv[5] as its timeout in seconds. Its copies are throttled, so that the engine's
+ * workers wait for the next bucket most of the time. Prints a line per event; on SIGTERM it closes as the daemon does.
  */
 import { openLibrary, type RankInfo } from '@ckpt/cuda'
 import { createRegistry } from '../../registry/registry.ts'
@@ -9,7 +9,7 @@ import { daemonOptions, safetensors, TestDir } from '../../registry/testing/fixt
 import { createUpdates } from '../updates.ts'
 import { NAME, tensorsOf } from './fixture.ts'
 
-const [, , stateDir = '', url = '', pause = 'none'] = process.argv
+const [, , stateDir = '', url = '', pause = 'none', timeout = '60'] = process.argv
 const library = { kind: 'host', hostDevices: 2, hostCopyBytesPerSecond: 2 * 2 ** 20 } as const
 const native = openLibrary(library)
 const ranks = [0, 1].map((rank): RankInfo => {
@@ -27,7 +27,7 @@ await registry.register(NAME, { files: [file] }, null)
 dir.remove()
 const request = {
   update_url: url,
-  timeout: 60,
+  timeout: Number(timeout),
   update_id: 'killed',
   pause: pause as 'none' | 'wait',
 }
