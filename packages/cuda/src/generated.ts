@@ -143,6 +143,7 @@ export const SYMBOLS = {
   ckpt_read_query: { args: ['u32', 'buffer'], returns: 'i32' },
   ckpt_read_error: { args: ['u32', 'buffer', 'u32'], returns: 'i32' },
   ckpt_read_wait: { args: ['u32', 'u32', 'u32'], returns: 'i32' },
+  ckpt_read_notify: { args: ['u32', 'u32', 'u32'], returns: 'i32' },
   ckpt_read_destroy: { args: ['u32'], returns: 'i32' },
   ckpt_stream_create: { args: ['u32', 'buffer'], returns: 'i32' },
   ckpt_stream_destroy: { args: ['u32'], returns: 'i32' },

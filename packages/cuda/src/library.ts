@@ -313,6 +313,10 @@ class FfiLibrary implements types.Library {
     this.#guard('ckpt_read_wait', read, signal, timeoutMs)
   }
 
+  readNotify(read: Handle, pieces: number, signal: Handle): void {
+    this.#guard('ckpt_read_notify', read, pieces, signal)
+  }
+
   readDestroy(read: Handle): void {
     this.#guard('ckpt_read_destroy', read)
   }

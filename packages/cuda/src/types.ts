@@ -132,6 +132,8 @@ export interface Library {
   /** The text of a failed read. */
   readError(read: Handle): string
   readWait(read: Handle, signal: Handle, timeoutMs: number): void
+  /** Wakes `signal` once the first `pieces` pieces are complete or the read has ended. */
+  readNotify(read: Handle, pieces: number, signal: Handle): void
   readDestroy(read: Handle): void
 
   streamCreate(device: number): Handle

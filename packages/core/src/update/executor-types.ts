@@ -4,6 +4,8 @@ export type ExecutorEvent =
   | { readonly type: 'copied'; readonly bucket: number }
   /** The engine worker of this rank has taken the bucket. */
   | { readonly type: 'acked'; readonly bucket: number }
+  /** The bytes of segments `[0, segments)` are in their owners' host memory. */
+  | { readonly type: 'readable'; readonly segments: number }
 
 /** What the driver must do now, in this order. */
 export type ExecutorAction =

@@ -23,6 +23,8 @@ class TestRank {
   readonly announcedBuckets: number[] = []
   readonly copiedSegments = new Set<number>()
   issuedSegments = 0
+  /** What it was told of the read. */
+  readable: number
   awaited: number | null = null
   finished = false
 
@@ -30,8 +32,10 @@ class TestRank {
     readonly rank: number,
     readonly executor: Executor,
     plan: Plan,
+    readable: number,
   ) {
     this.ring = new Float64Array(plan.ringBytes)
+    this.readable = readable
   }
 }
 
@@ -47,8 +51,13 @@ class TestCluster {
     private readonly input: PlanInput,
     private readonly plan: Plan,
     ranks: readonly number[],
+    /** Segments that are in host memory; the others are read during the update. */
+    private readSegments = plan.segmentCount,
   ) {
-    this.ranks = ranks.map((rank) => new TestRank(rank, new Executor(plan, rank, ranks), plan))
+    const readable = readSegments
+    this.ranks = ranks.map(
+      (rank) => new TestRank(rank, new Executor(plan, rank, ranks, readable), plan, readable),
+    )
     this.copyCount = new Uint32Array(plan.segmentCount)
     for (let g = 0; g < plan.bucketCount; g++) {
       const count = plan.bucketFirstSegment[g + 1]! - plan.bucketFirstSegment[g]!
@@ -61,6 +70,7 @@ class TestCluster {
     for (const rank of this.ranks) this.perform(rank, rank.executor.start())
     for (;;) {
       const steps = this.ranks.flatMap((rank) => this.steps(rank))
+      if (this.readSegments < this.plan.segmentCount) steps.push(() => this.readSegments++)
       const step = steps[choose(steps.length)]
       if (step === undefined) break
       step()
@@ -80,6 +90,7 @@ class TestCluster {
       expect(rank.finished).toBe(false)
       if (action.type === 'copy') {
         expect(plan.bucketRank[this.segmentBucket[action.segment]!]).toBe(rank.rank)
+        expect(action.segment).toBeLessThan(this.readSegments)
         rank.copies.push(action)
       } else if (action.type === 'broadcast') {
         expect(action.segment).toBe(rank.issuedSegments++)
@@ -100,6 +111,12 @@ class TestCluster {
 
   private steps(rank: TestRank): Step[] {
     const steps: Step[] = []
+    if (rank.readable < this.readSegments) {
+      steps.push(() => {
+        rank.readable = this.readSegments
+        this.perform(rank, rank.executor.step({ type: 'readable', segments: rank.readable }))
+      })
+    }
     const copy = rank.copies[0]
     if (copy?.type === 'copy') steps.push(() => this.finishCopy(rank, copy.segment))
     else if (copy?.type === 'record') steps.push(() => this.finishRecord(rank, rank.copies))
@@ -192,13 +209,15 @@ describe('executors', () => {
       fc.property(
         planInputs,
         fc.nat({ max: 2 }),
+        fc.option(fc.nat()),
         fc.infiniteStream(fc.nat()),
-        (input, more, random) => {
+        (input, more, unread, random) => {
           const plan = makePlan(input)
+          const read = plan.segmentCount - ((unread ?? 0) % (plan.segmentCount + 1))
           const owners = new Set(input.ownerRanks.flat())
           // ranks that own nothing
           for (let k = 0; k < more; k++) owners.add(10 + k)
-          const cluster = new TestCluster(input, plan, [...owners])
+          const cluster = new TestCluster(input, plan, [...owners], read)
           cluster.run((count) => (count === 0 ? 0 : (random.next().value as number) % count))
           if (cluster.aheadMost > 1) ahead++
         },
@@ -211,9 +230,10 @@ describe('executors', () => {
 
   test('also a single rank, which broadcasts nothing', () => {
     fc.assert(
-      fc.property(planInputs, fc.infiniteStream(fc.nat()), (input, random) => {
+      fc.property(planInputs, fc.boolean(), fc.infiniteStream(fc.nat()), (input, all, random) => {
         const alone = { ...input, ownerRanks: input.ownerRanks.map(() => [2]) }
-        const cluster = new TestCluster(alone, makePlan(alone), [2])
+        const plan = makePlan(alone)
+        const cluster = new TestCluster(alone, plan, [2], all ? plan.segmentCount : 0)
         cluster.run((count) => (count === 0 ? 0 : (random.next().value as number) % count))
       }),
       { numRuns: 150 },
@@ -268,6 +288,24 @@ describe('an executor', () => {
     expect(executor.step({ type: 'acked', bucket: 1 })).toEqual([{ type: 'announce', bucket: 2 }])
     expect(executor.step({ type: 'acked', bucket: 2 })).toEqual([{ type: 'finish' }])
     expect(executor.acked).toBe(2)
+  })
+
+  test('issues segments as they become readable, and a bucket is recorded behind its last one', () => {
+    const executor = new Executor(plan, 1, [0, 1], 0)
+    expect(executor.start()).toEqual([])
+    expect(executor.step({ type: 'readable', segments: 2 })).toEqual([
+      { type: 'broadcast', segment: 0, root: 0 },
+      { type: 'record', bucket: 0 },
+      { type: 'copy', segment: 1 },
+      { type: 'broadcast', segment: 1, root: 1 },
+    ])
+    expect(executor.step({ type: 'readable', segments: 4 })).toEqual([
+      { type: 'copy', segment: 2 },
+      { type: 'broadcast', segment: 2, root: 1 },
+      { type: 'record', bucket: 1 },
+    ])
+    expect(() => executor.step({ type: 'readable', segments: 3 })).toThrow('readable again')
+    expect(() => executor.step({ type: 'readable', segments: 5 })).toThrow('there is no segment 5')
   })
 
   test('refuses events that cannot be', () => {

@@ -8,8 +8,9 @@ import type { ExecutorAction, ExecutorEvent } from './executor-types.ts'
  * simulation.
  *
  * Segments are issued in the order of the plan, each as soon as the bucket that it overwrites is
- * acknowledged. Lists are announced strictly in order, list k + 1 after the reply to list k.
- * Nothing is issued twice.
+ * acknowledged and its bytes are in host memory: a checkpoint may still be read while it is sent.
+ * Lists are announced strictly in order, list k + 1 after the reply to list k. Nothing is issued
+ * twice.
  *
  * @example
  * const executor = new Executor(plan, rank, ranks)
@@ -29,11 +30,13 @@ export class Executor {
   /**
    * @param rank this rank, global
    * @param ranks all ranks of the update; with more than one every segment is broadcast
+   * @param readable segments `[0, readable)` are in host memory
    */
   constructor(
     private readonly plan: Plan,
     private readonly rank: number,
     ranks: readonly number[],
+    private readable = plan.segmentCount,
   ) {
     const members = new Set(ranks)
     assert(members.has(rank), `rank ${rank} is not in the update`)
@@ -61,6 +64,13 @@ export class Executor {
   step(event: ExecutorEvent): ExecutorAction[] {
     assert(this.started, 'not started')
     const actions: ExecutorAction[] = []
+    if (event.type === 'readable') {
+      assert(event.segments >= this.readable, `${event.segments} segments are readable again`)
+      assert(event.segments <= this.plan.segmentCount, `there is no segment ${event.segments}`)
+      this.readable = event.segments
+      this.issue(actions)
+      return actions
+    }
     const { bucket } = event
     if (event.type === 'copied') {
       assert(bucket < this.nextRecord, `the event of bucket ${bucket} was not recorded`)
@@ -93,6 +103,7 @@ export class Executor {
       const end = plan.bucketFirstSegment[this.nextRecord + 1] as number
       for (; this.nextSegment < end; this.nextSegment++) {
         const segment = this.nextSegment
+        if (segment >= this.readable) return
         if ((plan.segmentAfterAck[segment] as number) > this.lastAcked) return
         if (root === this.rank) actions.push({ type: 'copy', segment })
         if (this.broadcasts) actions.push({ type: 'broadcast', segment, root })

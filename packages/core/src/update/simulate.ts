@@ -88,7 +88,7 @@ interface Group {
 
 interface Arrival {
   readonly group: Group
-  readonly event: ExecutorEvent
+  readonly event: Exclude<ExecutorEvent, { type: 'readable' }>
 }
 
 /** What is known of a segment. */

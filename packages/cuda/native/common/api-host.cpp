@@ -144,6 +144,10 @@ int32_t ckpt_read_wait(uint32_t read, uint32_t signal, uint32_t timeout_ms) {
   });
 }
 
+int32_t ckpt_read_notify(uint32_t read, uint32_t pieces, uint32_t signal) {
+  return guard([&] { find_object<Read>(read)->notify(pieces, find_object<Signal>(signal)); });
+}
+
 int32_t ckpt_read_destroy(uint32_t read) {
   return guard([&] { destroy_object<Read>(read); });
 }

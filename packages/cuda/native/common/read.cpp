@@ -14,7 +14,9 @@ constexpr uint64_t kChunkBytes = 4ull << 20;
 }  // namespace
 
 Read::Read(std::vector<Piece> pieces, std::shared_ptr<Signal> signal)
-    : pieces_(std::move(pieces)), signal_(std::move(signal)) {
+    : pieces_(std::move(pieces)),
+      pieces_total_(static_cast<uint32_t>(pieces_.size())),
+      signal_(std::move(signal)) {
   for (const Piece& piece : pieces_) {
     bytes_total_ += piece.bytes;
     bytes_left_.push_back(piece.bytes);
@@ -75,11 +77,23 @@ bool Read::next_chunk(Chunk& chunk) {
 }
 
 void Read::advance_prefix_locked() {
-  while (pieces_prefix_ < pieces_.size() && bytes_left_[pieces_prefix_] == 0) pieces_prefix_++;
+  while (pieces_prefix_ < pieces_total_ && bytes_left_[pieces_prefix_] == 0) pieces_prefix_++;
+}
+
+std::vector<Read::Waiter> Read::take_served_locked() {
+  const auto waits = [this](const Waiter& waiter) {
+    return !ended_ && waiter.pieces > pieces_prefix_;
+  };
+  const auto served = std::stable_partition(waiters_.begin(), waiters_.end(), waits);
+  std::vector<Waiter> taken(std::make_move_iterator(served),
+                            std::make_move_iterator(waiters_.end()));
+  waiters_.erase(served, waiters_.end());
+  return taken;
 }
 
 void Read::chunk_done(const Chunk& chunk) {
   bool grown;
+  std::vector<Waiter> served;
   {
     std::lock_guard lock(mutex_);
     const uint32_t before = pieces_prefix_;
@@ -87,8 +101,10 @@ void Read::chunk_done(const Chunk& chunk) {
     bytes_done_ += chunk.bytes;
     advance_prefix_locked();
     grown = pieces_prefix_ > before;
+    if (grown) served = take_served_locked();
   }
   if (grown && signal_ != nullptr) signal_->raise(0);
+  for (const Waiter& waiter : served) waiter.signal->raise(0);
 }
 
 void Read::chunk_failed(const Chunk& chunk, ckpt_status status, const std::string& text) {
@@ -102,14 +118,24 @@ void Read::chunk_failed(const Chunk& chunk, ckpt_status status, const std::strin
 void Read::thread_leaves() {
   ckpt_status status;
   std::string text;
+  std::vector<Piece> pieces;
   {
     std::lock_guard lock(mutex_);
     if (--threads_inside_ > 0) return;
     status = failure_;
     text = failure_text_;
+    pieces.swap(pieces_);
   }
+  pieces.clear();
   completion_.complete(status, std::move(text));
+  std::vector<Waiter> served;
+  {
+    std::lock_guard lock(mutex_);
+    ended_ = true;
+    served = take_served_locked();
+  }
   if (signal_ != nullptr) signal_->raise(0);
+  for (const Waiter& waiter : served) waiter.signal->raise(0);
 }
 
 void Read::query(ckpt_read_progress& progress) {
@@ -118,7 +144,7 @@ void Read::query(ckpt_read_progress& progress) {
   std::lock_guard lock(mutex_);
   progress = {bytes_total_,
               bytes_done_,
-              static_cast<uint32_t>(pieces_.size()),
+              pieces_total_,
               pieces_prefix_,
               static_cast<uint32_t>(state),
               failed_piece_};
@@ -126,6 +152,17 @@ void Read::query(ckpt_read_progress& progress) {
 
 void Read::wait(Signal* signal, uint32_t timeout_ms) {
   completion_.wait(signal, timeout_ms, "read");
+}
+
+void Read::notify(uint32_t pieces, std::shared_ptr<Signal> signal) {
+  std::vector<Waiter> served;
+  {
+    std::lock_guard lock(mutex_);
+    std::erase_if(waiters_, [&](const Waiter& waiter) { return waiter.signal == signal; });
+    waiters_.push_back({pieces, std::move(signal)});
+    served = take_served_locked();
+  }
+  for (const Waiter& waiter : served) waiter.signal->raise(0);
 }
 
 void Read::close() {

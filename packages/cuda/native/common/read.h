@@ -34,9 +34,15 @@ class Read : public Object {
   void query(ckpt_read_progress& progress);
   std::string error_text() const { return completion_.text(); }
   void wait(Signal* signal, uint32_t timeout_ms);
+  void notify(uint32_t pieces, std::shared_ptr<Signal> signal);
   void close() override;
 
  private:
+  struct Waiter {
+    uint32_t pieces;
+    std::shared_ptr<Signal> signal;
+  };
+
   struct Chunk {
     uint32_t piece;
     uint64_t offset;
@@ -50,8 +56,10 @@ class Read : public Object {
   void chunk_failed(const Chunk& chunk, ckpt_status status, const std::string& text);
   void thread_leaves();
   void advance_prefix_locked();
+  std::vector<Waiter> take_served_locked();
 
-  const std::vector<Piece> pieces_;
+  std::vector<Piece> pieces_;  // let go of when the read has ended: it holds files open
+  const uint32_t pieces_total_;
   std::shared_ptr<Signal> signal_;
   uint64_t bytes_total_ = 0;
 
@@ -61,6 +69,8 @@ class Read : public Object {
   uint64_t next_offset_ = 0;
   uint64_t bytes_done_ = 0;
   uint32_t pieces_prefix_ = 0;
+  std::vector<Waiter> waiters_;
+  bool ended_ = false;
   uint32_t threads_inside_ = 0;
   uint32_t failed_piece_ = 0;
   ckpt_status failure_ = CKPT_OK;

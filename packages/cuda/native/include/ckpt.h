@@ -185,6 +185,9 @@ CKPT_API int32_t ckpt_read_query(uint32_t read, ckpt_read_progress* progress_p);
 /* The text of the failed read ("read /path at 123: Input/output error"). */
 CKPT_API int32_t ckpt_read_error(uint32_t read, char* text, uint32_t text_bytes);
 CKPT_API int32_t ckpt_read_wait(uint32_t read, uint32_t signal, uint32_t timeout_ms);
+/* Raises `signal` with no bits once pieces [0, pieces) are complete or the read has ended: at once when they are. A signal waits
+ * for one number of pieces of a read: another call replaces it. */
+CKPT_API int32_t ckpt_read_notify(uint32_t read, uint32_t pieces, uint32_t signal);
 /* Cancels what has not started, waits for what has, frees. */
 CKPT_API int32_t ckpt_read_destroy(uint32_t read);
 

@@ -376,6 +376,46 @@ TEST("several files are read by several threads, in order, and the signal tells 
   OK(ckpt_buffer_free(buffer));
 }
 
+TEST("whoever waits for pieces of a read is woken once, when they are there or the read has ended") {
+  TempFile source(random_bytes(3'000'000, 1));
+  const uint32_t file = open_file(source.path());
+  uint32_t buffer = 0, read = 0, bits = 0;
+  OK(ckpt_buffer_alloc(4'000'000, 0, &buffer));
+  std::vector<ckpt_read_piece> pieces(300, {file, buffer, 0, 0, 1'000'000});
+  const uint32_t first = new_signal(), last = new_signal(), replaced = new_signal();
+  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 2, 0, &read));
+  OK(ckpt_read_notify(read, 1, first));
+  OK(ckpt_read_notify(read, 300, last));
+  OK(ckpt_read_notify(read, 301, replaced));
+  OK(ckpt_read_notify(read, 2, replaced));
+  ckpt_read_progress progress;
+  for (const auto& [signal, prefix] : {std::pair{first, 1u}, {replaced, 2u}, {last, 300u}}) {
+    OK(ckpt_signal_wait(signal, 10000, &bits));
+    OK(ckpt_read_query(read, &progress));
+    CHECK(progress.pieces_prefix >= prefix);
+    CHECK_EQ(bits, 0u);
+  }
+  OK(ckpt_read_wait(read, 0, 10000));
+  for (uint32_t signal : {first, last, replaced})
+    GIVES(CKPT_ERR_TIMEOUT, ckpt_signal_wait(signal, 20, &bits));
+  OK(ckpt_read_notify(read, 7, first));  // they are there: at once
+  OK(ckpt_signal_wait(first, 0, &bits));
+  OK(ckpt_read_destroy(read));
+
+  pieces = {{file, buffer, 0, 0, 1'000'000}, {file, buffer, 2'500'000, 0, 1'000'000}};
+  OK(ckpt_read_start(pieces.data(), 2, 1, 0, &read));
+  OK(ckpt_read_notify(read, 2, first));  // never there, but the read ends
+  OK(ckpt_signal_wait(first, 10000, &bits));
+  OK(ckpt_read_query(read, &progress));
+  CHECK_EQ(progress.state, static_cast<uint32_t>(CKPT_ERR_IO));
+  GIVES(CKPT_ERR_HANDLE, ckpt_read_notify(read, 1, 4242));
+  OK(ckpt_read_destroy(read));
+  GIVES(CKPT_ERR_HANDLE, ckpt_read_notify(read, 1, first));
+  for (uint32_t signal : {first, last, replaced}) OK(ckpt_signal_destroy(signal));
+  OK(ckpt_file_close(file));
+  OK(ckpt_buffer_free(buffer));
+}
+
 TEST("a read that fails names its piece and the file, and keeps nothing alive") {
   TempFile source(random_bytes(1'000'000, 1));
   const uint32_t file = open_file(source.path());
