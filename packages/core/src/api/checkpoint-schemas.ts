@@ -20,6 +20,12 @@ export const RegisterRequest = type({
   'in_place?': 'boolean',
   'consume?': 'boolean',
   'version?': Version,
+  /**
+   * false: 202 as soon as the tensors are known and memory is taken. An update may follow at once and
+   * sends the bytes as they arrive; the files must stay as they are until the checkpoint is complete.
+   * A rank's part is waited for all the same.
+   */
+  'wait?': 'boolean',
 })
 export type RegisterRequest = typeof RegisterRequest.infer
 
@@ -29,6 +35,8 @@ export const RegisterAnswer = type({
   tensors: Count,
   bytes: Count,
   seconds: Elapsed,
+  /** The bytes are still being read: 202. */
+  'reading?': 'boolean',
   /** The version held before was dropped first, because host memory does not hold both. */
   'previous_dropped?': 'boolean',
   /** What went otherwise than asked, such as `lease refused, read into memory: PATH`. */
@@ -53,7 +61,7 @@ export type GatherAnswer = typeof GatherAnswer.infer
 export const CheckpointSummary = type({
   name: 'string',
   version: 'string | null',
-  state: "'complete' | 'invalid'",
+  state: "'complete' | 'reading' | 'invalid'",
   tensors: Count,
   bytes: Count,
   digest: 'string',

@@ -98,7 +98,8 @@ export const UpdateReport = type({
     pause: Elapsed,
     resume: Elapsed,
   },
-  stages: { h2d: Stage, broadcast: Stage, reload: Stage },
+  /** `read`: files into host memory, where that went on during the update. */
+  stages: { 'read?': Stage, h2d: Stage, broadcast: Stage, reload: Stage },
   device_bytes: { before: Count, peak: Count, after: Count },
   engines: EngineReport.array(),
 })

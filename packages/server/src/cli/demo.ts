@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import type { EngineWeights, UpdateReport } from '@ckpt/core'
+import type { EngineWeights, RegisterAnswer, UpdateReport } from '@ckpt/core'
 import { type Command, Option } from 'commander'
 import { type ChildProcess, startCommand } from './child-process.ts'
 import { DaemonClient, daemonAddress } from './client.ts'
@@ -11,7 +11,7 @@ import { withJson } from './options.ts'
 import { print } from './output.ts'
 import { Progress } from './progress.ts'
 import { stageTable } from './stage-table.ts'
-import { type JobSeconds, runUpdateJob } from './update-job.ts'
+import { type JobSeconds, registerStage, runUpdateJob } from './update-job.ts'
 import { expectedTensors, verifyEngine } from './verify-engine.ts'
 
 interface DemoFlags {
@@ -24,7 +24,7 @@ interface DemoVersion {
   readonly version: string
   readonly report: UpdateReport
   readonly seconds: JobSeconds
-  readonly registered_bytes: number
+  readonly registered: RegisterAnswer
   readonly verified_tensors: number
   readonly verified_bytes: number
 }
@@ -131,7 +131,7 @@ async function loadVersion(
   const ranks = Array.from({ length: TENSOR_PARALLEL_SIZE }, (_, rank) => rank)
   const job = {
     name: 'demo',
-    files: { files, replace: true, version },
+    files: { files, replace: true, wait: false, version },
     metas: null,
     steps: [{ engines: [{ url, ranks }] }],
     request: { pause: 'wait', weight_version: version },
@@ -158,7 +158,7 @@ async function loadVersion(
     version,
     report: updates[0]!,
     seconds,
-    registered_bytes: registered?.bytes ?? 0,
+    registered: registered!,
     verified_tensors: verified.tensors,
     verified_bytes: verified.bytes,
   }
@@ -170,9 +170,9 @@ function demoText(
   seconds: number,
 ): string {
   const lines = [`checkpoint: ${checkpoint.text}`]
-  for (const { version, report, seconds: s, registered_bytes, ...verified } of versions) {
+  for (const { version, report, seconds: s, registered, ...verified } of versions) {
     const before = [
-      { name: 'register', seconds: s.register, bytes: registered_bytes },
+      registerStage(registered, s.register),
       { name: 'ready', seconds: s.ready, bytes: 0 },
       { name: 'gather', seconds: s.gather, bytes: 0 },
     ]

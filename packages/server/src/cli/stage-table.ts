@@ -33,6 +33,7 @@ export function stageTable(
     row('plan', seconds.plan),
     row('open', seconds.open),
     row('transfer', seconds.transfer, report.bytes, transfer),
+    ...(stages.read ? [row('  read', stages.read.busy_s, stages.read.bytes)] : []),
     row('  h2d', stages.h2d.busy_s, stages.h2d.bytes),
     row('  broadcast', stages.broadcast.busy_s, stages.broadcast.bytes),
     row('  reload', stages.reload.busy_s, stages.reload.bytes),

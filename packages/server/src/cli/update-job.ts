@@ -15,6 +15,7 @@ import { waitForEngine } from './engine-ready.ts'
 import { CommandError } from './exit.ts'
 import { formatBytes, formatRate, formatSeconds } from './format.ts'
 import type { Progress } from './progress.ts'
+import type { OuterStage } from './stage-table.ts'
 
 /** One update of the job: the engines, and the ranks when not all of them. */
 export interface UpdateStep {
@@ -56,6 +57,11 @@ export interface JobResult {
 /** Ends the job from outside; the running update is aborted and waited for. */
 export interface Interrupt {
   readonly signal: AbortSignal
+}
+
+/** The stage of registering: with files that are read while they are sent it moves no bytes of its own. */
+export function registerStage(registered: RegisterAnswer, seconds: number): OuterStage {
+  return { name: 'register', seconds, bytes: registered.reading ? 0 : registered.bytes }
 }
 
 /**
@@ -128,9 +134,10 @@ async function register(
   try {
     const answer = await client.register(name, files)
     const rate = formatRate(answer.bytes, answer.seconds)
+    const how = answer.reading ? 'read while it is sent' : `${rate} GB/s`
     progress.done(
       'register',
-      `${formatSeconds(answer.seconds)}  ${formatBytes(answer.bytes)}  ${rate} GB/s`,
+      `${formatSeconds(answer.seconds)}  ${formatBytes(answer.bytes)}  ${how}`,
     )
     return answer
   } finally {

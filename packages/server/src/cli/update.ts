@@ -25,7 +25,13 @@ import {
 import { print } from './output.ts'
 import { Progress } from './progress.ts'
 import { stageTable } from './stage-table.ts'
-import { type JobResult, runUpdateJob, type UpdateJob, type UpdateStep } from './update-job.ts'
+import {
+  type JobResult,
+  registerStage,
+  runUpdateJob,
+  type UpdateJob,
+  type UpdateStep,
+} from './update-job.ts'
 
 interface UpdateFlags extends DaemonFlags {
   checkpointPath?: string
@@ -197,7 +203,7 @@ async function readInputs(flags: UpdateFlags): Promise<Inputs> {
   }
   if (flags.checkpointPath === undefined) return { files: null, metas: null, notes }
   const found = await findCheckpointFiles(flags.checkpointPath)
-  const files: RegisterRequest = { files: [...found.sources], replace: true }
+  const files: RegisterRequest = { files: [...found.sources], replace: true, wait: false }
   if (flags.inPlace) files.in_place = true
   if (flags.consume) files.consume = true
   if (flags.weightVersion !== undefined) files.version = flags.weightVersion
@@ -318,9 +324,7 @@ function interruptBySignal(): { signal: AbortSignal; happened: Promise<void> } {
 function resultText(name: string, result: JobResult, notes: readonly string[]): string {
   const { seconds: s, registered } = result
   const before = [
-    ...(registered === null
-      ? []
-      : [{ name: 'register', seconds: s.register, bytes: registered.bytes }]),
+    ...(registered === null ? [] : [registerStage(registered, s.register)]),
     { name: 'ready', seconds: s.ready, bytes: 0 },
     { name: 'gather', seconds: s.gather, bytes: 0 },
   ]

@@ -1,18 +1,28 @@
 import type { Failure, SourceSpace, TensorTable } from '@ckpt/core'
 import type { LibraryOptions, RankInfo } from '@ckpt/cuda'
 
-/** One complete version of a checkpoint in this daemon's memory. Immutable once it exists. */
+/** A read that fills an owner's source space from its beginning to its end. */
+export interface SourceReading {
+  /** Native handle; it lives as long as the version. */
+  readonly read: number
+  /** Where in the space each piece of the read begins, ascending: pieces `[0, i)` fill the space below `pieceStarts[i]`. */
+  readonly pieceStarts: Float64Array
+}
+
+/** One version of a checkpoint in this daemon's memory. Immutable once it exists. */
 export interface HeldVersion {
   readonly name: string
   /** What the user calls it; null when not told. */
   readonly version: string | null
-  /** Ascends with every registration of this daemon: the newest complete version has the highest. */
+  /** Ascends with every registration of this daemon: the newest version has the highest. */
   readonly serial: number
   readonly table: TensorTable
   /** Per owner of `table.owners`. */
   readonly sources: readonly SourceSpace[]
   /** Per owner: native buffer handle of each of its source buffers. */
   readonly buffers: readonly Uint32Array[]
+  /** Per owner: the read that its bytes come from; null: they are there. */
+  readonly readings: readonly (SourceReading | null)[]
   /**
    * Per owner: the ranks that take turns copying from it. Any rank of the daemon can, because the memory is the daemon's:
    * where none of these takes part in an update, every rank that does may take their place.
@@ -28,6 +38,11 @@ export interface HeldVersion {
 /** A version that an update holds: it is not dropped before `release`. */
 export interface VersionLease {
   readonly version: HeldVersion
+  /**
+   * Resolves with the seconds that reading took when every byte is in host memory and the files are known to be what they were;
+   * 0 for a version that was complete before.
+   */
+  readonly complete: Promise<number>
   /** `succeeded`: older versions of the name are dropped now. */
   release(succeeded: boolean): void
 }

@@ -15,6 +15,7 @@ function load(part: number, files: string[]): LoadRequest {
     consume: false,
     peers: [],
     refuseConflicts: true,
+    stream: false,
   }
 }
 

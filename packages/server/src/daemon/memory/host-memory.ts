@@ -4,11 +4,12 @@ import { CkptError } from '@ckpt/core/api/errors'
 import { type Handle, type Library, openLibrary } from '@ckpt/cuda'
 import { Arena, type ArenaBuffer } from './arena.ts'
 import { checkFile, LeaseWatch, unmap } from './in-place.ts'
-import { type Part, partBuffers, pinnedBytes } from './part.ts'
-import { loadPart } from './part-loader.ts'
+import { endReading, type Part, partBuffers, pinnedBytes } from './part.ts'
+import { beginLoad, finishLoad, type Loading, loadPart } from './part-loader.ts'
 import { type OpenedFile, PathGuard } from './path-guard.ts'
 import type {
   AdoptRequest,
+  FinishedLoad,
   LoadedPart,
   LoadRequest,
   PartId,
@@ -23,6 +24,8 @@ export class HostMemory {
   readonly #guard: PathGuard
   readonly #watch: LeaseWatch
   readonly #parts = new Map<PartId, Part>()
+  /** Loads that stream, until their end is asked for. */
+  readonly #finishing = new Map<PartId, Promise<FinishedLoad>>()
   /** Shared buffers that a trainer has and no part yet. */
   readonly #lent = new Map<Handle, ArenaBuffer>()
   #closing = false
@@ -39,21 +42,31 @@ export class HostMemory {
   }
 
   async load(request: LoadRequest): Promise<LoadedPart> {
-    const result = await loadPart(
-      {
-        library: this.#library,
-        arena: this.#arena,
-        guard: this.#guard,
-        parts: this.#parts,
-        leaseSignal: this.#watch.signal,
-        stopped: () => this.#requireOpen(),
-      },
-      request,
-    )
-    this.#parts.set(request.part, result.part)
+    const context = {
+      library: this.#library,
+      arena: this.#arena,
+      guard: this.#guard,
+      parts: this.#parts,
+      leaseSignal: this.#watch.signal,
+      stopped: () => this.#requireOpen(),
+    }
+    const loading = await (request.stream ? beginLoad : loadPart)(context, request)
+    this.#parts.set(request.part, loading.part)
     this.#watch.update()
-    if (request.consume) result.notes.push(...unlinkAll(result.sources))
-    return describe(result.part, result.notes, result.conflicts)
+    const after = () => (request.consume ? unlinkAll(loading.sources) : [])
+    if (request.stream) {
+      const finished = finishLoad(context, loading).then(() => ({ notes: after() }))
+      finished.catch(() => {}) // whoever asks for the end is told
+      this.#finishing.set(request.part, finished)
+    } else loading.notes.push(...after())
+    return describe(loading)
+  }
+
+  finish(part: PartId): Promise<FinishedLoad> {
+    const finished = this.#finishing.get(part)
+    this.#finishing.delete(part)
+    if (finished === undefined) throw new CkptError('internal', `part ${part} is not being read`)
+    return finished
   }
 
   adopt({ part: id, name, buffers }: AdoptRequest): LoadedPart {
@@ -82,10 +95,11 @@ export class HostMemory {
       arena: [],
       shared: { name, buffers: shared },
       origins: table.names.map(() => 'shared memory'),
+      reading: null,
     }
     for (const { buffer } of shared) this.#lent.delete(buffer)
     this.#parts.set(id, part)
-    return describe(part, [], [])
+    return describe({ part, notes: [], conflicts: [] })
   }
 
   async share(name: string, bytes: readonly number[]): Promise<readonly SharedBuffer[]> {
@@ -112,6 +126,7 @@ export class HostMemory {
     if (part === undefined) return
     this.#parts.delete(id)
     this.#watch.update()
+    endReading(this.#library, part)
     for (const file of part.mapped) {
       unmap(this.#library, this.#arena, file)
       this.#library.fileClose(file.file)
@@ -151,11 +166,11 @@ export class HostMemory {
   }
 }
 
-function describe(
-  part: Part,
-  notes: readonly string[],
-  conflicts: LoadedPart['conflicts'],
-): LoadedPart {
+function describe({
+  part,
+  notes,
+  conflicts,
+}: Pick<Loading, 'part' | 'notes' | 'conflicts'>): LoadedPart {
   const { table, source, mapped } = part
   return {
     table,
@@ -167,6 +182,7 @@ function describe(
     bytes: table.bytes.reduce((total, bytes) => total + bytes, 0),
     pinnedBytes: pinnedBytes(part),
     notes,
+    reading: part.reading,
     conflicts,
   }
 }

@@ -42,6 +42,7 @@ async function loadWhile(path: string, meanwhile: () => void, inPlace = false) {
         consume: false,
         peers: [],
         refuseConflicts: true,
+        stream: false,
       },
     ).then((result) => {
       arena.giveBack(result.part.arena)

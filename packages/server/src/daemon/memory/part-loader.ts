@@ -7,10 +7,10 @@ import type { SourceSpace } from '@ckpt/core/checkpoint/table'
 import type { Handle, Library } from '@ckpt/cuda'
 import type { Arena, Taking } from './arena.ts'
 import { checkFile, mapInPlace, unmap } from './in-place.ts'
-import { type MappedFile, type Part, placeInPart, rowsByName } from './part.ts'
+import { endReading, type MappedFile, type Part, placeInPart, rowsByName } from './part.ts'
 import type { OpenedFile, PathGuard } from './path-guard.ts'
 import type { LoadedPart, LoadRequest, PartId } from './protocol.ts'
-import { type Placement, readTensors } from './read-tensors.ts'
+import { finishRead, type Placement, startRead, type TensorRead } from './read-tensors.ts'
 import { type TensorPlace, tensorConflict } from './same-tensor.ts'
 import { openSourceFiles, type SourceFile } from './source-files.ts'
 
@@ -25,12 +25,17 @@ export interface LoaderContext {
   readonly stopped: () => void
 }
 
-export interface LoadResult {
+/** A part whose place in host memory is known, and whose bytes are there or on their way. */
+export interface Loading {
   readonly part: Part
   readonly conflicts: LoadedPart['conflicts']
   readonly notes: string[]
-  /** The files that were read or mapped, for `consume`. */
+  /** The files that are read or mapped, for `consume`. */
   readonly sources: readonly OpenedFile[]
+  /** Every open file, also those that no byte is wanted of. */
+  readonly opened: readonly OpenedFile[]
+  readonly taking: Taking
+  readonly read: TensorRead | null
 }
 
 interface FileTensor {
@@ -45,7 +50,25 @@ const MAPPING_ALIGNMENT = 4096
  * Brings the tensors of files into host memory: in place where it is asked for and possible, else into the arena in natural
  * order. What fails leaves nothing behind.
  */
-export async function loadPart(context: LoaderContext, request: LoadRequest): Promise<LoadResult> {
+export async function loadPart(context: LoaderContext, request: LoadRequest): Promise<Loading> {
+  const { library, arena } = context
+  const loading = await beginLoad(context, request)
+  const { part, taking } = loading
+  try {
+    await finishLoad(context, loading).finally(() => endReading(library, part))
+    return { ...loading, part: { ...part, reading: null } }
+  } catch (error) {
+    arena.undo(taking)
+    for (const file of part.mapped) {
+      unmap(library, arena, file)
+      library.fileClose(file.file)
+    }
+    throw error
+  }
+}
+
+/** Takes memory and starts to read into it; {@link finishLoad} must follow. What fails leaves nothing behind. */
+export async function beginLoad(context: LoaderContext, request: LoadRequest): Promise<Loading> {
   const { library, arena } = context
   const opened: OpenedFile[] = []
   const mapped: MappedFile[] = []
@@ -68,9 +91,7 @@ export async function loadPart(context: LoaderContext, request: LoadRequest): Pr
     const layout = layOut(tensors, mapped)
     taking = await arena.take(layout.arenaBytes)
     context.stopped()
-    await readTensors(library, taking.buffers, layout.placements, context.stopped)
-    const held = new Set(mapped.map(({ file }) => file))
-    for (const source of sources) checkFile(library, source.file, source.path)
+    const read = startRead(library, taking.buffers, layout.placements)
     const part: Part = {
       table: buildTable(layout.rows),
       source: sourceSpace(layout.starts, mapped, layout.arenaStart, taking),
@@ -78,14 +99,33 @@ export async function loadPart(context: LoaderContext, request: LoadRequest): Pr
       arena: taking.buffers,
       shared: null,
       origins: tensors.map(({ source }) => label(source, request.owner)),
+      reading: read && {
+        read: read.read,
+        pieceStarts: read.pieceStarts.map((start) => layout.arenaStart + start),
+      },
     }
-    for (const { file } of opened) if (!held.has(file)) library.fileClose(file)
-    return { part, conflicts, notes, sources }
+    return { part, conflicts, notes, sources, opened, taking, read }
   } catch (error) {
     if (taking !== null) arena.undo(taking)
     for (const file of mapped) unmap(library, arena, file)
     for (const { file } of opened) library.fileClose(file)
     throw error
+  }
+}
+
+/**
+ * Waits until every byte is in host memory and makes sure that the files are still what they were. Closes those that are not
+ * held in place. When it throws the part is still to be dropped.
+ */
+export async function finishLoad(context: LoaderContext, loading: Loading): Promise<void> {
+  const { library, stopped } = context
+  const { part, sources, opened, read } = loading
+  try {
+    if (read !== null) await finishRead(library, read, stopped)
+    for (const source of sources) checkFile(library, source.file, source.path)
+  } finally {
+    const held = new Set(part.mapped.map(({ file }) => file))
+    for (const { file } of opened) if (!held.has(file)) library.fileClose(file)
   }
 }
 

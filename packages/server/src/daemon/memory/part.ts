@@ -1,5 +1,6 @@
 import type { SourceSpace, TensorTable } from '@ckpt/core/checkpoint/table'
 import type { Handle, Library } from '@ckpt/cuda'
+import type { SourceReading } from '../types.ts'
 import type { ArenaBuffer } from './arena.ts'
 import type { TensorPlace } from './same-tensor.ts'
 
@@ -22,6 +23,13 @@ export interface Part {
   readonly shared: { readonly name: string; readonly buffers: readonly ArenaBuffer[] } | null
   /** Per tensor of the table: where it came from, for messages. */
   readonly origins: readonly string[]
+  /** How far its bytes are; null: all there. The ranks look at it, so it lives as long as the part. */
+  readonly reading: SourceReading | null
+}
+
+/** Ends a read that still runs. Blocks until its threads have left. */
+export function endReading(library: Library, { reading }: Part): void {
+  if (reading !== null) library.readDestroy(reading.read)
 }
 
 export function partBuffers(part: Part): Uint32Array {

@@ -1,6 +1,7 @@
 import type { Failure } from '@ckpt/core/api/errors'
 import type { SourceSpace, TensorTable } from '@ckpt/core/checkpoint/table'
 import type { Handle, LibraryOptions } from '@ckpt/cuda'
+import type { SourceReading } from '../types.ts'
 
 /** Id of a part: what one registration put into memory. Chosen by the main thread, ascending. */
 export type PartId = number
@@ -24,6 +25,8 @@ export interface LoadRequest {
   readonly peers: readonly PartId[]
   /** Whether a tensor that does not agree with a peer's ends the load; else it is reported. */
   readonly refuseConflicts: boolean
+  /** Answer when memory is taken and the bytes are on their way; `finish` must follow. */
+  readonly stream: boolean
 }
 
 export interface AdoptTensor {
@@ -58,6 +61,8 @@ export interface LoadedPart {
   /** Bytes of host memory that dropping the part makes free. */
   readonly pinnedBytes: number
   readonly notes: readonly string[]
+  /** Of a load that streams: how far its bytes are; null: all there. */
+  readonly reading: SourceReading | null
   /** Tensors that a peer holds with other contents. */
   readonly conflicts: readonly { readonly peer: PartId; readonly failure: Failure }[]
 }
@@ -70,10 +75,17 @@ export interface SharedBuffer {
   readonly bytes: number
 }
 
+/** The end of a load that streams. */
+export interface FinishedLoad {
+  readonly notes: readonly string[]
+}
+
 /** Every request of the main thread with its answer. */
 export interface MemoryCalls {
   start: { request: StartRequest; answer: null }
   load: { request: LoadRequest; answer: LoadedPart }
+  /** Waits for the end of a load that streams. When it fails the part is still to be dropped. */
+  finish: { request: { readonly part: PartId }; answer: FinishedLoad }
   /** Makes a part of tensors that lie in shared buffers. */
   adopt: { request: AdoptRequest; answer: LoadedPart }
   /** Takes shared buffers, of those that earlier parts of the name left if they fit. */

@@ -19,36 +19,48 @@ const PIECE_BYTES = 16 * 2 ** 20
 /** How long a wait for the read may keep other requests of the Worker waiting. */
 const WAIT_SLICE_MS = 10
 
-/**
- * Reads files into the buffers, which lie one after another in the space. `stopped` is asked while waiting; it throws to
- * end the read.
- *
- * @throws CkptError `file_changed` or `file_unreadable` with the file's name
- */
-export async function readTensors(
+/** A read that runs. Whoever started it destroys `read`. */
+export interface TensorRead {
+  readonly read: Handle
+  readonly pieces: readonly ReadPiece[]
+  /** Where each piece begins in the space, ascending. */
+  readonly pieceStarts: Float64Array
+  readonly placements: readonly Placement[]
+}
+
+/** Starts reading files into the buffers, which lie one after another in the space; null: there is nothing to read. */
+export function startRead(
   library: Library,
   buffers: readonly ArenaBuffer[],
   placements: readonly Placement[],
-  stopped: () => void,
-): Promise<void> {
-  const pieces = makePieces(buffers, joinNeighbours(placements))
-  if (pieces.length === 0) return
+): TensorRead | null {
+  const { pieces, pieceStarts } = makePieces(buffers, joinNeighbours(placements))
+  if (pieces.length === 0) return null
   const threads = Math.min(THREADS_MAX, availableParallelism(), pieces.length)
   const read = library.readStart(pieces, threads, 0)
-  try {
-    for (;;) {
-      const progress = library.readQuery(read)
-      if (progress.state === 'done') return
-      if (progress.state === 'failed') {
-        const file = pieces[progress.failedPiece]?.file
-        throw readFailure(library, placements, file, library.readError(read))
-      }
-      waitSlice(library, read)
-      await turn()
-      stopped()
+  return { read, pieces, pieceStarts, placements }
+}
+
+/**
+ * Waits for the end of a read. `stopped` is asked while waiting; it throws to end the wait.
+ *
+ * @throws CkptError `file_changed` or `file_unreadable` with the file's name
+ */
+export async function finishRead(
+  library: Library,
+  { read, pieces, placements }: TensorRead,
+  stopped: () => void,
+): Promise<void> {
+  for (;;) {
+    const progress = library.readQuery(read)
+    if (progress.state === 'done') return
+    if (progress.state === 'failed') {
+      const file = pieces[progress.failedPiece]?.file
+      throw readFailure(library, placements, file, library.readError(read))
     }
-  } finally {
-    library.readDestroy(read)
+    waitSlice(library, read)
+    await turn()
+    stopped()
   }
 }
 
@@ -94,11 +106,9 @@ function joinNeighbours(placements: readonly Placement[]): Placement[] {
 }
 
 /** Cuts at buffers' ends and at {@link PIECE_BYTES}. Placements ascend in the space. */
-function makePieces(
-  buffers: readonly ArenaBuffer[],
-  placements: readonly Placement[],
-): ReadPiece[] {
+function makePieces(buffers: readonly ArenaBuffer[], placements: readonly Placement[]) {
   const pieces: ReadPiece[] = []
+  const starts: number[] = []
   let index = 0
   let start = 0
   for (const { source, fileOffset, spaceOffset, bytes } of placements) {
@@ -110,6 +120,7 @@ function makePieces(
       }
       const { buffer, bytes: bufferBytes } = buffers[index]!
       const length = Math.min(bytes - done, PIECE_BYTES, start + bufferBytes - at)
+      starts.push(at)
       pieces.push({
         file: source.file,
         buffer,
@@ -120,5 +131,5 @@ function makePieces(
       done += length
     }
   }
-  return pieces
+  return { pieces, pieceStarts: Float64Array.from(starts) }
 }

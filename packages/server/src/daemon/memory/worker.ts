@@ -22,6 +22,8 @@ async function run(message: MemoryRequest): Promise<MemoryCalls[MemoryCall]['ans
   switch (message.call) {
     case 'load':
       return memory.load(message.request)
+    case 'finish':
+      return memory.finish(message.request.part)
     case 'adopt':
       return memory.adopt(message.request)
     case 'share':

@@ -6,7 +6,7 @@ import { RankPool } from './pool.ts'
 
 setDefaultTimeout(60_000)
 
-const OPENING = { planKey: 'none', ringBytes: 2 ** 20, buffers: [], openMs: 1000 }
+const OPENING = { planKey: 'none', ringBytes: 2 ** 20, buffers: [], readings: [], openMs: 1000 }
 const FAILURE = { code: 'aborted', message: 'by the test' } as const
 
 test('a rank whose Worker is stuck holds the checkpoint until it has closed', async () => {

@@ -1,6 +1,6 @@
 import type { MessagePort } from 'node:worker_threads'
 import type { Dialect, Failure, PlanInput, RingMode } from '@ckpt/core'
-import type { LibraryOptions, RankInfo } from '../types.ts'
+import type { LibraryOptions, RankInfo, SourceReading } from '../types.ts'
 
 /** What a rank Worker is started with. */
 export interface RankWorkerStart {
@@ -28,6 +28,8 @@ export interface OpenOptions {
   readonly dialect: Dialect | null
   /** Per owner: native handles of its source buffers. */
   readonly buffers: readonly Uint32Array[]
+  /** Per owner: the read that fills them; null: the bytes are there. */
+  readonly readings: readonly (SourceReading | null)[]
   /** Milliseconds from the beginning until the engine's worker must have mapped the ring. */
   readonly openMs: number
   /** When the update must have ended, of {@link clockMs}. */

@@ -36,6 +36,7 @@ import type { HeldPlan } from './plans.ts'
 import type { LeftConversation } from './keeper.ts'
 import type { KeptRun } from './quarantine.ts'
 import { Ring } from './ring.ts'
+import { SourceReads } from './source-reads.ts'
 
 /** A wake-up that got lost costs no more than this. */
 const POLL_MS_MAX = 200
@@ -71,6 +72,9 @@ export class RankRun {
   readonly #ring: Ring
   readonly #copies: RingCopies
   readonly #executor: Executor
+  readonly #reads: SourceReads
+  /** Segments that are in host memory, as of the last look. */
+  #readable: number
   readonly #engine: EngineSocket | null
   readonly #reload = new BusyIntervals()
   readonly #progress: Int32Array
@@ -124,7 +128,9 @@ export class RankRun {
         member,
         ranks: options.ranks,
       })
-      this.#executor = new Executor(held.plan, rank.rank, options.ranks)
+      this.#reads = new SourceReads(library, host.signal, held, options.readings)
+      this.#readable = this.#reads.take()
+      this.#executor = new Executor(held.plan, rank.rank, options.ranks, this.#readable)
       if (options.address !== null) engine = new EngineSocket(host.context, options.address)
       this.#engine = engine
       if (options.group !== 0) {
@@ -218,7 +224,10 @@ export class RankRun {
     this.#aborting()
     this.#host.tend()
     for (const message of this.#host.takeMessages()) this.handle(message)
-    if (this.#failure === null) this.#takeComplete()
+    if (this.#failure === null) {
+      this.#takeRead()
+      this.#takeComplete()
+    }
     this.#takeEngine()
     const deadlineMs = this.#conversation?.deadlineMs ?? null
     if (deadlineMs !== null && clockMs() >= deadlineMs) {
@@ -230,6 +239,15 @@ export class RankRun {
   /** Whether the abort bit is set. Drains the signal, so the next wait must not sleep. */
   #aborting(): boolean {
     return (this.#host.library.signalTake(this.#host.signal) & SIGNAL_ABORT) !== 0
+  }
+
+  /** What has come into host memory since, of a checkpoint that is still being read. */
+  #takeRead(): void {
+    if (this.#readable === this.#held.plan.segmentCount) return
+    const segments = this.#reads.take()
+    if (segments === this.#readable) return
+    this.#readable = segments
+    this.#perform(this.#executor.step({ type: 'readable', segments }))
   }
 
   #takeComplete(): void {

@@ -21,6 +21,7 @@ import { explainMemory } from './explain.ts'
 import { LentBuffers } from './lent.ts'
 import { makeMetas, requireReadable } from './metas.ts'
 import { checkTensors } from './tensors.ts'
+import { log } from '../log.ts'
 import { Turns } from './turns.ts'
 import { emptyVersion, type HeldPart, requireUsable, supersedes, Versions } from './versions.ts'
 import type { DaemonOptions, HeldVersion, VersionLease } from '../types.ts'
@@ -39,6 +40,8 @@ interface Registration {
   readonly version: string | null
   readonly replace: boolean
   readonly files: readonly string[]
+  /** Answer when the tensors are known and memory is taken: updates need not wait for the bytes. */
+  readonly stream: boolean
   readonly load: (part: PartId) => Promise<LoadedPart>
 }
 
@@ -79,12 +82,15 @@ class HeldCheckpoints implements Registry {
   register(name: string, request: RegisterRequest, owner: number | null): Promise<RegisterAnswer> {
     const consume = request.consume ?? this.#options.inPlace === 'consume'
     const inPlace = request.in_place ?? (consume || this.#options.inPlace !== 'never')
+    // tensors that two ranks hold are compared, which takes their bytes
+    const stream = request.wait === false && owner === null
     return this.#register({
       name,
       owner,
       version: request.version ?? null,
       replace: request.replace ?? false,
       files: request.files,
+      stream,
       load: (part) =>
         this.#call.call('load', {
           part,
@@ -96,6 +102,7 @@ class HeldCheckpoints implements Registry {
           peers: this.#versions.peers(name, owner),
           // with `replace` the other ranks may be about to bring their new version: the update will tell
           refuseConflicts: request.replace !== true,
+          stream,
         }),
     })
   }
@@ -107,6 +114,7 @@ class HeldCheckpoints implements Registry {
       version: request.version ?? null,
       replace: request.replace ?? false,
       files: [],
+      stream: false,
       load: async (part) => {
         const buffers = checkTensors(name, request.buffers, this.#lent)
         const lent = request.buffers.map(({ id }) => this.#lent.get(id)!)
@@ -164,8 +172,11 @@ class HeldCheckpoints implements Registry {
     this.#versions.lease(parts)
     this.#partsOf.set(version, parts)
     let released = false
+    const complete = readSeconds(parts)
+    complete.catch(() => {}) // whoever waits for it is told
     return {
       version,
+      complete,
       release: (succeeded) => {
         if (released) return
         released = true
@@ -259,31 +270,67 @@ class HeldCheckpoints implements Registry {
 
   async #register(registration: Registration): Promise<RegisterAnswer> {
     this.#requireOpen()
-    const { name, owner } = registration
+    const { name } = registration
     const begin = performance.now()
+    const answer = Promise.withResolvers<RegisterAnswer>()
+    // its turn lasts until the bytes are there, however early the answer is given
+    this.#turns
+      .run(name, () => this.#registerNow(registration, begin, answer.resolve))
+      .catch(answer.reject)
     try {
-      return await this.#turns.run(name, async () => {
-        this.#requireOpen()
-        if (!registration.replace && this.#versions.held(name, owner).length > 0) {
-          throw new CkptError(
-            'checkpoint_exists',
-            `checkpoint '${name}' is registered already: drop it, or register with "replace": true`,
-          )
-        }
-        await this.#dropAll(this.#versions.superseded(name))
-        const { part, previousDropped } = await this.#load(registration)
-        return {
-          name,
-          version: part.version,
-          tensors: part.loaded.table.names.length,
-          bytes: part.loaded.bytes,
-          seconds: (performance.now() - begin) / 1000,
-          ...(previousDropped ? { previous_dropped: true } : {}),
-          ...(part.loaded.notes.length > 0 ? { notes: [...part.loaded.notes] } : {}),
-        }
-      })
+      return await answer.promise
     } catch (error) {
       throw withPhase(this.#explain(error, name))
+    }
+  }
+
+  /** A registration whose turn it is. Ends when every byte is in host memory. */
+  async #registerNow(
+    registration: Registration,
+    begin: number,
+    answer: (answer: RegisterAnswer) => void,
+  ): Promise<void> {
+    this.#requireOpen()
+    const { name, owner } = registration
+    if (!registration.replace && this.#versions.held(name, owner).length > 0) {
+      throw new CkptError(
+        'checkpoint_exists',
+        `checkpoint '${name}' is registered already: drop it, or register with "replace": true`,
+      )
+    }
+    await this.#dropAll(this.#versions.superseded(name))
+    const { part, previousDropped } = await this.#load(registration)
+    const { version, loaded, reading } = part
+    answer({
+      name,
+      version,
+      tensors: loaded.table.names.length,
+      bytes: loaded.bytes,
+      seconds: (performance.now() - begin) / 1000,
+      ...(reading ? { reading: true } : {}),
+      ...(previousDropped ? { previous_dropped: true } : {}),
+      ...(loaded.notes.length > 0 ? { notes: [...loaded.notes] } : {}),
+    })
+    await part.complete
+  }
+
+  /** Waits for the bytes of a part that is being read. When that fails nobody gets the part any more. */
+  async #finish(part: HeldPart): Promise<number> {
+    const { id, name, loaded } = part
+    const begin = performance.now()
+    try {
+      const { notes } = await this.#call.call('finish', { part: id })
+      this.#versions.completed(part)
+      const seconds = (performance.now() - begin) / 1000
+      log.info('read {name}: {bytes} bytes in {seconds} s', { name, bytes: loaded.bytes, seconds })
+      for (const note of notes) log.info('{name}: {note}', { name, note })
+      return seconds
+    } catch (error) {
+      const { message } = CkptError.wrap(error)
+      log.warn('reading {name} failed: {message}', { name, message })
+      // an update that uses it fails and gives it back
+      if (this.#versions.failed(part)) await this.#dropAll([part]).catch(() => {})
+      throw error
     }
   }
 
@@ -313,7 +360,8 @@ class HeldCheckpoints implements Registry {
     }
   }
 
-  #add({ name, owner, version, files }: Registration, id: PartId, loaded: LoadedPart): HeldPart {
+  #add(registration: Registration, id: PartId, loaded: LoadedPart): HeldPart {
+    const { name, owner, version, files, stream } = registration
     const part: HeldPart = {
       id,
       name,
@@ -324,8 +372,12 @@ class HeldCheckpoints implements Registry {
       leases: 0,
       outdated: false,
       invalid: null,
+      reading: stream,
+      complete: Promise.resolve(0),
+      failed: false,
     }
     this.#versions.add(part)
+    if (stream) part.complete = this.#finish(part)
     return part
   }
 
@@ -365,10 +417,12 @@ class HeldCheckpoints implements Registry {
 
   #summary(name: string): CheckpointSummary {
     const { version, parts } = this.#versions.newest(name)
+    const invalid = parts.some((part) => part.invalid !== null)
+    const reading = parts.some((part) => part.reading)
     return {
       name,
       version: version.version,
-      state: parts.some(({ invalid }) => invalid !== null) ? 'invalid' : 'complete',
+      state: invalid ? 'invalid' : reading ? 'reading' : 'complete',
       tensors: version.table.names.length,
       bytes: version.bytes,
       digest: version.layoutDigest,
@@ -390,6 +444,10 @@ class HeldCheckpoints implements Registry {
   #explain(error: unknown, name: string): CkptError {
     return explainMemory(error, name, this.#versions, this.#lent)
   }
+}
+
+async function readSeconds(parts: readonly HeldPart[]): Promise<number> {
+  return Math.max(...(await Promise.all(parts.map((part) => part.complete))))
 }
 
 function withPhase(error: CkptError): CkptError {

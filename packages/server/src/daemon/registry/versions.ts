@@ -18,6 +18,12 @@ export interface HeldPart {
   outdated: boolean
   /** Path of an in-place file that was changed. */
   invalid: string | null
+  /** Its bytes are still being read. */
+  reading: boolean
+  /** The seconds that reading took; rejects with what failed. */
+  complete: Promise<number>
+  /** Reading it failed: it goes when no update holds it any more. */
+  failed: boolean
 }
 
 /** A part takes the place of older ones of its owner; the daemon as a whole stands for every owner. */
@@ -83,15 +89,29 @@ export class Versions {
   release(parts: readonly HeldPart[], succeeded: boolean): HeldPart[] {
     for (const part of parts) {
       part.leases -= 1
-      if (!succeeded) continue
+      if (!succeeded || part.failed) continue
       for (const older of this.all(part.name)) {
         if (supersedes(part, older)) older.outdated = true
       }
     }
     const names = new Set(parts.map(({ name }) => name))
-    return [...names].flatMap((name) =>
-      this.all(name).filter((part) => part.outdated && part.leases === 0),
-    )
+    const outdated = [...names].flatMap((name) => this.all(name).filter((part) => part.outdated))
+    const failed = parts.filter((part) => part.failed)
+    return [...outdated, ...failed].filter((part) => part.leases === 0)
+  }
+
+  /** Its bytes are there. */
+  completed(part: HeldPart): void {
+    part.reading = false
+    this.#combined.delete(part.name)
+  }
+
+  /** Its bytes will never be there: nobody gets it any more. True when it can be dropped now. */
+  failed(part: HeldPart): boolean {
+    part.reading = false
+    part.failed = true
+    this.remove(part)
+    return part.leases === 0
   }
 
   add(part: HeldPart): void {
@@ -142,6 +162,7 @@ export function emptyVersion(name: string): HeldVersion {
     table,
     sources: [],
     buffers: [],
+    readings: [],
     ownerRanks: [],
     bytes: 0,
     layoutDigest: layoutDigest(table, []),
@@ -181,6 +202,7 @@ function combine(
     table,
     sources,
     buffers: parts.map(({ loaded }) => loaded.buffers),
+    readings: parts.map(({ loaded, reading }) => (reading ? loaded.reading : null)),
     ownerRanks: parts.map(({ owner }) => (owner === null ? allRanks : [owner])),
     bytes: table.bytes.reduce((total, bytes) => total + bytes, 0),
     layoutDigest: single ? first.loaded.layoutDigest : layoutDigest(table, sources),

@@ -44,18 +44,24 @@ export class PhaseClock {
   }
 }
 
+/** What a report is made of. */
+export interface ReportParts {
+  readonly spec: UpdateSpec
+  readonly version: HeldVersion
+  readonly planned: PlannedUpdate
+  readonly team: RankTeam
+  readonly clock: PhaseClock
+  /** Reading the checkpoint; null: it was in memory before the update. */
+  readonly readSeconds: number | null
+  readonly engines: EngineReport[]
+}
+
 /**
  * The report of an update that succeeded. `busy_s` of a stage is the time in which at least one rank had such work; `gb_per_s` is
  * bytes over the time in which any stage had work, so waiting for an engine to begin is not counted.
  */
-export function makeReport(
-  spec: UpdateSpec,
-  version: HeldVersion,
-  planned: PlannedUpdate,
-  team: RankTeam,
-  clock: PhaseClock,
-  engines: EngineReport[],
-): UpdateReport {
+export function makeReport(parts: ReportParts): UpdateReport {
+  const { spec, version, planned, team, clock, readSeconds, engines } = parts
   const { summary } = planned
   const { stages } = team
   const bytes = summary.totalBytes
@@ -76,6 +82,7 @@ export function makeReport(
     gb_per_s: busy === 0 ? 0 : bytes / busy / GIGA,
     seconds: clock.seconds,
     stages: {
+      ...(readSeconds === null ? {} : { read: { busy_s: readSeconds, bytes: version.bytes } }),
       h2d: { busy_s: of('h2d'), bytes },
       broadcast: { busy_s: of('broadcast'), bytes: spec.ranks.length > 1 ? bytes : 0 },
       reload: { busy_s: of('reload'), bytes: engines.length > 0 || of('reload') > 0 ? bytes : 0 },

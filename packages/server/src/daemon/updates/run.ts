@@ -56,6 +56,8 @@ export class UpdateRun {
   #team: RankTeam | null = null
   #lease: VersionLease | null = null
   #planned: PlannedUpdate | null = null
+  /** Reading the checkpoint, where that went on during the update; null: it was in memory before. */
+  #readSeconds: number | null = null
   #failure: Failure | null = null
   #ended = false
 
@@ -165,14 +167,24 @@ export class UpdateRun {
     this.#clock.enter(null)
     const planned = this.#planned as PlannedUpdate
     const team = this.#team as RankTeam
-    return makeReport(this.#spec, version, planned, team, this.#clock, this.engineReports)
+    return makeReport({
+      spec: this.#spec,
+      version,
+      planned,
+      team,
+      clock: this.#clock,
+      readSeconds: this.#readSeconds,
+      engines: this.engineReports,
+    })
   }
 
   async #plan(): Promise<HeldVersion> {
     const { registry, pool, planner } = this.#context
     this.#enter('gather')
     this.#lease = registry.lease(this.#spec.checkpoint)
-    const { version } = this.#lease
+    const { version, complete } = this.#lease
+    // reading what is being sent failed: no rank can go on
+    complete.catch((error) => this.fail(CkptError.wrap(error).failure))
     registry.gather(this.#spec.checkpoint)
     this.#enter('plan')
     const links = await this.#race(pool.use(this.#spec.ranks))
@@ -236,6 +248,7 @@ export class UpdateRun {
       planKey: planned.key,
       ringBytes: planned.summary.ringBytes,
       buffers: version.buffers,
+      readings: version.readings,
       openMs: this.#spec.openMs,
       deadlineMs: this.#deadlineMs,
     }
@@ -305,6 +318,8 @@ export class UpdateRun {
     const team = this.#team as RankTeam
     this.#enter('transfer')
     await this.#race(team.reached('transferred'))
+    const readSeconds = await this.#race((this.#lease as VersionLease).complete)
+    if (version.readings.some((reading) => reading !== null)) this.#readSeconds = readSeconds
     if (version.files.length > 0) await this.#race(registry.check(version))
     this.#enter('release')
     team.release()

@@ -16,7 +16,10 @@ const GROUP_MS = 1000
 
 /** What one rank needs to open; the rest of {@link OpenOptions} is the team's. */
 export type RankOpening = Pick<OpenOptions, 'address' | 'http' | 'engine' | 'dialect'>
-export type TeamOpening = Pick<OpenOptions, 'planKey' | 'buffers' | 'openMs' | 'deadlineMs'> & {
+export type TeamOpening = Pick<
+  OpenOptions,
+  'planKey' | 'buffers' | 'readings' | 'openMs' | 'deadlineMs'
+> & {
   readonly ringBytes: number
 }
 

@@ -25,7 +25,7 @@ export function checkpointRoutes(daemon: Daemon) {
       const request = c.req.valid('json')
       checkTransport(daemon, c.env.listener, request)
       const answer = await registry.register(name, request, c.env.listener.rank)
-      return c.json(registered(daemon, answer))
+      return c.json(registered(daemon, answer), answer.reading ? 202 : 200)
     })
     .post('/:name/buffers', json(BuffersRequest), async (c) =>
       c.json(await registry.buffers(nameOf(c), c.req.valid('json'))),
@@ -83,7 +83,8 @@ function checkTransport(daemon: Daemon, listener: Listener, request: RegisterReq
 
 function registered(daemon: Daemon, answer: RegisterAnswer): RegisterAnswer {
   daemon.rankCalls.forget(answer.name)
-  log.info('registered {name}: {tensors} tensors, {bytes} bytes in {seconds} s', { ...answer })
+  const what = answer.reading ? 'reading' : 'registered'
+  log.info(`${what} {name}: {tensors} tensors, {bytes} bytes in {seconds} s`, { ...answer })
   return answer
 }
 
