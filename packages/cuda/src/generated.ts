@@ -35,12 +35,13 @@ export const FILE_TMPFS = 1
 export const STRUCTS = {
   config: {
     name: 'ckpt_config',
-    bytes: 24,
+    bytes: 32,
     fields: {
       hostDevices: { type: 'uint32_t', offset: 0 },
       reserved: { type: 'uint32_t', offset: 4 },
       hostDeviceBytes: { type: 'uint64_t', offset: 8 },
       hostCopyBytesPerSecond: { type: 'uint64_t', offset: 16 },
+      readBytesPerSecond: { type: 'uint64_t', offset: 24 },
     },
   },
   deviceInfo: {

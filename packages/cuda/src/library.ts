@@ -50,6 +50,10 @@ export function openLibrary(options: types.LibraryOptions): types.Library {
     'hostCopyBytesPerSecond',
     options.hostCopyBytesPerSecond || fromEnvironment('CKPT_HOST_COPY_BYTES_PER_SECOND'),
   )
+  config.set(
+    'readBytesPerSecond',
+    options.readBytesPerSecond || fromEnvironment('CKPT_READ_BYTES_PER_SECOND'),
+  )
   library.init(config.bytes)
   return library
 }

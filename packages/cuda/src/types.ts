@@ -7,6 +7,8 @@ export interface LibraryOptions {
   readonly hostDeviceBytes?: number
   /** Host library only: throttle of each stream, for tests; 0 or absent: none. */
   readonly hostCopyBytesPerSecond?: number
+  /** Throttle of each read, for tests; 0 or absent: none. */
+  readonly readBytesPerSecond?: number
 }
 
 /** A u32 handle of the native library: index and generation, never 0. */

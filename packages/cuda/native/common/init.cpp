@@ -16,7 +16,8 @@ ckpt_config first_config;
 
 bool same(const ckpt_config& a, const ckpt_config& b) {
   return a.host_devices == b.host_devices && a.host_device_bytes == b.host_device_bytes &&
-         a.host_copy_bytes_per_second == b.host_copy_bytes_per_second;
+         a.host_copy_bytes_per_second == b.host_copy_bytes_per_second &&
+         a.read_bytes_per_second == b.read_bytes_per_second;
 }
 
 }  // namespace
@@ -36,6 +37,11 @@ void initialize(const ckpt_config& config) {
 
 void require_initialized() {
   if (!initialized) fail(CKPT_ERR_STATE, "ckpt_init has not been called");
+}
+
+uint64_t read_bytes_per_second() {
+  require_initialized();
+  return first_config.read_bytes_per_second;
 }
 
 }  // namespace ckpt

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "init.h"
 #include "threads.h"
 
 namespace ckpt {
@@ -10,13 +11,22 @@ namespace {
 // Large enough for the disk and the system call to cost nothing, small enough for several threads
 // to share a piece.
 constexpr uint64_t kChunkBytes = 4ull << 20;
+constexpr uint64_t kThrottledChunkBytesMin = 4096;
+constexpr uint64_t kThrottledChunksPerSecond = 200;
+
+uint64_t chunk_bytes_at(uint64_t rate) {
+  if (rate == 0) return kChunkBytes;
+  return std::clamp(rate / kThrottledChunksPerSecond, kThrottledChunkBytesMin, kChunkBytes);
+}
 
 }  // namespace
 
 Read::Read(std::vector<Piece> pieces, std::shared_ptr<Signal> signal)
     : pieces_(std::move(pieces)),
       pieces_total_(static_cast<uint32_t>(pieces_.size())),
-      signal_(std::move(signal)) {
+      signal_(std::move(signal)),
+      rate_(read_bytes_per_second()),
+      chunk_bytes_(chunk_bytes_at(rate_)) {
   for (const Piece& piece : pieces_) {
     bytes_total_ += piece.bytes;
     bytes_left_.push_back(piece.bytes);
@@ -27,7 +37,7 @@ Read::Read(std::vector<Piece> pieces, std::shared_ptr<Signal> signal)
 std::shared_ptr<Read> Read::start(std::vector<Piece> pieces, uint32_t threads,
                                   std::shared_ptr<Signal> signal) {
   std::shared_ptr<Read> read(new Read(std::move(pieces), std::move(signal)));
-  const uint64_t chunks = read->bytes_total_ / kChunkBytes + read->pieces_.size();
+  const uint64_t chunks = read->bytes_total_ / read->chunk_bytes_ + read->pieces_.size();
   const uint32_t count = static_cast<uint32_t>(std::clamp<uint64_t>(chunks, 1, threads));
   read->threads_inside_ = count;
   // The threads do not keep the object alive: close() joins them.
@@ -52,6 +62,7 @@ void Read::work() {
     try {
       piece.file->read(piece.file_offset + chunk.offset, chunk.bytes,
                        piece.buffer->address() + piece.buffer_offset + chunk.offset);
+      if (rate_ > 0) pace(chunk.bytes);
       chunk_done(chunk);
     } catch (const Error& error) {
       chunk_failed(chunk, error.status(), error.text());
@@ -60,6 +71,18 @@ void Read::work() {
     }
   }
   thread_leaves();
+}
+
+void Read::pace(uint64_t bytes) {
+  std::chrono::steady_clock::time_point until;
+  {
+    std::lock_guard lock(mutex_);
+    const std::chrono::duration<double> cost(static_cast<double>(bytes) /
+                                             static_cast<double>(rate_));
+    paced_until_ += std::chrono::duration_cast<std::chrono::steady_clock::duration>(cost);
+    until = paced_until_;
+  }
+  std::this_thread::sleep_until(until);
 }
 
 bool Read::next_chunk(Chunk& chunk) {
@@ -71,7 +94,7 @@ bool Read::next_chunk(Chunk& chunk) {
   }
   if (next_piece_ == pieces_.size()) return false;
   chunk = {next_piece_, next_offset_,
-           std::min(kChunkBytes, pieces_[next_piece_].bytes - next_offset_)};
+           std::min(chunk_bytes_, pieces_[next_piece_].bytes - next_offset_)};
   next_offset_ += chunk.bytes;
   return true;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -57,6 +58,7 @@ class Read : public Object {
   void thread_leaves();
   void advance_prefix_locked();
   std::vector<Waiter> take_served_locked();
+  void pace(uint64_t bytes);
 
   std::vector<Piece> pieces_;  // let go of when the read has ended: it holds files open
   const uint32_t pieces_total_;
@@ -71,6 +73,9 @@ class Read : public Object {
   uint32_t pieces_prefix_ = 0;
   std::vector<Waiter> waiters_;
   bool ended_ = false;
+  const uint64_t rate_;  // 0: as fast as it goes
+  const uint64_t chunk_bytes_;
+  std::chrono::steady_clock::time_point paced_until_ = std::chrono::steady_clock::now();
   uint32_t threads_inside_ = 0;
   uint32_t failed_piece_ = 0;
   ckpt_status failure_ = CKPT_OK;

@@ -62,6 +62,7 @@ typedef struct ckpt_config {
   uint32_t reserved;
   uint64_t host_device_bytes;           /* host library: memory of each; 0 = what shared memory has free */
   uint64_t host_copy_bytes_per_second;  /* host library: throttle of each stream, for tests; 0 = none */
+  uint64_t read_bytes_per_second;       /* throttle of each read, for tests; 0 = none */
 } ckpt_config;
 
 typedef struct ckpt_device_info {

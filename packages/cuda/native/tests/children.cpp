@@ -16,7 +16,7 @@ namespace {
 using Arguments = std::vector<std::string>;
 
 void init(uint64_t copy_bytes_per_second) {
-  const ckpt_config config{2, 0, kHostDeviceBytes, copy_bytes_per_second};
+  const ckpt_config config{2, 0, kHostDeviceBytes, copy_bytes_per_second, 0};
   OK(ckpt_init(&config));
 }
 
@@ -99,11 +99,11 @@ int before_init(const Arguments&) {
   GIVES(CKPT_ERR_STATE, ckpt_group_create(2, &out));
   GIVES(CKPT_ERR_STATE, ckpt_memory_open(0, reinterpret_cast<const uint8_t*>(&out), 1, &out));
   for (uint32_t devices : {0u, 65u}) {
-    const ckpt_config wrong{devices, 0, 0, 0};
+    const ckpt_config wrong{devices, 0, 0, 0, 0};
     if (kHostLibrary) GIVES(CKPT_ERR_INVALID, ckpt_init(&wrong));
   }
   GIVES(CKPT_ERR_STATE, ckpt_device_count(&out));
-  const ckpt_config right{3, 0, 0, 0};
+  const ckpt_config right{3, 0, 0, 0, 0};
   OK(ckpt_init(&right));
   OK(ckpt_device_count(&out));
   CHECK(kHostLibrary ? out == 3 : out > 0);

@@ -14,7 +14,7 @@ using namespace test;
 
 TEST("the ABI version, the struct sizes and the kind") {
   CHECK_EQ(ckpt_abi_version(), static_cast<uint32_t>(CKPT_ABI_VERSION));
-  CHECK_EQ(ckpt_struct_bytes("ckpt_config"), 24u);
+  CHECK_EQ(ckpt_struct_bytes("ckpt_config"), 32u);
   CHECK_EQ(ckpt_struct_bytes("ckpt_device_info"), 160u);
   CHECK_EQ(ckpt_struct_bytes("ckpt_file_info"), 40u);
   CHECK_EQ(ckpt_struct_bytes("ckpt_read_piece"), 32u);
@@ -50,7 +50,7 @@ TEST("setenv reaches getenv; names that are none are refused") {
 }
 
 TEST("a second ckpt_init only checks the configuration") {
-  ckpt_config config{kHostDevices, 0, kHostDeviceBytes, 0};
+  ckpt_config config{kHostDevices, 0, kHostDeviceBytes, 0, 0};
   OK(ckpt_init(&config));
   config.host_devices = 1;
   GIVES(CKPT_ERR_STATE, ckpt_init(&config));

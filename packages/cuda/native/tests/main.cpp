@@ -88,7 +88,7 @@ void run_and_tell(const Entry& entry, Counts& counts) {
 }
 
 int run_all(const char* only) {
-  const ckpt_config config{kHostDevices, 0, kHostDeviceBytes, 0};
+  const ckpt_config config{kHostDevices, 0, kHostDeviceBytes, 0, 0};
   const int32_t status = ckpt_init(&config);
   if (status == CKPT_ERR_UNSUPPORTED && !kHostLibrary) {
     printf("skipped: no CUDA device (%s)\n", last_error().c_str());
