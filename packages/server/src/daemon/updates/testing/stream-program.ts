@@ -1,0 +1,131 @@
+/**
+ * Run by `stream.test.ts` as a process of its own, because reads are throttled (`CKPT_READ_BYTES_PER_SECOND`): a checkpoint takes
+ * most of a second to read, and an update begins at once. Prints what each case has seen, as JSON.
+ */
+import { truncateSync } from 'node:fs'
+import { safetensors } from '../../registry/testing/fixture.ts'
+import {
+  type Bench,
+  NAME,
+  outcomeOf,
+  requireWeights,
+  tensorsOf,
+  weightsOf,
+  withUpdates,
+} from './fixture.ts'
+
+const MIB = 2 ** 20
+const LAYERS = 10
+const LAYER_BYTES = 8 * MIB
+
+function write({ dir }: Bench, seed: number) {
+  const tensors = tensorsOf(LAYERS, LAYER_BYTES, seed)
+  return { tensors, file: dir.write(`v${seed}.safetensors`, safetensors(tensors)) }
+}
+
+async function begin(bench: Bench, file: string, version: string) {
+  const request = { files: [file], replace: true, wait: false, version }
+  return bench.registry.register(NAME, request, null)
+}
+
+function stateOf({ registry }: Bench): string {
+  const [held] = registry.list()
+  return held === undefined ? 'none' : `${held.version} ${held.state}`
+}
+
+/** Ends when the engine has taken a bucket, or the update has ended. */
+async function firstBucket({ updates }: Bench, id: string): Promise<void> {
+  while (updates.state(id).buckets_done === 0 && updates.state(id).state !== 'failed') {
+    await Bun.sleep(5)
+  }
+}
+
+const cases: Record<string, (bench: Bench) => Promise<unknown>> = {
+  /** The engine has the first buckets before the last bytes are read. */
+  async overtakes(bench) {
+    const engine = await bench.engine()
+    const request = { update_url: `${engine.url}/collective_rpc`, timeout: 20 }
+    const seen = []
+    for (const seed of [1, 2, 3]) {
+      const { tensors, file } = write(bench, seed)
+      const { reading, seconds } = await begin(bench, file, `${seed}`)
+      const { id, done } = bench.updates.start(NAME, request)
+      await firstBucket(bench, id)
+      const during = stateOf(bench)
+      const { stages, version } = await done
+      await requireWeights(engine, tensors)
+      seen.push({ reading, seconds, during, read: stages.read, version, after: stateOf(bench) })
+    }
+    const again = await bench.updates.start(NAME, request).done
+    return { seen, readAgain: again.stages.read, pinned: bench.registry.memory().pinned_bytes }
+  },
+
+  /** A file that changes while it is sent tears the engine; the version before it is still held and heals it. */
+  async changes(bench) {
+    const engine = await bench.engine()
+    const request = { update_url: `${engine.url}/collective_rpc`, timeout: 20 }
+    const first = write(bench, 1)
+    await bench.registry.register(NAME, { files: [first.file], version: '1' }, null)
+    await bench.updates.start(NAME, request).done
+    const { file } = write(bench, 2)
+    await begin(bench, file, '2')
+    const { id, done } = bench.updates.start(NAME, request)
+    const ended = outcomeOf(done)
+    await firstBucket(bench, id)
+    truncateSync(file, 1000)
+    const { failure, seconds } = await ended
+    const { torn } = await weightsOf(engine)
+    const held = stateOf(bench)
+    await bench.updates.start(NAME, request).done
+    await requireWeights(engine, first.tensors)
+    return { failure, named: failure?.message.includes(file), seconds, torn, held }
+  },
+
+  /** An update that is aborted or late does not wait for bytes; reading goes on. */
+  async ends(bench) {
+    const engine = await bench.engine()
+    const request = { update_url: `${engine.url}/collective_rpc`, timeout: 20 }
+    const { tensors, file } = write(bench, 1)
+    await begin(bench, file, '1')
+    const aborted = bench.updates.start(NAME, request)
+    const ended = outcomeOf(aborted.done)
+    await firstBucket(bench, aborted.id)
+    bench.updates.abort(aborted.id, 'by the test')
+    const abort = await ended
+    const during = stateOf(bench)
+    await begin(bench, write(bench, 2).file, '2')
+    const late = await outcomeOf(bench.updates.start(NAME, { ...request, timeout: 0.3 }).done)
+    // what is asked for a name waits until its bytes are there
+    const dropped = await bench.registry.drop(NAME, { force: false })
+    const gone = stateOf(bench)
+    await begin(bench, file, '3')
+    await bench.updates.start(NAME, request).done
+    await requireWeights(engine, tensors)
+    return { abort, during, late, dropped, gone }
+  },
+
+  /** The daemon ends: everything is freed, which `withUpdates` looks at. */
+  async closes(bench) {
+    await begin(bench, write(bench, 1).file, '1')
+    return { during: stateOf(bench) }
+  },
+
+  /** Parts of ranks are compared, so they are waited for. */
+  async ranks(bench) {
+    const request = { files: [write(bench, 1).file], wait: false }
+    const answer = await bench.registry.register(NAME, request, 0)
+    return { reading: answer.reading ?? false, state: stateOf(bench) }
+  },
+}
+
+const results: Record<string, unknown> = {}
+for (const [name, run] of Object.entries(cases)) {
+  await withUpdates(
+    async (bench) => {
+      results[name] = await run(bench)
+    },
+    { ringBytes: 24 * MIB, bucketBytes: LAYER_BYTES + 4096 },
+  )
+}
+process.stdout.write(`${JSON.stringify(results)}\n`)
+process.exit(0)
