@@ -1,6 +1,6 @@
 /**
  * Run by `stream.test.ts` as a process of its own, because reads are throttled (`CKPT_READ_BYTES_PER_SECOND`): a checkpoint takes
- * most of a second to read, and an update begins at once. Prints what each case has seen, as JSON.
+ * over a second to read, and an update begins at once. Prints what each case has seen, as JSON.
  */
 import { truncateSync } from 'node:fs'
 import { safetensors } from '../../registry/testing/fixture.ts'
@@ -94,14 +94,16 @@ const cases: Record<string, (bench: Bench) => Promise<unknown>> = {
     const abort = await ended
     const during = stateOf(bench)
     await begin(bench, write(bench, 2).file, '2')
+    const startMs = performance.now()
     const late = await outcomeOf(bench.updates.start(NAME, { ...request, timeout: 0.3 }).done)
     // what is asked for a name waits until its bytes are there
     const dropped = await bench.registry.drop(NAME, { force: false })
+    const dropSeconds = (performance.now() - startMs) / 1000
     const gone = stateOf(bench)
     await begin(bench, file, '3')
     await bench.updates.start(NAME, request).done
     await requireWeights(engine, tensors)
-    return { abort, during, late, dropped, gone }
+    return { abort, during, late, dropped, dropSeconds, gone }
   },
 
   /** The daemon ends: everything is freed, which `withUpdates` looks at. */
