@@ -1,6 +1,7 @@
 import type { Bench } from './bench.ts'
 import { broadcast } from './broadcast.ts'
 import { conversation } from './conversation.ts'
+import { fresh } from './fresh.ts'
 import { gather } from './gather.ts'
 import { h2d } from './h2d.ts'
 import { pickle } from './pickle.ts'
@@ -20,4 +21,5 @@ export const BENCHES: readonly Bench[] = [
   broadcast,
   reload,
   update,
+  fresh,
 ]

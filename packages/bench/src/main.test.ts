@@ -16,7 +16,7 @@ import { FileDigests } from './pattern-file.ts'
 import { compareLists, listsOf } from './pickle.ts'
 import { comparePlan } from './plan.ts'
 import { ON_PROCESS, runBenches } from './run.ts'
-import { compareWeights } from './update.ts'
+import { compareWeights } from './engine.ts'
 
 setDefaultTimeout(120_000)
 

@@ -1,20 +1,18 @@
-import type { EngineWeights } from '@ckpt/core'
 import { expectedTensors } from 'ckpt/cli/verify-engine'
 import { createRegistry, type Registry } from 'ckpt/daemon/registry/registry'
 import { createUpdates, type Updates } from 'ckpt/daemon/updates/updates'
-import { type RunningEngine, runReferenceEngine } from 'ckpt/engines/reference/index'
+import type { RunningEngine } from 'ckpt/engines/reference/index'
 import { type Bench, mib } from './bench.ts'
 import { layersOf, writeVersions } from './checkpoint.ts'
 import { daemonOptions } from './daemon-parts.ts'
-import type { Checked, Timed } from './measure.ts'
+import { compareWeights, type Expected, RANKS, startEngine, weightsOf } from './engine.ts'
+import type { Timed } from './measure.ts'
 import { measureRow } from './row.ts'
 
-const RANKS = 2
 const MODES = ['pipelined', 'serial'] as const
 const TIMEOUT_SECONDS = 120
 
 type Mode = (typeof MODES)[number]
-type Expected = Awaited<ReturnType<typeof expectedTensors>>
 
 interface Version {
   /** Of the checkpoint in the registry. */
@@ -46,16 +44,6 @@ export const update: Bench = {
       for (const { name } of versions) await registry.drop(name, { force: true })
     }
   },
-}
-
-function startEngine(devices: string): Promise<RunningEngine> {
-  return runReferenceEngine({
-    listen: '127.0.0.1:0',
-    tensorParallelSize: RANKS,
-    devices,
-    dialect: 'D4',
-    faults: [],
-  })
 }
 
 async function registerVersions(registry: Registry, dir: string, size: number) {
@@ -93,22 +81,4 @@ function updatesOf(
     },
     check: async () => compareWeights(await weightsOf(engine), present.expected),
   }
-}
-
-async function weightsOf({ url }: RunningEngine): Promise<EngineWeights> {
-  const response = await fetch(`${url}/v1/weights`, { proxy: false, timeout: false })
-  if (!response.ok) throw new Error(`/v1/weights answers ${response.status}`)
-  return (await response.json()) as EngineWeights
-}
-
-/** Counts the tensors, those of every rank on its own, whose bytes in the engine are not those of the files. */
-export function compareWeights({ ranks }: EngineWeights, expected: Expected): Checked {
-  let right = 0
-  for (const [rank, { tensors }] of ranks.entries()) {
-    for (const [name, { sha256 }] of expected) {
-      if (tensors[name]?.sha256 === sha256[rank]) right++
-    }
-  }
-  const compared = expected.size * RANKS
-  return { compared, wrong: compared - right }
 }

@@ -42,7 +42,8 @@ test('an update overtakes the reading of its files', async () => {
   expect(ends.abort).toMatchObject({ failure: { code: 'aborted' } })
   expect(ends.abort.seconds).toBeLessThan(2)
   expect(ends.during).toBe('1 reading')
-  expect(ends.late).toMatchObject({ failure: { code: 'update_timeout' } })
+  // the engine's worker has the same deadline, and may be the first to say so
+  expect(['update_timeout', 'engine_disconnected']).toContain(ends.late.failure.code)
   expect(ends.late.seconds).toBeLessThan(2.3)
   expect(ends.dropSeconds).toBeGreaterThan(READ_SECONDS_MIN)
   expect(ends.dropped).toEqual({ name: 'model', existed: true })
