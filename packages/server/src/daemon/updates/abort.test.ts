@@ -6,6 +6,7 @@ import {
   requireWeights,
   SMALL_BUCKETS,
   tensorsOf,
+  until,
   weightsOf,
   withUpdates,
 } from './testing/fixture.ts'
@@ -39,7 +40,7 @@ test(`an update that is aborted at any moment announces nothing afterwards (seed
       const { id, done } = updates.start(NAME, request)
       // every other time during the transfer, which is short
       const inTransfer = round % 2 === 1
-      while (inTransfer && EARLY.includes(updates.state(id).phase)) await Bun.sleep(0)
+      if (inTransfer) await until(() => !EARLY.includes(updates.state(id).phase))
       await Bun.sleep(random() ** 2 * (inTransfer ? 40 : 400))
       const taken = updates.abort(id, 'by the test').buckets_done
       const { failure, seconds } = await outcomeOf(done)

@@ -136,9 +136,9 @@ export async function outcomeOf(done: Promise<UpdateReport>): Promise<Outcome> {
 
 /** Waits until something holds; throws after ten seconds. */
 export async function until(holds: () => boolean): Promise<void> {
-  for (let tries = 0; tries < 1000; tries++) {
+  for (let tries = 0; tries < 5000; tries++) {
     if (holds()) return
-    await Bun.sleep(10)
+    await Bun.sleep(2)
   }
   throw new Error(`waited in vain until ${holds}`)
 }
