@@ -55,7 +55,10 @@ export class HostMemory {
     this.#watch.update()
     const after = () => (request.consume ? unlinkAll(loading.sources) : [])
     if (request.stream) {
-      const finished = finishLoad(context, loading).then(() => ({ notes: after() }))
+      const beginMs = performance.now()
+      const finished = finishLoad(context, loading).then(() => {
+        return { seconds: (performance.now() - beginMs) / 1000, notes: after() }
+      })
       finished.catch(() => {}) // whoever asks for the end is told
       this.#finishing.set(request.part, finished)
     } else loading.notes.push(...after())

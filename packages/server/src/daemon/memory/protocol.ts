@@ -77,6 +77,8 @@ export interface SharedBuffer {
 
 /** The end of a load that streams. */
 export interface FinishedLoad {
+  /** Reading the files. */
+  readonly seconds: number
   readonly notes: readonly string[]
 }
 

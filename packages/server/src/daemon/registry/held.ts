@@ -317,11 +317,9 @@ class HeldCheckpoints implements Registry {
   /** Waits for the bytes of a part that is being read. When that fails nobody gets the part any more. */
   async #finish(part: HeldPart): Promise<number> {
     const { id, name, loaded } = part
-    const begin = performance.now()
     try {
-      const { notes } = await this.#call.call('finish', { part: id })
+      const { seconds, notes } = await this.#call.call('finish', { part: id })
       this.#versions.completed(part)
-      const seconds = (performance.now() - begin) / 1000
       log.info('read {name}: {bytes} bytes in {seconds} s', { name, bytes: loaded.bytes, seconds })
       for (const note of notes) log.info('{name}: {note}', { name, note })
       return seconds
