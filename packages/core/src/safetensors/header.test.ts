@@ -200,11 +200,16 @@ describe('what is refused', () => {
     buffer.set(encoder.encode(start))
     return buffer
   }
+  const withEnd = (end: string, buffer: Uint8Array) => {
+    buffer.set(encoder.encode(end), buffer.length - end.length)
+    return buffer
+  }
   test.each([
     ['zeros', () => new Uint8Array(size)],
     ['white space', () => fill(' ')],
     ['brackets', () => fill('[')],
     ['a string', () => withStart('{"', fill('a'))],
+    ['a name', () => withStart('{"', withEnd('":1}', fill('a')))],
     ['a shape', () => withStart('{"a":{"shape":[', fill('1,'))],
     ['unknown values', () => withStart('{"a":{"x":[', fill('1,'))],
     ['metadata', () => withStart('{"__metadata__":{   ', fill('"a":"b",'))],
