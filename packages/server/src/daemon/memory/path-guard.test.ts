@@ -1,5 +1,5 @@
-import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
+import { afterAll, beforeAll, describe, expect, spyOn, test } from 'bun:test'
+import { mkdirSync, renameSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Library, openLibrary } from '@ckpt/cuda'
 import { failure, LIBRARY, openFiles, TestDir } from '../registry/testing/fixture.ts'
@@ -74,6 +74,20 @@ describe('a path', () => {
     expect(read(new PathGuard([join(dir.path, 'alias')]), join(allowed, 'sub', 'inside'))).toBe(
       'inside',
     )
+  })
+
+  test('a file that is replaced while it is opened is refused, and nothing stays open', async () => {
+    const path = join(allowed, 'replaced')
+    writeFileSync(path, 'old')
+    const before = [library.liveObjects(), openFiles(dir.path)]
+    const fileOpen = library.fileOpen.bind(library)
+    // comes between the look at the path and the library's own open
+    using _late = spyOn(library, 'fileOpen').mockImplementationOnce((opened) => {
+      renameSync(dir.write('next', 'new'), opened)
+      return fileOpen(opened)
+    })
+    await failure(() => new PathGuard([allowed]).open(library, path), 'file_changed', path)
+    expect([library.liveObjects(), openFiles(dir.path)]).toEqual(before)
   })
 
   test('a directory that becomes a link all the time never opens what is outside', async () => {
