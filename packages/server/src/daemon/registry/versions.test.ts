@@ -84,6 +84,24 @@ describe('versions', () => {
       expect(await registry.drop('m', { force: true })).toMatchObject({ existed: true })
       expect(registry.memory().pinned_bytes).toBe(0)
     }))
+
+  test('a drop that has waited for its turn finds the lease taken meanwhile; a later one need not wait', () =>
+    withRegistry(async (registry, dir, library) => {
+      const register = writer(registry, dir)
+      await register('m', { w: u8(1000, 1) }, false)
+      let registered = false
+      const registering = register('m', { w: u8(32 * MIB, 2) }, true).then(() => {
+        registered = true
+      })
+      const waiting = failure(() => registry.drop('m', { force: true }), 'checkpoint_busy', "'m'")
+      const lease = registry.lease('m')
+      await failure(() => registry.drop('m', { force: true }), 'checkpoint_busy', "'m'")
+      expect(registered).toBe(false)
+      await Promise.all([registering, waiting])
+      requireHeld(library, lease.version, { w: u8(1000, 1) })
+      lease.release(true)
+      requireHeld(library, registry.lease('m').version, { w: u8(32 * MIB, 2) })
+    }))
 })
 
 describe('host memory', () => {
