@@ -23,6 +23,8 @@ import type { ServeOptions } from './options.ts'
 import { type RunningDaemon, serve } from './serve.ts'
 
 const TIMEOUT_MS = 60_000
+/** Bun cuts a silent request after 10 s, and looks every 4 s. */
+const SILENT_MS = 21_000
 
 let dir: string
 const daemons: RunningDaemon[] = []
@@ -212,6 +214,72 @@ describe('the main job', () => {
       })
     },
     TIMEOUT_MS,
+  )
+})
+
+describe('while an update runs', () => {
+  /** Starts the engine's workers of an update that was told of no engine. */
+  async function feed(engine: RunningEngine, id: string): Promise<void> {
+    await until(async () => (await stateOf(id)).map !== undefined)
+    const body = { method: 'update_weights_from_ipc', args: [(await stateOf(id)).map], timeout: 30 }
+    const path = `${engine.url}/collective_rpc`
+    expect((await fetch(path, { method: 'POST', body: JSON.stringify(body) })).status).toBe(200)
+  }
+
+  test(
+    'what is refused disturbs neither it nor what is held',
+    async () => {
+      await start()
+      const files = [writeFile('a.safetensors', 8)]
+      const path = '/v1/checkpoints/llama'
+      await call('POST', `${path}/files`, { files, version: 'v1' })
+      const held = (await call('GET', path)).body
+      await call('POST', `${path}/update`, { timeout: 30, update_id: 'mine', wait: false })
+      await runningPhase('open')
+      const again = { files: [writeFile('b.safetensors', 9)] }
+      const refused = [
+        [409, 'checkpoint_exists', 'POST', `${path}/files`, again],
+        [409, 'checkpoint_busy', 'DELETE', `${path}?force=true`],
+        [404, 'checkpoint_not_found', 'POST', '/v1/checkpoints/nobody/update', { timeout: 5 }],
+        [409, 'update_running', 'POST', `${path}/update`, { if_busy: 'fail' }],
+        [400, 'file_not_found', 'POST', `${path}/files`, { files: ['/none'], replace: true }],
+      ] as const
+      for (const [status, code, method, route, body] of refused) {
+        const id = code === 'update_running' ? { update_id: 'mine' } : {}
+        const answer = await call(method, route, body)
+        expect(answer).toMatchObject({ status, body: { error: { code, ...id } } })
+      }
+      expect((await call('GET', path)).body).toEqual({ ...held, in_use: true })
+      const engine = await startEngine()
+      await feed(engine, 'mine')
+      await until(async () => (await stateOf('mine')).state === 'done')
+      await checkWeights(engine, files, 2)
+      expect((await call('GET', path)).body).toEqual(held)
+    },
+    TIMEOUT_MS,
+  )
+
+  test(
+    'it and one that waits behind it may be silent for longer than Bun allows, over both transports',
+    async () => {
+      writeFileSync(join(dir, 'token'), 'sesame\n', { mode: 0o600 })
+      const daemon = await start({ listen: '127.0.0.1:0', tokenFile: join(dir, 'token') })
+      const files = [writeFile('a.safetensors', 10)]
+      const path = '/v1/checkpoints/llama'
+      await call('POST', `${path}/files`, { files })
+      const tcp = { base: daemon.addresses[1]!, token: 'sesame' }
+      const unix = call('POST', `${path}/update`, { update_id: 'unix', timeout: 60 })
+      await runningPhase('open')
+      const waiting = call('POST', `${path}/update`, { update_id: 'tcp', timeout: 60 }, tcp)
+      await Bun.sleep(SILENT_MS)
+      const engine = await startEngine()
+      await feed(engine, 'unix')
+      expect(await unix).toMatchObject({ status: 200, body: { update_id: 'unix' } })
+      await feed(engine, 'tcp')
+      expect(await waiting).toMatchObject({ status: 200, body: { update_id: 'tcp' } })
+      await checkWeights(engine, files, 2)
+    },
+    SILENT_MS + TIMEOUT_MS,
   )
 })
 
@@ -443,11 +511,21 @@ describe('closing', () => {
   )
 })
 
-async function runningPhase(phase: string): Promise<void> {
+async function stateOf(id: string): Promise<UpdateState> {
+  return (await call('GET', `/v1/updates/${id}`)).body
+}
+
+async function until(holds: () => Promise<boolean>): Promise<void> {
   for (let i = 0; i < 1000; i++) {
-    const { running_update: id } = (await call('GET', '/v1/status')).body
-    if (id !== null && (await call('GET', `/v1/updates/${id}`)).body.phase === phase) return
+    if (await holds()) return
     await Bun.sleep(10)
   }
-  throw new Error(`no update came to ${phase}`)
+  throw new Error(`waited in vain until ${holds}`)
+}
+
+function runningPhase(phase: string): Promise<void> {
+  return until(async () => {
+    const { running_update: id } = (await call('GET', '/v1/status')).body
+    return id !== null && (await stateOf(id)).phase === phase
+  })
 }
