@@ -1,5 +1,5 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
-import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
+import { closeSync, ftruncateSync, openSync, readdirSync, readFileSync, writeSync } from 'node:fs'
 import { ZmqContext } from '@ckpt/cuda'
 import { rawSafetensors, safetensors } from '../registry/testing/fixture.ts'
 import { NAME, outcomeOf, SMALL_BUCKETS, tensorsOf, until, withUpdates } from './testing/fixture.ts'
@@ -71,16 +71,27 @@ test('the event loop answers within 50 ms while a gigabyte is updated', async ()
 })
 
 test('memory, objects and sockets do not grow over many updates with new files', async () => {
-  await withUpdates(async ({ updates, register, engine: start, library }) => {
+  await withUpdates(async ({ updates, register, registry, engine: start, library, options }) => {
     const engine = await start()
     const request = { update_url: `${engine.url}/collective_rpc`, timeout: 20 }
-    let objects = 0
+    const used = () => ({
+      objects: library.liveObjects(),
+      pinnedBytes: registry.memory().pinned_bytes,
+      shared: readdirSync('/dev/shm').filter((name) => name.startsWith(`ckpt-${process.pid}-`))
+        .length,
+      sockets: readdirSync(`${options.stateDir}/engines`).length,
+    })
+    const rounds: ReturnType<typeof used>[] = []
+    const descriptors: number[] = []
     for (let round = 0; round < 12; round++) {
       await register(tensorsOf(12, 200_000, round))
       await updates.start(NAME, request).done
-      if (round === 1) objects = library.liveObjects()
+      rounds.push(used())
+      descriptors.push(readdirSync('/proc/self/fd').length)
     }
-    expect(library.liveObjects()).toBe(objects)
+    expect(rounds.slice(2)).toEqual(Array(10).fill(rounds[1]))
+    // a connection may close a moment later: less than one an update
+    expect(descriptors.at(-1)! - descriptors[1]!).toBeLessThan(5)
   }, SMALL_BUCKETS)
 })
 
