@@ -206,6 +206,19 @@ test('the wait for the turn counts, and the queue has an end', async () => {
   }, SMALL_BUCKETS)
 })
 
+test('of those that have ended the last hundred are remembered', async () => {
+  await withUpdates(async ({ updates, register }) => {
+    await register(tensorsOf(2, 1000, 1))
+    const first = updates.start(NAME, { timeout: 20, update_id: 'first' })
+    for (let i = 0; i < 100; i++) updates.abort(updates.start(NAME, { update_id: `u${i}` }).id)
+    updates.abort('first')
+    await outcomeOf(first.done)
+    await until(() => updates.status().running_update === null)
+    await failure(() => updates.state('first'), 'update_not_found')
+    for (const id of ['u0', 'u99']) expect(updates.state(id).state).toBe('failed')
+  })
+})
+
 test('device memory too small for a second bucket gives serial, for the largest tensor a refusal', async () => {
   const tensors = {
     big: tensorsOf(1, 6_000_000, 1)['layer.0.weight']!,
