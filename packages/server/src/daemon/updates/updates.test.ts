@@ -206,6 +206,29 @@ test('the wait for the turn counts, and the queue has an end', async () => {
   }, SMALL_BUCKETS)
 })
 
+test('those that wait take their turns in order, and their timeouts run meanwhile', async () => {
+  await withUpdates(async ({ updates, register }) => {
+    await register(tensorsOf(2, 1000, 1))
+    // each of them waits for an engine that is not there
+    const request = { update_url: 'http://127.0.0.1:9/collective_rpc', timeout: 20 }
+    const first = updates.start(NAME, { ...request, update_id: 'first' })
+    const second = updates.start(NAME, { ...request, timeout: 4, update_id: 'second' })
+    const third = updates.start(NAME, { ...request, update_id: 'third' })
+    const late = outcomeOf(second.done)
+    await Bun.sleep(3000)
+    updates.abort('first')
+    await outcomeOf(first.done)
+    await until(() => updates.status().running_update === 'second')
+    expect(updates.state('third').state).toBe('queued')
+    const { failure: passed, seconds } = await late
+    expect(passed).toMatchObject({ code: 'engine_unreachable', phase: 'open' })
+    expect(seconds).toBeLessThan(6)
+    await until(() => updates.status().running_update === 'third')
+    updates.abort('third')
+    await outcomeOf(third.done)
+  })
+})
+
 test('of those that have ended the last hundred are remembered', async () => {
   await withUpdates(async ({ updates, register }) => {
     await register(tensorsOf(2, 1000, 1))
