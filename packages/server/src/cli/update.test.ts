@@ -316,17 +316,40 @@ describe('failures', () => {
     expect((await updateThere()).status).toBe(0)
   })
 
-  async function untilRunning() {
+  test('a second update waits its turn, or with --if-busy fail is told the id of the first', async () => {
+    await request(socket, 'POST', '/v1/checkpoints/busy/files', {
+      files: model.files,
+      replace: true,
+    })
+    // nobody starts workers for it
+    const first = { update_id: 'first', timeout: 60, wait: false }
+    await request(socket, 'POST', '/v1/checkpoints/busy/update', first)
+    const refused = await updateThere('--if-busy', 'fail')
+    expect(refused).toMatchObject({
+      status: 1,
+      document: { error: { code: 'update_running', update_id: 'first' } },
+    })
+    const waiting = updateThere()
+    await untilStatus(({ running_update, queued }) => running_update === 'first' && queued === 1)
+    await request(socket, 'POST', '/v1/updates/first/abort', {})
+    expect((await waiting).document.error).toBeUndefined()
+    expect((await waiting).status).toBe(0)
+    await expectHeld(engine.ready[1]!, 2, model.files)
+  })
+
+  async function untilStatus(holds: (status: StatusAnswer) => boolean | Promise<boolean>) {
     for (const deadlineMs = performance.now() + 20_000; ; await Bun.sleep(20)) {
       const { body } = await request(socket, 'GET', '/v1/status')
-      const id = (body as StatusAnswer).running_update
-      if (id !== null) {
-        const { body: state } = await request(socket, 'GET', `/v1/updates/${id}`)
-        if (state.phase === 'transfer') return
-      }
-      if (performance.now() > deadlineMs) throw new Error('no update reached its transfer')
+      if (await holds(body as StatusAnswer)) return
+      if (performance.now() > deadlineMs) throw new Error(`waited in vain until ${holds}`)
     }
   }
+
+  const untilRunning = () =>
+    untilStatus(async ({ running_update: id }) => {
+      if (id === null) return false
+      return (await request(socket, 'GET', `/v1/updates/${id}`)).body.phase === 'transfer'
+    })
 })
 
 test('ls, status and rm tell and drop what is held', async () => {
