@@ -268,15 +268,18 @@ describe('while an update runs', () => {
       const path = '/v1/checkpoints/llama'
       await call('POST', `${path}/files`, { files })
       const tcp = { base: daemon.addresses[1]!, token: 'sesame' }
-      const unix = call('POST', `${path}/update`, { update_id: 'unix', timeout: 60 })
+      // without bodies: Bun 1.4.5 cuts no request that came with one
+      const updates = [call('POST', `${path}/update`)]
       await runningPhase('open')
-      const waiting = call('POST', `${path}/update`, { update_id: 'tcp', timeout: 60 }, tcp)
+      updates.push(call('POST', `${path}/update`, undefined, tcp))
       await Bun.sleep(SILENT_MS)
       const engine = await startEngine()
-      await feed(engine, 'unix')
-      expect(await unix).toMatchObject({ status: 200, body: { update_id: 'unix' } })
-      await feed(engine, 'tcp')
-      expect(await waiting).toMatchObject({ status: 200, body: { update_id: 'tcp' } })
+      for (const update of updates) {
+        await runningPhase('open')
+        const id = (await call('GET', '/v1/status')).body.running_update
+        await feed(engine, id)
+        expect(await update).toMatchObject({ status: 200, body: { update_id: id } })
+      }
       await checkWeights(engine, files, 2)
     },
     SILENT_MS + TIMEOUT_MS,

@@ -190,6 +190,8 @@ test(
       const update = { method: 'POST', body: '{"timeout":300}', timeout: false, ...how }
       return [
         fetch(`${base}/v1/checkpoints/llama/update`, update),
+        // Bun 1.4.5 cuts no request that came with a body, but all others
+        fetch(`${base}/v1/checkpoints/llama/update`, { ...update, body: undefined }),
         fetch(`${base}/v1/updates/silent/events`, how),
         fetch(`${base}/v1/checkpoints/llama`, { method: 'DELETE', ...how }),
       ]
@@ -198,7 +200,7 @@ test(
     await Bun.sleep(SILENT_MS)
     for (const update of daemon.started) update.finish()
     const answers = await settled
-    expect(answers.map(({ status }) => status)).toEqual(Array(6).fill('fulfilled'))
+    expect(answers.map(({ status }) => status)).toEqual(Array(8).fill('fulfilled'))
   },
   SILENT_MS + 10_000,
 )
