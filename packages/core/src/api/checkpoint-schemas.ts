@@ -92,11 +92,19 @@ export const BuffersRequest = type({
     .array()
     .atLeastLength(1)
     .atMostLength(BUFFERS_MAX),
+  /**
+   * The answer's connection stays open after its one line of JSON. When it ends, in whatever way,
+   * the buffers that hold no registered version are freed: a trainer that dies leaves nothing.
+   */
+  'hold?': 'boolean',
+  /** When host memory does not hold both, the version that is held goes first. */
+  'replace?': 'boolean',
 })
 export type BuffersRequest = typeof BuffersRequest.infer
 
 export const BuffersAnswer = type({
   buffers: type({ id: 'string', path: 'string', bytes: Count }).array(),
+  'previous_dropped?': 'boolean',
 })
 export type BuffersAnswer = typeof BuffersAnswer.infer
 

@@ -98,7 +98,8 @@ export const ROUTES: readonly Route[] = [
   {
     method: 'post',
     path: `${CHECKPOINT}/buffers`,
-    summary: 'Shared-memory regions that a trainer writes its tensors into',
+    summary:
+      'Shared-memory regions that a trainer writes its tensors into; with `hold`, until its connection ends',
     request: 'BuffersRequest',
     answers: { 200: 'BuffersAnswer' },
   },

@@ -1,5 +1,6 @@
 import type { Server } from 'bun'
 import type { TokenDigest } from './http/auth.ts'
+import type { BufferHolds } from './http/buffer-holds.ts'
 import type { RankCalls } from './http/rank-sockets.ts'
 import type { Registry } from './registry/registry.ts'
 import type { UpdateRequest } from '@ckpt/core'
@@ -35,6 +36,8 @@ export interface Daemon {
   start(name: string, request: UpdateRequest): UpdateHandle
   /** Joins the calls that come over the ranks' own sockets. */
   readonly rankCalls: RankCalls
+  /** Connections of trainers that write into buffers. */
+  readonly bufferHolds: BufferHolds
   /** null: nobody said, so any file may be registered over Unix sockets and none over TCP. */
   readonly allowedDirs: readonly string[] | null
   readonly closing: boolean

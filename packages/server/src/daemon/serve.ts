@@ -7,6 +7,7 @@ import { version } from '../../package.json'
 import { createApp, type DaemonApp } from './http/app.ts'
 import { readToken } from './http/auth.ts'
 import type { Daemon } from './context.ts'
+import { BufferHolds } from './http/buffer-holds.ts'
 import { listenTcp, listenUnix, type OpenListener } from './http/listeners.ts'
 import { lockStateDir } from './lock.ts'
 import { log } from './log.ts'
@@ -78,6 +79,7 @@ export async function serve(options: Partial<ServeOptions>): Promise<RunningDaem
   const app = createApp(daemon)
   await openListeners(listeners, app, daemonOptions, listen, token)
   undo.defer(() => {
+    daemon.bufferHolds.close()
     daemon.rankCalls.close(new CkptError('shutting_down', 'the daemon is shutting down'))
     for (const listener of listeners) listener.refuse()
   })
@@ -137,6 +139,7 @@ function wire(
     updates,
     start,
     rankCalls,
+    bufferHolds: new BufferHolds((ids) => registry.abandon(ids)),
     allowedDirs: options.allowedDirs,
     heartbeatMs: HEARTBEAT_MS,
     get closing() {

@@ -18,7 +18,7 @@ import type { LoadedPart, PartId } from '../memory/protocol.ts'
 import type { Registry } from './registry.ts'
 import { defaultBudgetBytes } from './budget.ts'
 import { explainMemory } from './explain.ts'
-import { LentBuffers } from './lent.ts'
+import { type LentBuffer, LentBuffers } from './lent.ts'
 import { makeMetas, requireReadable } from './metas.ts'
 import { checkTensors } from './tensors.ts'
 import { log } from '../log.ts'
@@ -129,21 +129,32 @@ class HeldCheckpoints implements Registry {
     })
   }
 
-  async buffers(name: string, { bytes }: BuffersRequest): Promise<BuffersAnswer> {
+  async buffers(name: string, { bytes, replace }: BuffersRequest): Promise<BuffersAnswer> {
     this.#requireOpen()
     return this.#turns.run(name, async () => {
+      this.#requireOpen()
       await this.#dropAll(this.#versions.superseded(name))
+      const registration = { name, owner: null, replace: replace ?? false }
       try {
-        const shared = await this.#call.call('share', { name, bytes })
+        const { value: shared, previousDropped } = await this.#withRoom(
+          registration,
+          this.#nextPart,
+          () => this.#call.call('share', { name, bytes }),
+        )
         const buffers = shared.map(({ buffer, path }, index) => {
           const lent = this.#lent.add(name, buffer, bytes[index]!)
           return { id: lent.id, path, bytes: lent.bytes }
         })
-        return { buffers }
+        return { buffers, ...(previousDropped ? { previous_dropped: true } : {}) }
       } catch (error) {
         throw this.#explain(error, name)
       }
     })
+  }
+
+  async abandon(buffers: readonly string[]): Promise<void> {
+    if (this.#closed) return
+    await this.#unshare(this.#lent.unused(null).filter(({ id }) => buffers.includes(id)))
   }
 
   async drop(name: string, { force }: { force: boolean }): Promise<DropAnswer> {
@@ -154,11 +165,7 @@ class HeldCheckpoints implements Registry {
       const parts = this.#versions.all(name)
       const existed = parts.length > 0
       await this.#dropAll(parts)
-      const unused = this.#lent.unused(name)
-      this.#lent.forget(unused)
-      if (unused.length > 0) {
-        await this.#call.call('unshare', { buffers: unused.map(({ buffer }) => buffer) })
-      }
+      await this.#unshare(this.#lent.unused(name))
       if (force) await this.#call.call('trim', { name })
       return { name, existed }
     })
@@ -332,15 +339,24 @@ class HeldCheckpoints implements Registry {
     }
   }
 
-  /** Loads beside the version that is held; when the budget does not have both, that one goes first. */
   async #load(
     registration: Registration,
   ): Promise<{ readonly part: HeldPart; readonly previousDropped: boolean }> {
-    const { name, owner, replace } = registration
     const id = this.#nextPart++
-    const load = async () => this.#add(registration, id, await registration.load(id))
+    const { value: part, previousDropped } = await this.#withRoom(registration, id, async () =>
+      this.#add(registration, id, await registration.load(id)),
+    )
+    return { part, previousDropped }
+  }
+
+  /** Takes memory beside the version that is held; when the budget does not have both, that one goes first. */
+  async #withRoom<T>(
+    { name, owner, replace }: Pick<Registration, 'name' | 'owner' | 'replace'>,
+    id: PartId,
+    take: () => Promise<T>,
+  ): Promise<{ readonly value: T; readonly previousDropped: boolean }> {
     try {
-      return { part: await load(), previousDropped: false }
+      return { value: await take(), previousDropped: false }
     } catch (error) {
       if (!(error instanceof HostMemoryError) || !replace) throw error
       const previous = this.#versions
@@ -351,7 +367,7 @@ class HeldCheckpoints implements Registry {
       this.#replacing.add(name)
       try {
         await this.#dropAll(previous)
-        return { part: await load(), previousDropped: true }
+        return { value: await take(), previousDropped: true }
       } finally {
         this.#replacing.delete(name)
       }
@@ -386,6 +402,13 @@ class HeldCheckpoints implements Registry {
       return this.#call.call('drop', { part: part.id })
     })
     await Promise.all(dropped)
+  }
+
+  /** Frees buffers that hold no version. */
+  async #unshare(lent: readonly LentBuffer[]): Promise<void> {
+    if (lent.length === 0) return
+    this.#lent.forget(lent)
+    await this.#call.call('unshare', { buffers: lent.map(({ buffer }) => buffer) })
   }
 
   #release(parts: readonly HeldPart[], succeeded: boolean): void {

@@ -141,6 +141,47 @@ describe('tensors of a trainer', () => {
       expect(others.buffers[0]!.path).not.toBe(own.buffers[0]!.path)
     }))
 
+  test('of a trainer that is gone are freed, unless they are registered', () =>
+    withRegistry(async (registry) => {
+      const { buffers } = await registry.buffers('m', { bytes: [4096, 8192] })
+      const [one, two] = buffers as [(typeof buffers)[0], (typeof buffers)[0]]
+      await registry.tensors('m', { buffers: [{ id: one.id, tensors: [w] }] })
+      const pinned = registry.memory().pinned_bytes
+      await registry.abandon([one.id, two.id, 'unknown'])
+      expect([existsSync(one.path), existsSync(two.path)]).toEqual([true, false])
+      expect(registry.memory().pinned_bytes).toBeLessThan(pinned)
+      registry.lease('m').release(true)
+      const late = { buffers: [{ id: two.id, tensors: [w] }], replace: true }
+      await failure(() => registry.tensors('m', late), 'bad_request', 'no buffer')
+    }))
+
+  test('a next version that does not fit beside the one held takes its place when it may', () =>
+    withRegistry(
+      async (registry, _dir, library) => {
+        const bytes = 6 * 2 ** 20
+        await trainOnce(registry, 1, bytes, false)
+        await failure(
+          () => registry.buffers('m', { bytes: [bytes] }),
+          'host_memory_exhausted',
+          'the budget',
+        )
+        const held = registry.lease('m')
+        const replace = { bytes: [bytes], replace: true }
+        await failure(() => registry.buffers('m', replace), 'host_memory_exhausted', 'an update')
+        held.release(false)
+        const { buffers, previous_dropped } = await registry.buffers('m', replace)
+        expect(previous_dropped).toBe(true)
+        expect(registry.list()).toEqual([])
+        fill(buffers[0]!.path, 0, pattern(bytes, 2))
+        const tensors = [{ name: 'w', dtype: 'U8', shape: [bytes], offset: 0 }]
+        await registry.tensors('m', { buffers: [{ id: buffers[0]!.id, tensors }] })
+        const { version, release } = registry.lease('m')
+        requireHeld(library, version, { w: u8(bytes, 2) })
+        release(true)
+      },
+      { hostMemoryBytes: 10 * 2 ** 20 },
+    ))
+
   test('buffers count in the budget, and dropping the name frees them', () =>
     withRegistry(
       async (registry) => {

@@ -43,6 +43,8 @@ export interface Registry {
   describe(name: string): CheckpointDetail
   /** Shared memory that a trainer writes tensors into. A buffer belongs to one checkpoint name. */
   buffers(name: string, request: BuffersRequest): Promise<BuffersAnswer>
+  /** Frees buffers whose trainer is gone, by their ids. Those with a version in them stay. */
+  abandon(buffers: readonly string[]): Promise<void>
   /** Registers tensors that a trainer has written into buffers of {@link Registry.buffers}, without a copy. */
   tensors(name: string, request: TensorsRequest): Promise<RegisterAnswer>
   /** Where the tensors of the last gathered (or loaded) checkpoint lie. */

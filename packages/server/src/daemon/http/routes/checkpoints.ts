@@ -27,9 +27,14 @@ export function checkpointRoutes(daemon: Daemon) {
       const answer = await registry.register(name, request, c.env.listener.rank)
       return c.json(registered(daemon, answer), answer.reading ? 202 : 200)
     })
-    .post('/:name/buffers', json(BuffersRequest), async (c) =>
-      c.json(await registry.buffers(nameOf(c), c.req.valid('json'))),
-    )
+    .post('/:name/buffers', json(BuffersRequest), async (c) => {
+      const request = c.req.valid('json')
+      const answer = await registry.buffers(nameOf(c), request)
+      const { signal } = c.req.raw
+      // whoever went before it heard of its buffers never writes into them
+      if (request.hold !== true && !signal.aborted) return c.json(answer)
+      return daemon.bufferHolds.answer(answer, signal)
+    })
     .post('/:name/tensors', json(TensorsRequest, LARGE_BODY_BYTES_MAX), async (c) => {
       const answer = await registry.tensors(nameOf(c), c.req.valid('json'))
       return c.json(registered(daemon, answer))

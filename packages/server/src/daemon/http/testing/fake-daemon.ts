@@ -7,6 +7,7 @@ import {
   type UpdateState,
 } from '@ckpt/core'
 import type { Daemon, Listener } from '../../context.ts'
+import { BufferHolds } from '../buffer-holds.ts'
 import { RankCalls } from '../rank-sockets.ts'
 import type { Registry } from '../../registry/registry.ts'
 import type { UpdateHandle, Updates } from '../../updates/updates.ts'
@@ -58,6 +59,7 @@ export function fakeDaemon(ranks: readonly number[] = [0], windowMs = 200): Fake
     updates: fakeUpdates(started, start, () => daemon.events()),
     start,
     rankCalls: new RankCalls({ ranks, windowMs, gather: (name) => registry.gather(name), start }),
+    bufferHolds: new BufferHolds((ids) => registry.abandon(ids)),
     allowedDirs: null,
     closing: false,
     heartbeatMs: 10_000,
@@ -158,6 +160,9 @@ function fakeRegistry(calls: unknown[][]): Registry {
     async buffers(...args) {
       calls.push(['buffers', ...args])
       return { buffers: [{ id: 'b0', path: '/dev/shm/x', bytes: 8 }] }
+    },
+    async abandon(...args) {
+      calls.push(['abandon', ...args])
     },
     async tensors(...args) {
       calls.push(['tensors', ...args])
