@@ -15,14 +15,10 @@ export class BufferHolds {
   }
 
   /** The answer as one line of JSON in a body that does not end before the client closes it. */
-  answer(answer: BuffersAnswer, signal: AbortSignal): Response {
-    let ended = false
+  answer(answer: BuffersAnswer): Response {
     let close = () => {}
     const end = () => {
-      if (ended) return
-      ended = true
       this.#open.delete(close)
-      signal.removeEventListener('abort', end)
       this.#abandon(answer.buffers.map(({ id }) => id)).catch((error) =>
         log.error('buffers of a trainer that is gone: {error}', { error: String(error) }),
       )
@@ -37,11 +33,9 @@ export class BufferHolds {
         this.#open.add(close)
       },
       pull: () => new Promise<void>(() => {}),
+      // also when the client has gone before it was answered
       cancel: end,
     })
-    // an answer to a client that is gone already is never read, so nothing would cancel it
-    if (signal.aborted) end()
-    else signal.addEventListener('abort', end)
     return new Response(body, { headers: { 'content-type': 'application/json' } })
   }
 

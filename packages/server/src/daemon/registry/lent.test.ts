@@ -146,13 +146,16 @@ describe('tensors of a trainer', () => {
       const { buffers } = await registry.buffers('m', { bytes: [4096, 8192] })
       const [one, two] = buffers as [(typeof buffers)[0], (typeof buffers)[0]]
       await registry.tensors('m', { buffers: [{ id: one.id, tensors: [w] }] })
+      const others = (await registry.buffers('m', { bytes: [64] })).buffers[0]!
       const pinned = registry.memory().pinned_bytes
       await registry.abandon([one.id, two.id, 'unknown'])
-      expect([existsSync(one.path), existsSync(two.path)]).toEqual([true, false])
+      expect([one, two, others].map(({ path }) => existsSync(path))).toEqual([true, false, true])
       expect(registry.memory().pinned_bytes).toBeLessThan(pinned)
       registry.lease('m').release(true)
       const late = { buffers: [{ id: two.id, tensors: [w] }], replace: true }
       await failure(() => registry.tensors('m', late), 'bad_request', 'no buffer')
+      const again = { buffers: [{ id: one.id, tensors: [w] }], replace: true }
+      await failure(() => registry.tensors('m', again), 'checkpoint_busy', 'new buffers')
     }))
 
   test('a next version that does not fit beside the one held takes its place when it may', () =>

@@ -30,10 +30,9 @@ export function checkpointRoutes(daemon: Daemon) {
     .post('/:name/buffers', json(BuffersRequest), async (c) => {
       const request = c.req.valid('json')
       const answer = await registry.buffers(nameOf(c), request)
-      const { signal } = c.req.raw
       // whoever went before it heard of its buffers never writes into them
-      if (request.hold !== true && !signal.aborted) return c.json(answer)
-      return daemon.bufferHolds.answer(answer, signal)
+      if (request.hold !== true && !c.req.raw.signal.aborted) return c.json(answer)
+      return daemon.bufferHolds.answer(answer)
     })
     .post('/:name/tensors', json(TensorsRequest, LARGE_BODY_BYTES_MAX), async (c) => {
       const answer = await registry.tensors(nameOf(c), c.req.valid('json'))
