@@ -97,7 +97,10 @@ export const BuffersRequest = type({
    * the buffers that hold no registered version are freed: a trainer that dies leaves nothing.
    */
   'hold?': 'boolean',
-  /** When host memory does not hold both, the version that is held goes first. */
+  /**
+   * As in the request for the tensors: false: a name that is held is refused now; true: when host
+   * memory does not hold both, the version that is held goes first.
+   */
   'replace?': 'boolean',
 })
 export type BuffersRequest = typeof BuffersRequest.infer

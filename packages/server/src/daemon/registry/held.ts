@@ -133,6 +133,8 @@ class HeldCheckpoints implements Registry {
     this.#requireOpen()
     return this.#turns.run(name, async () => {
       this.#requireOpen()
+      // said before the trainer writes, not after
+      if (replace === false) this.#requireFree(name, null)
       await this.#dropAll(this.#versions.superseded(name))
       const registration = { name, owner: null, replace: replace ?? false }
       try {
@@ -299,12 +301,7 @@ class HeldCheckpoints implements Registry {
   ): Promise<void> {
     this.#requireOpen()
     const { name, owner } = registration
-    if (!registration.replace && this.#versions.held(name, owner).length > 0) {
-      throw new CkptError(
-        'checkpoint_exists',
-        `checkpoint '${name}' is registered already: drop it, or register with "replace": true`,
-      )
-    }
+    if (!registration.replace) this.#requireFree(name, owner)
     await this.#dropAll(this.#versions.superseded(name))
     const { part, previousDropped } = await this.#load(registration)
     const { version, loaded, reading } = part
@@ -455,6 +452,14 @@ class HeldCheckpoints implements Registry {
 
   #requireOpen(): void {
     if (this.#closed) throw new CkptError('shutting_down', 'the daemon is ending')
+  }
+
+  #requireFree(name: string, owner: number | null): void {
+    if (this.#versions.held(name, owner).length === 0) return
+    throw new CkptError(
+      'checkpoint_exists',
+      `checkpoint '${name}' is registered already: drop it, or register with "replace": true`,
+    )
   }
 
   #requireIdle(name: string): void {

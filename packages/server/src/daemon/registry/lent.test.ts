@@ -168,6 +168,8 @@ describe('tensors of a trainer', () => {
           'host_memory_exhausted',
           'the budget',
         )
+        const refused = { bytes: [1], replace: false }
+        await failure(() => registry.buffers('m', refused), 'checkpoint_exists', "'m'")
         const held = registry.lease('m')
         const replace = { bytes: [bytes], replace: true }
         await failure(() => registry.buffers('m', replace), 'host_memory_exhausted', 'an update')
