@@ -14,7 +14,11 @@ DETAIL_CHARACTERS = 200
 
 
 def default_address() -> str:
-    """`$XDG_RUNTIME_DIR/ckpt/ckpt.sock`, else `/tmp/ckpt-<uid>/ckpt.sock`: where `ckpt serve` listens when it is not told."""
+    """`$CKPT_DAEMON`, else where `ckpt serve` listens when it is not told: `$XDG_RUNTIME_DIR/ckpt/ckpt.sock`, else
+    `/tmp/ckpt-<uid>/ckpt.sock`."""
+    told = os.environ.get("CKPT_DAEMON", "")
+    if told:
+        return told
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(runtime):
         return os.path.join(runtime, "ckpt/ckpt.sock")

@@ -26,7 +26,7 @@ class Daemon:
         daemon.register_tensors("policy", model.state_dict(), version="step 7")
         daemon.update("policy", update_url="http://localhost:19730/collective_rpc")
 
-    @param address: its Unix socket or `HOST:PORT`; by default the socket of a `ckpt serve` that was not told another
+    @param address: its Unix socket or `HOST:PORT`; by default `$CKPT_DAEMON`, else the socket of a `ckpt serve` that was told none
     @param token: for TCP, what its `--token-file` holds
     @param timeout: seconds without an answer after which a call gives up; an update has its own
     @param threads: that copy; by default one for each core, at most 16

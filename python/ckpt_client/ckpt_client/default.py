@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any, Mapping, Optional
 
+from .connection import default_address
 from .daemon import Daemon
 
-
-@functools.lru_cache(maxsize=None)
-def _daemon(address: Optional[str]) -> Daemon:
-    return Daemon(address)
+_daemon = functools.lru_cache(maxsize=None)(Daemon)
 
 
 def register_tensors(
     name: str, tensors: Mapping[str, Any], version: Optional[str] = None, replace: bool = True
 ) -> dict:
     """`Daemon.register_tensors` of the default daemon."""
-    return _daemon(os.environ.get("CKPT_DAEMON")).register_tensors(name, tensors, version, replace)
+    return _daemon(default_address()).register_tensors(name, tensors, version, replace)
 
 
 def update(name: str, **body: Any) -> dict:
     """`Daemon.update` of the default daemon."""
-    return _daemon(os.environ.get("CKPT_DAEMON")).update(name, **body)
+    return _daemon(default_address()).update(name, **body)
