@@ -65,11 +65,10 @@ afterAll(async () => {
 const environment = () => ({ PYTHONPATH: CLIENT, CKPT_DAEMON: socket })
 
 /** Runs a job of trainer.py and returns what it answers. */
-async function trainer(job: string, ...more: string[]): Promise<any> {
-  const { status, stdout, stderr } = await run(
-    [PYTHON!, TRAINER, socket, job, ...more],
-    environment(),
-  )
+const trainer = (job: string, ...more: string[]) => trainerAt(socket, job, ...more)
+
+async function trainerAt(at: string, job: string, ...more: string[]): Promise<any> {
+  const { status, stdout, stderr } = await run([PYTHON!, TRAINER, at, job, ...more], environment())
   if (status !== 0) throw new Error(stderr)
   return answerIn(stdout)
 }
@@ -151,12 +150,17 @@ describe.skipIf(PYTHON === null)('ckpt_client', () => {
     async () => {
       const first = await trainer('pause', join(dir.path, 'ckpt.sock'))
       const before = await memory()
-      const killed = await startTrainer(/writing/, 'pause', join(dir.path, 'never'))
+      const never = join(dir.path, 'never')
+      const killed = await startTrainer(/writing (\d+)/, 'pause', never, 'child')
       const during = await memory()
       expect(during.shared.length).toBeGreaterThan(before.shared.length)
       expect(during.pinned).toBeGreaterThan(before.pinned)
       await killed.stop('SIGKILL')
-      await eventually(memory, before)
+      try {
+        await eventually(memory, before)
+      } finally {
+        process.kill(Number(killed.ready[1]), 'SIGKILL')
+      }
       const update = await request(socket, 'POST', '/v1/checkpoints/m/update', { update_url: url })
       expect(update.status).toBe(200)
       expect(await engineTensors()).toEqual(first.expected)
@@ -194,6 +198,22 @@ describe.skipIf(PYTHON === null)('ckpt_client', () => {
       const { left, pinned, answer } = await trainer('failing')
       expect({ left, pinned }).toEqual({ left: [], pinned: 0 })
       expect(answer.tensors).toBe(20)
+    },
+    TIMEOUT_MS,
+  )
+
+  test(
+    'where memory holds one version only, the next one takes its place and says so',
+    async () => {
+      const small = join(dir.path, 'small.sock')
+      const state = ['--state-dir', join(dir.path, 'small'), '--devices', 'host']
+      const limited = ['--uds', small, '--host-memory-gib', '0.01', ...state]
+      const other = await start([...CKPT, 'serve', ...limited], /ready at/)
+      try {
+        expect(await trainerAt(small, 'tight')).toEqual({ dropped: [false, true], regions: 1 })
+      } finally {
+        await other.stop()
+      }
     },
     TIMEOUT_MS,
   )

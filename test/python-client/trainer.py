@@ -140,10 +140,13 @@ def engine_weights(url):
         return json.load(response)["ranks"][0]["tensors"]
 
 
-def pause_while_writing(client, flag):
-    """Writes a version; in the middle it prints `writing` and goes on when the file `flag` is there."""
+def pause_while_writing(client, flag, child=""):
+    """Writes a version; in the middle it prints `writing` and goes on when the file `flag` is there.
+
+    `child`: by then it has forked a process, whose id follows `writing`.
+    """
     small_pieces()
-    tensors = {f"w{i}": random_tensor(torch.bfloat16, 300, 500, seed=50 + i) for i in range(20)}
+    tensors = {f"w{i}": random_tensor(torch.bfloat16, 300, 500, seed=50 + i).cpu() for i in range(20)}
     copied = 0
     copy = write.copy_bytes
 
@@ -151,7 +154,11 @@ def pause_while_writing(client, flag):
         nonlocal copied
         copied += 1
         if copied == 20:
-            print("writing", flush=True)
+            forked = os.fork() if child else 0
+            if child and forked == 0:
+                time.sleep(60)
+                os._exit(0)
+            print("writing", forked, flush=True)
             while not os.path.exists(flag):
                 time.sleep(0.01)
         return copy(*arguments)
@@ -220,7 +227,7 @@ def calls(client, file, url, address, token):
 def failing_write(client):
     """A copy that fails: the error comes through, nothing stays mapped, and the next call works."""
     small_pieces()
-    tensors = {f"w{i}": random_tensor(torch.bfloat16, 300, 500, seed=i) for i in range(20)}
+    tensors = {f"w{i}": random_tensor(torch.bfloat16, 300, 500, seed=i).cpu() for i in range(20)}
     copy = write.copy_bytes
     write.copy_bytes = lambda *arguments: 1 / 0
     try:
@@ -237,6 +244,12 @@ def failing_write(client):
     return {"left": left, "pinned": pinned, "answer": client.register_tensors("m", tensors, replace=False)}
 
 
+def tight(client):
+    """Two versions of which the daemon's memory holds one."""
+    answers = [client.register_tensors("m", {"w": torch.full((3 << 20,), i, dtype=torch.int16)}) for i in (1, 2)]
+    return {"dropped": ["previous_dropped" in answer for answer in answers], "regions": len(regions())}
+
+
 def tables(_client):
     names = json.load(sys.stdin)
     return {"order": sorted(names, key=layout.natural_key), "dtypes": sorted(sources.DTYPES)}
@@ -249,6 +262,7 @@ JOBS = {
     "refusals": refusals,
     "calls": calls,
     "failing": failing_write,
+    "tight": tight,
     "tables": tables,
 }
 

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import socket
+import weakref
 from typing import Any, Optional
 
 from .errors import CkptError
@@ -37,16 +38,28 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class HeldAnswer:
-    """An answer whose connection stays open until `close`."""
+    """An answer whose connection stays open until `close`, or until this process has ended."""
+
+    _open: "weakref.WeakSet[HeldAnswer]" = weakref.WeakSet()
 
     def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, body: dict):
         self.body = body
         self._connection = connection
         self._response = response
+        self._open.add(self)
+
+    @classmethod
+    def close_in_child(cls) -> None:
+        """A child of fork() must not keep open what stands for its parent."""
+        for answer in list(cls._open):
+            answer.close()
 
     def close(self) -> None:
         self._response.close()
         self._connection.close()
+
+
+os.register_at_fork(after_in_child=HeldAnswer.close_in_child)
 
 
 class Address:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import List, NamedTuple, Sequence, Tuple
 
@@ -13,6 +14,8 @@ BUFFER_BYTES = 1 << 30
 _DIGITS = re.compile("[0-9]+")
 
 
+# the names of the next version are those of the last
+@functools.lru_cache(maxsize=1 << 18)
 def natural_key(name: str) -> Tuple[bytes, bytes]:
     """Sorts as `naturalCompare` of packages/core/src/checkpoint/natural-order.ts does: numbers as numbers, all else by UTF-16
     unit. Buckets then are one copy each."""

@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import os
 import warnings
-from typing import Dict, Iterable, Optional
+from typing import Any, Dict, Iterable, Optional
 
 from .errors import CkptError
 
@@ -33,7 +33,8 @@ class Region:
         self.path = path
         self._anchor: Optional[ctypes.c_char] = ctypes.c_char.from_buffer(self.map)
         self.address = ctypes.addressof(self._anchor)
-        self._pinned_by: Optional[int] = None
+        self._pinned_on: Any = None
+        self._pinned_by = 0
         if hasattr(mmap, "MADV_HUGEPAGE"):
             try:
                 self.map.madvise(mmap.MADV_HUGEPAGE)
@@ -48,23 +49,30 @@ class Region:
         except OSError:
             return False
 
-    def pin(self, torch) -> None:
-        """Registers the mapping with CUDA for this process's own copies. Without it they work too, slower."""
-        if self._pinned_by is not None:
+    def pin(self, torch: Any, device: Any) -> None:
+        """Registers the mapping with CUDA for copies of this process. Without it they work too, slower."""
+        if self._pinned_on is not None:
             return
-        status = int(torch.cuda.cudart().cudaHostRegister(self.address, self.bytes, CUDA_HOST_REGISTER_PORTABLE))
-        if status == 0:
-            self._pinned_by = os.getpid()
-            return
+        # a thread starts on device 0, where the trainer may want no context
+        with torch.cuda.device(device):
+            status = int(torch.cuda.cudart().cudaHostRegister(self.address, self.bytes, CUDA_HOST_REGISTER_PORTABLE))
+            if status == 0:
+                self._pinned_on, self._pinned_by = device, os.getpid()
+                return
+            try:
+                torch.empty(1, device=device).fill_(0)
+            except RuntimeError:
+                pass  # the error that CUDA keeps for whoever launches a kernel next
         warnings.warn(f"cudaHostRegister of {self.bytes} bytes: CUDA error {status}; copies are slower", stacklevel=2)
 
     def close(self) -> None:
         # CUDA does not work in a child of fork(), which has no registration of its own either
-        if self._pinned_by == os.getpid():
+        if self._pinned_on is not None and self._pinned_by == os.getpid():
             import torch
 
-            torch.cuda.cudart().cudaHostUnregister(self.address)
-        self._pinned_by = None
+            with torch.cuda.device(self._pinned_on):
+                torch.cuda.cudart().cudaHostUnregister(self.address)
+        self._pinned_on = None
         self._anchor = None
         try:
             self.map.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
 
 from .regions import Region
@@ -20,18 +20,16 @@ copy_bytes = ctypes.memmove
 def write_tensors(placed: Sequence[Placed], threads: int) -> None:
     """Returns when every byte is there; on an error, when no thread writes any more."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="ckpt-write")
-    futures: List[Future] = []
-    devices: List[Any] = []
+    streams: List[Any] = []
     try:
         on_device = [item for item in placed if item[0].device is not None and item[0].bytes > 0]
-        futures.extend(pool.submit(_copy, pieces) for pieces in _pieces(placed))
         if on_device:
-            devices = _enqueue(on_device, pool)
-        for future in futures:
+            streams = _enqueue(on_device, pool)
+        for future in [pool.submit(_copy, pieces) for pieces in _pieces(placed)]:
             future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        for stream in devices:
+        for stream in streams:
             stream.synchronize()
 
 
@@ -65,9 +63,9 @@ def _enqueue(placed: Sequence[Placed], pool: ThreadPoolExecutor) -> List[Any]:
     """Pins the mappings and starts the copies of CUDA tensors. Returns the streams on which they run."""
     import torch
 
-    regions = {id(region): region for _, region, _ in placed}
     # pinning is slow, and several threads do it faster
-    list(pool.map(lambda region: region.pin(torch), regions.values()))
+    regions = {id(region): (region, source.device) for source, region, _ in placed}
+    list(pool.map(lambda pinned: pinned[0].pin(torch, pinned[1]), regions.values()))
     streams: Dict[Any, Any] = {}
     try:
         for source, region, offset in placed:
