@@ -5,6 +5,7 @@ import { type EngineMessage, readEngineMessage } from './pickle-reader.ts'
 import type { FaultKind, Script, Step } from './testing/scripted-worker.ts'
 import { HANDLE, LIMITS, type Performance, type Play, perform } from './testing/stage.ts'
 
+const ABORTED = { code: 'aborted', message: 'by test' } as const
 const DIALECTS: Dialect[] = ['D1', 'D2', 'D3', 'D4']
 
 function script(dialect: Dialect, fault?: Script['fault']): Script {
@@ -82,7 +83,12 @@ describe('a conversation that goes well', () => {
   test('no HTTP request: D4 ends with its reply, D1 to D3 a moment after they have closed', () => {
     for (const dialect of DIALECTS) {
       const performance = perform({ script: script(dialect), buckets: 2, http: false })
-      expect(only(performance, 'finished')).toHaveLength(1)
+      const [finished] = only(performance, 'finished')
+      const [, , , firstNone] = only(performance, 'send')
+      const waitedMs = (finished?.atMs as number) - (firstNone?.atMs as number)
+      // a worker drops its mapping just after it has closed its socket
+      if (dialect === 'D4') expect(waitedMs).toBeLessThan(100)
+      else expect(waitedMs).toBeGreaterThanOrEqual(1000)
       expect(closeOf(performance).ringFree).toBe(true)
     }
   })
@@ -202,13 +208,38 @@ describe('a fault at each step', () => {
   })
 
   test('without HTTP, a closed connection is all there is', () => {
+    const where = {
+      handle: 'while it mapped the ring',
+      list: 'in bucket 0',
+      release: 'while it released the ring',
+    }
     for (const step of ['handle', 'list', 'release'] as const) {
       const fault = step === 'list' ? { kind: 'close', step, bucket: 0 } : { kind: 'close', step }
       const play = { script: script('D4', fault as Script['fault']), buckets: 2, http: false }
       const performance = perform(play)
-      expect(failureOf(performance).code).toBe('engine_disconnected')
+      expect(failureOf(performance)).toMatchObject({
+        code: 'engine_disconnected',
+        message: `the engine's worker closed its connection ${where[step]}`,
+      })
+      expect(only(performance, 'finished')).toHaveLength(0)
       expect(failureOf(performance).atMs).toBeLessThan(200)
       expect(closeOf(performance).ringFree).toBe(true)
+    }
+  })
+
+  test('an error reply tells the dialect, unless it is known to be D4', () => {
+    for (const step of ['handle', 'list'] as const) {
+      const fault =
+        step === 'list'
+          ? ({ kind: 'error', step, bucket: 1 } as const)
+          : ({ kind: 'error', step } as const)
+      const learned = (dialect: Dialect, remembered?: Dialect) =>
+        perform({ script: script(dialect, fault), buckets: 3, remembered }).conversation.dialect
+      expect(learned('D2')).toBe('D2')
+      expect(learned('D2', 'D4')).toBe('D2')
+      expect(learned('D3')).toBe('D3')
+      expect(learned('D3', 'D1')).toBe('D3')
+      expect(learned('D4', 'D4')).toBe('D4')
     }
   })
 
@@ -365,6 +396,27 @@ describe('the HTTP request returns early', () => {
     expect(end).toContainEqual({ type: 'finished', dialect: 'D3' })
   })
 
+  test('a failure of the post hook: what it reads is its own, so the ring goes at once', () => {
+    const { step } = released()
+    step({ type: 'reply', body: EMPTY, nowMs: 40 })
+    const actions = step({ type: 'http', ok: false, status: 500, message: 'words', nowMs: 50 })
+    expect(actions.map(({ type }) => type)).toEqual(['failed', 'ring_free', 'close'])
+  })
+
+  test('an error in reply to the second None names the post hook', () => {
+    const { step } = released()
+    step({ type: 'reply', body: EMPTY, nowMs: 40 })
+    const body = new TextEncoder().encode('RuntimeError: words')
+    const actions = step({ type: 'reply', body, nowMs: 50 })
+    expect(actions.find(({ type }) => type === 'failed')).toMatchObject({
+      failure: {
+        code: 'engine_failed',
+        phase: 'post',
+        message: "the engine's worker failed in its post hook: RuntimeError: words",
+      },
+    })
+  })
+
   test('a success without that reply is a failure after two seconds', () => {
     const { conversation, step } = released()
     step({ type: 'http', ok: true, status: 200, message: '', nowMs: 50 })
@@ -397,13 +449,22 @@ describe('the HTTP request returns early', () => {
       expect(step(event)).toContainEqual({ type: 'finished', dialect })
     }
   })
+
+  test('of a worker whose dialect is known nothing is waited for', () => {
+    for (const dialect of DIALECTS) {
+      const { step } = released({ dialect })
+      step({ type: 'reply', body: EMPTY, nowMs: 40 })
+      const end = step({ type: 'http', ok: true, status: 200, message: '', nowMs: 50 })
+      expect(end).toContainEqual({ type: 'finished', dialect })
+    }
+  })
 })
 
 const EMPTY = new Uint8Array(0)
 
 /** A conversation without buckets whose first None has been sent. */
-function released() {
-  const options = { handle: HANDLE, rank: 3, limits: LIMITS, http: true }
+function released(told: { readonly http?: boolean; readonly dialect?: Dialect } = {}) {
+  const options = { handle: HANDLE, rank: 3, limits: LIMITS, http: true, ...told }
   const conversation = new Conversation(options)
   const step = (event: ConversationEvent) => conversation.step(event)
   step({ type: 'start', nowMs: 0 })
@@ -436,6 +497,29 @@ describe('what no worker should do', () => {
     const actions = step({ type: 'connected', nowMs: 40 })
     expect(actions.map(({ type }) => type)).toEqual(['send', 'send', 'failed'])
     expect(actions[2]).toMatchObject({ failure: { code: 'not_supported', phase: 'post' } })
+  })
+
+  test('a second worker without HTTP: it stays until that one has left too', () => {
+    const { conversation, step } = released({ http: false })
+    step({ type: 'reply', body: EMPTY, nowMs: 30 })
+    step({ type: 'disconnected', nowMs: 31 })
+    expect(conversation.deadlineMs).toBe(1031)
+    step({ type: 'connected', nowMs: 40 })
+    expect(conversation.deadlineMs).toBe(40 + LIMITS.leaveMs)
+    step({ type: 'disconnected', nowMs: 50 })
+    expect(step({ type: 'tick', nowMs: 1050 })).toEqual([
+      { type: 'ring_free' },
+      { type: 'close', ringFree: true },
+    ])
+  })
+
+  test('a reply after the last one, while the request has not returned', () => {
+    const { step } = released()
+    step({ type: 'reply', body: EMPTY, nowMs: 30 })
+    step({ type: 'reply', body: EMPTY, nowMs: 40 })
+    expect(step({ type: 'reply', body: EMPTY, nowMs: 41 })).toEqual([])
+    const end = step({ type: 'http', ok: true, status: 200, message: '', nowMs: 50 })
+    expect(end).toContainEqual({ type: 'finished', dialect: 'D4' })
   })
 
   test('a worker that closes before it has replied to the handle, and one that takes its place', () => {
@@ -527,16 +611,21 @@ describe('an abort', () => {
     expect(closeOf(performance).atMs).toBeLessThanOrEqual(12 + LIMITS.replyMs + LIMITS.leaveMs)
   })
 
-  test('a worker whose run returns in time but which does not leave has the leave deadline', () => {
+  /** A worker has been inside `run` since 100 ms, and told to raise at 200 ms. */
+  function abortedInsideRun() {
     const conversation = new Conversation({ handle: HANDLE, rank: 3, limits: LIMITS, http: true })
     const step = (event: ConversationEvent) => conversation.step(event)
     step({ type: 'start', nowMs: 0 })
     step({ type: 'connected', nowMs: 10 })
     step({ type: 'reply', body: EMPTY, nowMs: 20 })
     step({ type: 'announce', bucket: 0, list: EMPTY, nowMs: 100 })
-    const failure = { code: 'aborted', message: 'by test' } as const
-    step({ type: 'abort', failure, nowMs: 200 })
+    step({ type: 'abort', failure: ABORTED, nowMs: 200 })
     expect(conversation.deadlineMs).toBe(100 + LIMITS.replyMs + LIMITS.leaveMs)
+    return { conversation, step }
+  }
+
+  test('a worker whose run returns in time but which does not leave has the leave deadline', () => {
+    const { conversation, step } = abortedInsideRun()
     step({ type: 'reply', body: EMPTY, nowMs: 300 })
     expect(conversation.deadlineMs).toBe(300 + LIMITS.leaveMs)
     // an executor that has not heard of it yet
@@ -546,6 +635,39 @@ describe('an abort', () => {
     expect(step({ type: 'tick', nowMs: 300 + LIMITS.leaveMs })).toMatchObject([
       { type: 'close', ringFree: false },
     ])
+  })
+
+  test('one that closes out of run: the request has the leave deadline from then', () => {
+    const { conversation, step } = abortedInsideRun()
+    step({ type: 'disconnected', nowMs: 300 })
+    expect(conversation.deadlineMs).toBe(300 + LIMITS.leaveMs)
+  })
+
+  test('one that takes its place owes nothing: it was given nothing', () => {
+    const { conversation, step } = abortedInsideRun()
+    step({ type: 'disconnected', nowMs: 300 })
+    step({ type: 'connected', nowMs: 310 })
+    expect(conversation.worker).toEqual({ connected: true, owes: false })
+    expect(step({ type: 'http', ok: false, status: 500, message: 'words', nowMs: 320 })).toEqual([
+      { type: 'ring_free' },
+      { type: 'close', ringFree: true },
+    ])
+  })
+
+  test('after the worker has closed its connection: the leave deadline holds, no other', () => {
+    const { conversation, step } = released()
+    step({ type: 'disconnected', nowMs: 50 })
+    expect(conversation.deadlineMs).toBe(2050)
+    step({ type: 'abort', failure: ABORTED, nowMs: 60 })
+    expect(conversation.deadlineMs).toBe(60 + LIMITS.leaveMs)
+  })
+
+  test('that no worker ever comes to hear is said', () => {
+    const play = { script: script('D4'), buckets: 1, http: false, connectMs: null, abortMs: 5 }
+    expect(closeOf(perform(play))).toMatchObject({
+      ringFree: true,
+      reason: 'no worker connected within 3 s after the failure',
+    })
   })
 
   test('while the post hook runs: the second None was the last word', () => {
