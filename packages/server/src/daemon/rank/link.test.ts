@@ -1,8 +1,12 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
+import { join } from 'node:path'
 import { openLibrary, selectDevices } from '@ckpt/cuda'
 import { TestDir } from '../registry/testing/fixture.ts'
 import { RankTeam } from '../updates/team.ts'
+import type { RankLink } from './link.ts'
+import { clockMs } from './messages.ts'
 import { RankPool } from './pool.ts'
+import { planInput, RING_BYTES } from './testing/one-rank.ts'
 
 setDefaultTimeout(60_000)
 
@@ -56,4 +60,45 @@ test('of a Worker that ends during a run the ring stays counted and the checkpoi
   expect(pool.quarantinedBytes).toBe(2 ** 20)
   expect(dead).toHaveLength(1)
   await pool.close()
+})
+
+test('every rank has its abort bit before any is told why, and so can end the group', async () => {
+  const { library: options, ranks } = selectDevices('host:2', 2)
+  const pool = await RankPool.start(options, openLibrary(options), ranks)
+  const links = await pool.use([0, 1])
+  const order: string[] = []
+  for (const link of links) noteAborts(link, order)
+  for (const link of links) await link.request({ type: 'plan', key: 'none', input: planInput(1) })
+  const team = new RankTeam(1, links, () => {})
+  const alone = { address: null, http: false, engine: null, dialect: null }
+  await team.open({ ...OPENING, deadlineMs: clockMs() + 5000 }, () => alone)
+  team.abort(FAILURE, 100)
+  expect(order).toEqual(['bit', 'bit', 'message', 'message'])
+  await team.left()
+  await pool.close()
+})
+
+function noteAborts(link: RankLink, order: string[]): void {
+  const { raiseAbort, abort } = link
+  link.raiseAbort = () => {
+    order.push('bit')
+    raiseAbort.call(link)
+  }
+  link.abort = (...told) => {
+    order.push('message')
+    abort.apply(link, told)
+  }
+}
+
+test('a ring in quarantine that cannot be freed ends its Worker, and a new one takes its place', async () => {
+  const program = join(import.meta.dir, 'testing/lost-ring-program.ts')
+  const child = Bun.spawn([process.execPath, program], { stderr: 'inherit' })
+  expect(JSON.parse(await new Response(child.stdout).text())).toEqual({
+    quarantinedBefore: RING_BYTES,
+    freedBehindIt: 1,
+    dead: [{ code: 'internal', rank: 0, message: expect.stringContaining('memory handle') }],
+    threadEnded: true,
+    fresh: true,
+    quarantinedAfter: RING_BYTES,
+  })
 })
