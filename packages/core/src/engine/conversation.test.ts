@@ -450,6 +450,19 @@ describe('the HTTP request returns early', () => {
     }
   })
 
+  test('that a worker has left is known before its request returns', () => {
+    for (const end of ['reply', 'disconnected'] as const) {
+      const { conversation, step } = released()
+      expect(conversation.hasLeft).toBe(false)
+      step({ type: 'reply', body: EMPTY, nowMs: 40 })
+      expect(conversation.hasLeft).toBe(false)
+      step(end === 'reply' ? { type: end, body: EMPTY, nowMs: 50 } : { type: end, nowMs: 50 })
+      expect(conversation.hasLeft).toBe(true)
+      step({ type: 'abort', failure: ABORTED, nowMs: 60 })
+      expect(conversation.hasLeft).toBe(false)
+    }
+  })
+
   test('of a worker whose dialect is known nothing is waited for', () => {
     for (const dialect of DIALECTS) {
       const { step } = released({ dialect })

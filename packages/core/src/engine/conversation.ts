@@ -116,6 +116,12 @@ export class Conversation {
     return { connected: this.#connected, owes: this.#owesReading() }
   }
 
+  /** Whether the worker has taken everything and has left, though its engine's request may not have returned. */
+  get hasLeft(): boolean {
+    if (this.#failed) return false
+    return this.#phase === 'leaving' || (this.#phase === 'post' && !this.#connected)
+  }
+
   /** The next moment at which a `tick` is wanted; null when closed or not started. */
   get deadlineMs(): number | null {
     if (!this.#started || this.#phase === 'closed') return null

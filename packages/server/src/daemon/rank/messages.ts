@@ -34,14 +34,17 @@ export interface OpenOptions {
   readonly openMs: number
   /** When the update must have ended, of {@link clockMs}. */
   readonly deadlineMs: number
-  /** Two int32: buckets acknowledged, lists sent. Read by the main thread at any time. */
+  /** Three int32, read by the main thread at any time: see {@link PROGRESS_ACKED} and those after it. */
   readonly progress: SharedArrayBuffer
 }
 
-/** Indices into {@link OpenOptions.progress}. */
+/** Index into {@link OpenOptions.progress}: buckets acknowledged. */
 export const PROGRESS_ACKED = 0
+/** Lists sent. */
 export const PROGRESS_SENT = 1
-export const PROGRESS_BYTES = 8
+/** 1: the engine's worker has taken everything and has left, whatever its engine's request still waits for. */
+export const PROGRESS_LEFT = 2
+export const PROGRESS_BYTES = 12
 
 /** Requests are answered with an {@link RankAnswer} of the same id. */
 export type RankRequest =

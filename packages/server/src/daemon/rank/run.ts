@@ -28,6 +28,7 @@ import {
   clockMs,
   type OpenOptions,
   PROGRESS_ACKED,
+  PROGRESS_LEFT,
   PROGRESS_SENT,
   type RankEvent,
   type RankMessage,
@@ -407,6 +408,9 @@ export class RankRun {
     }
     if (this.#conversationClosed) return
     for (const action of this.#conversation.step(event)) this.#converseAct(action)
+    if (this.#failure === null && this.#conversation.hasLeft) {
+      Atomics.store(this.#progress, PROGRESS_LEFT, 1)
+    }
   }
 
   #converseAct(action: ConversationAction): void {

@@ -6,6 +6,7 @@ import {
   type OpenOptions,
   PROGRESS_ACKED,
   PROGRESS_BYTES,
+  PROGRESS_LEFT,
   PROGRESS_SENT,
   type RankEvent,
   type StageIntervals,
@@ -233,12 +234,12 @@ export class RankTeam {
   }
 
   /**
-   * The rank that has taken the fewest buckets, or has not opened its ring yet: what an update that makes no progress waits
-   * for.
+   * The rank that has taken the fewest buckets, or has not opened its ring yet, or whose worker has not left: what an update
+   * that makes no progress waits for.
    */
   get slowestRank(): number | undefined {
     const taken = ({ opened, progress }: Member) =>
-      opened ? Atomics.load(progress, PROGRESS_ACKED) : -1
+      opened ? Atomics.load(progress, PROGRESS_ACKED) + Atomics.load(progress, PROGRESS_LEFT) : -1
     const waiting = this.#members.filter((member) => !member.finished)
     return waiting.sort((a, b) => taken(a) - taken(b))[0]?.link.rank.rank
   }
