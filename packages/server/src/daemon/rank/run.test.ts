@@ -1,5 +1,5 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
-import { NativeError, STATUS_ERR_TIMEOUT } from '@ckpt/cuda'
+import { NativeError, STATUS_ERR_STATE, STATUS_ERR_TIMEOUT } from '@ckpt/cuda'
 import {
   abort,
   goodOrder,
@@ -111,6 +111,31 @@ test('after an abort a worker has the whole time that it was given to leave, wha
       return [http(500)]
     })
     expect(scene.worker.seen).toEqual(['handle', 'error'])
+    expect(scene.event('closed')).toMatchObject({ quarantinedBytes: 0, settled: true })
+  })
+})
+
+test('what the library says of a copy names the rank, and the engine that waits for it is told', () => {
+  const around = (name: string, call: () => unknown) => {
+    if (name !== 'copyH2d') return call()
+    throw new NativeError('ckpt_copy_h2d', STATUS_ERR_STATE, 'words of the library')
+  }
+  withOneRank({ buckets: BUCKETS, http: true, around }, (scene) => {
+    const good = goodOrder()
+    let aborted = false
+    scene.run((now) => {
+      const messages = good(now)
+      if (scene.has('failed') && !aborted) {
+        aborted = true
+        messages.push(abort())
+      }
+      return messages
+    })
+    const { failure } = scene.event('failed')
+    expect(failure).toMatchObject({ code: 'internal', rank: 0, phase: 'open' })
+    expect(failure.message).toBe('words of the library')
+    // it came to a rank that had failed already, and was given nothing
+    expect(scene.worker.seen).toEqual(['error'])
     expect(scene.event('closed')).toMatchObject({ quarantinedBytes: 0, settled: true })
   })
 })

@@ -12,6 +12,9 @@ import { proxyOf } from './testing/proxy.ts'
 
 setDefaultTimeout(60_000)
 
+/** What tells vLLM from other servers that speak /collective_rpc. */
+const VLLM = { 'GET /version': () => Response.json({ version: '0.26.0' }) }
+
 async function isPaused(engine: RunningEngine): Promise<boolean> {
   const answer = await fetch(`${engine.url}/is_paused`)
   return ((await answer.json()) as { is_paused: boolean }).is_paused
@@ -101,9 +104,7 @@ test('a tensor-parallel vLLM whose worker raised must be started again', async (
   await withUpdates(async ({ updates, register, engine: start }) => {
     await register(tensorsOf(12, 200_000, 1))
     const engine = await start({ faults: ['error@3:once'] })
-    // what tells vLLM from other servers that speak /collective_rpc
-    const own = { 'GET /version': () => Response.json({ version: '0.26.0' }) }
-    const first = proxyOf(engine, own)
+    const first = proxyOf(engine, VLLM)
     const request = { update_url: `${first.url}/collective_rpc`, timeout: 20 }
     const { id, done } = updates.start(NAME, request)
     expect((await outcomeOf(done)).failure?.code).toBe('engine_failed')
@@ -113,10 +114,101 @@ test('a tensor-parallel vLLM whose worker raised must be started again', async (
     expect(refused.failure).toMatchObject({ code: 'engine_restart_needed', rank: 0 })
     expect(first.calls.slice(before)).not.toContain('POST /collective_rpc')
     await first.close()
-    const second = proxyOf(engine, own, first.port)
+    const second = proxyOf(engine, VLLM, first.port)
     expect((await updates.start(NAME, request).done).engines[0]).toMatchObject({ torn: false })
     await second.close()
   }, SMALL_BUCKETS)
+})
+
+test('a vLLM of one rank has nobody to be out of step with: torn, and the next update heals it', async () => {
+  await withUpdates(
+    async ({ updates, register, engine: start }) => {
+      await register(tensorsOf(12, 200_000, 1))
+      const engine = await start({ faults: ['error@3:once'] })
+      const proxy = proxyOf(engine, VLLM)
+      const request = { update_url: `${proxy.url}/collective_rpc`, timeout: 20 }
+      const { id, done } = updates.start(NAME, request)
+      expect((await outcomeOf(done)).failure?.code).toBe('engine_failed')
+      const [report] = updates.state(id).engines!
+      expect(report).toMatchObject({ torn: true })
+      expect(report).not.toHaveProperty('engine_restart_needed')
+      expect((await updates.start(NAME, request).done).engines[0]).toMatchObject({ torn: false })
+      await proxy.close()
+    },
+    { ...SMALL_BUCKETS, rankCount: 1, devices: 'host:1' },
+  )
+})
+
+test('workers that answer instead of raising leave nobody out of step, and have the last word', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    await register(tensorsOf(12, 200_000, 1))
+    const engine = await start({ faults: ['error@3:once'] })
+    const proxy = proxyOf(engine, {
+      ...VLLM,
+      'POST /collective_rpc': async () => {
+        const body = JSON.stringify(proxy.bodies.get('/collective_rpc'))
+        const reply = await fetch(`${engine.url}/collective_rpc`, { method: 'POST', body })
+        if (reply.ok) return reply
+        const failed = { ok: false, error: 'told by the worker', phase: 'transfer', torn: true }
+        return Response.json({ results: [{ ok: true }, failed] })
+      },
+    })
+    const request = { update_url: `${proxy.url}/collective_rpc`, timeout: 20 }
+    const { id, done } = updates.start(NAME, request)
+    const { failure } = await outcomeOf(done)
+    expect(failure).toMatchObject({ code: 'engine_failed', phase: 'transfer', rank: 1 })
+    expect(failure?.message).toContain('told by the worker')
+    const [report] = updates.state(id).engines!
+    expect(report).toMatchObject({ torn: true })
+    expect(report).not.toHaveProperty('engine_restart_needed')
+    await updates.start(NAME, request).done
+    await proxy.close()
+  }, SMALL_BUCKETS)
+})
+
+for (const [route, phase] of [
+  ['POST /reset_prefix_cache', 'post'],
+  ['POST /resume', 'resume'],
+] as const) {
+  test(`an engine that never answers ${route} ends the update at its timeout`, async () => {
+    await withUpdates(async ({ updates, register, engine: start }) => {
+      await register(tensorsOf(8, 100_000, 1))
+      const engine = await start()
+      let hangs = true
+      const proxy = proxyOf(engine, {
+        [route]: ({ url }) =>
+          hangs
+            ? new Promise<Response>(() => {})
+            : fetch(`${engine.url}${new URL(url).pathname}`, { method: 'POST' }),
+      })
+      const request = { update_url: `${proxy.url}/collective_rpc`, pause: 'wait' } as const
+      const { id, done } = updates.start(NAME, { ...request, timeout: 3 })
+      const { failure, seconds } = await outcomeOf(done)
+      expect(failure).toMatchObject({ code: 'update_timeout', phase })
+      expect(seconds).toBeLessThan(5)
+      // it has the whole version all the same
+      expect(updates.state(id).engines).toMatchObject([{ torn: false }])
+      hangs = false
+      await updates.start(NAME, { ...request, timeout: 20 }).done
+      expect(await isPaused(engine)).toBe(false)
+      await proxy.close()
+    })
+  })
+}
+
+test('a look that is never answered is made again', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    await register(tensorsOf(8, 100_000, 1))
+    const engine = await start()
+    let looks = 0
+    const proxy = proxyOf(engine, {
+      'GET /health': () =>
+        ++looks === 1 ? new Promise<Response>(() => {}) : fetch(`${engine.url}/health`),
+    })
+    await updates.start(NAME, { update_url: `${proxy.url}/collective_rpc`, timeout: 30 }).done
+    expect(looks).toBe(2)
+    await proxy.close()
+  })
 })
 
 for (const told of [true, false]) {
@@ -131,7 +223,7 @@ for (const told of [true, false]) {
         const metrics = () =>
           `# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds ${started}\n`
         const own = {
-          'GET /version': () => Response.json({ version: '0.26.0' }),
+          ...VLLM,
           ...(told ? { 'GET /metrics': () => new Response(metrics()) } : {}),
         }
         const first = proxyOf(engine, own)
@@ -206,7 +298,7 @@ test('SGLang is flushed after the update and before it goes on', async () => {
 })
 
 test('LMDeploy tells its devices: another set is refused before anything is sent', async () => {
-  await withUpdates(async ({ updates, register, engine: start }) => {
+  await withUpdates(async ({ options, updates, register, engine: start }) => {
     const tensors = tensorsOf(8, 100_000, 1)
     await register(tensors)
     const engine = await start({ tellDevices: true })
@@ -222,13 +314,17 @@ test('LMDeploy tells its devices: another set is refused before anything is sent
     await requireWeights(engine, tensors)
     const before = proxy.calls.length
     const { failure } = await outcomeOf(updates.start(NAME, { ...request, ranks: [1] }).done)
-    expect(failure).toMatchObject({ code: 'engine_device_missing', phase: 'open' })
+    expect(failure).toMatchObject({ code: 'engine_device_missing', phase: 'open', rank: 1 })
+    const [first, second] = options.ranks.map(({ uuid }) => uuid)
+    const theirs = `${proxy.url} uses device ${first}, which is not among its ranks in this update`
+    expect(failure?.message).toBe(theirs)
     expect(proxy.calls.slice(before).filter((one) => one.startsWith('POST'))).toEqual([])
     const small = await start({ tellDevices: true, tensorParallelSize: 1, devices: 'host:1' })
     const foreign = await outcomeOf(
       updates.start(NAME, { update_url: `${small.url}/update_weights_from_ipc`, timeout: 20 }).done,
     )
     expect(foreign.failure).toMatchObject({ code: 'engine_device_missing', rank: 1 })
+    expect(foreign.failure?.message).toContain(`does not use device ${second} of rank 1`)
     await proxy.close()
   })
 })
