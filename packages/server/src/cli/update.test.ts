@@ -299,22 +299,40 @@ describe('failures', () => {
     expect((await updateThere()).status).toBe(0)
   })
 
-  test('Ctrl-C aborts the update in the daemon, which is free again', async () => {
-    const hanging = await startEngine('127.0.0.1:0', 2, '--fault', 'hang@0')
-    const args = ['--endpoint', hanging.ready[1]!, '--inference-parallel-size', '2', '--json']
-    const words = ['update', '--daemon', socket, '--checkpoint-path', model.path, '--timeout', '30']
-    const child = Bun.spawn([...CKPT, ...words, ...args], { stdout: 'pipe', stderr: 'pipe' })
-    try {
-      await untilRunning()
-      child.kill('SIGINT')
-      const { error } = (await new Response(child.stdout).json()) as any
-      expect(error.code).toBe('aborted')
-      expect(await child.exited).toBe(1)
-    } finally {
-      await hanging.stop('SIGKILL')
-    }
-    expect((await updateThere()).status).toBe(0)
-  })
+  test.each(['Ctrl-C', 'ckpt abort'])(
+    '%s aborts the update in the daemon, which is free again',
+    async (how) => {
+      const hanging = await startEngine('127.0.0.1:0', 2, '--fault', 'hang@0')
+      const args = ['--endpoint', hanging.ready[1]!, '--inference-parallel-size', '2', '--json']
+      const words = [
+        'update',
+        '--daemon',
+        socket,
+        '--checkpoint-path',
+        model.path,
+        '--timeout',
+        '30',
+      ]
+      const child = Bun.spawn([...CKPT, ...words, ...args], { stdout: 'pipe', stderr: 'pipe' })
+      try {
+        const id = await untilRunning()
+        if (how === 'Ctrl-C') child.kill('SIGINT')
+        else {
+          const there = ['--daemon', socket, '--reason', 'ckpt abort']
+          const { status, stdout } = await run([...CKPT, 'abort', id, ...there])
+          expect(status).toBe(0)
+          expect(stdout).toContain(id)
+        }
+        const { error } = (await new Response(child.stdout).json()) as any
+        expect(error.code).toBe('aborted')
+        expect(error.message).toContain(how === 'Ctrl-C' ? 'interrupted in `ckpt update`' : how)
+        expect(await child.exited).toBe(1)
+      } finally {
+        await hanging.stop('SIGKILL')
+      }
+      expect((await updateThere()).status).toBe(0)
+    },
+  )
 
   test('a second update waits its turn, or with --if-busy fail is told the id of the first', async () => {
     await request(socket, 'POST', '/v1/checkpoints/busy/files', {
@@ -340,41 +358,16 @@ describe('failures', () => {
   async function untilStatus(holds: (status: StatusAnswer) => boolean | Promise<boolean>) {
     for (const deadlineMs = performance.now() + 20_000; ; await Bun.sleep(20)) {
       const { body } = await request(socket, 'GET', '/v1/status')
-      if (await holds(body as StatusAnswer)) return
+      if (await holds(body as StatusAnswer)) return body as StatusAnswer
       if (performance.now() > deadlineMs) throw new Error(`waited in vain until ${holds}`)
     }
   }
 
-  const untilRunning = () =>
-    untilStatus(async ({ running_update: id }) => {
+  async function untilRunning(): Promise<string> {
+    const { running_update } = await untilStatus(async ({ running_update: id }) => {
       if (id === null) return false
       return (await request(socket, 'GET', `/v1/updates/${id}`)).body.phase === 'transfer'
     })
-})
-
-test('ls, status and rm tell and drop what is held', async () => {
-  await updateThere('--checkpoint-name', 'shown')
-  const json = async (...args: string[]) =>
-    JSON.parse((await run([...CKPT, ...args, '--daemon', socket, '--json'])).stdout)
-  const text = async (...args: string[]) =>
-    (await run([...CKPT, ...args, '--daemon', socket])).stdout
-  expect((await json('ls')).checkpoints.map((c: any) => c.name)).toContain('shown')
-  expect(await text('ls')).toMatch(/shown +- +complete +12/)
-  expect((await json('ls', 'shown')).tensor_list).toHaveLength(12)
-  expect(await text('ls', 'shown')).toMatch(/layers\.11\.weight +BF16 +\[10, 4096\]/)
-  expect((await json('status')).ranks).toHaveLength(2)
-  expect(await text('status')).toContain(engine.ready[1]!)
-  expect(await json('rm', 'shown')).toEqual({ name: 'shown', existed: true })
-  expect(await json('rm', 'shown')).toEqual({ name: 'shown', existed: false })
-  const missing = await run([...CKPT, 'ls', 'shown', '--daemon', socket, '--json'])
-  expect(JSON.parse(missing.stdout).error.code).toBe('checkpoint_not_found')
-  expect(missing.status).toBe(1)
-})
-
-test('SIGTERM ends a daemon with status 0 and removes its socket', async () => {
-  const path = join(mkdtempSync(join(dir.path, 'term-')), 'ckpt.sock')
-  const own = await startDaemon(path, '--uds', path)
-  expect(existsSync(path)).toBe(true)
-  expect(await own.stop('SIGTERM')).toBe(0)
-  expect(existsSync(path)).toBe(false)
+    return running_update!
+  }
 })
