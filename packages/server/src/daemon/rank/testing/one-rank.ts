@@ -210,6 +210,7 @@ export class OneRank implements RunHost {
         engine: null,
         dialect: null,
         buffers: [Uint32Array.of(this.#buffer)],
+        readings: [null],
         openMs: UPDATE_MS,
         deadlineMs: clockMs() + UPDATE_MS,
         progress: this.#progress.buffer as SharedArrayBuffer,
