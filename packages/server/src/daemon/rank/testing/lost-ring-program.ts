@@ -51,7 +51,8 @@ const address = `ipc://${dir.path}/engine.sock`
 const worker = new SteppedWorker(context, address)
 const team = new RankTeam(RUN, links, () => {})
 const times = { openMs: END_MS, deadlineMs: clockMs() + END_MS }
-await team.open({ planKey: 'plan', ringBytes: RING_BYTES, buffers, ...times }, () => ({
+const plan = { planKey: 'plan', ringBytes: RING_BYTES, buffers, readings: [null] }
+await team.open({ ...plan, ...times }, () => ({
   address,
   http: true,
   engine: null,
