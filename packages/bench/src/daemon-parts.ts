@@ -12,6 +12,7 @@ export function daemonOptions(devices: string, ranks: number | null, dir: string
     allowedDirs: null,
     allowedEngines: null,
     hostMemoryBytes: null,
+    evict: false,
     inPlace: 'never',
     stateDir,
     ringBytes: null,

@@ -39,6 +39,8 @@ export const RegisterAnswer = type({
   'reading?': 'boolean',
   /** The version held before was dropped first, because host memory does not hold both. */
   'previous_dropped?': 'boolean',
+  /** Other checkpoints that were dropped first, which `ckpt serve --evict` allows. */
+  'evicted?': 'string[]',
   /** What went otherwise than asked, such as `lease refused, read into memory: PATH`. */
   'notes?': 'string[]',
 })
@@ -108,6 +110,8 @@ export type BuffersRequest = typeof BuffersRequest.infer
 export const BuffersAnswer = type({
   buffers: type({ id: 'string', path: 'string', bytes: Count }).array(),
   'previous_dropped?': 'boolean',
+  /** Other checkpoints that were dropped first, which `ckpt serve --evict` allows. */
+  'evicted?': 'string[]',
 })
 export type BuffersAnswer = typeof BuffersAnswer.infer
 

@@ -31,6 +31,7 @@ export function addServeCommand(program: Command): void {
     .option('--allow-dir <dir>', 'directory that files may be registered from; repeatable', collect)
     .option('--allow-engine <url>', 'engine that may be contacted; repeatable', collect)
     .option('--host-memory-gib <n>', 'most GiB of pinned host memory', positiveNumber)
+    .option('--evict', 'drop the checkpoints not used for longest when a new one does not fit')
     .option('--ring-gib <n>', 'GiB of device memory for the ring', positiveNumber)
     .option('--bucket-mib <n>', 'most MiB of a bucket', positiveNumber)
     .addOption(

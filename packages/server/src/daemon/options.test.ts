@@ -94,6 +94,7 @@ describe('limits', () => {
       allowedDirs: null,
       allowedEngines: null,
       hostMemoryBytes: null,
+      evict: false,
       inPlace: 'never',
       ringBytes: null,
       bucketBytes: null,
@@ -110,7 +111,8 @@ describe('limits', () => {
   })
 
   test('flags come before the environment', () => {
-    const told = with_({ ringGib: 3, bucketMib: 64, memoryFraction: 0.5, hostMemoryGib: 1.5 })
+    const sizes = { ringGib: 3, bucketMib: 64, memoryFraction: 0.5, hostMemoryGib: 1.5 }
+    const told = with_({ ...sizes, evict: true })
     expect(
       limitOptions(told, { PS_MAX_BUCKET_SIZE_GB: '8', PS_MEM_FRACTION: '0.1' }),
     ).toMatchObject({
@@ -118,6 +120,7 @@ describe('limits', () => {
       bucketBytes: 64 * 1024 ** 2,
       memoryFraction: 0.5,
       hostMemoryBytes: 1.5 * GIB,
+      evict: true,
     })
   })
 

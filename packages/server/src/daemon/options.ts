@@ -24,6 +24,8 @@ export interface ServeOptions {
   readonly allowEngines: readonly string[] | null
   /** Most GiB of pinned host memory; null: 80 % of the machine's. */
   readonly hostMemoryGib: number | null
+  /** Other checkpoints go when a new one does not fit. */
+  readonly evict: boolean
   readonly inPlace: 'never' | 'always' | 'consume'
   /** Private directory for journal and engine sockets; null: one per listen address below {@link stateRoot}. */
   readonly stateDir: string | null
@@ -47,6 +49,7 @@ export const SERVE_DEFAULTS: ServeOptions = {
   allowDirs: null,
   allowEngines: null,
   hostMemoryGib: null,
+  evict: false,
   inPlace: 'never',
   stateDir: null,
   ringGib: null,
@@ -183,6 +186,7 @@ export function limitOptions(options: ServeOptions, env: Environment = process.e
     allowedDirs: options.allowDirs?.map((dir) => resolve(dir)) ?? null,
     allowedEngines: options.allowEngines,
     hostMemoryBytes: bytes(options.hostMemoryGib, GIB),
+    evict: options.evict,
     inPlace: options.inPlace,
     ringBytes:
       bytes(options.ringGib, GIB) ?? (bucketGib === null ? null : 2 * bytes(bucketGib, GIB)!),

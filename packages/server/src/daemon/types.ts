@@ -58,6 +58,8 @@ export interface DaemonOptions {
   readonly allowedEngines: readonly string[] | null
   /** Most bytes of pinned host memory; null: 80 % of the machine's. */
   readonly hostMemoryBytes: number | null
+  /** Whether other checkpoints go, the one not used for longest first, when host memory has no room for a new one. */
+  readonly evict: boolean
   readonly inPlace: 'never' | 'always' | 'consume'
   /** Private 0700 directory: journal, engine sockets. */
   readonly stateDir: string

@@ -17,6 +17,7 @@ import { HostMemoryError } from '../memory/host-memory-error.ts'
 import type { LoadedPart, PartId } from '../memory/protocol.ts'
 import type { Registry } from './registry.ts'
 import { defaultBudgetBytes } from './budget.ts'
+import { chooseVictims, type Victims } from './eviction.ts'
 import { explainMemory } from './explain.ts'
 import { type LentBuffer, LentBuffers } from './lent.ts'
 import { makeMetas, requireReadable } from './metas.ts'
@@ -138,16 +139,14 @@ class HeldCheckpoints implements Registry {
       await this.#dropAll(this.#versions.superseded(name))
       const registration = { name, owner: null, replace: replace ?? false }
       try {
-        const { value: shared, previousDropped } = await this.#withRoom(
-          registration,
-          this.#nextPart,
-          () => this.#call.call('share', { name, bytes }),
+        const { value: shared, dropped } = await this.#withRoom(registration, this.#nextPart, () =>
+          this.#call.call('share', { name, bytes }),
         )
         const buffers = shared.map(({ buffer, path }, index) => {
           const lent = this.#lent.add(name, buffer, bytes[index]!)
           return { id: lent.id, path, bytes: lent.bytes }
         })
-        return { buffers, ...(previousDropped ? { previous_dropped: true } : {}) }
+        return { buffers, ...dropped }
       } catch (error) {
         throw this.#explain(error, name)
       }
@@ -303,7 +302,7 @@ class HeldCheckpoints implements Registry {
     const { name, owner } = registration
     if (!registration.replace) this.#requireFree(name, owner)
     await this.#dropAll(this.#versions.superseded(name))
-    const { part, previousDropped } = await this.#load(registration)
+    const { part, dropped } = await this.#load(registration)
     const { version, loaded, reading } = part
     answer({
       name,
@@ -312,7 +311,7 @@ class HeldCheckpoints implements Registry {
       bytes: loaded.bytes,
       seconds: (performance.now() - begin) / 1000,
       ...(reading ? { reading: true } : {}),
-      ...(previousDropped ? { previous_dropped: true } : {}),
+      ...dropped,
       ...(loaded.notes.length > 0 ? { notes: [...loaded.notes] } : {}),
     })
     await part.complete
@@ -338,33 +337,39 @@ class HeldCheckpoints implements Registry {
 
   async #load(
     registration: Registration,
-  ): Promise<{ readonly part: HeldPart; readonly previousDropped: boolean }> {
+  ): Promise<{ readonly part: HeldPart; readonly dropped: Dropped }> {
     const id = this.#nextPart++
-    const { value: part, previousDropped } = await this.#withRoom(registration, id, async () =>
+    const { value: part, dropped } = await this.#withRoom(registration, id, async () =>
       this.#add(registration, id, await registration.load(id)),
     )
-    return { part, previousDropped }
+    return { part, dropped }
   }
 
-  /** Takes memory beside the version that is held; when the budget does not have both, that one goes first. */
+  /**
+   * Takes memory beside what is held. When the budget does not have both, the version that is replaced goes first, and where the
+   * user allows it other checkpoints.
+   */
   async #withRoom<T>(
     { name, owner, replace }: Pick<Registration, 'name' | 'owner' | 'replace'>,
     id: PartId,
     take: () => Promise<T>,
-  ): Promise<{ readonly value: T; readonly previousDropped: boolean }> {
+  ): Promise<{ readonly value: T; readonly dropped: Dropped }> {
     try {
-      return { value: await take(), previousDropped: false }
+      return { value: await take(), dropped: {} }
     } catch (error) {
-      if (!(error instanceof HostMemoryError) || !replace) throw error
+      if (!(error instanceof HostMemoryError)) throw error
       const previous = this.#versions
         .all(name)
-        .filter((part) => part.leases === 0 && supersedes({ id, owner }, part))
-      const previousBytes = previous.reduce((total, { loaded }) => total + loaded.pinnedBytes, 0)
-      if (previous.length === 0 || previousBytes < error.shortBytes) throw error
-      this.#replacing.add(name)
+        .filter((part) => replace && part.leases === 0 && supersedes({ id, owner }, part))
+      const others = this.#options.evict ? this.#versions.names.filter((one) => one !== name) : []
+      const checkpoints = others.map((one) => this.#versions.all(one))
+      const victims = chooseVictims(previous, checkpoints, error.shortBytes)
+      if (victims === null) throw error
+      if (victims.previous) this.#replacing.add(name)
       try {
-        await this.#dropAll(previous)
-        return { value: await take(), previousDropped: true }
+        await this.#dropAll(victims.parts)
+        for (const evicted of victims.evicted) log.info('evicted {evicted}', { evicted })
+        return { value: await take(), dropped: droppedOf(victims) }
       } finally {
         this.#replacing.delete(name)
       }
@@ -381,6 +386,7 @@ class HeldCheckpoints implements Registry {
       files,
       loaded,
       leases: 0,
+      usedAt: 0,
       outdated: false,
       invalid: null,
       reading: stream,
@@ -469,6 +475,16 @@ class HeldCheckpoints implements Registry {
 
   #explain(error: unknown, name: string): CkptError {
     return explainMemory(error, name, this.#versions, this.#lent)
+  }
+}
+
+/** What an answer says of it. */
+type Dropped = Pick<RegisterAnswer, 'previous_dropped' | 'evicted'>
+
+function droppedOf({ previous, evicted }: Victims): Dropped {
+  return {
+    ...(previous ? { previous_dropped: true } : {}),
+    ...(evicted.length > 0 ? { evicted: [...evicted] } : {}),
   }
 }
 

@@ -257,6 +257,35 @@ describe('host memory', () => {
         previous_dropped: true,
       })
     }, budget))
+
+  test('with --evict the checkpoint that was not used for longest goes, and the answer says so', () =>
+    withRegistry(
+      async (registry, dir, library) => {
+        const register = writer(registry, dir)
+        for (const name of ['a', 'b', 'c']) await register(name, { w: u8(4 * MIB, 1) }, false)
+        registry.lease('a').release(true)
+        expect(await register('d', { w: u8(6 * MIB, 1) }, false)).toMatchObject({ evicted: ['b'] })
+        expect(registry.list().map(({ name }) => name)).toEqual(['a', 'c', 'd'])
+        // no more than is needed, and nothing when all of it is not enough
+        const objects = library.liveObjects()
+        await failure(
+          () => register('e', { w: u8(17 * MIB, 1) }, false),
+          'host_memory_exhausted',
+          "'a'",
+        )
+        expect([registry.list().length, library.liveObjects()]).toEqual([3, objects])
+        // what is replaced goes first, what an update uses stays
+        const lease = registry.lease('c')
+        expect(await register('d', { w: u8(7 * MIB, 2) }, true)).toEqual(
+          expect.not.objectContaining({ evicted: expect.anything() }),
+        )
+        expect(await register('e', { w: u8(4 * MIB, 1) }, false)).toMatchObject({ evicted: ['a'] })
+        requireHeld(library, lease.version, { w: u8(4 * MIB, 1) })
+        lease.release(true)
+        expect(registry.memory().pinned_bytes).toBeLessThanOrEqual(budget.hostMemoryBytes)
+      },
+      { ...budget, evict: true },
+    ))
 })
 
 describe('at the same time', () => {

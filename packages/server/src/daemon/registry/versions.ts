@@ -14,6 +14,8 @@ export interface HeldPart {
   readonly loaded: LoadedPart
   /** Updates that hold it. */
   leases: number
+  /** Ascends with every registration and every lease. */
+  usedAt: number
   /** A newer version was put into an engine: it goes when no update holds it any more. */
   outdated: boolean
   /** Path of an in-place file that was changed. */
@@ -40,6 +42,7 @@ export class Versions {
   readonly #parts = new Map<string, HeldPart[]>()
   readonly #combined = new Map<string, { version: HeldVersion; parts: readonly HeldPart[] }>()
   readonly #allRanks: readonly number[]
+  #uses = 0
 
   constructor(allRanks: readonly number[]) {
     this.#allRanks = allRanks
@@ -82,7 +85,10 @@ export class Versions {
   }
 
   lease(parts: readonly HeldPart[]): void {
-    for (const part of parts) part.leases += 1
+    for (const part of parts) {
+      part.leases += 1
+      part.usedAt = ++this.#uses
+    }
   }
 
   /** Ends a lease; returns what is to be dropped now: after a success, all that the leased parts supersede. */
@@ -115,6 +121,7 @@ export class Versions {
   }
 
   add(part: HeldPart): void {
+    part.usedAt = ++this.#uses
     this.#parts.set(part.name, [...this.all(part.name), part])
     this.#combined.delete(part.name)
   }

@@ -92,6 +92,7 @@ export function daemonOptions(
     allowedDirs: null,
     allowedEngines: null,
     hostMemoryBytes: 2 ** 30,
+    evict: false,
     inPlace: 'never',
     stateDir,
     ringBytes: null,
