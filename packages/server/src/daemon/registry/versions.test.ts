@@ -279,6 +279,7 @@ describe('host memory', () => {
         expect(await register('d', { w: u8(7 * MIB, 2) }, true)).toEqual(
           expect.not.objectContaining({ evicted: expect.anything() }),
         )
+        for (const name of ['a', 'd']) registry.lease(name).release(true)
         expect(await register('e', { w: u8(4 * MIB, 1) }, false)).toMatchObject({ evicted: ['a'] })
         requireHeld(library, lease.version, { w: u8(4 * MIB, 1) })
         lease.release(true)
