@@ -244,8 +244,9 @@ test('of those that have ended the last hundred are remembered', async () => {
 
 test('device memory too small for a second bucket gives serial, for the largest tensor a refusal', async () => {
   const tensors = {
-    big: tensorsOf(1, 6_000_000, 1)['layer.0.weight']!,
     ...tensorsOf(4, 500_000, 2),
+    // neither the first nor the last
+    'layer.2.big': tensorsOf(1, 6_000_000, 1)['layer.0.weight']!,
   }
   await withUpdates(
     async ({ updates, register, engine: start }) => {
@@ -263,11 +264,12 @@ test('device memory too small for a second bucket gives serial, for the largest 
       const { failure: refused } = await outcomeOf(updates.start(NAME, { timeout: 20 }).done)
       expect(refused).toMatchObject({
         code: 'tensor_too_large',
-        tensor: 'big',
+        tensor: 'layer.2.big',
         rank: 0,
         phase: 'plan',
       })
-      expect(refused!.message).toContain('6000000')
+      expect(refused!.message).toContain('(6000000 bytes)')
+      expect(refused!.message).toMatch(/of the \d{6,} bytes free on rank 0$/)
     },
     { rankCount: 1, devices: 'host:1', memoryFraction: 0.0001 },
   )
