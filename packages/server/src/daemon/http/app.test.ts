@@ -254,7 +254,8 @@ describe('the daemon itself', () => {
   test('pickled metas are refused by name', async () => {
     const answer = await call('POST', '/v1/metas', new Uint8Array([0x80, 4, 0x95, 0, 0]))
     expect(answer).toMatchObject({ status: 400, body: { error: { code: 'format_not_supported' } } })
-    expect(answer.body.error.message).toContain('pickle')
+    expect(answer.body.error.message).toContain('the body is a pickle')
+    expect(answer.body.error.message).toContain('send JSON (for metas: what GET /v1/metas answers)')
   })
 
   test('nothing is begun while it shuts down', async () => {

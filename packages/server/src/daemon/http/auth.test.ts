@@ -1,4 +1,5 @@
-import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { afterEach, beforeEach, describe, expect, mock, test } from 'bun:test'
+import crypto from 'node:crypto'
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -62,4 +63,34 @@ test.each([
   [undefined, false],
 ])('%p matches: %p', (header, matches) => {
   expect(tokenMatches(token('secret'), header)).toBe(matches)
+})
+
+test('who sends no token matches no digest, not even that of nothing', () => {
+  const nothing = crypto.createHash('sha256').digest()
+  for (const header of [undefined, '', 'Bearer ']) expect(tokenMatches(nothing, header)).toBe(false)
+})
+
+test('each comparison goes over the whole of two digests in constant time, whatever was sent', () => {
+  const expected = token('secret')
+  const compare = mock(crypto.timingSafeEqual)
+  // the real one, counted
+  mock.module('node:crypto', () => ({ ...crypto, timingSafeEqual: compare }))
+  try {
+    const long = `Bearer ${'x'.repeat(5000)}`
+    const sent = [
+      'Bearer secret',
+      'Bearer secre',
+      'Bearer xecret',
+      long,
+      'Basic secret',
+      '',
+      undefined,
+    ]
+    const matching = sent.filter((header) => tokenMatches(expected, header))
+    expect(matching).toEqual(['Bearer secret'])
+    const lengths = compare.mock.calls.map((views) => views.map(({ byteLength }) => byteLength))
+    expect(lengths).toEqual(sent.map(() => [32, 32]))
+  } finally {
+    mock.module('node:crypto', () => crypto)
+  }
 })
