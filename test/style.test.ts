@@ -1,6 +1,7 @@
 /** The rules of the code base that a machine can check: types, lint (function length, what core may import), format. */
 import { expect, test } from 'bun:test'
 import { join } from 'node:path'
+import { Glob } from 'bun'
 
 const ROOT = join(import.meta.dir, '..')
 
@@ -23,6 +24,23 @@ test('oxlint finds nothing', async () => {
   const { status, output } = await run(bin('oxlint'))
   expect({ status, output: status === 0 ? '' : output }).toEqual({ status: 0, output: '' })
 }, 60_000)
+
+/** What could bring the contents of a checkpoint into JavaScript. */
+const READS = /\b(fileRead|readSync|readFile\w*|createReadStream|toArrayBuffer|Bun\.(file|mmap))\b/
+/** The one place that may: it reads headers and indexes. */
+const READS_HEADERS = 'memory/source-files.ts'
+
+test('nothing that holds or moves weights can read them into JavaScript, but where headers are read', async () => {
+  const daemon = join(ROOT, 'packages/server/src/daemon')
+  const files = [...new Glob('{memory,registry,rank}/*.ts').scanSync(daemon)]
+  const sources = files.filter((file) => !file.endsWith('.test.ts'))
+  expect(sources.length).toBeGreaterThan(20)
+  const reading: string[] = []
+  for (const file of sources) {
+    if (READS.test(await Bun.file(join(daemon, file)).text())) reading.push(file)
+  }
+  expect(reading).toEqual([READS_HEADERS])
+})
 
 test('every file is formatted', async () => {
   const { status, output } = await run(bin('biome'), 'check', '.')

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'bun:test'
 import { existsSync, renameSync, truncateSync, writeFileSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { CkptError } from '@ckpt/core'
-import { openLibrary } from '@ckpt/cuda'
+import { type Library, openLibrary } from '@ckpt/cuda'
 import {
   failure,
   LIBRARY,
@@ -13,6 +13,7 @@ import {
   u8,
 } from '../registry/testing/fixture.ts'
 import { Arena } from './arena.ts'
+import { unmap } from './in-place.ts'
 import { loadPart } from './part-loader.ts'
 import { PathGuard } from './path-guard.ts'
 
@@ -20,14 +21,19 @@ const library = openLibrary(LIBRARY)
 const TENSORS = { a: u8(3_000_000, 1), b: u8(1_000_001, 2) }
 
 /** Loads one file; `meanwhile` runs when memory is taken and nothing is read yet. */
-async function loadWhile(path: string, meanwhile: () => void, inPlace = false) {
+async function loadWhile(
+  path: string,
+  meanwhile: () => void,
+  inPlace = false,
+  used: Library = library,
+) {
   const arena = new Arena(library, 2 ** 30)
   const signal = library.signalCreate()
   const before = [library.liveObjects(), openFiles(dirname(path))]
   try {
     return await loadPart(
       {
-        library,
+        library: used,
         arena,
         guard: new PathGuard(null),
         parts: new Map(),
@@ -45,6 +51,10 @@ async function loadWhile(path: string, meanwhile: () => void, inPlace = false) {
         stream: false,
       },
     ).then((result) => {
+      for (const file of result.part.mapped) {
+        unmap(library, arena, file)
+        library.fileClose(file.file)
+      }
       arena.giveBack(result.part.arena)
       arena.trim(null)
       return result
@@ -99,5 +109,28 @@ test('a load that is stopped leaves nothing, in the arena and in place', () =>
         if (++calls > 1) stop()
       }
       if (inPlace) await failure(() => loadWhile(path, stopLater, inPlace), 'shutting_down')
+    }
+  }))
+
+test('no byte of the weights enters JavaScript, by copy or in place: only headers are read', () =>
+  withFile(async (path) => {
+    const ends: number[] = []
+    const recording = new Proxy(library, {
+      get(target, name: keyof Library) {
+        if (name === 'fileRead') {
+          return (file: number, offset: number, bytes: number) => {
+            ends.push(offset + bytes)
+            return target.fileRead(file, offset, bytes)
+          }
+        }
+        const member = target[name]
+        return typeof member === 'function' ? member.bind(target) : member
+      },
+    })
+    const dataStart = safetensors(TENSORS).length - TENSORS.a.bytes.length - TENSORS.b.bytes.length
+    for (const inPlace of [false, true]) {
+      const { part } = await loadWhile(path, () => {}, inPlace, recording)
+      expect(part.table.names).toEqual(['a', 'b'])
+      expect(Math.max(...ends.splice(0))).toBe(dataStart)
     }
   }))
