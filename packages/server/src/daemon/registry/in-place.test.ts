@@ -231,6 +231,8 @@ describe('in place', () => {
         expect(existsSync(path)).toBe(true)
       },
       { inPlace: 'always' },
+      // where consuming would remove it
+      '/dev/shm',
     ))
 
   test('the daemon that consumes by default keeps files that are asked for as a copy', () =>
