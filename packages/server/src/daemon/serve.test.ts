@@ -62,8 +62,13 @@ async function start(options: Partial<ServeOptions> = {}): Promise<RunningDaemon
   return daemon
 }
 
-async function startEngine(ranks = 2, faults: string[] = []): Promise<RunningEngine> {
+async function startEngine(
+  ranks = 2,
+  faults: string[] = [],
+  disconnectGraceMs?: number,
+): Promise<RunningEngine> {
   const engine = await runReferenceEngine({
+    disconnectGraceMs,
     listen: '127.0.0.1:0',
     tensorParallelSize: ranks,
     devices: 'host',
@@ -411,24 +416,71 @@ describe('two daemons', () => {
   )
 })
 
+/** A daemon in a process of its own. */
+async function spawnDaemon(more: Partial<ServeOptions> = {}) {
+  const options = JSON.stringify({
+    devices: 'host',
+    uds: socketPath(),
+    stateDir: join(dir, 'state'),
+    ...more,
+  })
+  const script = `
+    const { serve } = await import(${JSON.stringify(join(import.meta.dir, 'serve.ts'))})
+    await serve(${options})
+    console.log('ready')`
+  const child = Bun.spawn([process.execPath, '-e', script], { stdin: 'ignore', stdout: 'pipe' })
+  await child.stdout.getReader().read()
+  return child
+}
+
+test(
+  'after SIGKILL the next start releases the engine that was left waiting',
+  async () => {
+    const shared = { devices: 'host:1', ranks: 2 }
+    const killed = await spawnDaemon(shared)
+    // it takes the request and nobody connects, so the workers of the other engine wait for their first list
+    const silent = Bun.serve({
+      hostname: '127.0.0.1',
+      port: 0,
+      idleTimeout: 0,
+      fetch: ({ method }) => (method === 'POST' ? new Promise<Response>(() => {}) : new Response()),
+    })
+    try {
+      // by itself it would wait for ten minutes
+      const engine = await startEngine(1, [], 600_000)
+      const idle = (ms: number) =>
+        fetch(`${engine.url}/v1/weights`, { signal: AbortSignal.timeout(ms) }).then(
+          () => true,
+          () => false,
+        )
+      await call('POST', '/v1/checkpoints/m/files', { files: [writeFile('a.safetensors', 8)] })
+      const url = `${engine.url}/collective_rpc`
+      const engines = [
+        { url, ranks: [0] },
+        { url: `http://127.0.0.1:${silent.port}/collective_rpc`, ranks: [1], engine: 'vllm' },
+      ]
+      await call('POST', '/v1/checkpoints/m/update', { engines, wait: false, timeout: 300 })
+      await runningPhase('open')
+      for (let tries = 0; tries < 100 && (await idle(500)); tries++) await Bun.sleep(10)
+      killed.kill('SIGKILL')
+      await killed.exited
+      expect(await idle(1000)).toBe(false)
+      await start(shared)
+      expect(await idle(15_000)).toBe(true)
+      const marks = (await call('GET', '/v1/status')).body.engines
+      expect(marks).toContainEqual(expect.objectContaining({ url, torn: true }))
+    } finally {
+      killed.kill('SIGKILL')
+      await silent.stop(true)
+    }
+  },
+  TIMEOUT_MS,
+)
+
 test(
   'what a killed daemon left in shared memory is removed by the next',
   async () => {
-    const options = JSON.stringify({
-      devices: 'host',
-      uds: socketPath(),
-      stateDir: join(dir, 'state'),
-    })
-    const script = `
-      const { serve } = await import(${JSON.stringify(join(import.meta.dir, 'serve.ts'))})
-      await serve(${options})
-      console.log('ready')`
     // each in a process of its own: the memory goes when a process opens the native library, once
-    const spawnDaemon = async () => {
-      const child = Bun.spawn([process.execPath, '-e', script], { stdin: 'ignore', stdout: 'pipe' })
-      await child.stdout.getReader().read()
-      return child
-    }
     const killed = await spawnDaemon()
     let next: typeof killed | null = null
     try {
