@@ -371,3 +371,23 @@ describe('failures', () => {
     return running_update!
   }
 })
+
+test('--allow-dir and --allow-engine bound what a daemon reads and contacts', async () => {
+  const path = join(mkdtempSync(join(dir.path, 'allow-')), 'ckpt.sock')
+  const allowed = ['--allow-dir', model.path, '--allow-engine', 'http://127.0.0.1:1/api']
+  const own = await startDaemon(path, '--uds', path, ...allowed)
+  try {
+    const call = async (route: string, body: object) => {
+      const answer = await request(path, 'POST', `/v1/checkpoints/m/${route}`, body)
+      return [answer.status, answer.body.error?.code]
+    }
+    expect(await call('files', { files: ['/etc/hostname'] })).toEqual([403, 'path_not_allowed'])
+    expect(await call('files', { files: model.files })).toEqual([200, undefined])
+    const update = (url: string) => call('update', { update_url: url, open_timeout: 0.1 })
+    const route = 'collective_rpc'
+    expect(await update(`http://127.0.0.1:1/${route}`)).toEqual([403, 'engine_not_allowed'])
+    expect(await update(`http://127.0.0.1:1/api/${route}`)).toEqual([502, 'engine_unreachable'])
+  } finally {
+    await own.stop()
+  }
+})

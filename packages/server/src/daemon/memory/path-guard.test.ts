@@ -1,5 +1,7 @@
 import { afterAll, beforeAll, describe, expect, spyOn, test } from 'bun:test'
+import { once } from 'node:events'
 import { mkdirSync, renameSync, symlinkSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { type Library, openLibrary } from '@ckpt/cuda'
 import { failure, LIBRARY, openFiles, TestDir } from '../registry/testing/fixture.ts'
@@ -47,7 +49,12 @@ describe('a path', () => {
     const guard = new PathGuard([allowed])
     symlinkSync(secret, join(allowed, 'link-out'))
     symlinkSync(dir.path, join(allowed, 'dir-out'))
+    // opening it fails, which would tell that it is there
+    const socket = join(dir.path, 'socket')
+    const server = createServer().listen(socket)
+    await once(server, 'listening')
     const paths = [
+      socket,
       secret,
       `${allowed}/../secret`,
       join(allowed, 'link-out'),
@@ -58,6 +65,7 @@ describe('a path', () => {
     const descriptors = openFiles(dir.path)
     for (const path of paths) await failure(() => read(guard, path), 'path_not_allowed', path)
     expect(openFiles(dir.path)).toBe(descriptors)
+    server.close()
   })
 
   test('that does not exist is told only inside', async () => {
