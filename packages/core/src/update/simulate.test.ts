@@ -157,7 +157,8 @@ describe('in simulated time', () => {
         expect(pipelined).toBeLessThanOrEqual(serial + 1e-6)
         if (pipelined < serial * 0.9) faster++
       }),
-      { numRuns: 300 },
+      // a list that is held back a little too long is slower in one of a hundred
+      { numRuns: 1500 },
     )
     expect(faster).toBeGreaterThan(50)
   }, 30_000)
