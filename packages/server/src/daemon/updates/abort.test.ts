@@ -1,5 +1,6 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
 import { join } from 'node:path'
+import { ZmqContext } from '@ckpt/cuda'
 import {
   NAME,
   outcomeOf,
@@ -10,6 +11,7 @@ import {
   weightsOf,
   withUpdates,
 } from './testing/fixture.ts'
+import { scriptedWorker } from './testing/scripted-worker.ts'
 
 setDefaultTimeout(240_000)
 
@@ -83,3 +85,31 @@ for (const ranks of [1, 2]) {
     expect(liveObjects).toBe(0)
   })
 }
+
+test('an abort of an update that has failed, and whose worker has not left yet, does not change why', async () => {
+  await withUpdates(
+    async ({ updates, register }) => {
+      await register(tensorsOf(8, 200_000, 1))
+      const context = new ZmqContext()
+      const { id, done } = updates.start(NAME, { timeout: 30 })
+      const ended = outcomeOf(done)
+      const words = new TextEncoder().encode('RuntimeError: words of the worker')
+      for await (const { map } of updates.events(id)) {
+        if (map === undefined) continue
+        const [address] = Object.values(map) as [string]
+        const worker = scriptedWorker(context, address, (lists) =>
+          lists === 2 ? words : undefined,
+        )
+        await until(() => worker.seen.includes('error'))
+        expect(updates.abort(id, 'too late').state).toBe('running')
+        worker.close()
+        break
+      }
+      const { failure } = await ended
+      expect(failure).toMatchObject({ code: 'engine_failed', phase: 'transfer', rank: 0 })
+      expect(failure?.message).toContain('words of the worker')
+      context.close()
+    },
+    { ...SMALL_BUCKETS, rankCount: 1, devices: 'host:1' },
+  )
+})

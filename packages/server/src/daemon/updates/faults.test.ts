@@ -128,10 +128,12 @@ const EXPECTED: readonly Expected[] = [
 async function requireHealing({ updates, register }: Bench, url: string): Promise<void> {
   const tensors = tensorsOf(12, 200_000, 2)
   await register(tensors)
-  const { report, failure } = await outcomeOf(
+  const { report, failure, seconds } = await outcomeOf(
     updates.start(NAME, { update_url: url, timeout: 25 }).done,
   )
   expect(failure).toBeNull()
+  // every worker and every rank was released: nothing waits for the last update's timeout
+  expect(seconds).toBeLessThan(10)
   expect(report?.engines[0]).toMatchObject({ result: 'ok', torn: false })
   expect(updates.status().quarantined_bytes).toBe(0)
 }

@@ -4,17 +4,20 @@ import type { ZmqContext } from '@ckpt/cuda'
 
 const LOOK_MS = 2
 
+/** Absent: an empty one, which says that all is well. */
+type Reply = Uint8Array | void
+
 export interface ScriptedWorker {
   /** Types of the messages in the order in which they came. */
   readonly seen: string[]
   close(): void
 }
 
-/** Connects to `address`. `before` may hold a reply back; `lists` counts the lists that have come. */
+/** Connects to `address`. `before` may hold a reply back, or say what it is; `lists` counts the lists that have come. */
 export function scriptedWorker(
   context: ZmqContext,
   address: string,
-  before: (lists: number) => void | Promise<void>,
+  before: (lists: number) => Reply | Promise<Reply>,
 ): ScriptedWorker {
   const socket = context.socket('REP')
   socket.connect(address)
@@ -26,10 +29,10 @@ export function scriptedWorker(
     if (frames === null) return
     replying = true
     seen.push(readEngineMessage(frames.at(-1)!).type)
-    await before(seen.filter((one) => one === 'list').length)
+    const reply = await before(seen.filter((one) => one === 'list').length)
     if (closed) return
     // also to the exception: a REP takes nothing more before it has replied
-    socket.send([new Uint8Array(0)])
+    socket.send([reply ?? new Uint8Array(0)])
     replying = false
   }
   const timer = setInterval(look, LOOK_MS)
