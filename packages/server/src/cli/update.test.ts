@@ -1,6 +1,6 @@
 /** `ckpt update` as a process, against real daemons and reference engines on the host library. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { EngineWeights, StatusAnswer } from '@ckpt/core'
 import { compareWeights, readSafetensors } from '../../../../test/support/checkpoint.ts'
