@@ -26,6 +26,7 @@ describe('the OpenAPI document', () => {
       'get /v1/status',
       'get /v1/updates/{id}',
       'get /v1/updates/{id}/events',
+      'get /v1/updates/{id}/trace',
       'post /v1/checkpoints/{name}/buffers',
       'post /v1/checkpoints/{name}/files',
       'post /v1/checkpoints/{name}/gather-metas',

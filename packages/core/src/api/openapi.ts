@@ -35,6 +35,7 @@ const SCHEMAS = {
   UpdateReport: update.UpdateReport,
   UpdateState: update.UpdateState,
   UpdateEvent: update.UpdateEvent,
+  TraceAnswer: update.TraceAnswer,
   AbortRequest: update.AbortRequest,
   Metas,
   StatusAnswer,
@@ -52,7 +53,7 @@ export const ROUTES: readonly Route[] = [
     path: `${CHECKPOINT}/files`,
     summary: 'Register safetensors files; an empty list is fine',
     request: 'RegisterRequest',
-    answers: { 200: 'RegisterAnswer' },
+    answers: { 200: 'RegisterAnswer', 202: 'RegisterAnswer' },
   },
   {
     method: 'delete',
@@ -140,6 +141,12 @@ export const ROUTES: readonly Route[] = [
     summary: 'Its progress as server-sent events, until it has ended',
     answers: { 200: 'UpdateEvent' },
     events: true,
+  },
+  {
+    method: 'get',
+    path: '/v1/updates/{id}/trace',
+    summary: 'When each stage of each rank had work, of one of the last 10 that have ended',
+    answers: { 200: 'TraceAnswer' },
   },
   {
     method: 'post',

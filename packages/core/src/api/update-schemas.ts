@@ -136,6 +136,10 @@ export const UpdateEvent = UpdateState.and({
 })
 export type UpdateEvent = typeof UpdateEvent.infer
 
+/** `GET /v1/updates/:id/trace`: what Perfetto and `chrome://tracing` open. */
+export const TraceAnswer = type({ displayTimeUnit: "'ms'", traceEvents: 'object[]' })
+export type TraceAnswer = typeof TraceAnswer.infer
+
 /** `POST /v1/updates/:id/abort`; an empty body will do. */
 export const AbortRequest = type({ '+': 'reject', 'reason?': 'string <= 1024' })
 export type AbortRequest = typeof AbortRequest.infer

@@ -10,6 +10,7 @@ import type {
   RegisterAnswer,
   RegisterRequest,
   StatusAnswer,
+  TraceAnswer,
   UpdateEvent,
   UpdateRequest,
   UpdateState,
@@ -112,6 +113,10 @@ export class DaemonClient {
     } finally {
       silence.stop()
     }
+  }
+
+  trace(id: string): Promise<TraceAnswer> {
+    return this.#json('GET', `${update(id)}/trace`)
   }
 
   abort(id: string, reason: string): Promise<UpdateState> {

@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import type { EngineWeights, StatusAnswer } from '@ckpt/core'
+import type { EngineWeights, StatusAnswer, Trace } from '@ckpt/core'
 import { compareWeights, readSafetensors } from '../../../../test/support/checkpoint.ts'
 import {
   CKPT,
@@ -145,6 +145,44 @@ describe('the whole job', () => {
     expect(stdout).toMatch(/stage +seconds +GB\/s +buckets +ring +mode/)
     expect(stdout).toMatch(/transfer +\d+\.\d{3} +\d+\.\d\d +\d+ +\d+\.\d MB +(pipelined|serial)/)
     expect((await run([...CKPT, 'rm', 'table', '--daemon', socket])).status).toBe(0)
+  })
+
+  test('--trace writes when each stage of each rank had work', async () => {
+    const path = join(dir.path, 'trace.json')
+    const { status, document } = await updateThere('--trace', path)
+    expect(document.error).toBeUndefined()
+    expect(status).toBe(0)
+    const { traceEvents } = JSON.parse(readFileSync(path, 'utf8')) as Trace
+    const rows = new Map<number, string>()
+    const groups = new Map<number, string>()
+    const spans: Record<string, { name: string; begin: number; end: number }[]> = {}
+    for (const event of traceEvents) {
+      if (event.ph === 'M') {
+        if (event.name === 'process_name') groups.set(event.pid, event.args.name)
+        else rows.set(event.tid, event.args.name)
+        continue
+      }
+      const { name, ts, dur } = event
+      const row = `${groups.get(event.pid)} ${rows.get(event.tid)}`
+      spans[row] ??= []
+      spans[row].push({ name, begin: ts, end: ts + dur })
+    }
+    const phases = spans['update phases']!
+    expect(phases[0]!.begin).toBe(0)
+    expect(phases.map(({ name }) => name)).toContain('transfer')
+    const transfer = phases.find(({ name }) => name === 'transfer')!
+    for (const rank of [0, 1]) {
+      const h2d = spans[`rank ${rank} h2d`] ?? []
+      const reload = spans[`rank ${rank} reload`]!
+      expect(reload.at(-1)!.end).toBeLessThanOrEqual(transfer.end + 1000)
+      for (const { begin, end } of [...h2d, ...reload]) {
+        expect(begin).toBeGreaterThan(0)
+        expect(end).toBeGreaterThanOrEqual(begin)
+      }
+    }
+    const nowhere = await updateThere('--trace', dir.path)
+    expect(nowhere.document.error.message).toContain(`--trace ${dir.path} cannot be written`)
+    expect(nowhere.status).toBe(2)
   })
 
   test('what the daemon holds is used when there is no path', async () => {

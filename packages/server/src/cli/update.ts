@@ -60,6 +60,7 @@ interface UpdateFlags extends DaemonFlags {
   ringGib?: number
   bucketMib?: number
   hostMemoryGib?: number
+  trace?: string
 }
 
 const DEFAULT_ENDPOINT = 'http://localhost:19730'
@@ -151,6 +152,7 @@ function addUpdateOptions(command: Command): void {
         'all',
       ),
     )
+    .option('--trace <file>', 'write when each stage had work, for Perfetto or chrome://tracing')
     .option('--sleep-time <s>', 'stay for so many seconds afterwards', seconds, 0)
     .option('--custom-dist <name>', 'accepted and not needed: there is no torch.distributed here')
 }
@@ -165,6 +167,7 @@ async function update(name: string, flags: UpdateFlags): Promise<number> {
   try {
     const job = await planJob(name, flags, inputs, daemon)
     const result = await runUpdateJob(daemon.client, job, progress, interrupt)
+    if (flags.trace) await saveTrace(flags.trace, daemon.client, result)
     if (flags.saveMetasFile) await saveMetas(flags.saveMetasFile, await daemon.client.metas())
     result.seconds.total = (performance.now() - startMs) / 1000
     await print(flags.json === true, { ok: true, name, ...result, notes: inputs.notes }, () =>
@@ -176,6 +179,20 @@ async function update(name: string, flags: UpdateFlags): Promise<number> {
   } finally {
     progress.clear()
     await daemon.close('`ckpt update` is done')
+  }
+}
+
+/** Of the last update of the job. */
+async function saveTrace(
+  path: string,
+  client: DaemonClient,
+  { updates }: JobResult,
+): Promise<void> {
+  const trace = await client.trace(updates.at(-1)!.update_id)
+  try {
+    await Bun.write(path, JSON.stringify(trace))
+  } catch (error) {
+    throw usageError(`--trace ${path} cannot be written: ${(error as Error).message}`)
   }
 }
 

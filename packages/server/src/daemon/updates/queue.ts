@@ -13,6 +13,8 @@ import type { UpdateSpec } from './spec.ts'
 const QUEUED_MAX = 16
 /** Ended updates that are remembered. */
 const ENDED_MAX = 100
+/** Those whose timelines are kept: they have a span per bucket, stage and rank. */
+const TIMELINES_MAX = 10
 
 interface Queued {
   readonly spec: UpdateSpec
@@ -111,10 +113,13 @@ export class UpdateQueue {
 
   async #execute(run: UpdateRun, record: UpdateRecord): Promise<void> {
     try {
-      record.succeed(await run.execute())
+      const report = await run.execute()
+      record.timeline = run.timeline
+      record.succeed(report)
       this.#onEnd(null)
     } catch (error) {
       const { failure } = CkptError.wrap(error)
+      record.timeline = run.timeline
       this.#end(record, failure, run.engineReports)
     } finally {
       this.#running = null
@@ -131,6 +136,7 @@ export class UpdateQueue {
   #prune(): void {
     const ended = [...this.#records.values()].filter((record) => record.ended)
     for (const record of ended.slice(0, -ENDED_MAX)) this.#records.delete(record.id)
+    for (const record of ended.slice(0, -TIMELINES_MAX)) record.timeline = null
   }
 
   /** @throws CkptError `update_not_found` */

@@ -3,6 +3,7 @@ import {
   type EngineReport,
   type Failure,
   type Phase,
+  type TimelineRow,
   type UpdateEvent,
   type UpdateReport,
   type UpdateState,
@@ -16,6 +17,8 @@ type EventName = UpdateEvent['event']
 /** What is known of one update, and who is told of it. */
 export class UpdateRecord {
   readonly done: Promise<UpdateReport>
+  /** What it did when; null: it has not ended, or that is not kept any more. */
+  timeline: readonly TimelineRow[] | null = null
   readonly #streams = new Set<EventStream>()
   readonly #resolve: (report: UpdateReport) => void
   readonly #reject: (error: CkptError) => void

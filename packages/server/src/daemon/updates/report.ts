@@ -1,4 +1,4 @@
-import type { EngineReport, Phase, UpdateReport } from '@ckpt/core'
+import type { EngineReport, Phase, TimelineRow, UpdateReport } from '@ckpt/core'
 import { unionSeconds } from '../rank/intervals.ts'
 import { clockMs } from '../rank/messages.ts'
 import type { HeldVersion } from '../types.ts'
@@ -13,6 +13,7 @@ const GIGA = 1e9
 export class PhaseClock {
   readonly #startMs: number
   readonly #spentMs = new Map<Phase, number>()
+  readonly #spans: { phase: Phase; beginMs: number; endMs: number }[] = []
   #phase: Phase | null = null
   #sinceMs: number
 
@@ -30,9 +31,17 @@ export class PhaseClock {
     if (this.#phase !== null) {
       const spentMs = this.#spentMs.get(this.#phase) ?? 0
       this.#spentMs.set(this.#phase, spentMs + nowMs - this.#sinceMs)
+      this.#spans.push({ phase: this.#phase, beginMs: this.#sinceMs, endMs: nowMs })
     }
     this.#phase = phase
     this.#sinceMs = nowMs
+  }
+
+  /** The phases that are over. */
+  get row(): TimelineRow {
+    const spans = this.#spans.flatMap(({ beginMs, endMs }) => [beginMs, endMs])
+    const labels = this.#spans.map(({ phase }) => phase)
+    return { group: 'update', name: 'phases', spans: Float64Array.from(spans), labels }
   }
 
   get seconds(): UpdateReport['seconds'] {

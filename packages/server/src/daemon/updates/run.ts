@@ -3,6 +3,7 @@ import {
   type EngineReport,
   type Failure,
   type Phase,
+  type TimelineRow,
   type UpdateReport,
 } from '@ckpt/core'
 import { signalWithin } from '../../engines/client.ts'
@@ -58,6 +59,8 @@ export class UpdateRun {
   #planned: PlannedUpdate | null = null
   /** Reading the checkpoint, where that went on during the update; null: it was in memory before. */
   #readSeconds: number | null = null
+  /** Begin and end of it, of `clockMs`. */
+  #readSpan = new Float64Array(0)
   #failure: Failure | null = null
   #ended = false
 
@@ -83,6 +86,12 @@ export class UpdateRun {
     return this.#contacts.map((contact) =>
       contact.report(this.#failure, team?.allFinished(contact.ranks) ?? false),
     )
+  }
+
+  /** When what went on: the phases, the reading, the stages of each rank. */
+  get timeline(): TimelineRow[] {
+    const read = { group: 'update', name: 'read', spans: this.#readSpan }
+    return [this.#clock.row, read, ...(this.#team?.rows ?? [])]
   }
 
   /** Runs to the end. @throws CkptError why it failed, after every engine has left or was given up */
@@ -183,8 +192,14 @@ export class UpdateRun {
     this.#enter('gather')
     this.#lease = registry.lease(this.#spec.checkpoint)
     const { version, complete } = this.#lease
-    // reading what is being sent failed: no rank can go on
-    complete.catch((error) => this.fail(CkptError.wrap(error).failure))
+    const reads = version.readings.some((reading) => reading !== null)
+    complete.then(
+      (seconds) => {
+        if (reads) this.#noteRead(seconds)
+      },
+      // no rank can go on
+      (error) => this.fail(CkptError.wrap(error).failure),
+    )
     registry.gather(this.#spec.checkpoint)
     this.#enter('plan')
     const links = await this.#race(pool.use(this.#spec.ranks))
@@ -194,6 +209,12 @@ export class UpdateRun {
     )
     this.#record.size(this.#planned.summary.bucketCount, this.#planned.summary.totalBytes)
     return version
+  }
+
+  #noteRead(seconds: number): void {
+    const nowMs = clockMs()
+    this.#readSeconds = seconds
+    this.#readSpan = Float64Array.of(nowMs - seconds * 1000, nowMs)
   }
 
   /**
@@ -318,8 +339,7 @@ export class UpdateRun {
     const team = this.#team as RankTeam
     this.#enter('transfer')
     await this.#race(team.reached('transferred'))
-    const readSeconds = await this.#race((this.#lease as VersionLease).complete)
-    if (version.readings.some((reading) => reading !== null)) this.#readSeconds = readSeconds
+    await this.#race((this.#lease as VersionLease).complete)
     if (version.files.length > 0) await this.#race(registry.check(version))
     this.#enter('release')
     team.release()

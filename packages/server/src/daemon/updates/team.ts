@@ -1,4 +1,4 @@
-import type { Dialect, Failure } from '@ckpt/core'
+import type { Dialect, Failure, TimelineRow } from '@ckpt/core'
 import { CkptError } from '@ckpt/core'
 import type { RankLink } from '../rank/link.ts'
 import {
@@ -14,6 +14,7 @@ import {
 import type { RankInfo } from '../types.ts'
 
 const GROUP_MS = 1000
+const STAGES = ['h2d', 'broadcast', 'reload'] as const
 
 /** What one rank needs to open; the rest of {@link OpenOptions} is the team's. */
 export type RankOpening = Pick<OpenOptions, 'address' | 'http' | 'engine' | 'dialect'>
@@ -242,6 +243,15 @@ export class RankTeam {
       opened ? Atomics.load(progress, PROGRESS_ACKED) + Atomics.load(progress, PROGRESS_LEFT) : -1
     const waiting = this.#members.filter((member) => !member.finished)
     return waiting.sort((a, b) => taken(a) - taken(b))[0]?.link.rank.rank
+  }
+
+  /** When each stage of each rank had work, of the ranks that have closed. */
+  get rows(): TimelineRow[] {
+    return this.#members.flatMap(({ link, stages }) => {
+      if (stages === null) return []
+      const group = `rank ${link.rank.rank}`
+      return STAGES.map((name) => ({ group, name, spans: stages[name] }))
+    })
   }
 
   get stages(): StageIntervals[] {

@@ -242,6 +242,24 @@ test('of those that have ended the last hundred are remembered', async () => {
   })
 })
 
+test('a trace is there when an update has ended, of the last ten', async () => {
+  await withUpdates(async ({ updates, register }) => {
+    await register(tensorsOf(2, 1000, 1))
+    for (let i = 0; i < 12; i++) {
+      const { id, done } = updates.start(NAME, { timeout: 20, update_id: `t${i}` })
+      await failure(() => updates.trace(id), 'update_not_found', 'when it has ended')
+      await until(() => updates.state(id).phase === 'open')
+      updates.abort(id)
+      await outcomeOf(done)
+      const spans = updates.trace(id).traceEvents.filter(({ ph }) => ph === 'X')
+      expect(spans.map(({ name }) => name)).toContain('plan')
+    }
+    await until(() => updates.status().running_update === null)
+    await failure(() => updates.trace('t1'), 'update_not_found', 'not kept')
+    expect(updates.trace('t2').traceEvents.length).toBeGreaterThan(0)
+  })
+})
+
 test('device memory too small for a second bucket gives serial, for the largest tensor a refusal', async () => {
   const tensors = {
     ...tensorsOf(4, 500_000, 2),

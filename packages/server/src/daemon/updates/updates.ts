@@ -1,7 +1,9 @@
 import {
   CkptError,
+  chromeTrace,
   type Failure,
   type StatusAnswer,
+  type Trace,
   type UpdateEvent,
   type UpdateReport,
   type UpdateRequest,
@@ -42,6 +44,8 @@ export interface Updates {
   state(id: string): UpdateState
   /** Begins with the state of now and ends after `done` or `failed`. Throws `update_not_found`. */
   events(id: string): AsyncIterable<UpdateEvent>
+  /** What an update that has ended did when. Throws `update_not_found`, also when that is not kept any more. */
+  trace(id: string): Trace
   /** Ends an update; without effect when it has ended. Throws `update_not_found`. */
   abort(id: string, reason?: string): UpdateState
   status(): UpdatesStatus
@@ -125,6 +129,13 @@ class DaemonUpdates implements Updates {
 
   events(id: string): AsyncIterable<UpdateEvent> {
     return this.#queue.record(id).events()
+  }
+
+  trace(id: string): Trace {
+    const { timeline, ended } = this.#queue.record(id)
+    if (timeline !== null) return chromeTrace(timeline)
+    const why = ended ? 'is not kept any more' : 'is there when it has ended'
+    throw new CkptError('update_not_found', `the trace of update ${id} ${why}`)
   }
 
   abort(id: string, reason?: string): UpdateState {

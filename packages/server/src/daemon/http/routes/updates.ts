@@ -15,6 +15,7 @@ export function updateRoutes({ updates, heartbeatMs }: Daemon) {
       keepOpen(c)
       return eventStream(updates.events(id), heartbeatMs)
     })
+    .get('/:id/trace', (c) => c.json(updates.trace(c.req.param('id'))))
     .post('/:id/abort', json(AbortRequest), (c) => {
       const id = c.req.param('id')
       const { reason } = c.req.valid('json')

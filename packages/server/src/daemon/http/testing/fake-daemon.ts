@@ -1,6 +1,7 @@
 /** Registry and updates without memory and engines, for tests of what lies before them. */
 import {
   CkptError,
+  chromeTrace,
   type UpdateEvent,
   type UpdateReport,
   type UpdateRequest,
@@ -192,6 +193,10 @@ function fakeUpdates(
       return state(id)
     },
     events,
+    trace(id) {
+      find(id)
+      return chromeTrace([{ group: 'update', name: 'phases', spans: Float64Array.of(1, 2) }])
+    },
     abort(id, reason) {
       find(id)
       for (const update of started) {
