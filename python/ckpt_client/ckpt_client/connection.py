@@ -40,19 +40,25 @@ class UnixConnection(http.client.HTTPConnection):
 class HeldAnswer:
     """An answer whose connection stays open until `close`, or until this process has ended."""
 
-    _open: "weakref.WeakSet[HeldAnswer]" = weakref.WeakSet()
+    # connections and responses: either may be what holds the socket
+    _open: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
     def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, body: dict):
         self.body = body
         self._connection = connection
         self._response = response
-        self._open.add(self)
+        self._open.add(response)
+
+    @classmethod
+    def expect(cls, connection: http.client.HTTPConnection) -> None:
+        """From before the request is sent: another thread may fork meanwhile."""
+        cls._open.add(connection)
 
     @classmethod
     def close_in_child(cls) -> None:
         """A child of fork() must not keep open what stands for its parent."""
-        for answer in list(cls._open):
-            answer.close()
+        for one in list(cls._open):
+            one.close()
 
     def close(self) -> None:
         self._response.close()
@@ -93,6 +99,7 @@ class Address:
     def request_held(self, method: str, path: str, body: Any, timeout: Optional[float]) -> HeldAnswer:
         """The first line of an answer that does not end."""
         connection = self._connect(timeout)
+        HeldAnswer.expect(connection)
         try:
             response = self._send(connection, method, path, body)
             return HeldAnswer(connection, response, json.loads(self._read(response.readline)))

@@ -93,7 +93,7 @@ class Daemon:
         finally:
             # the daemon frees what is not registered now
             held.close()
-        dropped = {key: True for key in ("previous_dropped",) if held.body.get(key)}
+        dropped = {key: held.body[key] for key in ("previous_dropped", "evicted") if held.body.get(key)}
         return {**answer, **dropped, "write_seconds": seconds}
 
     def register_files(

@@ -381,15 +381,16 @@ TEST("whoever waits for pieces of a read is woken once, when they are there or t
   const uint32_t file = open_file(source.path());
   uint32_t buffer = 0, read = 0, bits = 0;
   OK(ckpt_buffer_alloc(4'000'000, 0, &buffer));
-  std::vector<ckpt_read_piece> pieces(300, {file, buffer, 0, 0, 1'000'000});
+  // all into the same place, one after another
+  std::vector<ckpt_read_piece> pieces(100, {file, buffer, 0, 0, 1'000'000});
   const uint32_t first = new_signal(), last = new_signal(), replaced = new_signal();
-  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 2, 0, &read));
+  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 1, 0, &read));
   OK(ckpt_read_notify(read, 1, first));
-  OK(ckpt_read_notify(read, 300, last));
-  OK(ckpt_read_notify(read, 301, replaced));
+  OK(ckpt_read_notify(read, 100, last));
+  OK(ckpt_read_notify(read, 101, replaced));
   OK(ckpt_read_notify(read, 2, replaced));
   ckpt_read_progress progress;
-  for (const auto& [signal, prefix] : {std::pair{first, 1u}, {replaced, 2u}, {last, 300u}}) {
+  for (const auto& [signal, prefix] : {std::pair{first, 1u}, {replaced, 2u}, {last, 100u}}) {
     OK(ckpt_signal_wait(signal, 10000, &bits));
     OK(ckpt_read_query(read, &progress));
     CHECK(progress.pieces_prefix >= prefix);

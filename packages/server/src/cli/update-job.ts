@@ -59,6 +59,17 @@ export interface Interrupt {
   readonly signal: AbortSignal
 }
 
+/** What registering has done beside what was asked. */
+export function registerNotes(registered: RegisterAnswer | null): string[] {
+  if (registered === null) return []
+  const { evicted = [], previous_dropped, notes = [] } = registered
+  return [
+    ...(previous_dropped ? ['host memory does not hold two versions: the old one went first'] : []),
+    ...evicted.map((name) => `checkpoint '${name}' was dropped to make room`),
+    ...notes,
+  ]
+}
+
 /** The stage of registering: with files that are read while they are sent it moves no bytes of its own. */
 export function registerStage(registered: RegisterAnswer, seconds: number): OuterStage {
   return { name: 'register', seconds, bytes: registered.reading ? 0 : registered.bytes }

@@ -27,6 +27,7 @@ import { Progress } from './progress.ts'
 import { stageTable } from './stage-table.ts'
 import {
   type JobResult,
+  registerNotes,
   registerStage,
   runUpdateJob,
   type UpdateJob,
@@ -54,6 +55,7 @@ interface UpdateFlags extends DaemonFlags {
   readyTimeout: number
   mode: NonNullable<UpdateRequest['mode']>
   ifBusy: NonNullable<UpdateRequest['if_busy']>
+  stream: boolean
   inPlace?: boolean
   consume?: boolean
   devices: string
@@ -97,6 +99,7 @@ function addCheckpointOptions(command: Command): void {
     )
     .option('--checkpoint-name <s>', 'name of the checkpoint', 'my-checkpoint-iter-0')
     .option('--weight-version <v>', 'what the engine shall call these weights')
+    .option('--no-stream', 'send nothing before all files have been read')
     .option('--in-place', 'use the files where they lie instead of a copy')
     .option('--consume', 'like --in-place, and remove files in /dev/shm when they are loaded')
     .option('--save-metas-file <file>', 'write the metas as JSON after gathering')
@@ -220,7 +223,9 @@ async function readInputs(flags: UpdateFlags): Promise<Inputs> {
   }
   if (flags.checkpointPath === undefined) return { files: null, metas: null, notes }
   const found = await findCheckpointFiles(flags.checkpointPath)
-  const files: RegisterRequest = { files: [...found.sources], replace: true, wait: false }
+  // whoever asks to consume is told what was not removed
+  const wait = !flags.stream || flags.consume === true
+  const files: RegisterRequest = { files: [...found.sources], replace: true, wait }
   if (flags.inPlace) files.in_place = true
   if (flags.consume) files.consume = true
   if (flags.weightVersion !== undefined) files.version = flags.weightVersion
@@ -345,7 +350,7 @@ function resultText(name: string, result: JobResult, notes: readonly string[]): 
     { name: 'ready', seconds: s.ready, bytes: 0 },
     { name: 'gather', seconds: s.gather, bytes: 0 },
   ]
-  const lines = [...notes, ...(registered?.notes ?? [])].map((note) => `note: ${note}`)
+  const lines = [...notes, ...registerNotes(registered)].map((note) => `note: ${note}`)
   for (const report of result.updates) {
     const engines = report.engines.map(
       (engine) => `${engine.url} (${engine.dialect ?? 'dialect unknown'})`,

@@ -7,6 +7,10 @@ export interface SourceReading {
   readonly read: number
   /** Where in the space each piece of the read begins, ascending: pieces `[0, i)` fill the space below `pieceStarts[i]`. */
   readonly pieceStarts: Float64Array
+  /** Of the files that are read. */
+  readonly bytes: number
+  /** Milliseconds of `clockMs`. */
+  readonly startedMs: number
 }
 
 /** One version of a checkpoint in this daemon's memory. Immutable once it exists. */

@@ -8,6 +8,7 @@ import { log } from '../log.ts'
 export class BufferHolds {
   readonly #abandon: (buffers: readonly string[]) => Promise<void>
   readonly #open = new Set<() => void>()
+  #closed = false
 
   /** `abandon` is told the ids of the buffers when their connection has ended, also after they were registered. */
   constructor(abandon: (buffers: readonly string[]) => Promise<void>) {
@@ -31,6 +32,7 @@ export class BufferHolds {
           end()
         }
         this.#open.add(close)
+        if (this.#closed) close()
       },
       pull: () => new Promise<void>(() => {}),
       // also when the client has gone before it was answered
@@ -41,6 +43,7 @@ export class BufferHolds {
 
   /** Ends every connection: the daemon closes. */
   close(): void {
+    this.#closed = true
     for (const close of this.#open) close()
   }
 }

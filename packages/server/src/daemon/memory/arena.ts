@@ -122,10 +122,13 @@ export class Arena {
    */
   async share(name: string, bytes: readonly number[]): Promise<ArenaBuffer[]> {
     const shared = bytes.map((size) => this.#reuseShared(name, size))
+    const missing = bytes.filter((_, index) => shared[index] === null).map(roundToGranule)
     const fresh: ArenaBuffer[] = []
     // what the trainer left and does not fit now would never be used again
     if (shared.includes(null)) this.#releasePooled(name)
     try {
+      // of all of them: whoever makes room must know how much
+      this.expect(missing.reduce((total, size) => total + size, 0))
       for (const [index, size] of bytes.entries()) {
         if (shared[index] !== null) continue
         const made = this.#allocateShared(roundToGranule(size))

@@ -152,6 +152,11 @@ export class HostMemory {
     if (wanted.size > 0) throw new CkptError('checkpoint_invalid', 'the version was dropped')
   }
 
+  /** After `stop`: waits for loads that stream and whose end nobody has asked for yet. */
+  async finishAll(): Promise<void> {
+    await Promise.allSettled(this.#finishing.values())
+  }
+
   /** Ends loads that run; once they have settled, `close` frees the rest. */
   stop(): void {
     this.#closing = true

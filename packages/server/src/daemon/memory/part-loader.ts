@@ -73,6 +73,7 @@ export async function beginLoad(context: LoaderContext, request: LoadRequest): P
   const opened: OpenedFile[] = []
   const mapped: MappedFile[] = []
   let taking: Taking | null = null
+  let read: TensorRead | null = null
   try {
     const sources = await openSourceFiles(library, context.guard, request.files, opened)
     const tensors = await mergeFiles(library, sources)
@@ -91,7 +92,7 @@ export async function beginLoad(context: LoaderContext, request: LoadRequest): P
     const layout = layOut(tensors, mapped)
     taking = await arena.take(layout.arenaBytes)
     context.stopped()
-    const read = startRead(library, taking.buffers, layout.placements)
+    read = startRead(library, taking.buffers, layout.placements)
     const part: Part = {
       table: buildTable(layout.rows),
       source: sourceSpace(layout.starts, mapped, layout.arenaStart, taking),
@@ -99,17 +100,24 @@ export async function beginLoad(context: LoaderContext, request: LoadRequest): P
       arena: taking.buffers,
       shared: null,
       origins: tensors.map(({ source }) => label(source, request.owner)),
-      reading: read && {
-        read: read.read,
-        pieceStarts: read.pieceStarts.map((start) => layout.arenaStart + start),
-      },
+      reading: read && readingOf(read, layout.arenaStart),
     }
     return { part, conflicts, notes, sources, opened, taking, read }
   } catch (error) {
+    if (read !== null) library.readDestroy(read.read)
     if (taking !== null) arena.undo(taking)
     for (const file of mapped) unmap(library, arena, file)
     for (const { file } of opened) library.fileClose(file)
     throw error
+  }
+}
+
+function readingOf({ read, pieces, pieceStarts, startedMs }: TensorRead, arenaStart: number) {
+  return {
+    read,
+    pieceStarts: pieceStarts.map((start) => arenaStart + start),
+    bytes: pieces.reduce((total, { bytes }) => total + bytes, 0),
+    startedMs,
   }
 }
 

@@ -3,6 +3,7 @@ import { CkptError } from '@ckpt/core/api/errors'
 import type { Handle, Library, ReadPiece } from '@ckpt/cuda'
 import type { ArenaBuffer } from './arena.ts'
 import type { OpenedFile } from './path-guard.ts'
+import { clockMs } from '../clock.ts'
 import { turn } from './turn.ts'
 
 /** Where a range of a file goes in a linear space of buffers. */
@@ -26,6 +27,8 @@ export interface TensorRead {
   /** Where each piece begins in the space, ascending. */
   readonly pieceStarts: Float64Array
   readonly placements: readonly Placement[]
+  /** Milliseconds of {@link clockMs}. */
+  readonly startedMs: number
 }
 
 /** Starts reading files into the buffers, which lie one after another in the space; null: there is nothing to read. */
@@ -37,8 +40,9 @@ export function startRead(
   const { pieces, pieceStarts } = makePieces(buffers, joinNeighbours(placements))
   if (pieces.length === 0) return null
   const threads = Math.min(THREADS_MAX, availableParallelism(), pieces.length)
+  const startedMs = clockMs()
   const read = library.readStart(pieces, threads, 0)
-  return { read, pieces, pieceStarts, placements }
+  return { read, pieces, pieceStarts, placements, startedMs }
 }
 
 /**

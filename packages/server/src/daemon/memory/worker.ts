@@ -43,6 +43,7 @@ async function run(message: MemoryRequest): Promise<MemoryCalls[MemoryCall]['ans
     case 'close':
       memory.stop()
       await Promise.all(running)
+      await memory.finishAll()
       memory.close()
       return null
   }

@@ -4,7 +4,7 @@ import { openLibrary, selectDevices } from '@ckpt/cuda'
 import { TestDir } from '../registry/testing/fixture.ts'
 import { RankTeam } from '../updates/team.ts'
 import type { RankLink } from './link.ts'
-import { clockMs } from './messages.ts'
+import { clockMs } from '../clock.ts'
 import { RankPool } from './pool.ts'
 import { planInput, RING_BYTES } from './testing/one-rank.ts'
 

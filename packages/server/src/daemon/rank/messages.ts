@@ -160,8 +160,3 @@ export type RankReport =
   | { readonly type: 'kept' | 'left'; readonly address: string }
   /** The quarantined ring of a run was freed. */
   | { readonly type: 'ring_freed'; readonly run: number; readonly bytes: number }
-
-/** Monotonic milliseconds, the same clock in every thread of the process. */
-export function clockMs(): number {
-  return performance.timeOrigin + performance.now()
-}

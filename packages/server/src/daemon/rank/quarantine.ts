@@ -1,5 +1,5 @@
 import { Keeper, type LeftConversation } from './keeper.ts'
-import { clockMs } from './messages.ts'
+import { clockMs } from '../clock.ts'
 import type { Ring } from './ring.ts'
 
 /** The most sockets that are kept for workers of which nothing but a word is owed; the oldest go first. */

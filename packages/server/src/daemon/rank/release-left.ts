@@ -1,7 +1,7 @@
 import { ABORT_TEXT, pickleRuntimeError } from '@ckpt/core'
 import { type ZmqContext, zmqPoll } from '@ckpt/cuda'
 import { EngineSocket } from './engine-socket.ts'
-import { clockMs } from './messages.ts'
+import { clockMs } from '../clock.ts'
 
 /** libzmq reconnects after 100 ms: who has not come by then is gone. */
 const CONNECT_MS = 3000

@@ -24,8 +24,8 @@ import type { RankInfo } from '../types.ts'
 import { RingCopies } from './copies.ts'
 import { EngineSocket } from './engine-socket.ts'
 import { BusyIntervals } from './intervals.ts'
+import { clockMs } from '../clock.ts'
 import {
-  clockMs,
   type OpenOptions,
   PROGRESS_ACKED,
   PROGRESS_LEFT,

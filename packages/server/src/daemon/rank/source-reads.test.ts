@@ -33,7 +33,8 @@ function setUp(sizes: readonly number[], pieceStarts: readonly number[], segment
       state.notified.push(pieces)
     },
   } as unknown as Library
-  const reading = { read: READ, pieceStarts: Float64Array.from(pieceStarts) }
+  const times = { bytes: offset, startedMs: 0 }
+  const reading = { read: READ, pieceStarts: Float64Array.from(pieceStarts), ...times }
   const reads = new SourceReads(library, SIGNAL, held, [reading])
   return { held, state, reads, library }
 }

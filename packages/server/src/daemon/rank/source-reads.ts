@@ -12,6 +12,8 @@ export class SourceReads {
   readonly #held: HeldPlan
   readonly #readings: readonly (SourceReading | null)[]
   #segments = 0
+  /** Whoever waits for more would be woken at once, again and again. */
+  #failed = false
 
   /** @param readings per owner; null: all its bytes are there */
   constructor(
@@ -43,7 +45,8 @@ export class SourceReads {
   /** Offset up to which the source space of an owner is filled. */
   #filledTo(reading: SourceReading | null): number {
     if (reading === null) return Number.POSITIVE_INFINITY
-    const { piecesPrefix } = this.#library.readQuery(reading.read)
+    const { piecesPrefix, state } = this.#library.readQuery(reading.read)
+    if (state === 'failed') this.#failed = true
     return reading.pieceStarts[piecesPrefix] ?? Number.POSITIVE_INFINITY
   }
 
@@ -54,6 +57,7 @@ export class SourceReads {
   }
 
   #awaitSegment(segment: number): void {
+    if (this.#failed) return
     const { owner, end } = this.#source(segment)
     const reading = this.#readings[owner] as SourceReading
     this.#library.readNotify(reading.read, piecesBelow(reading.pieceStarts, end), this.#signal)

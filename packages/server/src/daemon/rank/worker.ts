@@ -2,16 +2,16 @@ import { receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { CkptError } from '@ckpt/core'
 import { type Library, openLibrary, ZmqContext } from '@ckpt/cuda'
 import type { RankInfo } from '../types.ts'
-import {
-  clockMs,
-  type OpenAnswer,
-  type OpenOptions,
-  type RankAnswers,
-  type RankEvent,
-  type RankMessage,
-  type RankReport,
-  type RankRequest,
-  type RankWorkerStart,
+import { clockMs } from '../clock.ts'
+import type {
+  OpenAnswer,
+  OpenOptions,
+  RankAnswers,
+  RankEvent,
+  RankMessage,
+  RankReport,
+  RankRequest,
+  RankWorkerStart,
 } from './messages.ts'
 import type { EngineSocket } from './engine-socket.ts'
 import { PlanShelf } from './plans.ts'

@@ -18,6 +18,9 @@ export function explainMemory(
       return `'${holder}'${version} ${part.loaded.pinnedBytes} bytes${use}`
     }),
   )
+  for (const { name: holder, loaded } of versions.failing) {
+    holders.push(`'${holder}' ${loaded.pinnedBytes} bytes (an update that fails uses it)`)
+  }
   for (const { name: holder, bytes } of lent.unused(null)) {
     holders.push(`'${holder}' lent to a trainer ${bytes} bytes`)
   }

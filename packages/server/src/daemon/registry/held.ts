@@ -14,7 +14,7 @@ import {
 } from '@ckpt/core'
 import { MemoryClient } from '../memory/client.ts'
 import { HostMemoryError } from '../memory/host-memory-error.ts'
-import type { LoadedPart, PartId } from '../memory/protocol.ts'
+import type { FinishedLoad, LoadedPart, PartId } from '../memory/protocol.ts'
 import type { Registry } from './registry.ts'
 import { defaultBudgetBytes } from './budget.ts'
 import { chooseVictims, type Victims } from './eviction.ts'
@@ -54,6 +54,10 @@ class HeldCheckpoints implements Registry {
   readonly #lent = new LentBuffers()
   /** Names whose version went before the next one is complete. */
   readonly #replacing = new Set<string>()
+  /** What failed in the last read of a name, until somebody who wanted that version has been told. */
+  readonly #failedReads = new Map<string, CkptError>()
+  /** Updates of a name that were accepted and have not ended. */
+  readonly #claims = new Map<string, number>()
   /** Parts of each version that was handed out. */
   readonly #partsOf = new WeakMap<HeldVersion, readonly HeldPart[]>()
   #memory: MemoryClient | null = null
@@ -163,6 +167,7 @@ class HeldCheckpoints implements Registry {
     this.#requireIdle(name)
     return this.#turns.run(name, async () => {
       this.#requireIdle(name)
+      this.#failedReads.delete(name)
       const parts = this.#versions.all(name)
       const existed = parts.length > 0
       await this.#dropAll(parts)
@@ -172,7 +177,24 @@ class HeldCheckpoints implements Registry {
     })
   }
 
+  claim(name: string): () => void {
+    this.#claims.set(name, (this.#claims.get(name) ?? 0) + 1)
+    let given = true
+    return () => {
+      if (!given) return
+      given = false
+      const left = this.#claims.get(name)! - 1
+      if (left === 0) this.#claims.delete(name)
+      else this.#claims.set(name, left)
+    }
+  }
+
   lease(name: string): VersionLease {
+    const failed = this.#failedReads.get(name)
+    if (failed !== undefined) {
+      this.#failedReads.delete(name)
+      throw failed
+    }
     const { version, parts } = this.#usable(name)
     if (version.table.names.length === 0) {
       throw new CkptError('checkpoint_empty', `checkpoint '${name}' has no tensors`)
@@ -301,9 +323,12 @@ class HeldCheckpoints implements Registry {
     this.#requireOpen()
     const { name, owner } = registration
     if (!registration.replace) this.#requireFree(name, owner)
+    this.#failedReads.delete(name)
     await this.#dropAll(this.#versions.superseded(name))
     const { part, dropped } = await this.#load(registration)
     const { version, loaded, reading } = part
+    const more = reading ? [] : (await part.complete).notes
+    const notes = [...loaded.notes, ...more]
     answer({
       name,
       version,
@@ -312,27 +337,43 @@ class HeldCheckpoints implements Registry {
       seconds: (performance.now() - begin) / 1000,
       ...(reading ? { reading: true } : {}),
       ...dropped,
-      ...(loaded.notes.length > 0 ? { notes: [...loaded.notes] } : {}),
+      ...(notes.length > 0 ? { notes } : {}),
     })
     await part.complete
   }
 
   /** Waits for the bytes of a part that is being read. When that fails nobody gets the part any more. */
-  async #finish(part: HeldPart): Promise<number> {
+  async #finish(part: HeldPart): Promise<FinishedLoad> {
     const { id, name, loaded } = part
     try {
-      const { seconds, notes } = await this.#call.call('finish', { part: id })
+      const finished = await this.#call.call('finish', { part: id })
       this.#versions.completed(part)
-      log.info('read {name}: {bytes} bytes in {seconds} s', { name, bytes: loaded.bytes, seconds })
+      const { seconds, notes } = finished
+      if (loaded.reading !== null) {
+        const { bytes } = loaded.reading
+        log.info('read {name}: {bytes} bytes in {seconds} s', { name, bytes, seconds })
+      }
       for (const note of notes) log.info('{name}: {note}', { name, note })
-      return seconds
+      return finished
     } catch (error) {
-      const { message } = CkptError.wrap(error)
-      log.warn('reading {name} failed: {message}', { name, message })
-      // an update that uses it fails and gives it back
-      if (this.#versions.failed(part)) await this.#dropAll([part]).catch(() => {})
+      await this.#readFailed(part, CkptError.wrap(error))
       throw error
     }
+  }
+
+  /** An update that uses the part fails with it and gives it back. Else the next one that wants it must be told. */
+  async #readFailed(part: HeldPart, error: CkptError): Promise<void> {
+    const { name } = part
+    const { message } = error
+    log.warn('reading {name} failed: {message}', { name, message })
+    if (!this.#versions.failed(part)) return
+    if (part.reading) {
+      const held = this.#versions.held(name, null).length > 0
+      const next = held ? '; the next update takes the version that was held before' : ''
+      const words = `checkpoint '${name}' could not be read to its end: ${message}${next}`
+      this.#failedReads.set(name, CkptError.from({ ...error.failure, message: words }))
+    }
+    await this.#dropAll([part]).catch(() => {})
   }
 
   async #load(
@@ -361,8 +402,7 @@ class HeldCheckpoints implements Registry {
       const previous = this.#versions
         .all(name)
         .filter((part) => replace && part.leases === 0 && supersedes({ id, owner }, part))
-      const others = this.#options.evict ? this.#versions.names.filter((one) => one !== name) : []
-      const checkpoints = others.map((one) => this.#versions.all(one))
+      const checkpoints = this.#evictable(name).map((one) => this.#versions.all(one))
       const victims = chooseVictims(previous, checkpoints, error.shortBytes)
       if (victims === null) throw error
       if (victims.previous) this.#replacing.add(name)
@@ -370,10 +410,20 @@ class HeldCheckpoints implements Registry {
         await this.#dropAll(victims.parts)
         for (const evicted of victims.evicted) log.info('evicted {evicted}', { evicted })
         return { value: await take(), dropped: droppedOf(victims) }
+      } catch (second) {
+        throw withDropped(this.#explain(second, name), victims.evicted)
       } finally {
         this.#replacing.delete(name)
       }
     }
+  }
+
+  /** Other names whose checkpoints the user allows to go: nothing is done with them, and no update is to come. */
+  #evictable(name: string): string[] {
+    if (!this.#options.evict) return []
+    return this.#versions.names.filter(
+      (one) => one !== name && !this.#claims.has(one) && !this.#turns.busy(one),
+    )
   }
 
   #add(registration: Registration, id: PartId, loaded: LoadedPart): HeldPart {
@@ -389,8 +439,8 @@ class HeldCheckpoints implements Registry {
       usedAt: 0,
       outdated: false,
       invalid: null,
-      reading: stream,
-      complete: Promise.resolve(0),
+      reading: loaded.reading !== null,
+      complete: Promise.resolve({ seconds: 0, notes: [] }),
       failed: false,
     }
     this.#versions.add(part)
@@ -421,6 +471,8 @@ class HeldCheckpoints implements Registry {
   }
 
   #usable(name: string) {
+    const failed = this.#failedReads.get(name)
+    if (failed !== undefined) throw failed
     if (this.#replacing.has(name)) {
       throw new CkptError(
         'checkpoint_busy',
@@ -489,7 +541,15 @@ function droppedOf({ previous, evicted }: Victims): Dropped {
 }
 
 async function readSeconds(parts: readonly HeldPart[]): Promise<number> {
-  return Math.max(...(await Promise.all(parts.map((part) => part.complete))))
+  const finished = await Promise.all(parts.map((part) => part.complete))
+  return Math.max(...finished.map(({ seconds }) => seconds))
+}
+
+function withDropped(error: CkptError, evicted: readonly string[]): CkptError {
+  if (evicted.length === 0) return error
+  const { failure } = error
+  const names = evicted.map((name) => `'${name}'`).join(', ')
+  return CkptError.from({ ...failure, message: `${failure.message}; dropped before: ${names}` })
 }
 
 function withPhase(error: CkptError): CkptError {

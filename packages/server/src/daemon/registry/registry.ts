@@ -28,8 +28,11 @@ export interface Registry {
   register(name: string, request: RegisterRequest, owner: number | null): Promise<RegisterAnswer>
   /** Drops every version of `name`; `force` gives unused pinned memory back to the system. @throws `checkpoint_busy` */
   drop(name: string, options: { force: boolean }): Promise<DropAnswer>
+  /** An update of `name` was accepted: until the claim is given back no other checkpoint takes its place. */
+  claim(name: string): () => void
   /**
-   * The newest complete version, held until the lease is released.
+   * The newest version, held until the lease is released. When the last one that was registered with `wait: false` could not
+   * be read, the first call throws why, and only the next one gets the version before it.
    *
    * @throws CkptError `checkpoint_not_found`, `checkpoint_empty`, `checkpoint_invalid`, `tensor_conflict` (two ranks hold
    *   different bytes under one name), `not_supported` (only other hosts hold it)

@@ -7,6 +7,11 @@ const WAITING_MAX = 64
 export class Turns {
   readonly #queues = new Map<string, { last: Promise<unknown>; waiting: number }>()
 
+  /** Whether an operation runs or waits for the name. */
+  busy(name: string): boolean {
+    return this.#queues.has(name)
+  }
+
   /** @throws CkptError `queue_full` */
   async run<T>(name: string, work: () => Promise<T>): Promise<T> {
     const queue = this.#queues.get(name) ?? { last: Promise.resolve(), waiting: 0 }

@@ -1,15 +1,19 @@
 import { describe, expect, test } from 'bun:test'
 import type { CkptError } from '@ckpt/core'
+import { openLibrary } from '@ckpt/cuda'
 import {
+  daemonOptions,
   failure,
+  LIBRARY,
+  openFiles,
   requireHeld,
   safetensors,
-  type TestDir,
+  TestDir,
   type TestTensors,
   u8,
   withRegistry,
 } from './testing/fixture.ts'
-import type { Registry } from './registry.ts'
+import { createRegistry, type Registry } from './registry.ts'
 
 const MIB = 2 ** 20
 
@@ -287,9 +291,39 @@ describe('host memory', () => {
       },
       { ...budget, evict: true },
     ))
+
+  test('with --evict a trainer that asks for several buffers gets room for all of them, or nothing goes', () =>
+    withRegistry(
+      async (registry, dir) => {
+        const register = writer(registry, dir)
+        for (const name of ['a', 'b', 'c']) await register(name, { w: u8(4 * MIB, 1) }, false)
+        const asks = (...mib: number[]) =>
+          registry.buffers('new', { bytes: mib.map((one) => one * MIB) })
+        await failure(() => asks(8, 8, 8), 'host_memory_exhausted')
+        expect(registry.list()).toHaveLength(3)
+        expect(await asks(4, 4, 4)).toMatchObject({ evicted: ['a', 'b'] })
+      },
+      { ...budget, evict: true },
+    ))
 })
 
 describe('at the same time', () => {
+  test('closing while a registration that is not waited for begins frees everything', async () => {
+    const dir = new TestDir()
+    const library = openLibrary(LIBRARY)
+    const before = [library.liveObjects(), openFiles(dir.path)]
+    const file = dir.write('m.safetensors', safetensors({ w: u8(10 * MIB, 1) }))
+    for (let round = 0; round < 30; round++) {
+      const registry = await createRegistry(daemonOptions(dir.path, {}))
+      const asked = registry.register('m', { files: [file], wait: false }, null)
+      asked.catch(() => {})
+      for (const end = performance.now() + round / 4; performance.now() < end; ) await Bun.sleep(0)
+      await registry.close()
+      expect([library.liveObjects(), openFiles(dir.path)]).toEqual(before)
+    }
+    dir.remove()
+  })
+
   test('two registrations of one name: the second waits its turn', () =>
     withRegistry(async (registry, dir, library) => {
       const paths = [1, 2, 3].map((seed) =>

@@ -1,5 +1,5 @@
 import { buildTable, CkptError, layoutDigest, type TensorRow } from '@ckpt/core'
-import type { LoadedPart, PartId } from '../memory/protocol.ts'
+import type { FinishedLoad, LoadedPart, PartId } from '../memory/protocol.ts'
 import type { HeldVersion } from '../types.ts'
 
 /** What one registration put into memory: all of a version, or the part that one rank owns. */
@@ -22,8 +22,8 @@ export interface HeldPart {
   invalid: string | null
   /** Its bytes are still being read. */
   reading: boolean
-  /** The seconds that reading took; rejects with what failed. */
-  complete: Promise<number>
+  /** The end of reading; rejects with what failed. */
+  complete: Promise<FinishedLoad>
   /** Reading it failed: it goes when no update holds it any more. */
   failed: boolean
 }
@@ -42,6 +42,7 @@ export class Versions {
   readonly #parts = new Map<string, HeldPart[]>()
   readonly #combined = new Map<string, { version: HeldVersion; parts: readonly HeldPart[] }>()
   readonly #allRanks: readonly number[]
+  readonly #failed = new Set<HeldPart>()
   #uses = 0
 
   constructor(allRanks: readonly number[]) {
@@ -102,8 +103,10 @@ export class Versions {
     }
     const names = new Set(parts.map(({ name }) => name))
     const outdated = [...names].flatMap((name) => this.all(name).filter((part) => part.outdated))
-    const failed = parts.filter((part) => part.failed)
-    return [...outdated, ...failed].filter((part) => part.leases === 0)
+    const gone = [...outdated, ...parts.filter((part) => part.failed)]
+    const free = gone.filter((part) => part.leases === 0)
+    for (const part of free) this.#failed.delete(part)
+    return free
   }
 
   /** Its bytes are there. */
@@ -114,10 +117,15 @@ export class Versions {
 
   /** Its bytes will never be there: nobody gets it any more. True when it can be dropped now. */
   failed(part: HeldPart): boolean {
-    part.reading = false
     part.failed = true
     this.remove(part)
+    if (part.leases > 0) this.#failed.add(part)
     return part.leases === 0
+  }
+
+  /** Parts that nobody gets any more and an update still uses. */
+  get failing(): Iterable<HeldPart> {
+    return this.#failed
   }
 
   add(part: HeldPart): void {

@@ -5,7 +5,7 @@ import {
   type UpdateRequest,
   type UpdateState,
 } from '@ckpt/core'
-import { clockMs } from '../rank/messages.ts'
+import { clockMs } from '../clock.ts'
 import { UpdateRecord } from './record.ts'
 import { type RunContext, UpdateRun } from './run.ts'
 import type { UpdateSpec } from './spec.ts'

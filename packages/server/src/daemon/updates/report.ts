@@ -1,7 +1,7 @@
 import type { EngineReport, Phase, TimelineRow, UpdateReport } from '@ckpt/core'
 import { unionSeconds } from '../rank/intervals.ts'
-import { clockMs } from '../rank/messages.ts'
-import type { HeldVersion } from '../types.ts'
+import { clockMs } from '../clock.ts'
+import type { HeldVersion, SourceReading } from '../types.ts'
 import type { PlannedUpdate } from './plan.ts'
 import type { UpdateSpec } from './spec.ts'
 import type { RankTeam } from './team.ts'
@@ -11,14 +11,14 @@ const GIGA = 1e9
 
 /** Seconds that an update spends in its phases; a phase can be entered more than once. */
 export class PhaseClock {
-  readonly #startMs: number
+  readonly startMs: number
   readonly #spentMs = new Map<Phase, number>()
   readonly #spans: { phase: Phase; beginMs: number; endMs: number }[] = []
   #phase: Phase | null = null
   #sinceMs: number
 
   constructor(startMs: number) {
-    this.#startMs = startMs
+    this.startMs = startMs
     this.#sinceMs = startMs
   }
 
@@ -48,7 +48,7 @@ export class PhaseClock {
     const seconds = Object.fromEntries(
       PHASES.map((phase) => [phase, (this.#spentMs.get(phase) ?? 0) / 1000]),
     )
-    const total = (clockMs() - this.#startMs) / 1000
+    const total = (clockMs() - this.startMs) / 1000
     return { total, ...seconds } as UpdateReport['seconds']
   }
 }
@@ -60,8 +60,10 @@ export interface ReportParts {
   readonly planned: PlannedUpdate
   readonly team: RankTeam
   readonly clock: PhaseClock
-  /** Reading the checkpoint; null: it was in memory before the update. */
-  readonly readSeconds: number | null
+  /** Reads that went on when the update began. */
+  readonly readings: readonly SourceReading[]
+  /** Begin and end of reading; empty: the checkpoint was in memory before the update. */
+  readonly readSpan: Float64Array
   readonly engines: EngineReport[]
 }
 
@@ -70,12 +72,17 @@ export interface ReportParts {
  * bytes over the time in which any stage had work, so waiting for an engine to begin is not counted.
  */
 export function makeReport(parts: ReportParts): UpdateReport {
-  const { spec, version, planned, team, clock, readSeconds, engines } = parts
+  const { spec, version, planned, team, clock, readings, readSpan, engines } = parts
   const { summary } = planned
   const { stages } = team
   const bytes = summary.totalBytes
   const of = (name: 'h2d' | 'broadcast' | 'reload') => unionSeconds(stages.map((one) => one[name]))
-  const busy = unionSeconds(stages.flatMap((one) => [one.h2d, one.broadcast, one.reload]))
+  // of the update, so what was read before it does not count
+  const reading = readSpan.map((ms) => Math.max(ms, clock.startMs))
+  const busy = unionSeconds([
+    reading,
+    ...stages.flatMap((one) => [one.h2d, one.broadcast, one.reload]),
+  ])
   return {
     update_id: spec.id,
     checkpoint: spec.checkpoint,
@@ -91,7 +98,7 @@ export function makeReport(parts: ReportParts): UpdateReport {
     gb_per_s: busy === 0 ? 0 : bytes / busy / GIGA,
     seconds: clock.seconds,
     stages: {
-      ...(readSeconds === null ? {} : { read: { busy_s: readSeconds, bytes: version.bytes } }),
+      ...(readings.length === 0 ? {} : { read: readStage(readings, readSpan) }),
       h2d: { busy_s: of('h2d'), bytes },
       broadcast: { busy_s: of('broadcast'), bytes: spec.ranks.length > 1 ? bytes : 0 },
       reload: { busy_s: of('reload'), bytes: engines.length > 0 || of('reload') > 0 ? bytes : 0 },
@@ -99,4 +106,10 @@ export function makeReport(parts: ReportParts): UpdateReport {
     device_bytes: team.deviceBytes,
     engines,
   }
+}
+
+/** All of it, also what was read before the update began. */
+function readStage(readings: readonly SourceReading[], span: Float64Array) {
+  const bytes = readings.reduce((total, reading) => total + reading.bytes, 0)
+  return { busy_s: unionSeconds([span]), bytes }
 }

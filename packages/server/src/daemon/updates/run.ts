@@ -8,10 +8,12 @@ import {
 } from '@ckpt/core'
 import { signalWithin } from '../../engines/client.ts'
 import type { Journal, JournalConversation } from './journal.ts'
-import { clockMs } from '../rank/messages.ts'
+import { clockMs } from '../clock.ts'
 import type { RankPool } from '../rank/pool.ts'
 import type { Registry } from '../registry/registry.ts'
-import type { DaemonOptions, HeldVersion, RankInfo, VersionLease } from '../types.ts'
+import type { DaemonOptions, HeldVersion, RankInfo, SourceReading, VersionLease } from '../types.ts'
+import type { Library } from '@ckpt/cuda'
+import { readState, waitForFiles } from './head-start.ts'
 import { abortOf, EngineContact } from './contact.ts'
 import type { EngineBook } from './engines.ts'
 import type { PlannedUpdate, Planner } from './plan.ts'
@@ -34,6 +36,7 @@ const SLOWEST_RANK_MS = 60
 /** What the updates of one daemon share. */
 export interface RunContext {
   readonly options: DaemonOptions
+  readonly library: Library
   readonly registry: Registry
   readonly pool: RankPool
   readonly book: EngineBook
@@ -57,9 +60,10 @@ export class UpdateRun {
   #team: RankTeam | null = null
   #lease: VersionLease | null = null
   #planned: PlannedUpdate | null = null
-  /** Reading the checkpoint, where that went on during the update; null: it was in memory before. */
-  #readSeconds: number | null = null
-  /** Begin and end of it, of `clockMs`. */
+  /** Reads that went on when the update began, and whether they have ended. */
+  #readings: readonly SourceReading[] = []
+  #read = false
+  /** Begin and end of reading, of `clockMs`. */
   #readSpan = new Float64Array(0)
   #failure: Failure | null = null
   #ended = false
@@ -150,7 +154,7 @@ export class UpdateRun {
   #lateFailure(): Failure {
     const seconds = this.#spec.timeoutMs / 1000
     const phase = this.#clock.phase ?? 'gather'
-    const message = `the ${seconds} s of the update have passed in phase ${phase}`
+    const message = `the ${seconds} s of the update have passed in phase ${phase}${this.#readingWords()}`
     return { code: 'update_timeout', message, phase, rank: this.#team?.slowestRank }
   }
 
@@ -166,6 +170,7 @@ export class UpdateRun {
 
   async #steps(): Promise<UpdateReport> {
     const version = await this.#plan()
+    await this.#headStart()
     await this.#prepareEngines()
     await this.#openRanks(version)
     await this.#transfer(version)
@@ -182,7 +187,8 @@ export class UpdateRun {
       planned,
       team,
       clock: this.#clock,
-      readSeconds: this.#readSeconds,
+      readings: this.#readings,
+      readSpan: this.#readSpan,
       engines: this.engineReports,
     })
   }
@@ -192,11 +198,9 @@ export class UpdateRun {
     this.#enter('gather')
     this.#lease = registry.lease(this.#spec.checkpoint)
     const { version, complete } = this.#lease
-    const reads = version.readings.some((reading) => reading !== null)
+    this.#readings = version.readings.filter((reading) => reading !== null)
     complete.then(
-      (seconds) => {
-        if (reads) this.#noteRead(seconds)
-      },
+      (seconds) => this.#noteRead(seconds),
       // no rank can go on
       (error) => this.fail(CkptError.wrap(error).failure),
     )
@@ -212,9 +216,24 @@ export class UpdateRun {
   }
 
   #noteRead(seconds: number): void {
-    const nowMs = clockMs()
-    this.#readSeconds = seconds
-    this.#readSpan = Float64Array.of(nowMs - seconds * 1000, nowMs)
+    this.#read = true
+    if (this.#readings.length === 0) return
+    const beginMs = Math.min(...this.#readings.map(({ startedMs }) => startedMs))
+    this.#readSpan = Float64Array.of(beginMs, beginMs + seconds * 1000)
+  }
+
+  async #headStart(): Promise<void> {
+    if (this.#readings.length === 0) return
+    this.#enter('register')
+    const stopped = () => this.#read || this.#ended || this.#failure !== null
+    await this.#race(waitForFiles(this.#context.library, this.#readings, stopped))
+  }
+
+  /** What a wait that was too long has to do with files that are not read yet. */
+  #readingWords(): string {
+    if (this.#read || this.#readings.length === 0) return ''
+    const { bytes, bytesDone } = readState(this.#context.library, this.#readings)
+    return `; ${bytesDone} of the ${bytes} bytes of its files have been read so far`
   }
 
   /**
@@ -223,8 +242,10 @@ export class UpdateRun {
    */
   #onRankFailure(failure: Failure): void {
     const slowest = this.#team?.slowestRank
-    if (failure.code !== 'update_timeout' || failure.rank === slowest) return this.fail(failure)
-    setTimeout(() => this.fail(failure), SLOWEST_RANK_MS)
+    if (failure.code !== 'update_timeout') return this.fail(failure)
+    const late = { ...failure, message: `${failure.message}${this.#readingWords()}` }
+    if (failure.rank === slowest) return this.fail(late)
+    setTimeout(() => this.fail(late), SLOWEST_RANK_MS)
   }
 
   /** A worker that never came while others of its engine did: the engine does not have that device. */

@@ -5,6 +5,7 @@ setDefaultTimeout(120_000)
 
 const READ_BYTES_PER_SECOND = 50 * 2 ** 20
 const CHECKPOINT_BYTES = 80 * 2 ** 20
+const READ_GB_PER_SECOND = READ_BYTES_PER_SECOND / 1e9
 /** What has been read before the clock starts is little. */
 const READ_SECONDS_MIN = 1
 
@@ -14,7 +15,7 @@ test('an update overtakes the reading of its files', async () => {
   const child = Bun.spawn([process.execPath, program], { env, stderr: 'inherit' })
   const output = await new Response(child.stdout).text()
   expect(await child.exited).toBe(0)
-  const { overtakes, changes, ends, closes, ranks } = JSON.parse(output)
+  const { overtakes, changes, ends, fails, slow, closes, ranks, evicts } = JSON.parse(output)
 
   for (const [i, version] of ['1', '2', '3'].entries()) {
     expect(overtakes.seen[i]).toMatchObject({
@@ -26,6 +27,8 @@ test('an update overtakes the reading of its files', async () => {
     const { busy_s, bytes } = overtakes.seen[i].read
     expect(bytes).toBeGreaterThan(CHECKPOINT_BYTES)
     expect(busy_s).toBeGreaterThan(1)
+    // the whole update is as fast as its files
+    expect(overtakes.seen[i].rate).toBeLessThan(1.5 * READ_GB_PER_SECOND)
   }
   expect(overtakes.readAgain).toBeUndefined()
   // two versions, one of them replaced
@@ -49,6 +52,24 @@ test('an update overtakes the reading of its files', async () => {
   expect(ends.dropped).toEqual({ name: 'model', existed: true })
   expect(ends.gone).toBe('none')
 
+  for (const failure of [fails.gathered, fails.told]) {
+    expect(failure.code).toBe('file_changed')
+    expect(failure.message).toContain(fails.file)
+    expect(failure.message).toContain('the next update takes the version that was held before')
+  }
+  expect([fails.version, fails.after]).toEqual(['1', '3'])
+
+  expect(slow.failure).toMatchObject({ code: 'update_timeout', phase: 'register' })
+  expect(slow.failure.message).toMatch(/; \d+ of the \d+ bytes of its files have been read so far/)
+  expect(slow).toMatchObject({ torn: false, tensors: 0 })
+
   expect(closes).toEqual({ during: '1 reading' })
   expect(ranks).toEqual({ reading: false, state: 'null complete' })
+
+  // neither what is being registered nor what an accepted update waits for
+  expect(evicts).toEqual({
+    whileLoading: 'host_memory_exhausted',
+    whileQueued: 'host_memory_exhausted',
+    after: ['b'],
+  })
 })

@@ -9,7 +9,7 @@ import {
   type UpdateRequest,
   type UpdateState,
 } from '@ckpt/core'
-import { openLibrary } from '@ckpt/cuda'
+import { type Library, openLibrary } from '@ckpt/cuda'
 import { Journal, type JournalDocument } from './journal.ts'
 import { log } from '../log.ts'
 import { RankPool } from '../rank/pool.ts'
@@ -67,11 +67,12 @@ export async function createUpdates(options: DaemonOptions, registry: Registry):
     },
     left: (address) => void journal.left(address),
   })
-  return new DaemonUpdates({ options, registry, sockets, journal, left, pool, lost })
+  return new DaemonUpdates({ options, library, registry, sockets, journal, left, pool, lost })
 }
 
 interface Parts {
   readonly options: DaemonOptions
+  readonly library: Library
   readonly registry: Registry
   readonly sockets: EngineSockets
   readonly journal: Journal
@@ -120,6 +121,8 @@ class DaemonUpdates implements Updates {
     // says now what is wrong with the checkpoint; the version is chosen when its turn comes
     registry.lease(name).release(false)
     const record = this.#queue.add(spec, request.if_busy)
+    const giveBack = registry.claim(name)
+    record.done.then(giveBack, giveBack)
     return { id: record.id, done: record.done }
   }
 

@@ -145,6 +145,7 @@ function fakeRegistry(calls: unknown[][]): Registry {
       calls.push(['drop', ...args])
       return { name: args[0], existed: args[0] === 'llama' }
     },
+    claim: () => () => {},
     lease() {
       throw new CkptError('checkpoint_not_found', 'no lease here')
     },

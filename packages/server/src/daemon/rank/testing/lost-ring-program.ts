@@ -7,7 +7,7 @@ import type { Failure } from '@ckpt/core'
 import { type Library, openLibrary, selectDevices, ZmqContext } from '@ckpt/cuda'
 import { TestDir } from '../../registry/testing/fixture.ts'
 import { RankTeam } from '../../updates/team.ts'
-import { clockMs } from '../messages.ts'
+import { clockMs } from '../../clock.ts'
 import { RankPool } from '../pool.ts'
 import { ABORTED, planInput, RING_BYTES, RUN, SteppedWorker } from './one-rank.ts'
 

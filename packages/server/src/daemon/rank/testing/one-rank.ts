@@ -18,13 +18,8 @@ import {
   type ZmqSocket,
 } from '@ckpt/cuda'
 import { TestDir } from '../../registry/testing/fixture.ts'
-import {
-  clockMs,
-  PROGRESS_BYTES,
-  PROGRESS_SENT,
-  type RankEvent,
-  type RankMessage,
-} from '../messages.ts'
+import { clockMs } from '../../clock.ts'
+import { PROGRESS_BYTES, PROGRESS_SENT, type RankEvent, type RankMessage } from '../messages.ts'
 import { HeldPlan } from '../plans.ts'
 import { type KeptRun, Quarantine } from '../quarantine.ts'
 import { RankRun, type RunHost } from '../run.ts'

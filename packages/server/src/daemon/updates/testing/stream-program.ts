@@ -3,6 +3,7 @@
  * over a second to read, and an update begins at once. Prints what each case has seen, as JSON.
  */
 import { truncateSync } from 'node:fs'
+import { CkptError } from '@ckpt/core'
 import { safetensors } from '../../registry/testing/fixture.ts'
 import {
   type Bench,
@@ -10,6 +11,7 @@ import {
   outcomeOf,
   requireWeights,
   tensorsOf,
+  until,
   weightsOf,
   withUpdates,
 } from './fixture.ts'
@@ -33,6 +35,15 @@ function stateOf({ registry }: Bench): string {
   return held === undefined ? 'none' : `${held.version} ${held.state}`
 }
 
+function failureOf(call: () => unknown) {
+  try {
+    call()
+    return null
+  } catch (error) {
+    return CkptError.wrap(error).failure
+  }
+}
+
 /** Ends when the engine has taken a bucket, or the update has ended. */
 async function firstBucket({ updates }: Bench, id: string): Promise<void> {
   while (updates.state(id).buckets_done === 0 && updates.state(id).state !== 'failed') {
@@ -52,9 +63,17 @@ const cases: Record<string, (bench: Bench) => Promise<unknown>> = {
       const { id, done } = bench.updates.start(NAME, request)
       await firstBucket(bench, id)
       const during = stateOf(bench)
-      const { stages, version } = await done
+      const { stages, version, gb_per_s: rate } = await done
       await requireWeights(engine, tensors)
-      seen.push({ reading, seconds, during, read: stages.read, version, after: stateOf(bench) })
+      seen.push({
+        reading,
+        seconds,
+        during,
+        read: stages.read,
+        rate,
+        version,
+        after: stateOf(bench),
+      })
     }
     const again = await bench.updates.start(NAME, request).done
     return { seen, readAgain: again.stages.read, pinned: bench.registry.memory().pinned_bytes }
@@ -106,6 +125,40 @@ const cases: Record<string, (bench: Bench) => Promise<unknown>> = {
     return { abort, during, late, dropped, dropSeconds, gone }
   },
 
+  /** A file changes before any update wants it: the next one is told, and only the one after it gets the older version. */
+  async fails(bench) {
+    const engine = await bench.engine()
+    const request = { update_url: `${engine.url}/collective_rpc`, timeout: 20 }
+    const first = write(bench, 1)
+    await bench.registry.register(NAME, { files: [first.file], version: '1' }, null)
+    const { file } = write(bench, 2)
+    await begin(bench, file, '2')
+    truncateSync(file, 1000)
+    await until(() => stateOf(bench) === '1 complete')
+    const gathered = failureOf(() => bench.registry.gather(NAME))
+    const told = failureOf(() => bench.updates.start(NAME, request))
+    const { version } = await bench.updates.start(NAME, request).done
+    await requireWeights(engine, first.tensors)
+    // the next registration is nobody's failure
+    await begin(bench, write(bench, 3).file, '3')
+    truncateSync(file, 10)
+    const after = (await bench.updates.start(NAME, request).done).version
+    return { file, gathered, told, version, after }
+  },
+
+  /** An update whose time ends before the files are there says how far they are, and has left the engine alone. */
+  async slow(bench) {
+    const engine = await bench.engine()
+    const { file } = write(bench, 1)
+    const spare = write(bench, 2)
+    await bench.registry.register('other', { files: [spare.file], wait: false }, null)
+    await begin(bench, file, '1')
+    const request = { update_url: `${engine.url}/collective_rpc`, timeout: 0.2 }
+    const { failure } = await outcomeOf(bench.updates.start(NAME, request).done)
+    const { torn, ranks } = await weightsOf(engine)
+    return { failure, torn, tensors: Object.keys(ranks[0]?.tensors ?? {}).length }
+  },
+
   /** The daemon ends: everything is freed, which `withUpdates` looks at. */
   async closes(bench) {
     await begin(bench, write(bench, 1).file, '1')
@@ -120,6 +173,40 @@ const cases: Record<string, (bench: Bench) => Promise<unknown>> = {
   },
 }
 
+/** With `--evict` and room for two checkpoints and a half. */
+async function evicts(bench: Bench) {
+  const { registry, updates, dir } = bench
+  const put = async (name: string, seed: number, owner: number | null) => {
+    const entries = Object.entries(tensorsOf(LAYERS, LAYER_BYTES, seed))
+    const tensors = Object.fromEntries(entries.map(([key, one]) => [`${seed}.${key}`, one]))
+    const file = dir.write(`${seed}.safetensors`, safetensors(tensors))
+    return registry.register(name, { files: [file] }, owner)
+  }
+  const refused = async () => {
+    try {
+      return (await put('c', 3, null)).evicted
+    } catch (error) {
+      return CkptError.wrap(error).code
+    }
+  }
+  await put('b', 1, 0)
+  const loading = put('b', 2, 1)
+  await Bun.sleep(100)
+  const whileLoading = await refused()
+  await loading
+  const small = dir.write('d.safetensors', safetensors(tensorsOf(1, 1000, 1)))
+  await registry.register('d', { files: [small] }, null)
+  const running = updates.start('d', { timeout: 60 })
+  const queued = updates.start('b', { timeout: 60 })
+  const whileQueued = await refused()
+  updates.abort(queued.id)
+  await outcomeOf(queued.done)
+  const after = await refused()
+  updates.abort(running.id)
+  await outcomeOf(running.done)
+  return { whileLoading, whileQueued, after }
+}
+
 const results: Record<string, unknown> = {}
 for (const [name, run] of Object.entries(cases)) {
   await withUpdates(
@@ -129,5 +216,11 @@ for (const [name, run] of Object.entries(cases)) {
     { ringBytes: 24 * MIB, bucketBytes: LAYER_BYTES + 4096 },
   )
 }
+await withUpdates(
+  async (bench) => {
+    results.evicts = await evicts(bench)
+  },
+  { evict: true, hostMemoryBytes: 200 * MIB },
+)
 process.stdout.write(`${JSON.stringify(results)}\n`)
 process.exit(0)
