@@ -33,7 +33,7 @@
 namespace ckpt {
 namespace {
 
-constexpr uint64_t kPopulateBytes = 64ull << 20;
+constexpr uint64_t kPopulateBytes = 2ull << 20;
 constexpr char kNamePrefix[] = "/ckpt-";
 
 uint64_t number_in(const std::string& path) {

@@ -73,9 +73,9 @@ describe('help and version are status 0', () => {
     ])
     expect(Object.fromEntries(found)).toMatchObject({
       'Options:': 4,
-      'Checkpoint:': 7,
+      'Checkpoint:': 8,
       'Engine:': 8,
-      'Update:': 7,
+      'Update:': 8,
       'Without a running daemon:': 4,
     })
   })

@@ -43,6 +43,9 @@ interface FileTensor {
   readonly source: SourceFile
 }
 
+/** For a rank's loop and its engine, which share the cores with the reading threads. */
+const SENDING_CORES = 2
+
 /** Mappings start at page boundaries, so that offsets keep the memory's alignment. */
 const MAPPING_ALIGNMENT = 4096
 
@@ -92,7 +95,7 @@ export async function beginLoad(context: LoaderContext, request: LoadRequest): P
     const layout = layOut(tensors, mapped)
     taking = await arena.take(layout.arenaBytes)
     context.stopped()
-    read = startRead(library, taking.buffers, layout.placements)
+    read = startRead(library, taking.buffers, layout.placements, request.stream ? SENDING_CORES : 0)
     const part: Part = {
       table: buildTable(layout.rows),
       source: sourceSpace(layout.starts, mapped, layout.arenaStart, taking),

@@ -31,15 +31,25 @@ export interface TensorRead {
   readonly startedMs: number
 }
 
-/** Starts reading files into the buffers, which lie one after another in the space; null: there is nothing to read. */
+/**
+ * Starts reading files into the buffers, which lie one after another in the space; null: there is nothing to read.
+ *
+ * @param spareCores left to those who send what has been read
+ */
 export function startRead(
   library: Library,
   buffers: readonly ArenaBuffer[],
   placements: readonly Placement[],
+  spareCores: number,
 ): TensorRead | null {
   const { pieces, pieceStarts } = makePieces(buffers, joinNeighbours(placements))
   if (pieces.length === 0) return null
-  const threads = Math.min(THREADS_MAX, availableParallelism(), pieces.length)
+  const cores = availableParallelism()
+  const threads = Math.min(
+    THREADS_MAX,
+    Math.max(cores - spareCores, Math.ceil(cores / 2)),
+    pieces.length,
+  )
   const startedMs = clockMs()
   const read = library.readStart(pieces, threads, 0)
   return { read, pieces, pieceStarts, placements, startedMs }
