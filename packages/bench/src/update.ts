@@ -1,10 +1,10 @@
 import { expectedTensors } from 'ckpt/cli/verify-engine'
-import { createRegistry, type Registry } from 'ckpt/daemon/registry/registry'
-import { createUpdates, type Updates } from 'ckpt/daemon/updates/updates'
+import type { Registry } from 'ckpt/daemon/registry/registry'
+import type { Updates } from 'ckpt/daemon/updates/updates'
 import type { RunningEngine } from 'ckpt/engines/reference/index'
 import { type Bench, mib } from './bench.ts'
 import { layersOf, writeVersions } from './checkpoint.ts'
-import { daemonOptions } from './daemon-parts.ts'
+import { daemonOptions, startParts } from './daemon-parts.ts'
 import { compareWeights, type Expected, RANKS, startEngine, weightsOf } from './engine.ts'
 import type { Timed } from './measure.ts'
 import { measureRow } from './row.ts'
@@ -26,10 +26,7 @@ export const update: Bench = {
   async *rows({ devices, sizes, dir }) {
     await using stack = new AsyncDisposableStack()
     const options = daemonOptions(devices, RANKS, dir)
-    const registry = await createRegistry(options)
-    stack.defer(() => registry.close())
-    const updates = await createUpdates(options, registry)
-    stack.defer(() => updates.close('the bench is over'))
+    const { registry, updates } = await startParts(stack, options)
     for (const size of sizes) {
       // an engine keeps what it has learned: each size has one of its own
       await using engineStack = new AsyncDisposableStack()
