@@ -44,7 +44,18 @@ export class Digest {
     const { length } = value
     this.word(length)
     let i = 0
-    for (; i + 1 < length; i += 2) this.word(value.charCodeAt(i) | (value.charCodeAt(i + 1) << 16))
+    for (; i + 1 < length && (this.wordCount & 3) !== 0; i += 2) this.word(pairAt(value, i))
+    // whole blocks, which are most of a long name
+    for (; i + 7 < length; i += 8) {
+      this.block(
+        pairAt(value, i),
+        pairAt(value, i + 2),
+        pairAt(value, i + 4),
+        pairAt(value, i + 6),
+      )
+      this.wordCount += 4
+    }
+    for (; i + 1 < length; i += 2) this.word(pairAt(value, i))
     if (i < length) this.word(value.charCodeAt(i))
   }
 
@@ -95,6 +106,10 @@ export class Digest {
     this.h3 = (Math.imul(rotate(this.h3 ^ mixK3(k3), 15) + this.h4, 5) + 0x96cd1c35) | 0
     this.h4 = (Math.imul(rotate(this.h4 ^ mixK4(k4), 13) + this.h1, 5) + 0x32ac3b17) | 0
   }
+}
+
+function pairAt(value: string, i: number): number {
+  return value.charCodeAt(i) | (value.charCodeAt(i + 1) << 16)
 }
 
 const C1 = 0x239b961b
