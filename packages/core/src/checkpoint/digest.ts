@@ -47,12 +47,7 @@ export class Digest {
     for (; i + 1 < length && (this.wordCount & 3) !== 0; i += 2) this.word(pairAt(value, i))
     // whole blocks, which are most of a long name
     for (; i + 7 < length; i += 8) {
-      this.block(
-        pairAt(value, i),
-        pairAt(value, i + 2),
-        pairAt(value, i + 4),
-        pairAt(value, i + 6),
-      )
+      this.block(pairAt(value, i), pairAt(value, i + 2), pairAt(value, i + 4), pairAt(value, i + 6))
       this.wordCount += 4
     }
     for (; i + 1 < length; i += 2) this.word(pairAt(value, i))
