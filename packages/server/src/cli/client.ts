@@ -204,7 +204,9 @@ export class DaemonClient {
 
   #unreachable(reason: string): CommandError {
     const { unix } = this.address
-    const why = unix !== null && !existsSync(unix) ? 'there is no such socket' : reason
+    const gone = unix !== null && !existsSync(unix)
+    const refused = /ECONNREFUSED|Unable to connect/.test(reason)
+    const why = gone ? 'there is no such socket' : refused ? 'nobody listens there' : reason
     const message = `no daemon answers at ${addressText(this.address)}: ${why}`
     return new CommandError({ code: 'daemon_unreachable', message })
   }

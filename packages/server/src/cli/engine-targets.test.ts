@@ -34,7 +34,7 @@ test('one socket serves every endpoint', () => {
 
 test.each([
   ['more groups than endpoints', flags({}), 4, /2 groups of 2.*endpoint for each group/],
-  ['ranks that do not divide', flags({}), 3, /3 ranks.*does not fit/],
+  ['ranks that do not divide', flags({}), 3, /3 ranks.*does not fit.*ckpt serve --ranks \d+`/],
   ['too few ranks', flags({ endpoints: ['http://a', 'http://b'] }), 2, /2 ranks/],
   ['a socket too many', flags({ sockets: ['/a', '/b'] }), 2, /2 --uds for 1 --endpoint/],
   ['no URL', flags({ endpoints: ['localhost:8000'] }), 2, /not a URL/],

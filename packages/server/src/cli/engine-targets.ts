@@ -58,5 +58,6 @@ function mismatch(rankCount: number, endpoints: number, parallelSize: number): s
   if (rankCount % parallelSize === 0) {
     return `${daemon}, ${rankCount / parallelSize} groups of ${parallelSize}, not ${asked}: give an endpoint for each group`
   }
-  return `${daemon}, which does not fit ${asked}`
+  const wanted = endpoints * parallelSize
+  return `${daemon}, which does not fit ${asked}: start it with \`ckpt serve --ranks ${wanted}\``
 }

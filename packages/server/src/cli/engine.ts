@@ -3,6 +3,7 @@ import { type Command, Option } from 'commander'
 import { describeFaults } from '../engines/reference/faults.ts'
 import { EXIT } from './exit.ts'
 import { collect, wholeNumber, withJson } from './options.ts'
+import { endWithNpx } from './npx-parent.ts'
 import { printText } from './output.ts'
 
 interface EngineFlags {
@@ -49,6 +50,7 @@ async function runEngine(flags: EngineFlags): Promise<number> {
   const stopped = new Promise<void>((resolve) => {
     process.once('SIGTERM', () => resolve())
     process.once('SIGINT', () => resolve())
+    endWithNpx(resolve)
   })
   const engine = await runReferenceEngine({
     listen,

@@ -4,6 +4,7 @@ import { configureLogging } from '../daemon/log.ts'
 import type { ServeOptions } from '../daemon/options.ts'
 import { SERVE_DEFAULTS } from '../daemon/options.ts'
 import { EXIT, usageError } from './exit.ts'
+import { endWithNpx } from './npx-parent.ts'
 import { collect, positiveNumber, wholeNumber, withJson } from './options.ts'
 import { printText } from './output.ts'
 import { supervise } from './supervise.ts'
@@ -94,5 +95,6 @@ function stopSignal(): Promise<NodeJS.Signals> {
     }
     process.on('SIGTERM', stop)
     process.on('SIGINT', stop)
+    endWithNpx(() => process.kill(process.pid, 'SIGTERM'))
   })
 }

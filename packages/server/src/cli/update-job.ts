@@ -247,9 +247,14 @@ async function stateNow(client: DaemonClient, id: string): Promise<UpdateState> 
   try {
     return await client.updateState(id)
   } catch (error) {
-    if (!(error instanceof SilenceError)) throw error
+    if (!(error instanceof CommandError)) throw error
     const { code, message } = error.failure
-    throw new CommandError({ code, message: `${message}; update ${id} may still be running there` })
+    if (code !== 'daemon_unreachable') throw error
+    const what =
+      error instanceof SilenceError
+        ? `update ${id} may still be running there`
+        : `the daemon ended while update ${id} ran, and an engine may hold a part of it: update again when a daemon runs`
+    throw new CommandError({ code, message: `${message}; ${what}` })
   }
 }
 

@@ -248,6 +248,7 @@ describe('without a daemon', () => {
         'host:1',
       )
       expect({ status: result.status, stderr: result.stderr }).toEqual({ status: 0, stderr: '' })
+      expect(result.stdout).toContain('one was run for this call')
       for (const one of engines) await expectHeld(one.ready[1]!, 1, model.files)
     } finally {
       await Promise.all(engines.map((one) => one.stop()))

@@ -9,7 +9,7 @@ import {
 import { type Command, Option } from 'commander'
 import { configureLogging } from '../daemon/log.ts'
 import { findCheckpointFiles } from './checkpoint-files.ts'
-import { type DaemonClient, DaemonClient as Client, daemonAddress } from './client.ts'
+import { addressText, type DaemonClient, DaemonClient as Client, daemonAddress } from './client.ts'
 import { engineTargets } from './engine-targets.ts'
 import { EXIT, usageError } from './exit.ts'
 import { startLocalDaemon } from './local-daemon.ts'
@@ -166,7 +166,7 @@ async function update(name: string, flags: UpdateFlags): Promise<number> {
   const progress = new Progress()
   const inputs = await readInputs(flags)
   const interrupt = interruptBySignal()
-  const daemon = await reachDaemon(flags)
+  const daemon = await reachDaemon(flags, inputs.notes)
   try {
     const job = await planJob(name, flags, inputs, daemon)
     const result = await runUpdateJob(daemon.client, job, progress, interrupt)
@@ -238,7 +238,7 @@ interface ReachedDaemon {
 }
 
 /** The daemon that was named, else the one of the default socket, else one in this process. */
-async function reachDaemon(flags: UpdateFlags): Promise<ReachedDaemon> {
+async function reachDaemon(flags: UpdateFlags, notes: string[]): Promise<ReachedDaemon> {
   const client = new Client(daemonAddress(flags.daemon, flags.tokenFile))
   if (flags.daemon !== undefined || (await client.answers()))
     return { client, close: async () => {} }
@@ -251,6 +251,7 @@ async function reachDaemon(flags: UpdateFlags): Promise<ReachedDaemon> {
     throw usageError('no daemon runs and there is no --checkpoint-path: nothing to update from')
   }
   const endpoints = endpointsOf(flags)
+  notes.push(`no daemon runs at ${addressText(client.address)}: one was run for this call`)
   return startLocalDaemon(endpoints, {
     devices: flags.devices,
     ranks: endpoints.length * flags.inferenceParallelSize,

@@ -20,7 +20,7 @@ test('a rank whose Worker is stuck holds the checkpoint until it has closed', as
   const [link] = await pool.use([0])
   // blocks the Worker: nobody connects there
   const address = `ipc://${dir.path}/stuck.sock`
-  void link!.request({ type: 'release_left', addresses: [address], limitMs: 10_000 })
+  void link!.request({ type: 'release_left', cutOff: [address], ended: [], limitMs: 10_000 })
   const team = new RankTeam(1, [link!], () => {})
   const opening = team.open(
     { ...OPENING, deadlineMs: performance.timeOrigin + performance.now() + 5000 },

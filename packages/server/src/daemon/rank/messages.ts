@@ -58,7 +58,9 @@ export type RankRequest =
   /** Sends the abort message to whoever still waits at these addresses, until they are gone. */
   | {
       readonly type: 'release_left'
-      readonly addresses: readonly string[]
+      readonly cutOff: readonly string[]
+      /** Of updates that had ended: told whenever they come, which is not waited for. */
+      readonly ended: readonly string[]
       readonly limitMs: number
     }
 

@@ -9,10 +9,20 @@ const CONNECT_MS = 3000
 const REPEAT_MS = 500
 const POLL_MS = 50
 
+/** Where workers of a dead daemon may still wait. */
+export interface LeftAddresses {
+  readonly cutOff: readonly string[]
+  /** Of updates that had ended: nobody waits for a worker to come. */
+  readonly ended: readonly string[]
+  readonly limitMs: number
+}
+
 /** A worker of a dead daemon that may still wait. */
 export interface Left {
   readonly address: string
   readonly socket: EngineSocket
+  /** Until when it may take to come. */
+  readonly comesMs: number
   connected: boolean
   gone: boolean
   nextMs: number
@@ -24,23 +34,21 @@ export interface Left {
  */
 export function releaseLeft(
   context: ZmqContext,
-  addresses: readonly string[],
-  limitMs: number,
+  { cutOff, ended, limitMs }: LeftAddresses,
 ): Left[] {
   const startMs = clockMs()
   const body = pickleRuntimeError(ABORT_TEXT)
   const left: Left[] = []
   try {
-    for (const address of addresses) {
+    for (const address of [...cutOff, ...ended]) {
       const socket = new EngineSocket(context, address)
-      left.push({ address, socket, connected: false, gone: false, nextMs: startMs })
+      const comesMs = ended.includes(address) ? startMs : startMs + CONNECT_MS
+      left.push({ address, socket, comesMs, connected: false, gone: false, nextMs: startMs })
     }
     for (;;) {
       const nowMs = clockMs()
       for (const one of left) tell(one, body, nowMs)
-      const waiting = left.filter(
-        (one) => !one.gone && (one.connected || nowMs < startMs + CONNECT_MS),
-      )
+      const waiting = left.filter((one) => !one.gone && (one.connected || nowMs < one.comesMs))
       if (waiting.length === 0 || nowMs >= startMs + limitMs) break
       zmqPoll(
         waiting.flatMap((one) => one.socket.pollItems),

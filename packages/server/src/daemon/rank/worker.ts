@@ -16,7 +16,7 @@ import type {
 import type { EngineSocket } from './engine-socket.ts'
 import { PlanShelf } from './plans.ts'
 import { type KeptRun, Quarantine } from './quarantine.ts'
-import { releaseLeft } from './release-left.ts'
+import { type LeftAddresses, releaseLeft } from './release-left.ts'
 import { RankRun, type RunHost } from './run.ts'
 
 const SWEEP_MS = 100
@@ -190,13 +190,13 @@ class RankWorker implements RunHost {
       case 'open':
         return this.#open(request.options)
       case 'release_left':
-        return { left: this.#releaseLeft(request.addresses, request.limitMs) }
+        return { left: this.#releaseLeft(request) }
     }
   }
 
   /** Who has not come by then, or not left, is told by the keeper of its socket when it does. */
-  #releaseLeft(addresses: readonly string[], limitMs: number): string[] {
-    const left = releaseLeft(this.context, addresses, limitMs)
+  #releaseLeft(addresses: LeftAddresses): string[] {
+    const left = releaseLeft(this.context, addresses)
     for (const { socket, connected } of left) this.quarantine(afterDeadDaemon(socket, connected))
     return left.filter(({ connected }) => connected).map(({ address }) => address)
   }

@@ -17,6 +17,8 @@ const JournalConversation = type({
   version: 'string | null',
   /** Its update has ended, and the engine's mark says what that holds: only the worker may still wait. */
   'ended?': 'true',
+  /** When it had: `Date.now()`. */
+  'ended_ms?': 'number',
 })
 export type JournalConversation = typeof JournalConversation.infer
 
@@ -107,7 +109,10 @@ export class Journal {
   /** The update has ended, but workers may still wait at those of its addresses that `keeps` names. */
   ended(keeps: (address: string) => boolean): Promise<void> {
     const kept = this.#document.conversations.filter(({ address }) => keeps(address))
-    return this.#replace(kept.map((one) => ({ ...one, ended: true })))
+    const nowMs = Date.now()
+    return this.#replace(
+      kept.map((one) => ({ ...one, ended: true, ended_ms: one.ended_ms ?? nowMs })),
+    )
   }
 
   /** Nobody waits at this address any more. */

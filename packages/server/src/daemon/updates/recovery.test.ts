@@ -322,3 +322,45 @@ test('marks of a predecessor that seems to live are not lost', async () => {
   expect(left?.engines.map((mark) => mark.update_id)).toEqual(['old', 'cut-off'])
   state.remove()
 })
+
+test('a start does not wait for workers of updates that had ended, and forgets them in time', async () => {
+  await withUpdates(async ({ options, registry }) => {
+    const state = new TestDir()
+    const socketDir = join(state.path, 'engines')
+    const address = `ipc://${socketDir}/rank-0-${'0'.repeat(32)}.sock`
+    const found = async () => {
+      const text = await Bun.file(join(state.path, 'journal.json')).text()
+      return (JSON.parse(text) as JournalDocument).conversations.length
+    }
+    for (const [agoMs, left] of [
+      [1000, 1],
+      [3_600_000, 0],
+    ] as const) {
+      const conversation = { address, rank: 0, dialect: 'D4', engine_url: null, uds: null }
+      const document = {
+        format: 1,
+        pid: 2 ** 22 + 1,
+        process_start: 1,
+        socket_dir: socketDir,
+        engines: [],
+        conversations: [
+          {
+            ...conversation,
+            update_id: 'u',
+            version: null,
+            ended: true,
+            ended_ms: Date.now() - agoMs,
+          },
+        ],
+      }
+      await Bun.write(join(state.path, 'journal.json'), JSON.stringify(document))
+      const updates = await createUpdates({ ...options, stateDir: state.path }, registry)
+      const startMs = performance.now()
+      await updates.recover()
+      expect(performance.now() - startMs).toBeLessThan(1500)
+      expect(await found()).toBe(left)
+      await updates.close('the test is over')
+    }
+    state.remove()
+  })
+})

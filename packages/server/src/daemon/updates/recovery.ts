@@ -1,12 +1,14 @@
 import { mkdir } from 'node:fs/promises'
 import { EngineClient } from '../../engines/client.ts'
-import type { EngineMark, Journal, JournalDocument } from './journal.ts'
+import type { EngineMark, Journal, JournalConversation, JournalDocument } from './journal.ts'
 import { isAlive } from './journal-processes.ts'
 import type { RankPool } from '../rank/pool.ts'
 import type { EngineBook } from './engines.ts'
 import { removeSockets } from './sockets.ts'
 
 const RELEASE_MS = 10_000
+/** No worker comes so long after its update has ended. */
+const WAITED_MS_MAX = 600_000
 const IPC = 'ipc://'
 
 /** What a daemon that starts found. */
@@ -31,9 +33,8 @@ export async function recoverFrom(
   // first of all and in one write: who is killed from here on leaves the next one as much as this one found
   await journal.takeOver(alive ? null : document, book.marks)
   if (alive) return { left: [] }
-  const addresses = document.conversations.map((one) => one.address)
   await removeSockets(document.socket_dir)
-  const left = await release(addresses, document.socket_dir, pool)
+  const left = await release(document, pool)
   await journal.ended((address) => pool.keeps(address))
   return { left }
 }
@@ -59,17 +60,23 @@ function marksOf(document: JournalDocument): EngineMark[] {
 }
 
 async function release(
-  addresses: readonly string[],
-  socketDir: string,
+  { conversations, socket_dir: socketDir }: JournalDocument,
   pool: RankPool,
 ): Promise<readonly string[]> {
   // only what lies in the directory of the engines' sockets: the journal may not make us bind anywhere else
-  const ours = addresses.filter((one) => one.startsWith(`${IPC}${socketDir}/`))
+  const ours = conversations.filter((one) => one.address.startsWith(`${IPC}${socketDir}/`))
+  const cutOff = ours.filter((one) => !one.ended).map((one) => one.address)
+  // a worker that did not come to its update may come at any time: nobody waits for it
+  const ended = ours.filter((one) => one.ended && !isTooOld(one)).map((one) => one.address)
   const [link] = pool.links
-  if (ours.length === 0 || link === undefined) return []
+  if (cutOff.length + ended.length === 0 || link === undefined) return []
   await mkdir(socketDir, { recursive: true, mode: 0o700 })
-  const request = { type: 'release_left', addresses: ours, limitMs: RELEASE_MS } as const
+  const request = { type: 'release_left', cutOff, ended, limitMs: RELEASE_MS } as const
   return (await link.request(request)).left
+}
+
+function isTooOld({ ended_ms: endedMs = 0 }: JournalConversation): boolean {
+  return Math.abs(Date.now() - endedMs) > WAITED_MS_MAX
 }
 
 function keyOf(mark: Pick<EngineMark, 'url' | 'uds'>): string {
