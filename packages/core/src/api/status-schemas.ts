@@ -23,6 +23,9 @@ export const StatusAnswer = type({
     url: 'string',
     dialect: DialectName.or('null'),
     torn: 'boolean',
+    /** It has taken an update of this daemon whole, the last of them as `version`. */
+    updated: 'boolean',
+    'engine_restart_needed?': 'boolean',
     version: 'string | null',
   }).array(),
   memory: {

@@ -48,7 +48,21 @@ function enginesText(engines: StatusAnswer['engines']): string {
       engine.url,
       engine.dialect ?? '-',
       engine.version ?? '-',
-      engine.torn ? 'torn: it holds a part of an update' : 'ok',
+      engineState(engine),
     ]),
   ])
+}
+
+/** What people are told of an engine. */
+export function engineState({
+  torn,
+  updated,
+  engine_restart_needed,
+}: StatusAnswer['engines'][number]) {
+  const states = [
+    ...(torn ? ['torn: it holds a part of an update'] : []),
+    ...(engine_restart_needed ? ['it must be started again'] : []),
+  ]
+  if (states.length > 0) return states.join('; ')
+  return updated ? 'ok' : 'has taken no update of this daemon'
 }

@@ -288,6 +288,7 @@ export class EngineContact {
   succeed(version: string | null, dialect: Dialect | null): void {
     const record = this.#record
     record.version = version
+    record.updated = true
     record.dialect = dialect ?? record.dialect
     record.tornBy = null
     record.restart = null

@@ -109,6 +109,9 @@ test('a tensor-parallel vLLM whose worker raised must be started again', async (
     const { id, done } = updates.start(NAME, request)
     expect((await outcomeOf(done)).failure?.code).toBe('engine_failed')
     expect(updates.state(id).engines).toMatchObject([{ torn: true, engine_restart_needed: true }])
+    expect(updates.status().engines).toMatchObject([
+      { torn: true, updated: false, engine_restart_needed: true },
+    ])
     const before = first.calls.length
     const refused = await outcomeOf(updates.start(NAME, request).done)
     expect(refused.failure).toMatchObject({ code: 'engine_restart_needed', rank: 0 })
@@ -116,6 +119,9 @@ test('a tensor-parallel vLLM whose worker raised must be started again', async (
     await first.close()
     const second = proxyOf(engine, VLLM, first.port)
     expect((await updates.start(NAME, request).done).engines[0]).toMatchObject({ torn: false })
+    const [whole] = updates.status().engines
+    expect(whole).toMatchObject({ torn: false, updated: true })
+    expect(whole).not.toHaveProperty('engine_restart_needed')
     await second.close()
   }, SMALL_BUCKETS)
 })

@@ -16,6 +16,8 @@ export interface EngineRecord {
   dialect: Dialect | null
   /** Version of the last update that it took whole. */
   version: string | null
+  /** It has taken an update whole. */
+  updated: boolean
   /** Id of the update of which it holds a part. */
   tornBy: string | null
   /** We paused it, or were about to: a resume is owed until one was confirmed. Journalled before the pause is posted. */
@@ -53,6 +55,7 @@ export class EngineBook {
       kind: null,
       dialect: null,
       version: null,
+      updated: false,
       tornBy: null,
       pausedByUs: false,
       paused: false,
@@ -112,12 +115,16 @@ export class EngineBook {
   }
 
   status(): StatusAnswer['engines'] {
-    return [...this.#records.values()].map(({ url, dialect, tornBy, version }) => ({
-      url,
-      dialect,
-      torn: tornBy !== null,
-      version,
-    }))
+    return [...this.#records.values()].map(
+      ({ url, dialect, tornBy, version, updated, restart }) => ({
+        url,
+        dialect,
+        torn: tornBy !== null,
+        updated,
+        ...(restart === null ? {} : { engine_restart_needed: true }),
+        version,
+      }),
+    )
   }
 }
 
