@@ -1,4 +1,4 @@
-import type { EngineWeights } from '@ckpt/core'
+import type { EngineTarget, EngineWeights } from '@ckpt/core'
 import type { expectedTensors } from 'ckpt/cli/verify-engine'
 import { type RunningEngine, runReferenceEngine } from 'ckpt/engines/reference/index'
 import type { Checked } from './measure.ts'
@@ -16,6 +16,12 @@ export function startEngine(devices: string): Promise<RunningEngine> {
     dialect: 'D4',
     faults: [],
   })
+}
+
+/** The engine as the target of an update, with all its ranks. */
+export function targetOf({ url }: RunningEngine): EngineTarget {
+  const ranks = Array.from({ length: RANKS }, (_, rank) => rank)
+  return { url: `${url}/collective_rpc`, ranks, engine: 'vllm' }
 }
 
 export async function weightsOf({ url }: RunningEngine): Promise<EngineWeights> {

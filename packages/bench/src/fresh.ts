@@ -5,7 +5,7 @@ import type { RunningEngine } from 'ckpt/engines/reference/index'
 import { type Bench, mib } from './bench.ts'
 import { type BenchCheckpoint, layersOf, writeVersions } from './checkpoint.ts'
 import { daemonOptions, startParts } from './daemon-parts.ts'
-import { compareWeights, type Expected, RANKS, startEngine, weightsOf } from './engine.ts'
+import { compareWeights, type Expected, RANKS, startEngine, targetOf, weightsOf } from './engine.ts'
 import type { Timed } from './measure.ts'
 import { measureRow } from './row.ts'
 
@@ -56,8 +56,7 @@ function loads(
   wait: boolean,
 ): Timed {
   let [present, next] = versions as readonly [Version, Version]
-  const ranks = Array.from({ length: RANKS }, (_, rank) => rank)
-  const engines = [{ url: `${engine.url}/collective_rpc`, ranks, engine: 'vllm' as const }]
+  const engines = [targetOf(engine)]
   return {
     prepare: () => {
       ;[present, next] = [next, present]

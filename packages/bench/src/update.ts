@@ -5,7 +5,7 @@ import type { RunningEngine } from 'ckpt/engines/reference/index'
 import { type Bench, mib } from './bench.ts'
 import { layersOf, writeVersions } from './checkpoint.ts'
 import { daemonOptions, startParts } from './daemon-parts.ts'
-import { compareWeights, type Expected, RANKS, startEngine, weightsOf } from './engine.ts'
+import { compareWeights, type Expected, RANKS, startEngine, targetOf, weightsOf } from './engine.ts'
 import type { Timed } from './measure.ts'
 import { measureRow } from './row.ts'
 
@@ -63,14 +63,13 @@ function updatesOf(
   mode: Mode,
 ): Timed {
   let [present, next] = versions
-  const ranks = Array.from({ length: RANKS }, (_, rank) => rank)
   return {
     prepare: () => {
       ;[present, next] = [next, present]
     },
     run: async () => {
       const { done } = updates.start(present.name, {
-        engines: [{ url: `${engine.url}/collective_rpc`, ranks, engine: 'vllm' }],
+        engines: [targetOf(engine)],
         mode,
         timeout: TIMEOUT_SECONDS,
       })

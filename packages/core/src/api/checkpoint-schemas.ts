@@ -29,6 +29,14 @@ export const RegisterRequest = type({
 })
 export type RegisterRequest = typeof RegisterRequest.infer
 
+/** What went so that something new fits into host memory. */
+const DROPPED = {
+  /** The version held before was dropped first, because host memory does not hold both. */
+  'previous_dropped?': 'boolean',
+  /** Other checkpoints that were dropped first, which `ckpt serve --evict` allows. */
+  'evicted?': 'string[]',
+} as const
+
 export const RegisterAnswer = type({
   name: 'string',
   version: 'string | null',
@@ -37,10 +45,7 @@ export const RegisterAnswer = type({
   seconds: Elapsed,
   /** The bytes are still being read: 202. */
   'reading?': 'boolean',
-  /** The version held before was dropped first, because host memory does not hold both. */
-  'previous_dropped?': 'boolean',
-  /** Other checkpoints that were dropped first, which `ckpt serve --evict` allows. */
-  'evicted?': 'string[]',
+  ...DROPPED,
   /** What went otherwise than asked, such as `lease refused, read into memory: PATH`. */
   'notes?': 'string[]',
 })
@@ -109,9 +114,7 @@ export type BuffersRequest = typeof BuffersRequest.infer
 
 export const BuffersAnswer = type({
   buffers: type({ id: 'string', path: 'string', bytes: Count }).array(),
-  'previous_dropped?': 'boolean',
-  /** Other checkpoints that were dropped first, which `ckpt serve --evict` allows. */
-  'evicted?': 'string[]',
+  ...DROPPED,
 })
 export type BuffersAnswer = typeof BuffersAnswer.infer
 

@@ -105,7 +105,7 @@ void Read::advance_prefix_locked() {
 
 std::vector<Read::Waiter> Read::take_served_locked() {
   const auto waits = [this](const Waiter& waiter) {
-    return !ended_ && waiter.pieces > pieces_prefix_;
+    return !completion_.done() && waiter.pieces > pieces_prefix_;
   };
   const auto served = std::stable_partition(waiters_.begin(), waiters_.end(), waits);
   std::vector<Waiter> taken(std::make_move_iterator(served),
@@ -154,7 +154,6 @@ void Read::thread_leaves() {
   std::vector<Waiter> served;
   {
     std::lock_guard lock(mutex_);
-    ended_ = true;
     served = take_served_locked();
   }
   if (signal_ != nullptr) signal_->raise(0);

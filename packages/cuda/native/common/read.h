@@ -72,7 +72,6 @@ class Read : public Object {
   uint64_t bytes_done_ = 0;
   uint32_t pieces_prefix_ = 0;
   std::vector<Waiter> waiters_;
-  bool ended_ = false;
   const uint64_t rate_;  // 0: as fast as it goes
   const uint64_t chunk_bytes_;
   std::chrono::steady_clock::time_point paced_until_ = std::chrono::steady_clock::now();

@@ -74,8 +74,6 @@ export class RankRun {
   readonly #copies: RingCopies
   readonly #executor: Executor
   readonly #reads: SourceReads
-  /** Segments that are in host memory, as of the last look. */
-  #readable: number
   readonly #engine: EngineSocket | null
   readonly #reload = new BusyIntervals()
   readonly #progress: Int32Array
@@ -130,8 +128,7 @@ export class RankRun {
         ranks: options.ranks,
       })
       this.#reads = new SourceReads(library, host.signal, held, options.readings)
-      this.#readable = this.#reads.take()
-      this.#executor = new Executor(held.plan, rank.rank, options.ranks, this.#readable)
+      this.#executor = new Executor(held.plan, rank.rank, options.ranks, this.#reads.take())
       if (options.address !== null) engine = new EngineSocket(host.context, options.address)
       this.#engine = engine
       if (options.group !== 0) {
@@ -244,10 +241,10 @@ export class RankRun {
 
   /** What has come into host memory since, of a checkpoint that is still being read. */
   #takeRead(): void {
-    if (this.#readable === this.#held.plan.segmentCount) return
+    const before = this.#reads.segments
+    if (before === this.#held.plan.segmentCount) return
     const segments = this.#reads.take()
-    if (segments === this.#readable) return
-    this.#readable = segments
+    if (segments === before) return
     this.#perform(this.#executor.step({ type: 'readable', segments }))
   }
 

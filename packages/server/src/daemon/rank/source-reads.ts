@@ -28,10 +28,15 @@ export class SourceReads {
     this.#readings = readings
   }
 
-  /** Segments `[0, n)` are in host memory. While there are more to come, the signal is woken when the next one is there. */
+  /** Segments `[0, n)` were in host memory at the last look. */
+  get segments(): number {
+    return this.#segments
+  }
+
+  /** Looks how many are there now. While there are more to come, the signal is woken when the next one is there. */
   take(): number {
     const { segmentCount } = this.#held.plan
-    if (this.#readings.every((reading) => reading === null)) return segmentCount
+    if (this.#readings.every((reading) => reading === null)) this.#segments = segmentCount
     const filled = this.#readings.map((reading) => this.#filledTo(reading))
     while (this.#segments < segmentCount) {
       const { owner, end } = this.#source(this.#segments)

@@ -150,7 +150,6 @@ export class Registrations {
       invalid: null,
       reading: loaded.reading !== null,
       complete: Promise.resolve({ seconds: 0, notes: [] }),
-      failed: false,
     }
     this.#books.versions.add(part)
     if (stream) part.complete = this.#finish(part)

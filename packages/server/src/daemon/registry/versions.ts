@@ -24,8 +24,6 @@ export interface HeldPart {
   reading: boolean
   /** The end of reading; rejects with what failed. */
   complete: Promise<FinishedLoad>
-  /** Reading it failed: it goes when no update holds it any more. */
-  failed: boolean
 }
 
 /** A part takes the place of older ones of its owner; the daemon as a whole stands for every owner. */
@@ -42,7 +40,8 @@ export class Versions {
   readonly #parts = new Map<string, HeldPart[]>()
   readonly #combined = new Map<string, { version: HeldVersion; parts: readonly HeldPart[] }>()
   readonly #allRanks: readonly number[]
-  readonly #failed = new Set<HeldPart>()
+  /** Parts whose reading failed while an update uses them: they go with its lease. */
+  readonly #failing = new Set<HeldPart>()
   #uses = 0
 
   constructor(allRanks: readonly number[]) {
@@ -96,16 +95,16 @@ export class Versions {
   release(parts: readonly HeldPart[], succeeded: boolean): HeldPart[] {
     for (const part of parts) {
       part.leases -= 1
-      if (!succeeded || part.failed) continue
+      if (!succeeded) continue
       for (const older of this.all(part.name)) {
         if (supersedes(part, older)) older.outdated = true
       }
     }
     const names = new Set(parts.map(({ name }) => name))
     const outdated = [...names].flatMap((name) => this.all(name).filter((part) => part.outdated))
-    const gone = [...outdated, ...parts.filter((part) => part.failed)]
+    const gone = [...outdated, ...parts.filter((part) => this.#failing.has(part))]
     const free = gone.filter((part) => part.leases === 0)
-    for (const part of free) this.#failed.delete(part)
+    for (const part of free) this.#failing.delete(part)
     return free
   }
 
@@ -117,15 +116,15 @@ export class Versions {
 
   /** Its bytes will never be there: nobody gets it any more. True when it can be dropped now. */
   failed(part: HeldPart): boolean {
-    part.failed = true
     this.remove(part)
-    if (part.leases > 0) this.#failed.add(part)
-    return part.leases === 0
+    if (part.leases === 0) return true
+    this.#failing.add(part)
+    return false
   }
 
   /** Parts that nobody gets any more and an update still uses. */
   get failing(): Iterable<HeldPart> {
-    return this.#failed
+    return this.#failing
   }
 
   add(part: HeldPart): void {

@@ -12,7 +12,6 @@ const GIGA = 1e9
 /** Seconds that an update spends in its phases; a phase can be entered more than once. */
 export class PhaseClock {
   readonly startMs: number
-  readonly #spentMs = new Map<Phase, number>()
   readonly #spans: { phase: Phase; beginMs: number; endMs: number }[] = []
   #phase: Phase | null = null
   #sinceMs: number
@@ -29,8 +28,6 @@ export class PhaseClock {
   enter(phase: Phase | null): void {
     const nowMs = clockMs()
     if (this.#phase !== null) {
-      const spentMs = this.#spentMs.get(this.#phase) ?? 0
-      this.#spentMs.set(this.#phase, spentMs + nowMs - this.#sinceMs)
       this.#spans.push({ phase: this.#phase, beginMs: this.#sinceMs, endMs: nowMs })
     }
     this.#phase = phase
@@ -45,11 +42,14 @@ export class PhaseClock {
   }
 
   get seconds(): UpdateReport['seconds'] {
-    const seconds = Object.fromEntries(
-      PHASES.map((phase) => [phase, (this.#spentMs.get(phase) ?? 0) / 1000]),
-    )
+    const seconds = Object.fromEntries(PHASES.map((phase) => [phase, this.#spentMs(phase) / 1000]))
     const total = (clockMs() - this.startMs) / 1000
     return { total, ...seconds } as UpdateReport['seconds']
+  }
+
+  #spentMs(phase: Phase): number {
+    const spans = this.#spans.filter((span) => span.phase === phase)
+    return spans.reduce((total, { beginMs, endMs }) => total + endMs - beginMs, 0)
   }
 }
 

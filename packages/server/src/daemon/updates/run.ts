@@ -60,10 +60,9 @@ export class UpdateRun {
   #team: RankTeam | null = null
   #lease: VersionLease | null = null
   #planned: PlannedUpdate | null = null
-  /** Reads that went on when the update began, and whether they have ended. */
+  /** Reads that went on when the update began. */
   #readings: readonly SourceReading[] = []
-  #read = false
-  /** Begin and end of reading, of `clockMs`. */
+  /** Begin and end of reading, of `clockMs`; empty: it goes on, or there was none. */
   #readSpan = new Float64Array(0)
   #failure: Failure | null = null
   #ended = false
@@ -216,22 +215,25 @@ export class UpdateRun {
   }
 
   #noteRead(seconds: number): void {
-    this.#read = true
     if (this.#readings.length === 0) return
     const beginMs = Math.min(...this.#readings.map(({ startedMs }) => startedMs))
     this.#readSpan = Float64Array.of(beginMs, beginMs + seconds * 1000)
   }
 
+  get #reading(): boolean {
+    return this.#readings.length > 0 && this.#readSpan.length === 0
+  }
+
   async #headStart(): Promise<void> {
-    if (this.#readings.length === 0) return
+    if (!this.#reading) return
     this.#enter('register')
-    const stopped = () => this.#read || this.#ended || this.#failure !== null
+    const stopped = () => !this.#reading || this.#ended || this.#failure !== null
     await this.#race(waitForFiles(this.#context.library, this.#readings, stopped))
   }
 
   /** What a wait that was too long has to do with files that are not read yet. */
   #readingWords(): string {
-    if (this.#read || this.#readings.length === 0) return ''
+    if (!this.#reading) return ''
     const { bytes, bytesDone } = readState(this.#context.library, this.#readings)
     return `; ${bytesDone} of the ${bytes} bytes of its files have been read so far`
   }
