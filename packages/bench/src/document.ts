@@ -16,7 +16,7 @@ export interface BenchHeader {
 
 /** The JSON document. */
 export interface BenchDocument {
-  /** Nothing was wrong, nothing failed, nothing is left. */
+  /** Nothing was wrong, nothing failed, nothing is left, no claim falls short. */
   readonly ok: boolean
   readonly header: BenchHeader
   readonly rows: readonly Row[]
@@ -50,6 +50,7 @@ export function documentOf(
   const compared = rows.reduce((sum, row) => sum + row.compared, 0)
   const wrong = rows.reduce((sum, row) => sum + row.wrong, 0)
   const error = thrown === null ? null : CkptError.wrap(thrown).failure
-  const ok = wrong === 0 && liveObjects === 0 && error === null
+  const short = rows.some(({ claims }) => claims.some(({ holds }) => !holds))
+  const ok = wrong === 0 && !short && liveObjects === 0 && error === null
   return { ok, header, rows, compared, wrong, live_objects: liveObjects, seconds, error }
 }

@@ -1,3 +1,4 @@
+import type { Claim } from './claims.ts'
 import { type Timed, timeRuns } from './measure.ts'
 
 /** One line of the table, one element of `rows` in the JSON document. */
@@ -14,9 +15,13 @@ export interface Row {
   readonly gb_per_s: number | null
   /** nccl-tests' busbw: algbw by what each link carries of every byte. */
   readonly bus_gb_per_s: number | null
+  /** What bounds it, measured in the same run; null where nothing was. */
+  readonly limit_gb_per_s: number | null
   /** Ranges (tensors, pieces, memories) that were compared, and those that differ. */
   readonly compared: number
   readonly wrong: number
+  /** What the row must reach; empty where nothing is asked of it. */
+  readonly claims: readonly Claim[]
 }
 
 export interface RowHead {
@@ -25,6 +30,7 @@ export interface RowHead {
   readonly tensors?: number
   readonly bytes?: number
   readonly busFactor?: number
+  readonly limitGbPerSecond?: number
 }
 
 /** Times the runs and makes a row of them. */
@@ -42,7 +48,9 @@ export async function measureRow(head: RowHead, timed: Timed): Promise<Row> {
     p99_s: p99Seconds,
     gb_per_s: rate,
     bus_gb_per_s: rate === null || busFactor === null ? null : rate * busFactor,
+    limit_gb_per_s: head.limitGbPerSecond ?? null,
     compared,
     wrong,
+    claims: [],
   }
 }

@@ -1,7 +1,17 @@
+import { claimLine } from './claims.ts'
 import type { BenchDocument, BenchHeader } from './document.ts'
 import type { Row } from './row.ts'
 
-const WIDTHS = { bench: 13, case: 34, bytes: 13, runs: 6, time: 12, rate: 8, wrong: 7 } as const
+const WIDTHS = {
+  bench: 13,
+  case: 34,
+  bytes: 13,
+  runs: 6,
+  time: 12,
+  rate: 8,
+  limit: 8,
+  wrong: 7,
+} as const
 
 /** Lines before the first row. */
 export function tableHead(header: BenchHeader): string {
@@ -10,8 +20,19 @@ export function tableHead(header: BenchHeader): string {
     `# ckpt ${ckpt}, Bun ${bun}, ${library} library, ${cores} cores (${cpu})`,
     ...devices.map((name, index) => `# device ${index}: ${name}`),
     '# times are of one run; algbw is bytes by the median time; #wrong counts ranges that differ after a run',
-    line('bench', 'case', 'bytes', 'runs', 'p50 (us)', 'p99 (us)', 'algbw', 'busbw', '#wrong'),
-    line('', '', '', '', '', '', '(GB/s)', '(GB/s)', ''),
+    line(
+      'bench',
+      'case',
+      'bytes',
+      'runs',
+      'p50 (us)',
+      'p99 (us)',
+      'algbw',
+      'busbw',
+      'of limit',
+      '#wrong',
+    ),
+    line('', '', '', '', '', '', '(GB/s)', '(GB/s)', '(%)', ''),
   ].join('\n')
 }
 
@@ -25,13 +46,15 @@ export function tableRow(row: Row): string {
     micros(row.p99_s),
     rate(row.gb_per_s),
     rate(row.bus_gb_per_s),
+    ofLimit(row),
     String(row.wrong),
   )
 }
 
-/** The last line. */
+/** The last lines. */
 export function verdict({
   ok,
+  rows,
   compared,
   wrong,
   live_objects,
@@ -41,7 +64,8 @@ export function verdict({
   const ranges = `${wrong} of ${compared} ranges wrong`
   const left = live_objects === 0 ? 'nothing left' : `${live_objects} native objects left`
   const ended = error === null ? '' : `\n# ended early: ${error.code}: ${error.message}`
-  return `# ${ok ? 'ok' : 'FAILED'}: ${ranges}, ${left}, ${seconds.toFixed(1)} s${ended}`
+  const claims = rows.flatMap((row) => row.claims.map((claim) => `# ${claimLine(claim)}\n`))
+  return `${claims.join('')}# ${ok ? 'ok' : 'FAILED'}: ${ranges}, ${left}, ${seconds.toFixed(1)} s${ended}`
 }
 
 function line(
@@ -53,6 +77,7 @@ function line(
   p99: string,
   algbw: string,
   busbw: string,
+  limit: string,
   wrong: string,
 ): string {
   return [
@@ -64,6 +89,7 @@ function line(
     p99.padStart(WIDTHS.time),
     algbw.padStart(WIDTHS.rate),
     busbw.padStart(WIDTHS.rate),
+    limit.padStart(WIDTHS.limit),
     wrong.padStart(WIDTHS.wrong),
   ]
     .join(' ')
@@ -76,4 +102,9 @@ function micros(seconds: number): string {
 
 function rate(gbPerSecond: number | null): string {
   return gbPerSecond === null ? '-' : gbPerSecond.toFixed(2)
+}
+
+function ofLimit({ gb_per_s, limit_gb_per_s }: Row): string {
+  if (gb_per_s === null || limit_gb_per_s === null) return '-'
+  return ((gb_per_s / limit_gb_per_s) * 100).toFixed(1)
 }
