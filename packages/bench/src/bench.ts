@@ -6,6 +6,8 @@ export interface BenchContext {
   readonly devices: string
   /** Bytes of each size, multiples of 1 MiB. */
   readonly sizes: readonly number[]
+  /** Names of models, which `update`, `fresh` and `peers` take instead of the sizes. */
+  readonly models: readonly string[]
   /** Empty directory of this bench. */
   readonly dir: string
   /** Opens the native library. */
@@ -15,6 +17,8 @@ export interface BenchContext {
 /** One stage. What `rows` allocates is free when it ends, also when it is left early. */
 export interface Bench {
   readonly name: string
+  /** Runs only when it is asked for by name. */
+  readonly onRequest?: boolean
   rows(context: BenchContext): AsyncGenerator<Row, void, undefined>
 }
 

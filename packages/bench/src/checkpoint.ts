@@ -3,9 +3,11 @@ import { join } from 'node:path'
 import type { HeldVersion } from 'ckpt/daemon/types'
 import { readHeader } from 'ckpt/cli/checkpoint-files'
 import type { TensorShape } from 'ckpt/cli/model-shapes'
-import { type WrittenCheckpoint, writeCheckpoint } from 'ckpt/cli/write-checkpoint'
+import { shardsOf, type WrittenCheckpoint, writeIndex } from 'ckpt/cli/write-checkpoint'
 import type { Library } from '@ckpt/cuda'
 import { MIB } from './bench.ts'
+import type { Expected } from './engine.ts'
+import { inThreads } from './file-threads.ts'
 import type { Checked } from './measure.ts'
 import { FileDigests, hex } from './pattern-file.ts'
 
@@ -36,10 +38,18 @@ export async function writeVersions(
     const versionDir = join(dir, `version-${seed}`)
     mkdirSync(versionDir, { recursive: true })
     const shardBytes = Math.min(SHARD_BYTES_MAX, Math.ceil(bytes / 2))
-    const written = await writeCheckpoint(versionDir, tensors, seed, shardBytes)
+    const shards = shardsOf(versionDir, tensors, shardBytes)
+    await inThreads(shards.map((shard) => ({ type: 'write', shard, seed })))
+    const written = await writeIndex(versionDir, shards)
     return { ...written, ranges: await rangesOf(written.files) }
   }
   return [await write(1), await write(2)]
+}
+
+/** What each of `ranks` tensor-parallel ranks must hold of these files, which are read again. */
+export async function expectedOf(files: readonly string[], ranks: number): Promise<Expected> {
+  const found = await inThreads(files.map((path) => ({ type: 'hash', path, ranks })))
+  return new Map(found.flatMap((expected) => [...(expected ?? [])]))
 }
 
 async function rangesOf(files: readonly string[]): Promise<TensorRanges> {

@@ -3,7 +3,7 @@ import { createRegistry } from 'ckpt/daemon/registry/registry'
 import type { TensorShape } from 'ckpt/cli/model-shapes'
 import type { Bench } from './bench.ts'
 import { writeVersions } from './checkpoint.ts'
-import { daemonOptions } from './daemon-parts.ts'
+import { daemonOptions } from './daemon-options.ts'
 import type { Checked } from './measure.ts'
 import { measureRow } from './row.ts'
 

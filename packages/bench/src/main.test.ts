@@ -8,7 +8,7 @@ import { expectedTensors } from 'ckpt/cli/verify-engine'
 import { createRegistry } from 'ckpt/daemon/registry/registry'
 import { MIB } from './bench.ts'
 import { compareHeld, layersOf, writeVersions } from './checkpoint.ts'
-import { daemonOptions } from './daemon-parts.ts'
+import { daemonOptions } from './daemon-options.ts'
 import type { BenchDocument } from './document.ts'
 import { compareMetas } from './gather.ts'
 import { layOut, planOf } from './models.ts'
@@ -206,12 +206,12 @@ describe('what is compared', () => {
       torn: false,
       ranks: [rank(0), rank(1)],
     }
-    expect(compareWeights(weights, expected)).toEqual({ compared: 8, wrong: 0 })
+    expect(compareWeights(weights, expected, 2)).toEqual({ compared: 8, wrong: 0 })
     weights.ranks[0]!.tensors['layers.0.norm.weight']!.sha256 = '00'
     delete weights.ranks[1]!.tensors['layers.1.proj.weight']
-    expect(compareWeights(weights, expected)).toEqual({ compared: 8, wrong: 2 })
+    expect(compareWeights(weights, expected, 2)).toEqual({ compared: 8, wrong: 2 })
     weights.ranks.pop()
-    expect(compareWeights(weights, expected)).toEqual({ compared: 8, wrong: 5 })
+    expect(compareWeights(weights, expected, 2)).toEqual({ compared: 8, wrong: 5 })
   })
 
   test('plans and lists: a segment and a tensor in another place', () => {

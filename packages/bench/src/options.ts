@@ -1,5 +1,6 @@
 import { BENCHES } from './benches.ts'
 import { MIB } from './bench.ts'
+import { WORKLOAD_MODELS } from './workloads.ts'
 
 export interface BenchOptions {
   readonly json: boolean
@@ -9,6 +10,7 @@ export interface BenchOptions {
   readonly devices: string
   /** Bytes. */
   readonly sizes: readonly number[]
+  readonly models: readonly string[]
 }
 
 /** What the user has to correct: exit status 2. */
@@ -17,21 +19,26 @@ export class UsageError extends Error {}
 const DEFAULT_MIB = ['1', '16']
 const MIB_MAX = 65_536
 
-export const USAGE = `usage: bun run bench [--json] [--only NAME...] [--devices SPEC] [--mib N...]
+export const USAGE = `usage: bun run bench [--json] [--only NAME...] [--devices SPEC] [--mib N...] [--model NAME...]
 
   --json           one JSON document on stdout instead of the table
   --only NAME...   these benches: ${BENCHES.map(({ name }) => name).join(', ')}
   --devices SPEC   host (default), host:D, cuda, cuda:I,J, auto; plan, pickle and conversation use none
-  --mib N...       sizes in MiB (default ${DEFAULT_MIB.join(' ')}) of register, h2d, broadcast, reload and update
+  --mib N...       sizes in MiB (default ${DEFAULT_MIB.join(' ')}) of register, h2d, broadcast, reload, update and fresh
+  --model NAME...  update, fresh and peers with the tensors of these models instead: ${WORKLOAD_MODELS.join(', ')}
 `
 
 /** Each flag takes the words up to the next one. Throws {@link UsageError}. */
 export function parseOptions(args: readonly string[]): BenchOptions {
   const flags = flagsOf(args)
   const known = BENCHES.map(({ name }) => name)
-  const only = flags.get('--only') ?? known
+  const standing = BENCHES.filter(({ onRequest }) => onRequest !== true)
+  const only = flags.get('--only') ?? standing.map(({ name }) => name)
   const unknown = only.find((name) => !known.includes(name))
   if (unknown !== undefined) throw new UsageError(`there is no bench '${unknown}'`)
+  const models = flags.get('--model') ?? []
+  const stranger = models.find((name) => !WORKLOAD_MODELS.includes(name))
+  if (stranger !== undefined) throw new UsageError(`there is no model '${stranger}'`)
   const devices = flags.get('--devices') ?? ['host']
   if (devices.length !== 1) throw new UsageError('--devices takes one word')
   return {
@@ -39,6 +46,7 @@ export function parseOptions(args: readonly string[]): BenchOptions {
     help: flags.has('--help'),
     only,
     devices: devices[0] as string,
+    models,
     sizes: (flags.get('--mib') ?? DEFAULT_MIB).map(sizeOf),
   }
 }
@@ -49,6 +57,7 @@ const TAKES_WORDS: Readonly<Record<string, boolean>> = {
   '--only': true,
   '--devices': true,
   '--mib': true,
+  '--model': true,
 }
 
 function flagsOf(args: readonly string[]): Map<string, string[]> {

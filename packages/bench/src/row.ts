@@ -1,5 +1,5 @@
 import type { Claim } from './claims.ts'
-import { type Timed, timeRuns } from './measure.ts'
+import { type Checked, type Timed, timeRuns, type Timing } from './measure.ts'
 
 /** One line of the table, one element of `rows` in the JSON document. */
 export interface Row {
@@ -33,9 +33,21 @@ export interface RowHead {
   readonly limitGbPerSecond?: number
 }
 
+/** A row of runs that were timed one by one. */
+export function rowOf(head: RowHead, seconds: readonly number[], checked: Checked): Row {
+  const sorted = seconds.toSorted((a, b) => a - b)
+  const p50Seconds = sorted[(sorted.length - 1) >> 1] ?? Number.NaN
+  const p99Seconds = sorted.at(-1) ?? Number.NaN
+  return makeRow(head, { runs: sorted.length, p50Seconds, p99Seconds, ...checked })
+}
+
 /** Times the runs and makes a row of them. */
 export async function measureRow(head: RowHead, timed: Timed): Promise<Row> {
-  const { runs, p50Seconds, p99Seconds, compared, wrong } = await timeRuns(timed)
+  return makeRow(head, await timeRuns(timed))
+}
+
+function makeRow(head: RowHead, timing: Timing): Row {
+  const { runs, p50Seconds, p99Seconds, compared, wrong } = timing
   const { bytes = null, busFactor = null } = head
   const rate = bytes === null ? null : bytes / p50Seconds / 1e9
   return {

@@ -1,80 +1,147 @@
-import { expectedTensors } from 'ckpt/cli/verify-engine'
-import type { Registry } from 'ckpt/daemon/registry/registry'
-import type { Updates } from 'ckpt/daemon/updates/updates'
-import type { RunningEngine } from 'ckpt/engines/reference/index'
-import { type Bench, mib } from './bench.ts'
-import { layersOf, writeVersions } from './checkpoint.ts'
-import { daemonOptions, startParts } from './daemon-parts.ts'
-import { compareWeights, type Expected, RANKS, startEngine, targetOf, weightsOf } from './engine.ts'
+import { selectDevices } from '@ckpt/cuda'
+import type { UpdateReport } from '@ckpt/core'
+import { type Bench, type BenchContext, MIB } from './bench.ts'
+import { atLeast, atMost, type Claim } from './claims.ts'
+import { compareWeights, weightsOf } from './engine.ts'
+import { pinnedRate } from './h2d-rate.ts'
 import type { Timed } from './measure.ts'
-import { measureRow } from './row.ts'
+import { measureRow, type Row } from './row.ts'
+import { type Service, startDaemon, startEngine, targetOf } from './service.ts'
+import { type Versions, writePair } from './versions.ts'
+import { largestTensorBytes, type Workload, workloads } from './workloads.ts'
 
 const MODES = ['pipelined', 'serial'] as const
 const TIMEOUT_SECONDS = 120
+/** Percent of the pinned H2D rate of the same run, for the whole call as a client sees it. */
+const SHARE_LEAST: Readonly<Record<string, number>> = { dense: 96, moe: 95 }
+/** Percent. */
+const FIRST_OF_THIRD_MOST = 110
+const TURNAROUND_US_MOST = 100
 
-type Mode = (typeof MODES)[number]
+type Mode = (typeof MODES)[number] | 'auto'
 
-interface Version {
-  /** Of the checkpoint in the registry. */
-  readonly name: string
-  readonly expected: Expected
-}
-
-/** A whole update from its start to its report: registry, rank Workers and a reference engine of two ranks in this process. */
+/** A whole update as a client sees it, from the call to its answer: daemon and reference engine are processes of their own. */
 export const update: Bench = {
   name: 'update',
-  async *rows({ devices, sizes, dir }) {
-    await using stack = new AsyncDisposableStack()
-    const options = daemonOptions(devices, RANKS, dir)
-    const { registry, updates } = await startParts(stack, options)
-    for (const size of sizes) {
-      // an engine keeps what it has learned: each size has one of its own
-      await using engineStack = new AsyncDisposableStack()
-      const engine = await startEngine(devices)
-      engineStack.defer(() => engine.close())
-      const { bytes, tensors, versions } = await registerVersions(registry, dir, size)
-      for (const mode of MODES) {
-        const name = `${mib(size)}, ${RANKS} ranks, ${mode}`
-        const head = { bench: 'update', case: name, tensors, bytes }
-        yield await measureRow(head, updatesOf(updates, engine, versions, mode))
-      }
-      for (const { name } of versions) await registry.drop(name, { force: true })
+  async *rows(context) {
+    for (const workload of workloads(context.sizes, context.models)) {
+      if (workload.model) yield await modelRow(context, workload)
+      else yield* sizeRows(context, workload)
     }
   },
 }
 
-async function registerVersions(registry: Registry, dir: string, size: number) {
-  const written = await writeVersions(dir, layersOf(size), size)
-  const versions: Version[] = []
-  for (const [index, { files }] of written.entries()) {
-    const name = `version-${index}`
-    await registry.register(name, { files: [...files] }, null)
-    versions.push({ name, expected: await expectedTensors(files, RANKS) })
+/** Two ranks, both modes. */
+async function* sizeRows({ devices, dir }: BenchContext, workload: Workload): AsyncGenerator<Row> {
+  await using stack = new AsyncDisposableStack()
+  const updates = await Updates.start(
+    stack,
+    devices,
+    2,
+    dir,
+    await writePair(stack, workload, 2, dir),
+  )
+  for (const mode of MODES) {
+    const head = updates.versions.head('update', `${workload.name}, 2 ranks, ${mode}`)
+    yield await measureRow(head, updates.timed(mode))
   }
-  const { bytes, tensors } = written[0]
-  return { bytes, tensors, versions: versions as [Version, Version] }
 }
 
-/** The versions take turns, so every update changes every tensor. */
-function updatesOf(
-  updates: Updates,
-  engine: RunningEngine,
-  versions: readonly [Version, Version],
-  mode: Mode,
-): Timed {
-  let [present, next] = versions
-  return {
-    prepare: () => {
-      ;[present, next] = [next, present]
-    },
-    run: async () => {
-      const { done } = updates.start(present.name, {
-        engines: [targetOf(engine)],
-        mode,
-        timeout: TIMEOUT_SECONDS,
-      })
-      await done
-    },
-    check: async () => compareWeights(await weightsOf(engine), present.expected),
+/** One rank, the mode that the daemon chooses, and what is asked of it. */
+async function modelRow({ devices, dir, open }: BenchContext, workload: Workload): Promise<Row> {
+  await using stack = new AsyncDisposableStack()
+  const limitGbPerSecond = pinnedRate(devices, open)
+  const versions = await writePair(stack, workload, 1, '/dev/shm')
+  const updates = await Updates.start(stack, devices, 1, dir, versions)
+  versions.removeFiles()
+  const first: number[] = []
+  for (let i = 0; i < 3; i++) first.push(await updates.seconds())
+  const head = { ...versions.head('update', `${workload.name}, whole call`), limitGbPerSecond }
+  const row = await measureRow(head, updates.timed('auto'))
+  const timed = selectDevices(devices, null).library.kind === 'cuda'
+  return timed ? { ...row, claims: claimsOf(workload, row, first, updates.reports) } : row
+}
+
+function claimsOf(
+  workload: Workload,
+  { gb_per_s, limit_gb_per_s }: Row,
+  first: readonly number[],
+  reports: readonly UpdateReport[],
+): Claim[] {
+  const what = (words: string) => `update ${workload.name}: ${words}`
+  const share = ((gb_per_s ?? 0) / (limit_gb_per_s ?? Number.NaN)) * 100
+  const ofThird = ((first[0] ?? Number.NaN) / (first[2] ?? Number.NaN)) * 100
+  const worst = (of: (report: UpdateReport) => number) => Math.max(...reports.map(of))
+  const p99s = reports.map(({ turnaround }) => (turnaround?.p99_s ?? Number.NaN) * 1e6)
+  const middle = p99s.toSorted((a, b) => a - b)[p99s.length >> 1] ?? Number.NaN
+  const ringMost = Math.max(1024, largestTensorBytes(workload) / MIB + 256)
+  const taken = worst(({ device_bytes: { before, peak } }) => peak - before) / MIB
+  const left = worst(({ device_bytes: { before, after } }) => after - before) / MIB
+  return [
+    atLeast(
+      what('whole call, of the pinned H2D rate'),
+      share,
+      SHARE_LEAST[workload.name] ?? 95,
+      '%',
+    ),
+    atMost(what('first update of a daemon, of the third'), ofThird, FIRST_OF_THIRD_MOST, '%'),
+    atMost(what("the daemon's part of a bucket, p99"), middle, TURNAROUND_US_MOST, 'us'),
+    atMost(what('device memory taken'), taken, ringMost, 'MiB'),
+    atMost(what('device memory left'), left, 0, 'MiB'),
+  ]
+}
+
+/** Updates of an engine from a daemon that holds both versions. */
+class Updates {
+  readonly versions: Versions
+  readonly reports: UpdateReport[] = []
+  readonly #daemon: Service
+  readonly #engine: string
+  readonly #ranks: number
+
+  private constructor(versions: Versions, daemon: Service, engine: string, ranks: number) {
+    this.versions = versions
+    this.#daemon = daemon
+    this.#engine = engine
+    this.#ranks = ranks
+  }
+
+  /** An engine keeps what it has learned, and a daemon its plans: each workload has its own. */
+  static async start(
+    stack: AsyncDisposableStack,
+    devices: string,
+    ranks: number,
+    dir: string,
+    versions: Versions,
+  ): Promise<Updates> {
+    const daemon = await startDaemon(stack, devices, ranks, dir)
+    const engine = await startEngine(stack, devices, ranks)
+    for (const { name, files } of versions.both) await daemon.register(name, { files: [...files] })
+    return new Updates(versions, daemon, engine, ranks)
+  }
+
+  timed(mode: Mode): Timed {
+    return {
+      prepare: () => this.versions.next(),
+      run: () => this.#update(mode),
+      check: async () => {
+        const { expected } = this.versions.present
+        return compareWeights(await weightsOf(this.#engine), expected, this.#ranks)
+      },
+    }
+  }
+
+  /** One update, of the other version. */
+  async seconds(): Promise<number> {
+    this.versions.next()
+    const beginMs = performance.now()
+    await this.#update('auto')
+    return (performance.now() - beginMs) / 1000
+  }
+
+  async #update(mode: Mode): Promise<void> {
+    const engines = [targetOf(this.#engine, this.#ranks)]
+    const request = { engines, mode, timeout: TIMEOUT_SECONDS }
+    this.reports.push(await this.#daemon.update(this.versions.present.name, request))
   }
 }

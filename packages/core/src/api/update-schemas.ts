@@ -100,6 +100,11 @@ export const UpdateReport = type({
   },
   /** `read`: files into host memory, where that went on during the update. */
   stages: { 'read?': Stage, h2d: Stage, broadcast: Stage, reload: Stage },
+  /**
+   * The daemon's own part of a bucket, over all ranks: from the wake-up that brings the engine's reply, or
+   * the end of the bucket's copies if that comes later, until its tensor list is sent. Absent: nothing was sent.
+   */
+  'turnaround?': { p50_s: Elapsed, p99_s: Elapsed },
   device_bytes: { before: Count, peak: Count, after: Count },
   engines: EngineReport.array(),
 })

@@ -5,6 +5,7 @@ import { CkptError, type ErrorBody } from '@ckpt/core'
 export interface ChildProcess {
   /** What the ready line captured. */
   readonly ready: string
+  readonly pid: number
   /** Asks it to end (SIGTERM), and ends it when it does not within five seconds. */
   stop(): Promise<void>
 }
@@ -46,7 +47,8 @@ export async function startCommand(args: readonly string[], ready: RegExp): Prom
   })
   late.catch(() => {})
   try {
-    return { ready: await Promise.race([captured.promise, ended, late]), stop: () => stop(child) }
+    const words = await Promise.race([captured.promise, ended, late])
+    return { ready: words, pid: child.pid, stop: () => stop(child) }
   } catch (error) {
     await stop(child)
     throw error

@@ -46,6 +46,24 @@ export function modelTensors(model: ModelName): TensorShape[] {
   return tensors
 }
 
+/** Experts of 24 layers in FP8, each weight with float32 scales of blocks of 128 x 128: 14.5 GB in 18,432 tensors. */
+export function quantizedExperts(): TensorShape[] {
+  const tensors: TensorShape[] = []
+  for (let layer = 0; layer < 24; layer++) {
+    for (let expert = 0; expert < 128; expert++) {
+      for (const part of ['gate_proj', 'up_proj', 'down_proj']) {
+        const name = `model.layers.${layer}.mlp.experts.${expert}.${part}.weight`
+        const down = part === 'down_proj'
+        const shape = down ? [2048, 768] : [768, 2048]
+        const scales = down ? [16, 6] : [6, 16]
+        tensors.push({ name, dtype: 'F8_E4M3', shape })
+        tensors.push({ name: `${name}_scale_inv`, dtype: 'F32', shape: scales })
+      }
+    }
+  }
+  return tensors
+}
+
 type Add = (name: string, ...shape: number[]) => void
 
 function addLayer(d: Decoder, layer: string, add: Add): void {

@@ -1,4 +1,4 @@
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import type { TensorShape } from './model-shapes.ts'
 
 export interface WrittenCheckpoint {
@@ -7,7 +7,13 @@ export interface WrittenCheckpoint {
   readonly bytes: number
 }
 
-const BYTES_PER_ELEMENT: Readonly<Record<string, number>> = { BF16: 2, F16: 2, F32: 4 }
+/** A file of a checkpoint that is still to be written. */
+export interface Shard {
+  readonly path: string
+  readonly tensors: readonly TensorShape[]
+}
+
+const BYTES_PER_ELEMENT: Readonly<Record<string, number>> = { BF16: 2, F16: 2, F32: 4, F8_E4M3: 1 }
 
 /**
  * Writes a checkpoint of these tensors: shards of about `shardBytes` and `model.safetensors.index.json`, as Hugging Face lays
@@ -22,21 +28,43 @@ export async function writeCheckpoint(
   seed: number,
   shardBytes: number,
 ): Promise<WrittenCheckpoint> {
+  const shards = shardsOf(directory, tensors, shardBytes)
+  for (const shard of shards) await writeShard(shard, seed)
+  return writeIndex(directory, shards)
+}
+
+/** The files that {@link writeCheckpoint} writes, so that several threads can write them. */
+export function shardsOf(
+  directory: string,
+  tensors: readonly TensorShape[],
+  shardBytes: number,
+): Shard[] {
   const shards = cutShards(tensors, shardBytes)
   const count = String(shards.length).padStart(5, '0')
+  return shards.map((shard, index) => {
+    const number = String(index + 1).padStart(5, '0')
+    return { path: join(directory, `model-${number}-of-${count}.safetensors`), tensors: shard }
+  })
+}
+
+export async function writeShard({ path, tensors }: Shard, seed: number): Promise<void> {
+  await Bun.write(path, shardContent(tensors, seed))
+}
+
+/** The index of files that were written, which completes the checkpoint. */
+export async function writeIndex(
+  directory: string,
+  shards: readonly Shard[],
+): Promise<WrittenCheckpoint> {
   const weightMap: Record<string, string> = {}
-  const files: string[] = []
-  for (const [index, shard] of shards.entries()) {
-    const name = `model-${String(index + 1).padStart(5, '0')}-of-${count}.safetensors`
-    for (const tensor of shard) weightMap[tensor.name] = name
-    const path = join(directory, name)
-    await Bun.write(path, shardContent(shard, seed))
-    files.push(path)
+  for (const { path, tensors } of shards) {
+    for (const { name } of tensors) weightMap[name] = basename(path)
   }
+  const tensors = shards.flatMap((shard) => shard.tensors)
   const bytes = tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0)
   const index = { metadata: { total_size: bytes }, weight_map: weightMap }
   await Bun.write(join(directory, 'model.safetensors.index.json'), JSON.stringify(index, null, 1))
-  return { files, tensors: tensors.length, bytes }
+  return { files: shards.map(({ path }) => path), tensors: tensors.length, bytes }
 }
 
 export function tensorBytes(tensor: TensorShape): number {

@@ -284,6 +284,7 @@ export class RankLink {
         settled: false,
         bytesPeak: null,
         bytesAfter: null,
+        turnaroundsMs: new Float64Array(0),
         stages: { h2d: NONE, broadcast: NONE, reload: NONE },
       },
       this.rank,

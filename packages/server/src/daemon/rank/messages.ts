@@ -147,6 +147,8 @@ export type RankEvent =
       readonly bytesPeak: number | null
       readonly bytesAfter: number | null
       readonly stages: StageIntervals
+      /** Milliseconds of each list, in order: see `turnaround` of the report. */
+      readonly turnaroundsMs: Float64Array
     }
 
 export type RankReport =

@@ -43,6 +43,8 @@ import { SourceReads } from './source-reads.ts'
 const POLL_MS_MAX = 200
 /** For copies in flight, after everything else has ended. */
 const SETTLE_MS = 250
+/** A wait that was this long has slept: nothing was there to be done before it ended. */
+const SLEPT_MS = 0.02
 /** Between the conversation's own deadline, which says what was waited for, and the end of the loop. */
 const LEAVE_MS_AT_DEADLINE = 1000
 /** Another rank has aborted the group, or it is destroyed. */
@@ -99,6 +101,9 @@ export class RankRun {
   #everyoneOpen = false
   /** A bucket that was complete before every engine worker had mapped its ring. */
   #early: number | null = null
+  /** When the loop was last woken: what has been done since then kept the engine waiting. */
+  #awakeMs = clockMs()
+  readonly #turnaroundsMs: number[] = []
   /** Lists that were sent: from the first on the engine is torn until it has all. */
   #sent = 0
 
@@ -284,6 +289,8 @@ export class RankRun {
       if (deadlineMs !== null) wanted.push(deadlineMs)
     }
     zmqPoll(items, Math.max(0, Math.ceil(Math.min(...wanted) - nowMs)))
+    const awakeMs = clockMs()
+    if (awakeMs - nowMs >= SLEPT_MS) this.#awakeMs = awakeMs
   }
 
   /** What the main thread says about this run. */
@@ -376,6 +383,7 @@ export class RankRun {
     this.#reload.begin(clockMs())
     const list = this.#held.list(bucket)
     this.#converseStep({ type: 'announce', bucket, list, nowMs: clockMs() })
+    this.#turnaroundsMs.push(clockMs() - this.#awakeMs)
   }
 
   #mayAnnounce(): void {
@@ -508,6 +516,7 @@ export class RankRun {
         broadcast: this.#copies.broadcast.take(nowMs),
         reload: this.#reload.take(nowMs),
       },
+      turnaroundsMs: Float64Array.from(this.#turnaroundsMs),
     })
   }
 }

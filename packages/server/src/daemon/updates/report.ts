@@ -103,6 +103,7 @@ export function makeReport(parts: ReportParts): UpdateReport {
       broadcast: { busy_s: of('broadcast'), bytes: spec.ranks.length > 1 ? bytes : 0 },
       reload: { busy_s: of('reload'), bytes: engines.length > 0 || of('reload') > 0 ? bytes : 0 },
     },
+    ...(team.turnaround === null ? {} : { turnaround: team.turnaround }),
     device_bytes: team.deviceBytes,
     engines,
   }

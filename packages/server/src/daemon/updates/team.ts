@@ -43,6 +43,7 @@ interface Member {
   bytesPeak: number | null
   bytesAfter: number | null
   stages: StageIntervals | null
+  turnaroundsMs: Float64Array
 }
 
 type Step = 'opened' | 'transferred' | 'finished' | 'closed'
@@ -79,6 +80,7 @@ export class RankTeam {
       bytesPeak: null,
       bytesAfter: null,
       stages: null,
+      turnaroundsMs: new Float64Array(0),
     }))
   }
 
@@ -194,6 +196,7 @@ export class RankTeam {
         if (event.settled) this.#settle(member)
         else void member.link.settled(this.#run).then(() => this.#settle(member))
         member.stages = event.stages
+        member.turnaroundsMs = event.turnaroundsMs
         member.bytesPeak = event.bytesPeak
         member.bytesAfter = event.bytesAfter
         return this.#reach(member, 'closed')
@@ -256,6 +259,15 @@ export class RankTeam {
 
   get stages(): StageIntervals[] {
     return this.#members.flatMap(({ stages }) => stages ?? [])
+  }
+
+  /** Of every list of every rank, in seconds; null: none was sent. */
+  get turnaround(): { p50_s: number; p99_s: number } | null {
+    const ms = this.#members
+      .flatMap(({ turnaroundsMs }) => [...turnaroundsMs])
+      .sort((a, b) => a - b)
+    const at = (part: number) => ms[Math.floor(part * (ms.length - 1))] as number
+    return ms.length === 0 ? null : { p50_s: at(0.5) / 1000, p99_s: at(0.99) / 1000 }
   }
 
   /** Of the rank whose device was used most. */

@@ -1,9 +1,7 @@
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { selectDevices } from '@ckpt/cuda'
-import { createRegistry, type Registry } from 'ckpt/daemon/registry/registry'
 import type { DaemonOptions } from 'ckpt/daemon/types'
-import { createUpdates, type Updates } from 'ckpt/daemon/updates/updates'
 
 /** Options of a daemon with this many ranks, its state below `dir`. */
 export function daemonOptions(devices: string, ranks: number | null, dir: string): DaemonOptions {
@@ -21,16 +19,4 @@ export function daemonOptions(devices: string, ranks: number | null, dir: string
     bucketBytes: null,
     memoryFraction: 0.9,
   }
-}
-
-/** Registry and updates of a daemon, which end with `stack`. */
-export async function startParts(
-  stack: AsyncDisposableStack,
-  options: DaemonOptions,
-): Promise<{ registry: Registry; updates: Updates }> {
-  const registry = await createRegistry(options)
-  stack.defer(() => registry.close())
-  const updates = await createUpdates(options, registry)
-  stack.defer(() => updates.close('the bench is over'))
-  return { registry, updates }
 }

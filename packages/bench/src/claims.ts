@@ -1,0 +1,30 @@
+/** A figure that must reach a bound: a line of the verdict. */
+export interface Claim {
+  /** Such as `update dense: of the pinned H2D rate`. */
+  readonly what: string
+  readonly figure: number
+  readonly unit: '%' | 's' | 'us' | 'GB/s' | 'MiB'
+  readonly must: 'at_least' | 'at_most'
+  readonly bound: number
+  readonly holds: boolean
+}
+
+/** The figure must not be below `bound`. Not a number: it does not hold. */
+export function atLeast(what: string, figure: number, bound: number, unit: Claim['unit']): Claim {
+  return { what, figure, unit, must: 'at_least', bound, holds: figure >= bound }
+}
+
+/** The figure must not be above `bound`. Not a number: it does not hold. */
+export function atMost(what: string, figure: number, bound: number, unit: Claim['unit']): Claim {
+  return { what, figure, unit, must: 'at_most', bound, holds: figure <= bound }
+}
+
+/** `holds: update dense: of the pinned H2D rate 97.1 %, at least 96 %`. */
+export function claimLine({ what, figure, unit, must, bound, holds }: Claim): string {
+  const words = must === 'at_least' ? 'at least' : 'at most'
+  return `${holds ? 'holds' : 'FALLS SHORT'}: ${what} ${shown(figure)} ${unit}, ${words} ${shown(bound)} ${unit}`
+}
+
+function shown(figure: number): string {
+  return String(Number(figure.toPrecision(4)))
+}

@@ -1,0 +1,37 @@
+import { modelTensors, quantizedExperts, type TensorShape } from 'ckpt/cli/model-shapes'
+import { tensorBytes } from 'ckpt/cli/write-checkpoint'
+import { mib } from './bench.ts'
+import { layersOf } from './checkpoint.ts'
+
+/** What an update moves. */
+export interface Workload {
+  /** `16 MiB`, `dense`. */
+  readonly name: string
+  readonly tensors: readonly TensorShape[]
+  /** The tensors have a model's shapes and sizes, so what is measured says something about a model. */
+  readonly model: boolean
+}
+
+const MODELS = {
+  /** Qwen3-8B: 16.4 GB of bf16 in 399 tensors, the largest 1.24 GB. */
+  dense: () => modelTensors('qwen3-8b'),
+  /** 24 layers of 128 experts in FP8 with block scales: 14.5 GB in 18,432 tensors. */
+  moe: quantizedExperts,
+} as const
+
+export const WORKLOAD_MODELS = Object.keys(MODELS)
+
+/** The models, or without any a workload of each size. */
+export function workloads(sizes: readonly number[], models: readonly string[]): Workload[] {
+  if (models.length === 0) {
+    return sizes.map((bytes) => ({ name: mib(bytes), tensors: layersOf(bytes), model: false }))
+  }
+  return models.map((name) => {
+    const tensors = MODELS[name as keyof typeof MODELS]()
+    return { name, tensors, model: true }
+  })
+}
+
+export function largestTensorBytes({ tensors }: Workload): number {
+  return tensors.reduce((most, tensor) => Math.max(most, tensorBytes(tensor)), 0)
+}
