@@ -17,6 +17,7 @@ import mmap
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
@@ -83,11 +84,12 @@ def check_refcounter(name):
 
 
 class Engine:
-    def __init__(self, device, fault):
-        self.device, self.fault = device, fault
+    def __init__(self, device, fault, in_place):
+        self.device, self.fault, self.in_place = device, fault, in_place
         self.ranks, self.updates, self.torn = {}, 0, False
 
     def run(self, key, timeout, address, index):
+        held = self.ranks.get(key, {}) if self.in_place else {}
         tensors, lists = {}, 0
 
         def load(weights):
@@ -102,7 +104,11 @@ class Engine:
             lists += 1
             self.torn = True
             for name, tensor in weights:
-                tensors[name] = tensor.clone()
+                parameter = held.get(name)
+                if parameter is None:
+                    parameter = torch.empty_like(tensor)
+                parameter.copy_(tensor)
+                tensors[name] = parameter
 
         def post_hook():
             if self.fault == "post":
@@ -133,16 +139,20 @@ class Engine:
     def weights(self):
         ranks = []
         for key, tensors in self.ranks.items():
-            described = {}
-            for name, tensor in tensors.items():
-                flat = tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
-                described[name] = {
-                    "dtype": DTYPE_NAMES[tensor.dtype],
-                    "shape": list(tensor.shape),
-                    "sha256": hashlib.sha256(flat.tobytes()).hexdigest(),
-                }
+            # hashing leaves the interpreter to other threads
+            with ThreadPoolExecutor() as threads:
+                described = dict(zip(tensors, threads.map(describe, tensors.values())))
             ranks.append({"uuid": key, "tensors": described})
         return {"version": None, "updates": self.updates, "torn": self.torn, "ranks": ranks}
+
+
+def describe(tensor):
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
+    return {
+        "dtype": DTYPE_NAMES[tensor.dtype],
+        "shape": list(tensor.shape),
+        "sha256": hashlib.sha256(flat).hexdigest(),
+    }
 
 
 def handler_of(engine):
@@ -185,6 +195,7 @@ def main():
     parser.add_argument("--device", choices=["shm", "cuda"], required=True)
     parser.add_argument("--listen", default="127.0.0.1:0")
     parser.add_argument("--fault", default="")
+    parser.add_argument("--in-place", action="store_true", help="copy into the parameters of the update before")
     args = parser.parse_args()
     if args.device == "shm":
         reductions.rebuild_cuda_tensor = rebuild_from_shared_memory
@@ -192,7 +203,7 @@ def main():
     else:
         torch.cuda.init()
     host, _, port = args.listen.rpartition(":")
-    server = ThreadingHTTPServer((host, int(port)), handler_of(Engine(args.device, args.fault)))
+    server = ThreadingHTTPServer((host, int(port)), handler_of(Engine(args.device, args.fault, args.in_place)))
     print(f"ready http://{host}:{server.server_address[1]}", flush=True)
     server.serve_forever()
 

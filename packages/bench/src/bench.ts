@@ -10,6 +10,10 @@ export interface BenchContext {
   readonly models: readonly string[]
   /** Empty directory of this bench. */
   readonly dir: string
+  /** A Python with torch for CUDA, for `peers`. */
+  readonly python: string
+  /** Wheels to install the peer from; null: PyPI. */
+  readonly wheels: string | null
   /** Opens the native library. */
   readonly open: (options: LibraryOptions) => Library
 }

@@ -4,6 +4,7 @@ import { conversation } from './conversation.ts'
 import { fresh } from './fresh.ts'
 import { gather } from './gather.ts'
 import { h2d } from './h2d.ts'
+import { peers } from './peers.ts'
 import { pickle } from './pickle.ts'
 import { plan } from './plan.ts'
 import { register } from './register.ts'
@@ -22,4 +23,5 @@ export const BENCHES: readonly Bench[] = [
   reload,
   update,
   fresh,
+  peers,
 ]

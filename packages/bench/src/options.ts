@@ -11,6 +11,8 @@ export interface BenchOptions {
   /** Bytes. */
   readonly sizes: readonly number[]
   readonly models: readonly string[]
+  readonly python: string
+  readonly wheels: string | null
 }
 
 /** What the user has to correct: exit status 2. */
@@ -26,6 +28,8 @@ export const USAGE = `usage: bun run bench [--json] [--only NAME...] [--devices 
   --devices SPEC   host (default), host:D, cuda, cuda:I,J, auto; plan, pickle and conversation use none
   --mib N...       sizes in MiB (default ${DEFAULT_MIB.join(' ')}) of register, h2d, broadcast, reload, update and fresh
   --model NAME...  update, fresh and peers with the tensors of these models instead: ${WORKLOAD_MODELS.join(', ')}
+  --python PATH    peers: a Python with torch for CUDA (default: $CKPT_PYTHON, else python3)
+  --wheels DIR     peers: install checkpoint-engine from these wheels instead of PyPI
 `
 
 /** Each flag takes the words up to the next one. Throws {@link UsageError}. */
@@ -39,16 +43,22 @@ export function parseOptions(args: readonly string[]): BenchOptions {
   const models = flags.get('--model') ?? []
   const stranger = models.find((name) => !WORKLOAD_MODELS.includes(name))
   if (stranger !== undefined) throw new UsageError(`there is no model '${stranger}'`)
-  const devices = flags.get('--devices') ?? ['host']
-  if (devices.length !== 1) throw new UsageError('--devices takes one word')
   return {
     json: flags.has('--json'),
     help: flags.has('--help'),
     only,
-    devices: devices[0] as string,
+    devices: oneWord(flags, '--devices') ?? 'host',
     models,
+    python: oneWord(flags, '--python') ?? process.env.CKPT_PYTHON ?? 'python3',
+    wheels: oneWord(flags, '--wheels'),
     sizes: (flags.get('--mib') ?? DEFAULT_MIB).map(sizeOf),
   }
+}
+
+function oneWord(flags: ReadonlyMap<string, readonly string[]>, flag: string): string | null {
+  const words = flags.get(flag) ?? []
+  if (words.length > 1) throw new UsageError(`${flag} takes one word`)
+  return words[0] ?? null
 }
 
 const TAKES_WORDS: Readonly<Record<string, boolean>> = {
@@ -58,6 +68,8 @@ const TAKES_WORDS: Readonly<Record<string, boolean>> = {
   '--devices': true,
   '--mib': true,
   '--model': true,
+  '--python': true,
+  '--wheels': true,
 }
 
 function flagsOf(args: readonly string[]): Map<string, string[]> {

@@ -17,6 +17,9 @@ export interface Row {
   readonly bus_gb_per_s: number | null
   /** What bounds it, measured in the same run; null where nothing was. */
   readonly limit_gb_per_s: number | null
+  /** Most device memory in use beside what was in use before, and memory of the daemon's process; null: not looked at. */
+  readonly device_bytes: number | null
+  readonly host_bytes: number | null
   /** Ranges (tensors, pieces, memories) that were compared, and those that differ. */
   readonly compared: number
   readonly wrong: number
@@ -61,6 +64,8 @@ function makeRow(head: RowHead, timing: Timing): Row {
     gb_per_s: rate,
     bus_gb_per_s: rate === null || busFactor === null ? null : rate * busFactor,
     limit_gb_per_s: head.limitGbPerSecond ?? null,
+    device_bytes: null,
+    host_bytes: null,
     compared,
     wrong,
     claims: [],

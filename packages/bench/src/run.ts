@@ -79,13 +79,13 @@ async function benchAll(options: BenchOptions, surroundings: Surroundings): Prom
 
 /** Every bench in a directory of its own, which is gone afterwards. */
 async function* rowsOf(options: BenchOptions, { open }: Surroundings): AsyncGenerator<Row> {
-  const { devices, sizes, models, only } = options
+  const { devices, sizes, models, python, wheels, only } = options
   for (const bench of BENCHES) {
     if (!only.includes(bench.name)) continue
     // Unix sockets lie below, and their paths have a limit of 107 bytes
     const dir = mkdtempSync(join(tmpdir(), 'ckpt-bench-'))
     try {
-      yield* bench.rows({ devices, sizes, models, dir, open })
+      yield* bench.rows({ devices, sizes, models, python, wheels, dir, open })
     } finally {
       rmSync(dir, { recursive: true, force: true })
     }

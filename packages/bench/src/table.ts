@@ -37,6 +37,13 @@ export function tableHead(header: BenchHeader): string {
 }
 
 export function tableRow(row: Row): string {
+  const figures = rowLine(row)
+  if (row.device_bytes === null || row.host_bytes === null) return figures
+  const [device, host] = [row.device_bytes, row.host_bytes].map((bytes) => (bytes / 1e9).toFixed(2))
+  return `${figures}\n#   device memory +${device} GB, memory of the daemon ${host} GB`
+}
+
+function rowLine(row: Row): string {
   return line(
     row.bench,
     row.case,
