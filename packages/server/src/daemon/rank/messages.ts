@@ -51,6 +51,8 @@ export type RankRequest =
   | { readonly type: 'memory' }
   /** Without input it asks whether the plan is held; with it the rank makes the plan and keeps it. */
   | { readonly type: 'plan'; readonly key: string; readonly input: PlanInput | null }
+  /** As `plan`, and pickles the lists of the plan it makes. */
+  | { readonly type: 'prepare'; readonly key: string; readonly input: PlanInput | null }
   | { readonly type: 'group_create'; readonly members: number }
   | { readonly type: 'group_destroy'; readonly group: number }
   /** Allocates and exports the ring, joins the group, binds the engine's address. */
@@ -91,6 +93,7 @@ export interface OpenAnswer {
 export interface RankAnswers {
   memory: MemoryAnswer
   plan: PlanSummary | null
+  prepare: PlanSummary | null
   group_create: { readonly group: number }
   group_destroy: null
   open: OpenAnswer

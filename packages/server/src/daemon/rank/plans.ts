@@ -36,6 +36,10 @@ export class HeldPlan {
     return made
   }
 
+  pickleAll(): void {
+    for (let bucket = 0; bucket < this.plan.bucketCount; bucket++) this.list(bucket)
+  }
+
   summary(): PlanSummary {
     const { plan } = this
     const bytesThrough = new Float64Array(plan.bucketCount)

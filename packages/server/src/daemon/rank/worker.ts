@@ -177,10 +177,13 @@ class RankWorker implements RunHost {
     switch (request.type) {
       case 'memory':
         return this.library.deviceMemory(this.rank.device)
-      case 'plan': {
+      case 'plan':
+      case 'prepare': {
         const held = this.#plans.get(request.key)
         if (held !== null || request.input === null) return held?.summary() ?? null
-        return this.#plans.make(request.key, request.input).summary()
+        const made = this.#plans.make(request.key, request.input)
+        if (request.type === 'prepare') made.pickleAll()
+        return made.summary()
       }
       case 'group_create':
         return { group: this.library.groupCreate(request.members) }

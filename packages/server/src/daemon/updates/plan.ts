@@ -41,15 +41,13 @@ export class Planner {
     spec: UpdateSpec,
     links: readonly RankLink[],
   ): Promise<PlannedUpdate> {
-    const ownerRanks = version.ownerRanks.map((ranks) => usable(ranks, spec.ranks))
-    const flags = [
+    const layout = JSON.stringify([
       version.layoutDigest,
       spec.ranks,
-      ownerRanks,
+      version.ownerRanks,
       spec.engines.map((engine) => [engine.key, engine.ranks]),
       spec.mode,
-    ]
-    const layout = JSON.stringify(flags)
+    ])
     const freeBytes = await freeShares(links)
     const least = Math.min(...freeBytes.map((one) => one.bytes))
     const before = this.#kept.get(layout)
@@ -57,12 +55,21 @@ export class Planner {
     const fits = before !== undefined && before.ringBytes <= capBytes
     const decided = fits ? before : this.#decide(version, spec, freeBytes)
     this.#keep(layout, decided)
-    const { mode, ringBytes, bucketBytes, segmentBytes } = decided
-    const key = JSON.stringify([...flags, mode, ringBytes, bucketBytes, segmentBytes])
-    const { table, sources } = version
-    const input = { table, sources, ownerRanks, mode, ringBytes, bucketBytes, segmentBytes }
-    const summary = await planOn(links, key, input)
+    const { key, input } = plannedInput(version, spec.ranks, decided)
+    const summary = await planOn(links, { type: 'plan', key, input })
     return { key, summary, reason: fits ? 'kept' : decided.reason }
+  }
+
+  /**
+   * Makes the plan of an update of all these ranks and pickles its lists, so that the first update finds them made. Does
+   * nothing where an update would be refused.
+   */
+  async prepare(version: HeldVersion, links: readonly RankLink[]): Promise<void> {
+    const decision = this.#decideMode(version, 'auto', await freeShares(links))
+    if (decision.mode === 'refuse') return
+    const ranks = links.map(({ rank }) => rank.rank)
+    const { key, input } = plannedInput(version, ranks, decision)
+    await planOn(links, { type: 'prepare', key, input })
   }
 
   #decide(
@@ -70,8 +77,17 @@ export class Planner {
     spec: UpdateSpec,
     freeBytes: { rank: number; bytes: number }[],
   ): Decided {
-    const { table, bytes } = version
-    const decision = decideMode({
+    const decision = this.#decideMode(version, spec.mode, freeBytes)
+    if (decision.mode === 'refuse') throw CkptError.from({ phase: 'plan', ...decision.failure })
+    return decision
+  }
+
+  #decideMode(
+    { table, bytes }: HeldVersion,
+    mode: UpdateSpec['mode'],
+    freeBytes: { rank: number; bytes: number }[],
+  ): ModeDecision {
+    return decideMode({
       freeBytes,
       fraction: this.#options.memoryFraction,
       largest: largestOf(table),
@@ -79,10 +95,8 @@ export class Planner {
       tensorCount: table.names.length,
       ringBytes: this.#options.ringBytes,
       bucketBytes: this.#options.bucketBytes,
-      mode: spec.mode,
+      mode,
     })
-    if (decision.mode === 'refuse') throw CkptError.from({ phase: 'plan', ...decision.failure })
-    return decision
   }
 
   #keep(layout: string, decided: Decided): void {
@@ -91,6 +105,17 @@ export class Planner {
     const oldest = this.#kept.keys().next()
     if (this.#kept.size > KEPT_MAX && !oldest.done) this.#kept.delete(oldest.value)
   }
+}
+
+/** A plan is the same whichever engines take it. */
+function plannedInput(version: HeldVersion, ranks: readonly number[], decided: Decided) {
+  const { table, sources, layoutDigest } = version
+  const ownerRanks = version.ownerRanks.map((owners) => usable(owners, ranks))
+  const { mode, ringBytes, bucketBytes, segmentBytes } = decided
+  const sizes = [mode, ringBytes, bucketBytes, segmentBytes]
+  const key = JSON.stringify([layoutDigest, ranks, ownerRanks, ...sizes])
+  const input = { table, sources, ownerRanks, mode, ringBytes, bucketBytes, segmentBytes }
+  return { key, input }
 }
 
 /** The memory is the daemon's, so where none of an owner's ranks is in the update any other rank can copy. */
@@ -120,13 +145,12 @@ function largestOf(table: TensorTable): { name: string; bytes: number } {
 /** Every rank makes the plan itself, unless it holds it; all must come to the same. */
 async function planOn(
   links: readonly RankLink[],
-  key: string,
-  input: PlanInput,
+  request: { type: 'plan' | 'prepare'; key: string; input: PlanInput },
 ): Promise<PlanSummary> {
   const summaries = await Promise.all(
     links.map(async (link) => {
-      const held = await link.request({ type: 'plan', key, input: null })
-      const summary = held ?? (await link.request({ type: 'plan', key, input }))
+      const held = await link.request({ ...request, input: null })
+      const summary = held ?? (await link.request(request))
       if (summary === null) throw new Error('a rank made no plan')
       return summary
     }),

@@ -38,6 +38,8 @@ export type UpdatesStatus = Pick<
 export interface Updates {
   /** Ends what a dead predecessor left: engines that wait, sockets; restores the marks of engines. */
   recover(): Promise<void>
+  /** Makes the plan of an update of what was registered, unless an update runs. Does not wait, and throws nothing. */
+  prepare(name: string): void
   /** Throws at once what is wrong with the request (400, 403, 404, 409, 429, 503). */
   start(name: string, request: UpdateRequest): UpdateHandle
   /** Throws `update_not_found`. The last 100 ended updates are remembered. */
@@ -85,6 +87,7 @@ class DaemonUpdates implements Updates {
   readonly deviceLost: Promise<Failure>
   readonly #parts: Parts
   readonly #book: EngineBook
+  readonly #planner: Planner
   readonly #queue: UpdateQueue
   readonly #closing = new AbortController()
   #closed: Promise<void> | null = null
@@ -92,12 +95,13 @@ class DaemonUpdates implements Updates {
   constructor(parts: Parts) {
     this.#parts = parts
     this.#book = new EngineBook(parts.journal)
+    this.#planner = new Planner(parts.options)
     const { lost } = parts
     this.deviceLost = lost.promise
     const context = {
       ...parts,
       book: this.#book,
-      planner: new Planner(parts.options),
+      planner: this.#planner,
       closing: this.#closing.signal,
     }
     this.#queue = new UpdateQueue(context, (failure) => {
@@ -124,6 +128,19 @@ class DaemonUpdates implements Updates {
     const giveBack = registry.claim(name)
     record.done.then(giveBack, giveBack)
     return { id: record.id, done: record.done }
+  }
+
+  prepare(name: string): void {
+    const { pool, registry } = this.#parts
+    if (this.#queue.runningId !== null || pool.links.some(({ dead }) => dead !== null)) return
+    try {
+      const lease = registry.lease(name)
+      // the update tells what is wrong with it
+      const planned = this.#planner.prepare(lease.version, pool.links).catch(() => {})
+      void planned.then(() => lease.release(false))
+    } catch (error) {
+      if (!(error instanceof CkptError)) throw error
+    }
   }
 
   state(id: string): UpdateState {

@@ -25,6 +25,8 @@ export function checkpointRoutes(daemon: Daemon) {
       const request = c.req.valid('json')
       checkTransport(daemon, c.env.listener, request)
       const answer = await registry.register(name, request, c.env.listener.rank)
+      // one that is still being read is about to be updated from
+      if (!answer.reading) daemon.updates.prepare(name)
       return c.json(registered(daemon, answer), answer.reading ? 202 : 200)
     })
     .post('/:name/buffers', json(BuffersRequest), async (c) => {
@@ -36,6 +38,7 @@ export function checkpointRoutes(daemon: Daemon) {
     })
     .post('/:name/tensors', json(TensorsRequest, LARGE_BODY_BYTES_MAX), async (c) => {
       const answer = await registry.tensors(nameOf(c), c.req.valid('json'))
+      daemon.updates.prepare(nameOf(c))
       return c.json(registered(daemon, answer))
     })
     .delete('/:name', async (c) => {

@@ -188,6 +188,7 @@ function fakeUpdates(
   }
   return {
     async recover() {},
+    prepare() {},
     start,
     state(id) {
       find(id)
