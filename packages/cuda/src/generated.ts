@@ -68,6 +68,17 @@ export const STRUCTS = {
       leased: { type: 'uint32_t', offset: 36 },
     },
   },
+  fileLocation: {
+    name: 'ckpt_file_location',
+    bytes: 32,
+    fields: {
+      filesystem: { type: 'uint64_t', offset: 0 },
+      bytesLooked: { type: 'uint64_t', offset: 8 },
+      bytesCached: { type: 'uint64_t', offset: 16 },
+      cachedKnown: { type: 'uint32_t', offset: 24 },
+      reserved: { type: 'uint32_t', offset: 28 },
+    },
+  },
   readPiece: {
     name: 'ckpt_read_piece',
     bytes: 32,
@@ -136,6 +147,8 @@ export const SYMBOLS = {
   ckpt_file_open: { args: ['buffer', 'buffer'], returns: 'i32' },
   ckpt_file_close: { args: ['u32'], returns: 'i32' },
   ckpt_file_describe: { args: ['u32', 'buffer'], returns: 'i32' },
+  ckpt_file_locate: { args: ['u32', 'buffer'], returns: 'i32' },
+  ckpt_file_direct: { args: ['u32', 'buffer'], returns: 'i32' },
   ckpt_file_read: { args: ['u32', 'u64', 'u64', 'buffer'], returns: 'i32' },
   ckpt_file_lease: { args: ['u32', 'u32'], returns: 'i32' },
   ckpt_file_check: { args: ['u32'], returns: 'i32' },

@@ -265,6 +265,11 @@ test('files: describe, read a header, hash a range, read pieces by several threa
   expect(info.bytes).toBe(content.length)
   expect(info.inode).toBeGreaterThan(0n)
   expect(info.leased).toBe(false)
+  const { filesystem, cachedFraction } = library.fileLocate(file)
+  expect(filesystem).toBeGreaterThan(0)
+  // it was just written
+  expect(cachedFraction ?? 1).toBe(1)
+  expect([true, false]).toContain(library.fileDirect(file))
   expect(library.fileRead(file, 9, 20)).toEqual(content.subarray(9, 29))
   expect(library.fileRead(file, 0, 0)).toHaveLength(0)
   expect(failure(() => library.fileRead(file, content.length - 3, 4)).code).toBe('file_unreadable')

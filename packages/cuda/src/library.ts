@@ -269,6 +269,21 @@ class FfiLibrary implements types.Library {
     }
   }
 
+  fileLocate(file: Handle): types.FileLocation {
+    const view = new StructView('fileLocation')
+    this.#guard('ckpt_file_locate', file, view.bytes)
+    const looked = view.number('bytesLooked')
+    const cached = view.number('bytesCached')
+    return {
+      filesystem: view.number('filesystem'),
+      cachedFraction: view.number('cachedKnown') === 0 ? null : looked === 0 ? 1 : cached / looked,
+    }
+  }
+
+  fileDirect(file: Handle): boolean {
+    return this.#u32Of('ckpt_file_direct', file) === 1
+  }
+
   fileRead(file: Handle, offset: number, bytes: number): Uint8Array {
     if (bytes > FILE_READ_MAX_BYTES)
       throw new RangeError(`fileRead is for headers, not ${bytes} bytes`)

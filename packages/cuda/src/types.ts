@@ -40,6 +40,14 @@ export interface FileInfo {
   readonly leased: boolean
 }
 
+/** Where a file's bytes are now. */
+export interface FileLocation {
+  /** `f_type` of statfs(2), such as 0xef53 of ext4. */
+  readonly filesystem: number
+  /** The part of the file that is in the page cache, 0 to 1, of samples all over it; null: the kernel does not tell. */
+  readonly cachedFraction: number | null
+}
+
 /** One piece of a read: `bytes` bytes of a file into a buffer. */
 export interface ReadPiece {
   readonly file: Handle
@@ -120,6 +128,12 @@ export interface Library {
   fileOpen(path: string): Handle
   fileClose(file: Handle): void
   fileDescribe(file: Handle): FileInfo
+  fileLocate(file: Handle): FileLocation
+  /**
+   * Lets reads of the file go past the page cache (O_DIRECT); false: its file system or device refuses that, and it is read
+   * as before. Blocks for one block of the device.
+   */
+  fileDirect(file: Handle): boolean
   /** Exactly `bytes` bytes at `offset`: headers only (at most 128 MiB). Blocks. */
   fileRead(file: Handle, offset: number, bytes: number): Uint8Array
   /** Takes a read lease; `signal` (0: none) wakes when it is broken. Throws `checkpoint_busy` when refused. */

@@ -37,6 +37,20 @@ const DROPPED = {
   'evicted?': 'string[]',
 } as const
 
+/**
+ * Files that came into host memory in one way for one reason: `read` through the page cache, `direct`
+ * past it (O_DIRECT), `mapped` in place.
+ */
+export const FileReads = type({
+  how: "'read' | 'direct' | 'mapped'",
+  files: Count,
+  /** Of the tensors that are taken from them. */
+  bytes: Count,
+  /** Such as `not cached`. */
+  reason: 'string',
+})
+export type FileReads = typeof FileReads.infer
+
 export const RegisterAnswer = type({
   name: 'string',
   version: 'string | null',
@@ -45,6 +59,8 @@ export const RegisterAnswer = type({
   seconds: Elapsed,
   /** The bytes are still being read: 202. */
   'reading?': 'boolean',
+  /** How the files are read; what is small (256 KiB) goes through the page cache also where it says `direct`. */
+  'reads?': FileReads.array(),
   ...DROPPED,
   /** What went otherwise than asked, such as `lease refused, read into memory: PATH`. */
   'notes?': 'string[]',

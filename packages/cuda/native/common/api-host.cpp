@@ -85,6 +85,22 @@ int32_t ckpt_file_describe(uint32_t file, ckpt_file_info* info_p) {
   });
 }
 
+int32_t ckpt_file_locate(uint32_t file, ckpt_file_location* location_p) {
+  return guard([&] {
+    ckpt_file_location& out = require(location_p, "location_p");
+    ckpt_file_location location;
+    find_object<File>(file)->locate(location);
+    out = location;
+  });
+}
+
+int32_t ckpt_file_direct(uint32_t file, uint32_t* direct_p) {
+  return guard([&] {
+    uint32_t& out = require(direct_p, "direct_p");
+    out = find_object<File>(file)->open_direct() ? 1 : 0;
+  });
+}
+
 int32_t ckpt_file_read(uint32_t file, uint64_t offset, uint64_t bytes, uint8_t* bytes_p) {
   return guard([&] {
     const auto object = find_object<File>(file);

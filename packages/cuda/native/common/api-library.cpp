@@ -19,6 +19,7 @@ uint32_t ckpt_struct_bytes(const char* name) {
       {"ckpt_config", sizeof(ckpt_config)},
       {"ckpt_device_info", sizeof(ckpt_device_info)},
       {"ckpt_file_info", sizeof(ckpt_file_info)},
+      {"ckpt_file_location", sizeof(ckpt_file_location)},
       {"ckpt_read_piece", sizeof(ckpt_read_piece)},
       {"ckpt_read_progress", sizeof(ckpt_read_progress)},
       {"ckpt_copy_piece", sizeof(ckpt_copy_piece)},

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <string>
 
+#include "direct-file.h"
 #include "handle-table.h"
 #include "signals.h"
 
@@ -44,10 +45,16 @@ class File : public Object, public std::enable_shared_from_this<File> {
   const std::string& path() const noexcept { return path_; }
   uint64_t bytes() const noexcept { return static_cast<uint64_t>(opened_.st_size); }
   void describe(ckpt_file_info& info);
+  void locate(ckpt_file_location& location);
 
   // Exactly `bytes` bytes; CKPT_ERR_IO, also when the file ends before.
   void read(uint64_t offset, uint64_t bytes, void* to);
   void sha256(uint64_t offset, uint64_t bytes, uint8_t* digest);
+
+  // Whether the file can be read past the page cache; from then on read_bulk does that.
+  bool open_direct();
+  // As read(), with its errors, for the bytes of tensors.
+  void read_bulk(uint64_t offset, uint64_t bytes, uint8_t* to, BounceBuffer& bounce);
 
   void lease(std::shared_ptr<Signal> signal);
   // True once lease() has succeeded, also after a break.
@@ -97,6 +104,7 @@ class File : public Object, public std::enable_shared_from_this<File> {
   std::mutex mutex_;
   bool lease_taken_ = false;
   std::shared_ptr<Signal> lease_signal_;
+  std::shared_ptr<DirectFile> direct_;
   ReadGate gate_;
 };
 

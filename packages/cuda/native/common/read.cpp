@@ -57,11 +57,12 @@ Read::~Read() { close(); }
 
 void Read::work() {
   Chunk chunk;
+  BounceBuffer bounce;
   while (next_chunk(chunk)) {
     const Piece& piece = pieces_[chunk.piece];
     try {
-      piece.file->read(piece.file_offset + chunk.offset, chunk.bytes,
-                       piece.buffer->address() + piece.buffer_offset + chunk.offset);
+      piece.file->read_bulk(piece.file_offset + chunk.offset, chunk.bytes,
+                            piece.buffer->address() + piece.buffer_offset + chunk.offset, bounce);
       if (rate_ > 0) pace(chunk.bytes);
       chunk_done(chunk);
     } catch (const Error& error) {

@@ -1,4 +1,5 @@
-// Files into buffers: pread by several threads, pieces in order.
+// Files into buffers: pread by several threads, pieces in order. Files that were opened for it are
+// read past the page cache.
 #pragma once
 
 #include <atomic>

@@ -83,6 +83,15 @@ typedef struct ckpt_file_info {
   uint32_t leased;    /* 1 while a read lease is held */
 } ckpt_file_info;
 
+/* Where a file's bytes are now. */
+typedef struct ckpt_file_location {
+  uint64_t filesystem;    /* f_type of statfs(2): 0xef53 is ext4 */
+  uint64_t bytes_looked;  /* bytes of the ranges, spread over the file, that were looked for in the page cache */
+  uint64_t bytes_cached;  /* of these, those that are there */
+  uint32_t cached_known;  /* 0: the kernel does not tell (the file is another user's), and both are 0 */
+  uint32_t reserved;
+} ckpt_file_location;
+
 /* One piece of a read: file bytes into a buffer. */
 typedef struct ckpt_read_piece {
   uint32_t file;
@@ -168,6 +177,11 @@ CKPT_API int32_t ckpt_buffer_path(uint32_t buffer, char* text, uint32_t text_byt
 CKPT_API int32_t ckpt_file_open(const char* path, uint32_t* file_p);
 CKPT_API int32_t ckpt_file_close(uint32_t file);
 CKPT_API int32_t ckpt_file_describe(uint32_t file, ckpt_file_info* info_p);
+/* Its file system, and how much of it is in the page cache (cachestat, else mincore). */
+CKPT_API int32_t ckpt_file_locate(uint32_t file, ckpt_file_location* location_p);
+/* Lets reads of the file (ckpt_read_start) go past the page cache (O_DIRECT). *direct_p: 1, or 0 when the file system or its
+ * device refuses that: then they are read as before. So is what is refused later. Blocks for one block of the device. */
+CKPT_API int32_t ckpt_file_direct(uint32_t file, uint32_t* direct_p);
 /* Exactly `bytes` bytes at `offset`, for headers (at most 128 MiB); CKPT_ERR_IO when the file ends before. Blocks. */
 CKPT_API int32_t ckpt_file_read(uint32_t file, uint64_t offset, uint64_t bytes, uint8_t* bytes_p);
 /* F_RDLCK lease. A thread of the library gives a broken lease up at once; from then on copies out of the file's

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "common/direct-file.h"
 #include "common/file.h"
 #include "common/lease-watch.h"
 #include "test.h"
@@ -70,6 +71,27 @@ std::string file_sha256(uint32_t file, uint64_t offset, uint64_t bytes) {
   uint8_t digest[32];
   OK(ckpt_file_sha256(file, offset, bytes, digest));
   return hex(digest, sizeof digest);
+}
+
+ckpt_file_location location_of(uint32_t file) {
+  ckpt_file_location location;
+  OK(ckpt_file_locate(file, &location));
+  return location;
+}
+
+bool opens_direct(uint32_t file) {
+  uint32_t direct = 7;
+  OK(ckpt_file_direct(file, &direct));
+  CHECK(direct <= 1);
+  return direct == 1;
+}
+
+// Takes what is written and clean out of the page cache.
+void uncache(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY);
+  CHECK(fsync(fd) == 0);
+  CHECK(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) == 0);
+  close(fd);
 }
 
 std::vector<uint8_t> slice(const std::vector<uint8_t>& bytes, uint64_t offset, uint64_t count) {
@@ -503,4 +525,143 @@ TEST("a long read is waited for with a deadline and an abort, and destroyed at o
   OK(ckpt_signal_destroy(signal));
   OK(ckpt_buffer_free(buffer));
   OK(ckpt_file_close(file));
+}
+
+TEST("a file is located: its file system, and how much of it is in the page cache") {
+  TempFile in_memory(random_bytes(3'000'001, 1), "/dev/shm");
+  uint32_t file = open_file(in_memory.path());
+  ckpt_file_location location = location_of(file);
+  CHECK_EQ(location.filesystem, 0x01021994u);  // tmpfs
+  CHECK_EQ(location.cached_known, 1u);
+  CHECK_EQ(location.bytes_cached, 3'000'001u);
+  CHECK_EQ(location.bytes_looked, 3'000'001u);
+  OK(ckpt_file_close(file));
+
+  TempFile empty({});
+  file = open_file(empty.path());
+  location = location_of(file);
+  CHECK_EQ(location.bytes_looked, 0u);
+  CHECK_EQ(location.bytes_cached, 0u);
+  GIVES(CKPT_ERR_INVALID, ckpt_file_locate(file, nullptr));
+  OK(ckpt_file_close(file));
+  GIVES(CKPT_ERR_HANDLE, ckpt_file_locate(file, &location));
+
+  // More than the ranges that are looked at: half of it read, at the front.
+  TempFile large(random_bytes(100'000'000, 1));
+  file = open_file(large.path());
+  CHECK_EQ(location_of(file).bytes_cached, 64u << 20);
+  CHECK_EQ(location_of(file).bytes_looked, 64u << 20);
+  uncache(large.path());
+  location = location_of(file);
+  if (location.bytes_cached > 0)
+    throw Skipped{"the file system keeps pages that it is told to drop"};
+  file_sha256(file, 0, 50'000'000);
+  location = location_of(file);
+  // and what was read ahead
+  CHECK(location.bytes_cached >= 31u << 20 && location.bytes_cached < 56u << 20);
+  OK(ckpt_file_close(file));
+}
+
+TEST("direct reads bring the same bytes at any offset and size, and leave the page cache alone") {
+  const std::vector<uint8_t> content = random_bytes(21'000'001, 1);
+  TempFile source(content);
+  const uint32_t file = open_file(source.path());
+  if (!opens_direct(file)) throw Skipped{"the file system of /tmp refuses O_DIRECT"};
+  uint32_t buffer = 0, read = 0;
+  OK(ckpt_buffer_alloc(64 << 20, 0, &buffer));
+  uncache(source.path());
+  const uint64_t cached = location_of(file).bytes_cached;
+  std::vector<ckpt_read_piece> pieces;
+  uint64_t to = 0;
+  const std::vector<std::pair<uint64_t, uint64_t>> ranges = {
+      {0, content.size()}, {1, 5'000'000},   {4095, 300'000},         {4096, 1 << 20},
+      {8191, 262'144},     {777, 4'194'304}, {20'000'000, 1'000'001}, {20'737'856, 262'145},
+  };
+  for (const auto& [offset, bytes] : ranges) {
+    pieces.push_back({file, buffer, offset, to, bytes});
+    to += bytes + 256 - bytes % 256 + (pieces.size() % 2);
+  }
+  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 3, 0, &read));
+  OK(ckpt_read_wait(read, 0, 30000));
+  OK(ckpt_read_destroy(read));
+  // The rest of the first piece's last chunk is small, and read through it.
+  CHECK(location_of(file).bytes_cached <= cached + (1 << 20));
+  for (const ckpt_read_piece& piece : pieces) {
+    uint8_t digest[32];
+    OK(ckpt_buffer_sha256(buffer, piece.buffer_offset, piece.bytes, digest));
+    CHECK_EQ(hex(digest, 32), sha256_of(slice(content, piece.file_offset, piece.bytes)));
+  }
+  // A small piece is read through the cache.
+  const ckpt_read_piece small{file, buffer, 100'001, 0, 5000};
+  OK(ckpt_read_start(&small, 1, 1, 0, &read));
+  OK(ckpt_read_wait(read, 0, 30000));
+  OK(ckpt_read_destroy(read));
+  uint8_t digest[32];
+  OK(ckpt_buffer_sha256(buffer, 0, 5000, digest));
+  CHECK_EQ(hex(digest, 32), sha256_of(slice(content, 100'001, 5000)));
+  OK(ckpt_buffer_free(buffer));
+  OK(ckpt_file_close(file));
+}
+
+TEST("a direct read sees what was just written, and names where a file that was cut off ends") {
+  std::vector<uint8_t> content = random_bytes(9'000'000, 1);
+  TempFile source(content);
+  const uint32_t file = open_file(source.path());
+  if (!opens_direct(file)) throw Skipped{"the file system of /tmp refuses O_DIRECT"};
+  uint32_t buffer = 0, read = 0;
+  OK(ckpt_buffer_alloc(16 << 20, 0, &buffer));
+  const int writer = open(source.path().c_str(), O_WRONLY);
+  std::fill(content.begin() + 1'000'003, content.begin() + 3'000'000, uint8_t{7});
+  CHECK(pwrite(writer, content.data() + 1'000'003, 1'999'997, 1'000'003) == 1'999'997);
+  ckpt_read_piece piece{file, buffer, 3, 1, content.size() - 3};
+  OK(ckpt_read_start(&piece, 1, 2, 0, &read));
+  OK(ckpt_read_wait(read, 0, 30000));
+  OK(ckpt_read_destroy(read));
+  uint8_t digest[32];
+  OK(ckpt_buffer_sha256(buffer, 1, content.size() - 3, digest));
+  CHECK_EQ(hex(digest, 32), sha256_of(slice(content, 3, content.size() - 3)));
+
+  for (const uint64_t end : {5'000'123ull, 4096ull, 0ull}) {
+    CHECK(ftruncate(writer, static_cast<off_t>(end)) == 0);
+    piece = {file, buffer, 4'194'304 + 77, 0, 1 << 20};
+    OK(ckpt_read_start(&piece, 1, 1, 0, &read));
+    GIVES(CKPT_ERR_IO, ckpt_read_wait(read, 0, 30000));
+    char text[512];
+    OK(ckpt_read_error(read, text, sizeof text));
+    const uint64_t told = std::max<uint64_t>(end, piece.file_offset);
+    CHECK_EQ(std::string(text),
+             "read " + source.path() + " at " + std::to_string(told) + ": the file ends there");
+    OK(ckpt_read_destroy(read));
+  }
+  close(writer);
+  OK(ckpt_buffer_free(buffer));
+  OK(ckpt_file_close(file));
+}
+
+TEST("where O_DIRECT is refused the file is read as before") {
+  // A pipe has no blocks: stands for a file system without O_DIRECT.
+  int ends[2];
+  CHECK(pipe(ends) == 0);
+  CHECK(ckpt::DirectFile::open(ends[0]) == nullptr);
+  close(ends[0]);
+  close(ends[1]);
+  // On tmpfs either answer is right; the bytes are.
+  const std::vector<uint8_t> content = random_bytes(5'000'001, 1);
+  TempFile source(content, "/dev/shm");
+  const uint32_t file = open_file(source.path());
+  opens_direct(file);
+  uint32_t buffer = 0, read = 0;
+  OK(ckpt_buffer_alloc(8 << 20, 0, &buffer));
+  const ckpt_read_piece piece{file, buffer, 1, 0, content.size() - 1};
+  OK(ckpt_read_start(&piece, 1, 2, 0, &read));
+  OK(ckpt_read_wait(read, 0, 30000));
+  OK(ckpt_read_destroy(read));
+  uint8_t digest[32];
+  OK(ckpt_buffer_sha256(buffer, 0, content.size() - 1, digest));
+  CHECK_EQ(hex(digest, 32), sha256_of(slice(content, 1, content.size() - 1)));
+  OK(ckpt_buffer_free(buffer));
+  OK(ckpt_file_close(file));
+  GIVES(CKPT_ERR_INVALID, ckpt_file_direct(file, nullptr));
+  uint32_t direct = 0;
+  GIVES(CKPT_ERR_HANDLE, ckpt_file_direct(file, &direct));
 }

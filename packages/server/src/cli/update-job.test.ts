@@ -6,7 +6,7 @@ import { type Scratch, scratch } from '../../../../test/support/process.ts'
 import { DaemonClient, daemonAddress } from './client.ts'
 import { CommandError } from './exit.ts'
 import { Progress } from './progress.ts'
-import { followUpdate } from './update-job.ts'
+import { followUpdate, registerNotes } from './update-job.ts'
 
 let dir: Scratch
 beforeAll(() => {
@@ -212,4 +212,14 @@ test('a daemon that does not answer at all any more is daemon_unreachable', asyn
   const { result } = await followNoted(daemon.client)
   expect(result.failure.code).toBe('daemon_unreachable')
   expect(result.failure.message).toEndWith('for 0.3 s; update u may still be running there')
+})
+
+test('files that were read past the page cache are noted, others are not', () => {
+  const registered = { name: 'm', version: null, tensors: 1, bytes: 10, seconds: 1 }
+  const cached = { how: 'read' as const, files: 4, bytes: 8, reason: 'in the page cache' }
+  expect(registerNotes({ ...registered, reads: [cached] })).toEqual([])
+  const cold = { how: 'direct' as const, files: 2, bytes: 3_100_000_000, reason: 'not cached' }
+  expect(registerNotes({ ...registered, reads: [cached, cold] })).toEqual([
+    'read past the page cache (O_DIRECT): not cached (3.1 GB of 2 files)',
+  ])
 })

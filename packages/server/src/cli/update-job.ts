@@ -62,10 +62,15 @@ export interface Interrupt {
 /** What registering has done beside what was asked. */
 export function registerNotes(registered: RegisterAnswer | null): string[] {
   if (registered === null) return []
-  const { evicted = [], previous_dropped, notes = [] } = registered
+  const { evicted = [], previous_dropped, reads = [], notes = [] } = registered
+  const direct = reads.filter(({ how }) => how === 'direct')
   return [
     ...(previous_dropped ? ['host memory does not hold two versions: the old one went first'] : []),
     ...evicted.map((name) => `checkpoint '${name}' was dropped to make room`),
+    ...direct.map(
+      ({ files, bytes, reason }) =>
+        `read past the page cache (O_DIRECT): ${reason} (${formatBytes(bytes)} of ${files} ${files === 1 ? 'file' : 'files'})`,
+    ),
     ...notes,
   ]
 }

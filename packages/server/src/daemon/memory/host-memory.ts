@@ -102,7 +102,7 @@ export class HostMemory {
     }
     for (const { buffer } of shared) this.#lent.delete(buffer)
     this.#parts.set(id, part)
-    return describe({ part, notes: [], conflicts: [] })
+    return describe({ part, notes: [], reads: [], conflicts: [] })
   }
 
   async share(name: string, bytes: readonly number[]): Promise<readonly SharedBuffer[]> {
@@ -177,8 +177,9 @@ export class HostMemory {
 function describe({
   part,
   notes,
+  reads,
   conflicts,
-}: Pick<Loading, 'part' | 'notes' | 'conflicts'>): LoadedPart {
+}: Pick<Loading, 'part' | 'notes' | 'reads' | 'conflicts'>): LoadedPart {
   const { table, source, mapped } = part
   return {
     table,
@@ -190,6 +191,7 @@ function describe({
     bytes: table.bytes.reduce((total, bytes) => total + bytes, 0),
     pinnedBytes: pinnedBytes(part),
     notes,
+    reads,
     reading: part.reading,
     conflicts,
   }

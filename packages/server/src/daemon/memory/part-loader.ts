@@ -10,9 +10,11 @@ import { checkFile, mapInPlace, unmap } from './in-place.ts'
 import { endReading, type MappedFile, type Part, placeInPart, rowsByName } from './part.ts'
 import type { OpenedFile, PathGuard } from './path-guard.ts'
 import type { LoadedPart, LoadRequest, PartId } from './protocol.ts'
+import { decideRead, DIRECT_REFUSED, groupReads, type ReadDecision } from './read-decision.ts'
 import { finishRead, type Placement, startRead, type TensorRead } from './read-tensors.ts'
 import { type TensorPlace, tensorConflict } from './same-tensor.ts'
 import { openSourceFiles, type SourceFile } from './source-files.ts'
+import { turn } from './turn.ts'
 
 export interface LoaderContext {
   readonly library: Library
@@ -30,6 +32,7 @@ export interface Loading {
   readonly part: Part
   readonly conflicts: LoadedPart['conflicts']
   readonly notes: string[]
+  readonly reads: LoadedPart['reads']
   /** The files that are read or mapped, for `consume`. */
   readonly sources: readonly OpenedFile[]
   /** Every open file, also those that no byte is wanted of. */
@@ -92,6 +95,7 @@ export async function beginLoad(context: LoaderContext, request: LoadRequest): P
         if (file !== null) mapped.push(file)
       }
     }
+    const reads = await decideReads(context, tensors, mapped)
     const layout = layOut(tensors, mapped)
     taking = await arena.take(layout.arenaBytes)
     context.stopped()
@@ -105,7 +109,7 @@ export async function beginLoad(context: LoaderContext, request: LoadRequest): P
       origins: tensors.map(({ source }) => label(source, request.owner)),
       reading: read && readingOf(read, layout.arenaStart),
     }
-    return { part, conflicts, notes, sources, opened, taking, read }
+    return { part, conflicts, notes, reads, sources, opened, taking, read }
   } catch (error) {
     if (read !== null) library.readDestroy(read.read)
     if (taking !== null) arena.undo(taking)
@@ -211,6 +215,30 @@ async function peerConflicts(
 /** Files of which at least one byte is wanted: the same tensors of another file may have made one superfluous. */
 function wantedSources(tensors: readonly FileTensor[]): ReadonlySet<SourceFile> {
   return new Set(tensors.filter(({ tensor }) => tensor.bytes > 0).map(({ source }) => source))
+}
+
+/** How each file is read, decided before anything is: a file that is being read is in the page cache. */
+async function decideReads(
+  { library, stopped }: LoaderContext,
+  tensors: readonly FileTensor[],
+  mapped: readonly MappedFile[],
+): Promise<LoadedPart['reads']> {
+  const wantedBytes = new Map<SourceFile, number>()
+  for (const { tensor, source } of tensors) {
+    if (tensor.bytes === 0) continue
+    wantedBytes.set(source, (wantedBytes.get(source) ?? 0) + tensor.bytes)
+  }
+  const inPlace = new Set(mapped.map(({ file }) => file))
+  const decided: (ReadDecision & { bytes: number })[] = []
+  for (const [{ file, info }, bytes] of wantedBytes) {
+    const question = { ...library.fileLocate(file), bytes: info.bytes, mapped: inPlace.has(file) }
+    const decision = decideRead(question)
+    const refused = decision.how === 'direct' && !library.fileDirect(file)
+    decided.push({ ...(refused ? DIRECT_REFUSED : decision), bytes })
+    await turn()
+    stopped()
+  }
+  return groupReads(decided)
 }
 
 function expectedBytes(tensors: readonly FileTensor[], inPlace: boolean): number {

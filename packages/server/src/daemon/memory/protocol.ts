@@ -1,3 +1,4 @@
+import type { FileReads } from '@ckpt/core/api/checkpoint-schemas'
 import type { Failure } from '@ckpt/core/api/errors'
 import type { SourceSpace, TensorTable } from '@ckpt/core/checkpoint/table'
 import type { Handle, LibraryOptions } from '@ckpt/cuda'
@@ -61,6 +62,8 @@ export interface LoadedPart {
   /** Bytes of host memory that dropping the part makes free. */
   readonly pinnedBytes: number
   readonly notes: readonly string[]
+  /** How its files are read; empty: it has none. */
+  readonly reads: readonly FileReads[]
   /** Of a load that streams: how far its bytes are; null: all there. */
   readonly reading: SourceReading | null
   /** Tensors that a peer holds with other contents. */

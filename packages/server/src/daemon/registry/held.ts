@@ -228,8 +228,12 @@ class HeldCheckpoints implements Registry {
 
   gather(name: string): GatherAnswer {
     const begin = performance.now()
-    const held = this.#versions.all(name).length > 0 || this.#room.replaces(name)
-    const { version, parts } = held
+    // a read that failed is told here too, but stays to be told: gathering is no use of the version
+    const known =
+      this.#versions.all(name).length > 0 ||
+      this.#room.replaces(name) ||
+      this.#registrations.failedRead(name) !== undefined
+    const { version, parts } = known
       ? this.#usable(name)
       : { version: emptyVersion(name), parts: [] }
     this.#gathered = { version, parts }

@@ -85,6 +85,7 @@ export class Registrations {
       bytes: loaded.bytes,
       seconds: (performance.now() - begin) / 1000,
       ...(reading ? { reading: true } : {}),
+      ...(loaded.reads.length > 0 ? { reads: [...loaded.reads] } : {}),
       ...dropped,
       ...(notes.length > 0 ? { notes } : {}),
     })

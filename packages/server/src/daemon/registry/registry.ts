@@ -40,6 +40,12 @@ export interface Registry {
   lease(name: string): VersionLease
   /** Whether the version's in-place files are what they were. @throws `file_changed` with the file's name */
   check(version: HeldVersion): Promise<void>
+  /**
+   * What an update of `name` would send; no tensors when nothing is held. A version that could not be read is told as by
+   * {@link Registry.lease}, at every call, and still by the next `lease`.
+   *
+   * @throws CkptError as `lease`, except `checkpoint_not_found` and `checkpoint_empty`
+   */
   gather(name: string): GatherAnswer
   list(): CheckpointSummary[]
   /** @throws `checkpoint_not_found` */

@@ -32,6 +32,8 @@ const ENGINE_CALL_MS = { most: 3000, least: 250 } as const
 const BEFORE_DEADLINE_MS = 50
 const PROGRESS_MS = 100
 const SLOWEST_RANK_MS = 60
+/** What an update waits for in the others, files or engines, no rank can be late with. */
+const RANK_PHASES: ReadonlySet<Phase> = new Set(['open', 'transfer', 'release'])
 
 /** What the updates of one daemon share. */
 export interface RunContext {
@@ -154,7 +156,8 @@ export class UpdateRun {
     const seconds = this.#spec.timeoutMs / 1000
     const phase = this.#clock.phase ?? 'gather'
     const message = `the ${seconds} s of the update have passed in phase ${phase}${this.#readingWords()}`
-    return { code: 'update_timeout', message, phase, rank: this.#team?.slowestRank }
+    const rank = RANK_PHASES.has(phase) ? this.#team?.slowestRank : undefined
+    return { code: 'update_timeout', message, phase, ...(rank === undefined ? {} : { rank }) }
   }
 
   #enter(phase: Phase): void {

@@ -15,7 +15,8 @@ test('an update overtakes the reading of its files', async () => {
   const child = Bun.spawn([process.execPath, program], { env, stderr: 'inherit' })
   const output = await new Response(child.stdout).text()
   expect(await child.exited).toBe(0)
-  const { overtakes, changes, ends, fails, slow, closes, ranks, evicts } = JSON.parse(output)
+  const { overtakes, changes, ends, fails, failsFirst, slow, closes, ranks, evicts } =
+    JSON.parse(output)
 
   for (const [i, version] of ['1', '2', '3'].entries()) {
     expect(overtakes.seen[i]).toMatchObject({
@@ -59,6 +60,14 @@ test('an update overtakes the reading of its files', async () => {
   }
   expect([fails.version, fails.after]).toEqual(['1', '3'])
 
+  for (const failure of failsFirst.failures) {
+    expect(failure).toMatchObject({ code: 'file_changed' })
+    expect(failure.message).toContain(failsFirst.file)
+  }
+  expect(failsFirst.after).toBe(0)
+
+  // no rank has anything to do with it yet
+  expect(slow.failure).not.toHaveProperty('rank')
   expect(slow.failure).toMatchObject({ code: 'update_timeout', phase: 'register' })
   expect(slow.failure.message).toMatch(/; \d+ of the \d+ bytes of its files have been read so far/)
   expect(slow).toMatchObject({ torn: false, tensors: 0 })

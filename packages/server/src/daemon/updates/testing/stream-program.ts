@@ -146,6 +146,17 @@ const cases: Record<string, (bench: Bench) => Promise<unknown>> = {
     return { file, gathered, told, version, after }
   },
 
+  /** The same with no version before it: gathering says so too, and leaves it to be told to the update. */
+  async failsFirst(bench) {
+    const { file } = write(bench, 1)
+    await begin(bench, file, '1')
+    truncateSync(file, 1000)
+    await until(() => stateOf(bench) === 'none')
+    const gathered = [1, 2].map(() => failureOf(() => bench.registry.gather(NAME)))
+    const told = failureOf(() => bench.updates.start(NAME, { timeout: 1 }))
+    return { file, failures: [...gathered, told], after: bench.registry.gather(NAME).tensors }
+  },
+
   /** An update whose time ends before the files are there says how far they are, and has left the engine alone. */
   async slow(bench) {
     const engine = await bench.engine()
