@@ -1,5 +1,5 @@
 import { type Library, type RankInfo, selectDevices } from '@ckpt/cuda'
-import { type Bench, mib } from './bench.ts'
+import { type Bench, COPY_BYTES_LEAST, sizeName } from './bench.ts'
 import { allocate, SourceBytes, spoil, WAIT_MS } from './device-bytes.ts'
 import type { Timed } from './measure.ts'
 import { measureRow } from './row.ts'
@@ -12,6 +12,7 @@ const BUS_FACTOR = 1
 /** Device memory of rank 0 into that of every rank, until all streams have done it. */
 export const broadcast: Bench = {
   name: 'broadcast',
+  bytesLeast: COPY_BYTES_LEAST,
   async *rows({ devices, sizes, dir, open }) {
     for (const count of RANKS) {
       const { library: options, ranks } = selectDevices(devices, count)
@@ -20,7 +21,7 @@ export const broadcast: Bench = {
         using stack = new DisposableStack()
         const source = new SourceBytes(library, stack, dir, bytes)
         const timed = broadcasts(library, stack, ranks, source)
-        const name = `${count} ranks, ${mib(bytes)}`
+        const name = `${count} ranks, ${sizeName(bytes)}`
         const head = { bench: 'broadcast', case: name, bytes, busFactor: BUS_FACTOR }
         yield await measureRow(head, timed)
       }

@@ -1,11 +1,12 @@
 import { selectDevices } from '@ckpt/cuda'
-import { type Bench, mib } from './bench.ts'
+import { type Bench, COPY_BYTES_LEAST, sizeName } from './bench.ts'
 import { allocate, SourceBytes, spoil, WAIT_MS } from './device-bytes.ts'
 import { measureRow } from './row.ts'
 
 /** One copy out of pinned host memory into device memory, until the stream has done it. */
 export const h2d: Bench = {
   name: 'h2d',
+  bytesLeast: COPY_BYTES_LEAST,
   async *rows({ devices, sizes, dir, open }) {
     const { library: options, ranks } = selectDevices(devices, null)
     const library = open(options)
@@ -15,7 +16,7 @@ export const h2d: Bench = {
       const source = new SourceBytes(library, stack, dir, bytes)
       const { memory, stream } = allocate(library, stack, device, bytes)
       yield await measureRow(
-        { bench: 'h2d', case: mib(bytes), bytes },
+        { bench: 'h2d', case: sizeName(bytes), bytes },
         {
           prepare: () => spoil(library, memory, bytes),
           run: () => {

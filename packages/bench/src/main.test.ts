@@ -6,12 +6,14 @@ import type { EngineWeights } from '@ckpt/core'
 import { type Library, openLibrary } from '@ckpt/cuda'
 import { expectedTensors } from 'ckpt/cli/verify-engine'
 import { createRegistry } from 'ckpt/daemon/registry/registry'
-import { MIB } from './bench.ts'
+import { MIB, sizeName, sizesOf } from './bench.ts'
+import { BENCHES } from './benches.ts'
 import { compareHeld, layersOf, writeVersions } from './checkpoint.ts'
 import { daemonOptions } from './daemon-options.ts'
 import type { BenchDocument } from './document.ts'
 import { compareMetas } from './gather.ts'
 import { layOut, planOf } from './models.ts'
+import { parseOptions } from './options.ts'
 import { FileDigests } from './pattern-file.ts'
 import { compareLists, listsOf } from './pickle.ts'
 import { comparePlan } from './plan.ts'
@@ -97,13 +99,59 @@ describe('the program', () => {
     expect(out).toMatch(/# ok: 0 of \d+ ranges wrong, nothing left, \d+\.\d s\n$/)
   })
 
-  for (const args of [['--only', 'nothing'], ['--mib', '0'], ['--fast'], ['--devices', 'tpu']]) {
+  const refused = [
+    ['--only', 'nothing'],
+    ['--mib', '0'],
+    ['--sizes', '96K'],
+    ['--sizes', '2K'],
+    ['--sizes', '1G..64K'],
+    ['--sizes', '1M..2M..4M'],
+    ['--sizes', '1M', '--mib', '1'],
+    ['--fast'],
+    ['--devices', 'tpu'],
+  ]
+  for (const args of refused) {
     test(`${args.join(' ')} is refused`, async () => {
       const { status, out, err } = await bench(...args)
       expect([status, out]).toEqual([2, ''])
       expect(err).toStartWith('bench: ')
     })
   }
+})
+
+describe('sizes', () => {
+  const KIB = 1024
+  test('single ones and every power of two of a range', () => {
+    expect([...parseOptions(['--sizes', '64K..1M', '16M', '1G..1G']).sizes]).toEqual([
+      64 * KIB,
+      128 * KIB,
+      256 * KIB,
+      512 * KIB,
+      MIB,
+      16 * MIB,
+      1024 * MIB,
+    ])
+    expect(parseOptions(['--sizes', '64K..1G']).sizes).toHaveLength(15)
+    expect(parseOptions(['--mib', '3']).sizes).toEqual([3 * MIB])
+    expect(parseOptions([]).sizes).toEqual([MIB, 16 * MIB])
+  })
+
+  test('a bench takes what is too small as its smallest, once', () => {
+    const sizes = parseOptions(['--sizes', '64K..2M']).sizes
+    const bench = (name: string) => BENCHES.find((one) => one.name === name)!
+    expect(sizesOf(bench('register'), sizes)).toEqual([MIB, 2 * MIB])
+    expect(sizesOf(bench('h2d'), sizes)).toEqual([...sizes])
+  })
+
+  test('have names with the largest unit that fits', () => {
+    expect([64 * KIB, MIB, 1536 * KIB, 65 * MIB, 1024 * MIB].map(sizeName)).toEqual([
+      '64 KiB',
+      '1 MiB',
+      '1536 KiB',
+      '65 MiB',
+      '1 GiB',
+    ])
+  })
 })
 
 describe('a copy that is not right is counted', () => {

@@ -1,6 +1,6 @@
 import { createRegistry, type Registry } from 'ckpt/daemon/registry/registry'
 import type { Library } from '@ckpt/cuda'
-import { type Bench, mib } from './bench.ts'
+import { type Bench, sizeName } from './bench.ts'
 import { type BenchCheckpoint, compareHeld, layersOf, writeVersions } from './checkpoint.ts'
 import { daemonOptions } from './daemon-options.ts'
 import type { Timed } from './measure.ts'
@@ -24,7 +24,7 @@ export const register: Bench = {
       const { bytes, tensors } = versions[0]
       for (const memory of MEMORY) {
         yield await measureRow(
-          { bench: 'register', case: `${mib(size)}, memory ${memory}`, tensors, bytes },
+          { bench: 'register', case: `${sizeName(size)}, memory ${memory}`, tensors, bytes },
           registrations(registry, library, versions, memory === 'new'),
         )
       }

@@ -1,5 +1,5 @@
 import { type CopyPiece, selectDevices } from '@ckpt/cuda'
-import { type Bench, mib } from './bench.ts'
+import { type Bench, COPY_BYTES_LEAST, KIB, sizeName } from './bench.ts'
 import { allocate, SourceBytes, spoil, WAIT_MS } from './device-bytes.ts'
 import { measureRow } from './row.ts'
 
@@ -8,6 +8,7 @@ const PIECE_KIB = [256, 4] as const
 /** Out of a ring into parameters on the same device, in many pieces of one call, as the reference engine takes a list. */
 export const reload: Bench = {
   name: 'reload',
+  bytesLeast: COPY_BYTES_LEAST,
   async *rows({ devices, sizes, dir, open }) {
     const { library: options, ranks } = selectDevices(devices, null)
     const library = open(options)
@@ -19,12 +20,12 @@ export const reload: Bench = {
       const { memory, stream } = allocate(library, stack, device, bytes)
       library.copyH2d(ring.stream, ring.memory, 0, source.buffer, 0, bytes)
       library.streamSync(ring.stream, 0, WAIT_MS)
-      for (const kib of PIECE_KIB) {
-        const pieces = reversed(bytes, kib * 1024)
+      for (const kib of PIECE_KIB.filter((one) => one * KIB <= bytes)) {
+        const pieces = reversed(bytes, kib * KIB)
         const wrong = (piece: CopyPiece) =>
           source.differs(library, memory, piece.dstOffset, piece.srcOffset, piece.bytes)
         yield await measureRow(
-          { bench: 'reload', case: `${mib(bytes)} in ${pieces.length} of ${kib} KiB`, bytes },
+          { bench: 'reload', case: `${sizeName(bytes)} in ${pieces.length} of ${kib} KiB`, bytes },
           {
             prepare: () => spoil(library, memory, bytes),
             run: () => {
