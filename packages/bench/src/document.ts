@@ -1,17 +1,14 @@
-import { availableParallelism, cpus } from 'node:os'
 import { CkptError, type Failure } from '@ckpt/core'
 import type { DeviceSelection, Library } from '@ckpt/cuda'
 import { version } from '../../server/package.json'
+import { type Machine, machineOf } from './machine.ts'
 import type { Row } from './row.ts'
 
 /** What was measured on. */
-export interface BenchHeader {
+export interface BenchHeader extends Machine {
   readonly ckpt: string
   readonly bun: string
   readonly library: 'host' | 'cuda'
-  readonly devices: readonly string[]
-  readonly cores: number
-  readonly cpu: string
 }
 
 /** The JSON document. */
@@ -34,9 +31,7 @@ export function headerOf({ ranks }: DeviceSelection, library: Library): BenchHea
     ckpt: version,
     bun: Bun.version,
     library: library.kind,
-    devices: ranks.map(({ deviceName }) => deviceName),
-    cores: availableParallelism(),
-    cpu: cpus()[0]?.model ?? 'unknown',
+    ...machineOf(library, ranks),
   }
 }
 

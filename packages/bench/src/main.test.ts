@@ -70,9 +70,21 @@ describe('the program', () => {
       ckpt: expect.stringMatching(/^\d+\.\d+\.\d+$/),
       bun: Bun.version,
       library: 'host',
-      devices: [expect.any(String)],
       cores: expect.any(Number),
       cpu: expect.any(String),
+      numa_nodes: document.header.numa_nodes === null ? null : expect.any(Number),
+      os: expect.stringMatching(/^Linux \d/),
+      driver: null,
+      cuda: null,
+      devices: [
+        {
+          name: 'ckpt host device 0',
+          uuid: expect.stringMatching(/^GPU-/),
+          pci: '',
+          numa_node: null,
+          pcie: null,
+        },
+      ],
     })
     const tensors = [399, 18_432, 140_000]
     const rows = [...document.rows]
