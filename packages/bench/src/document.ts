@@ -17,6 +17,8 @@ export interface BenchDocument {
   readonly ok: boolean
   readonly header: BenchHeader
   readonly rows: readonly Row[]
+  /** What was left out and why. */
+  readonly notes: readonly string[]
   readonly compared: number
   readonly wrong: number
   /** Objects of the native library that were not freed. */
@@ -38,6 +40,7 @@ export function headerOf({ ranks }: DeviceSelection, library: Library): BenchHea
 export function documentOf(
   header: BenchHeader,
   rows: readonly Row[],
+  notes: readonly string[],
   liveObjects: number,
   seconds: number,
   thrown: unknown,
@@ -47,5 +50,5 @@ export function documentOf(
   const error = thrown === null ? null : CkptError.wrap(thrown).failure
   const short = rows.some(({ claims }) => claims.some(({ holds }) => !holds))
   const ok = wrong === 0 && !short && liveObjects === 0 && error === null
-  return { ok, header, rows, compared, wrong, live_objects: liveObjects, seconds, error }
+  return { ok, header, rows, notes, compared, wrong, live_objects: liveObjects, seconds, error }
 }

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from '
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import type { EngineWeights } from '@ckpt/core'
+import { CkptError, type EngineWeights } from '@ckpt/core'
 import { type Library, openLibrary } from '@ckpt/cuda'
 import { expectedTensors } from 'ckpt/cli/verify-engine'
 import { createRegistry } from 'ckpt/daemon/registry/registry'
@@ -19,6 +19,7 @@ import { compareLists, listsOf } from './pickle.ts'
 import { comparePlan } from './plan.ts'
 import { ON_PROCESS, runBenches } from './run.ts'
 import { compareWeights } from './engine.ts'
+import { verdict } from './table.ts'
 
 setDefaultTimeout(120_000)
 
@@ -167,47 +168,111 @@ describe('sizes', () => {
 })
 
 describe('a copy that is not right is counted', () => {
-  const cases: Record<string, (real: Library) => Partial<Library>> = {
-    h2d: (real) => ({
-      copyH2d: (stream, memory, at, buffer, from, bytes) =>
-        real.copyH2d(stream, memory, at, buffer, from, bytes - 1),
-    }),
-    broadcast: (real) => ({
-      groupBroadcast: (group, member, root, offset, bytes) =>
-        real.groupBroadcast(group, member, root, offset, bytes - 1),
-    }),
-    reload: (real) => ({
-      copyDevice: (stream, dst, src, pieces) =>
-        real.copyDevice(stream, dst, src, [
-          { ...pieces[0]!, srcOffset: pieces[1]!.srcOffset },
-          ...pieces.slice(1),
+  const cases: Record<string, { change: (real: Library) => Partial<Library>; rows: string[] }> = {
+    h2d: {
+      change: (real) => ({
+        copyH2d: (stream, memory, at, buffer, from, bytes) =>
+          real.copyH2d(stream, memory, at, buffer, from, bytes - 1),
+      }),
+      rows: [
+        '1 MiB the limit: pinned, one copy',
+        ...['pinned', 'shm', 'page cache'].flatMap((name) => [
+          `1 MiB ${name}, one copy`,
+          `1 MiB ${name}, 16 on 1 stream`,
+          `1 MiB ${name}, 16 on 2 streams`,
+          `1 MiB ${name}, 16 on 4 streams`,
         ]),
-    }),
+      ],
+    },
+    broadcast: {
+      change: (real) => ({
+        groupBroadcast: (group, member, root, offset, bytes) =>
+          real.groupBroadcast(group, member, root, offset, bytes - 1),
+      }),
+      rows: ['2 ranks, 1 MiB', '4 ranks, 1 MiB'],
+    },
+    reload: {
+      change: (real) => ({
+        groupBroadcast: (group, member, root, offset, bytes) =>
+          real.groupBroadcast(group, member, root, offset, bytes - 1),
+        copyDevice: (stream, dst, src, [first, ...rest]) =>
+          real.copyDevice(stream, dst, src, [{ ...first!, bytes: first!.bytes - 1 }, ...rest]),
+      }),
+      rows: [
+        '1 MiB the limit: one broadcast',
+        '1 MiB in one piece',
+        '1 MiB in 4 of 256 KiB',
+        '1 MiB in 256 of 4 KiB',
+      ],
+    },
   }
-  for (const [name, change] of Object.entries(cases)) {
+  for (const [name, { change, rows }] of Object.entries(cases)) {
     test(name, async () => {
       const { status, document } = await benchWith(change, '--only', name, '--mib', '1')
       expect(status).toBe(1)
       expect(document).toMatchObject({ ok: false, live_objects: 0, error: null })
+      expect(document.rows.map((row) => row.case).toSorted()).toEqual(rows.toSorted())
       for (const row of document.rows) {
         expect(row.wrong).toBeGreaterThan(0)
-        if (name === 'h2d') expect(row.wrong).toBe(row.compared)
-        else expect(row.wrong).toBeLessThan(row.compared)
+        // a run's ranges: those of a broadcast are the ranks, whose root has what it had
+        const ranges = Number(/ in (\d+) of|^(\d+) ranks/.exec(row.case)?.slice(1).join('') || 1)
+        const runs = row.compared / ranges
+        expect(row.wrong).toBe(name === 'broadcast' ? runs * (ranges - 1) : runs)
       }
     })
   }
+
+  test('and is not where all are right; a limit is a rate of the same run', async () => {
+    const only = ['--only', 'h2d', 'broadcast', 'reload', '--sizes', '64K']
+    const { status, document } = await benchWith(() => ({}), ...only)
+    expect([status, document.ok, document.wrong, document.notes]).toEqual([0, true, 0, []])
+    for (const row of document.rows) {
+      const limit = document.rows.find((one) => {
+        return one.bench === row.bench && one.case.includes('the limit')
+      })
+      expect(limit === undefined).toBe(row.bench === 'broadcast')
+      expect(row.limit_gb_per_s).toBe(limit === row ? null : (limit?.gb_per_s ?? null))
+    }
+  })
+
+  test('also where the end of a stream is looked for as with the CUDA library', async () => {
+    const kind = { kind: 'cuda' } as const
+    const only = ['--only', 'broadcast', 'reload', '--sizes', '64K']
+    const right = await benchWith(() => kind, ...only)
+    expect([right.status, right.document.wrong]).toEqual([0, 0])
+    const late = await benchWith((real) => ({ ...kind, ...cases.reload!.change(real) }), ...only)
+    expect(late.document.rows.every((row) => row.wrong > 0)).toBe(true)
+  })
+
+  test('what cannot be mapped in place is left out, with a note', async () => {
+    const { status, document } = await benchWith(
+      () => ({
+        fileLease: () => {
+          throw new CkptError('checkpoint_busy', 'its file system has no leases')
+        },
+      }),
+      '--only',
+      'h2d',
+      '--sizes',
+      '64K',
+    )
+    expect([status, document.live_objects]).toEqual([0, 0])
+    expect(document.rows.every((row) => row.case.includes('pinned'))).toBe(true)
+    expect(document.notes).toHaveLength(2)
+    expect(verdict(document)).toContain('# note: h2d: left out: lease refused')
+  })
 
   test('objects that are not freed', async () => {
     const kept: number[] = []
     const { status, document } = await benchWith(
       () => ({ memoryFree: (memory) => void kept.push(memory) }),
       '--only',
-      'h2d',
-      '--mib',
-      '1',
+      'reload',
+      '--sizes',
+      '64K',
     )
     for (const memory of kept) openLibrary({ kind: 'host' }).memoryFree(memory)
-    expect([status, document.ok, document.wrong, document.live_objects]).toEqual([1, false, 0, 1])
+    expect([status, document.ok, document.wrong, document.live_objects]).toEqual([1, false, 0, 2])
   })
 
   test('a failure ends the run and is told', async () => {
@@ -320,7 +385,10 @@ test('an interrupted run ends early and leaves no directory and no shared memory
     await reader.read() // the header: signals are taken from before it on
     child.kill('SIGINT')
     expect(await child.exited).toBe(1)
-    const shared = readdirSync('/dev/shm').filter((name) => name.startsWith(`ckpt-${child.pid}-`))
+    const own = [`ckpt-${child.pid}-`, `ckpt-bench-${child.pid}-`]
+    const shared = readdirSync('/dev/shm').filter((name) =>
+      own.some((start) => name.startsWith(start)),
+    )
     expect([...shared, ...readdirSync(dir)]).toEqual([])
   } finally {
     rmSync(dir, { recursive: true, force: true })

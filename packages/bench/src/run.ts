@@ -62,11 +62,12 @@ async function benchAll(
   const library = surroundings.open(selection.library)
   const header = headerOf(selection, library)
   const rows: Row[] = []
+  const notes: string[] = []
   let thrown: unknown = null
   if (!options.json) await surroundings.print(tableHead(header))
   const beginMs = performance.now()
   try {
-    for await (const row of rowsOf(options, surroundings, benches)) {
+    for await (const row of rowsOf(options, surroundings, benches, notes)) {
       rows.push(row)
       if (!options.json) await surroundings.print(tableRow(row))
       // runs may leave the event loop no turn of its own, and a signal needs one
@@ -77,7 +78,7 @@ async function benchAll(
     thrown = error
   }
   const seconds = (performance.now() - beginMs) / 1000
-  const document = documentOf(header, rows, library.liveObjects(), seconds, thrown)
+  const document = documentOf(header, rows, notes, library.liveObjects(), seconds, thrown)
   const text = options.json ? JSON.stringify(document, null, 2) : verdict(document)
   await surroundings.print(text)
   return document
@@ -88,7 +89,9 @@ async function* rowsOf(
   options: BenchOptions,
   { open }: Surroundings,
   benches: readonly Bench[],
+  notes: string[],
 ): AsyncGenerator<Row> {
+  const note = (text: string) => void notes.push(text)
   const { devices, models, python, wheels, only } = options
   for (const bench of benches) {
     if (!only.includes(bench.name)) continue
@@ -96,7 +99,7 @@ async function* rowsOf(
     const dir = mkdtempSync(join(tmpdir(), 'ckpt-bench-'))
     try {
       const sizes = sizesOf(bench, options.sizes)
-      yield* bench.rows({ devices, sizes, models, python, wheels, dir, open })
+      yield* bench.rows({ devices, sizes, models, python, wheels, dir, note, open })
     } finally {
       rmSync(dir, { recursive: true, force: true })
     }

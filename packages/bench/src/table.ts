@@ -5,7 +5,7 @@ import type { Row } from './row.ts'
 
 const WIDTHS = {
   bench: 13,
-  case: 34,
+  case: 38,
   bytes: 13,
   runs: 6,
   time: 12,
@@ -79,6 +79,7 @@ function rowLine(row: Row): string {
 export function verdict({
   ok,
   rows,
+  notes,
   compared,
   wrong,
   live_objects,
@@ -89,7 +90,8 @@ export function verdict({
   const left = live_objects === 0 ? 'nothing left' : `${live_objects} native objects left`
   const ended = error === null ? '' : `\n# ended early: ${error.code}: ${error.message}`
   const claims = rows.flatMap((row) => row.claims.map((claim) => `# ${claimLine(claim)}\n`))
-  return `${claims.join('')}# ${ok ? 'ok' : 'FAILED'}: ${ranges}, ${left}, ${seconds.toFixed(1)} s${ended}`
+  const told = notes.map((note) => `# note: ${note}\n`)
+  return `${told.join('')}${claims.join('')}# ${ok ? 'ok' : 'FAILED'}: ${ranges}, ${left}, ${seconds.toFixed(1)} s${ended}`
 }
 
 function line(
