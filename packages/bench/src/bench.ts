@@ -4,7 +4,7 @@ import type { Row } from './row.ts'
 export interface BenchContext {
   /** `host`, `host:D`, `cuda`, `cuda:I,J`, `auto`: what `selectDevices` takes. */
   readonly devices: string
-  /** Bytes of each size, multiples of 1 MiB. */
+  /** Bytes of each size, none below `bytesLeast` of the bench. */
   readonly sizes: readonly number[]
   /** Names of models, which `update`, `fresh` and `peers` take instead of the sizes. */
   readonly models: readonly string[]
@@ -14,6 +14,8 @@ export interface BenchContext {
   readonly python: string
   /** Wheels to install the peer from; null: PyPI. */
   readonly wheels: string | null
+  /** Tells what was left out and why: a line before the verdict. */
+  readonly note: (text: string) => void
   /** Opens the native library. */
   readonly open: (options: LibraryOptions) => Library
 }
@@ -23,12 +25,25 @@ export interface Bench {
   readonly name: string
   /** Runs only when it is asked for by name. */
   readonly onRequest?: boolean
+  /** The smallest size it takes, smaller ones become this; absent: 1 MiB, a checkpoint's smallest layer. */
+  readonly bytesLeast?: number
   rows(context: BenchContext): AsyncGenerator<Row, void, undefined>
 }
 
+export const KIB = 2 ** 10
 export const MIB = 2 ** 20
+export const GIB = 2 ** 30
 
-/** `16 MiB`. */
-export function mib(bytes: number): string {
-  return `${bytes / MIB} MiB`
+/** The smallest size of the benches of copies: one page. */
+export const COPY_BYTES_LEAST = 4 * KIB
+
+/** `64 KiB`, `16 MiB`, `1 GiB`: the largest unit that leaves a whole number. */
+export function sizeName(bytes: number): string {
+  if (bytes % GIB === 0) return `${bytes / GIB} GiB`
+  return bytes % MIB === 0 ? `${bytes / MIB} MiB` : `${bytes / KIB} KiB`
+}
+
+/** The sizes as a bench takes them, each once. */
+export function sizesOf({ bytesLeast = MIB }: Bench, sizes: readonly number[]): number[] {
+  return [...new Set(sizes.map((bytes) => Math.max(bytes, bytesLeast)))]
 }

@@ -1,8 +1,9 @@
 import { type Library, type RankInfo, selectDevices } from '@ckpt/cuda'
-import { type Bench, mib } from './bench.ts'
-import { allocate, SourceBytes, spoil, WAIT_MS } from './device-bytes.ts'
+import { type Bench, COPY_BYTES_LEAST, sizeName } from './bench.ts'
+import { allocate, SourceBytes, spoil } from './device-bytes.ts'
 import type { Timed } from './measure.ts'
 import { measureRow } from './row.ts'
+import { finish } from './streams.ts'
 
 const RANKS = [2, 4] as const
 const ROOT = 0
@@ -12,6 +13,7 @@ const BUS_FACTOR = 1
 /** Device memory of rank 0 into that of every rank, until all streams have done it. */
 export const broadcast: Bench = {
   name: 'broadcast',
+  bytesLeast: COPY_BYTES_LEAST,
   async *rows({ devices, sizes, dir, open }) {
     for (const count of RANKS) {
       const { library: options, ranks } = selectDevices(devices, count)
@@ -20,7 +22,7 @@ export const broadcast: Bench = {
         using stack = new DisposableStack()
         const source = new SourceBytes(library, stack, dir, bytes)
         const timed = broadcasts(library, stack, ranks, source)
-        const name = `${count} ranks, ${mib(bytes)}`
+        const name = `${count} ranks, ${sizeName(bytes)}`
         const head = { bench: 'broadcast', case: name, bytes, busFactor: BUS_FACTOR }
         yield await measureRow(head, timed)
       }
@@ -39,7 +41,7 @@ function broadcasts(
   const root = members[ROOT]
   if (root === undefined) throw new Error('a broadcast has a root')
   library.copyH2d(root.stream, root.memory, 0, source.buffer, 0, bytes)
-  library.streamSync(root.stream, 0, WAIT_MS)
+  finish(library, [root])
   const group = library.groupCreate(members.length)
   stack.defer(() => library.groupDestroy(group))
   for (const [member, { stream, memory }] of members.entries()) {
@@ -51,7 +53,7 @@ function broadcasts(
     },
     run: () => {
       for (const member of members.keys()) library.groupBroadcast(group, member, ROOT, 0, bytes)
-      for (const { stream } of members) library.streamSync(stream, 0, WAIT_MS)
+      finish(library, members)
     },
     check: () =>
       source.compare(

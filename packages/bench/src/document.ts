@@ -1,17 +1,14 @@
-import { availableParallelism, cpus } from 'node:os'
 import { CkptError, type Failure } from '@ckpt/core'
 import type { DeviceSelection, Library } from '@ckpt/cuda'
 import { version } from '../../server/package.json'
+import { type Machine, machineOf } from './machine.ts'
 import type { Row } from './row.ts'
 
 /** What was measured on. */
-export interface BenchHeader {
+export interface BenchHeader extends Machine {
   readonly ckpt: string
   readonly bun: string
   readonly library: 'host' | 'cuda'
-  readonly devices: readonly string[]
-  readonly cores: number
-  readonly cpu: string
 }
 
 /** The JSON document. */
@@ -20,6 +17,8 @@ export interface BenchDocument {
   readonly ok: boolean
   readonly header: BenchHeader
   readonly rows: readonly Row[]
+  /** What was left out and why. */
+  readonly notes: readonly string[]
   readonly compared: number
   readonly wrong: number
   /** Objects of the native library that were not freed. */
@@ -34,15 +33,14 @@ export function headerOf({ ranks }: DeviceSelection, library: Library): BenchHea
     ckpt: version,
     bun: Bun.version,
     library: library.kind,
-    devices: ranks.map(({ deviceName }) => deviceName),
-    cores: availableParallelism(),
-    cpu: cpus()[0]?.model ?? 'unknown',
+    ...machineOf(library, ranks),
   }
 }
 
 export function documentOf(
   header: BenchHeader,
   rows: readonly Row[],
+  notes: readonly string[],
   liveObjects: number,
   seconds: number,
   thrown: unknown,
@@ -52,5 +50,5 @@ export function documentOf(
   const error = thrown === null ? null : CkptError.wrap(thrown).failure
   const short = rows.some(({ claims }) => claims.some(({ holds }) => !holds))
   const ok = wrong === 0 && !short && liveObjects === 0 && error === null
-  return { ok, header, rows, compared, wrong, live_objects: liveObjects, seconds, error }
+  return { ok, header, rows, notes, compared, wrong, live_objects: liveObjects, seconds, error }
 }

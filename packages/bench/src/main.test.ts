@@ -2,21 +2,24 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from '
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import type { EngineWeights } from '@ckpt/core'
+import { CkptError, type EngineWeights } from '@ckpt/core'
 import { type Library, openLibrary } from '@ckpt/cuda'
 import { expectedTensors } from 'ckpt/cli/verify-engine'
 import { createRegistry } from 'ckpt/daemon/registry/registry'
-import { MIB } from './bench.ts'
+import { MIB, sizeName, sizesOf } from './bench.ts'
+import { BENCHES } from './benches.ts'
 import { compareHeld, layersOf, writeVersions } from './checkpoint.ts'
 import { daemonOptions } from './daemon-options.ts'
 import type { BenchDocument } from './document.ts'
 import { compareMetas } from './gather.ts'
 import { layOut, planOf } from './models.ts'
+import { parseOptions } from './options.ts'
 import { FileDigests } from './pattern-file.ts'
 import { compareLists, listsOf } from './pickle.ts'
 import { comparePlan } from './plan.ts'
 import { ON_PROCESS, runBenches } from './run.ts'
 import { compareWeights } from './engine.ts'
+import { verdict } from './table.ts'
 
 setDefaultTimeout(120_000)
 
@@ -68,9 +71,21 @@ describe('the program', () => {
       ckpt: expect.stringMatching(/^\d+\.\d+\.\d+$/),
       bun: Bun.version,
       library: 'host',
-      devices: [expect.any(String)],
       cores: expect.any(Number),
       cpu: expect.any(String),
+      numa_nodes: document.header.numa_nodes === null ? null : expect.any(Number),
+      os: expect.stringMatching(/^Linux \d/),
+      driver: null,
+      cuda: null,
+      devices: [
+        {
+          name: 'ckpt host device 0',
+          uuid: expect.stringMatching(/^GPU-/),
+          pci: '',
+          numa_node: null,
+          pcie: null,
+        },
+      ],
     })
     const tensors = [399, 18_432, 140_000]
     const rows = [...document.rows]
@@ -97,7 +112,18 @@ describe('the program', () => {
     expect(out).toMatch(/# ok: 0 of \d+ ranges wrong, nothing left, \d+\.\d s\n$/)
   })
 
-  for (const args of [['--only', 'nothing'], ['--mib', '0'], ['--fast'], ['--devices', 'tpu']]) {
+  const refused = [
+    ['--only', 'nothing'],
+    ['--mib', '0'],
+    ['--sizes', '96K'],
+    ['--sizes', '2K'],
+    ['--sizes', '1G..64K'],
+    ['--sizes', '1M..2M..4M'],
+    ['--sizes', '1M', '--mib', '1'],
+    ['--fast'],
+    ['--devices', 'tpu'],
+  ]
+  for (const args of refused) {
     test(`${args.join(' ')} is refused`, async () => {
       const { status, out, err } = await bench(...args)
       expect([status, out]).toEqual([2, ''])
@@ -106,48 +132,147 @@ describe('the program', () => {
   }
 })
 
+describe('sizes', () => {
+  const KIB = 1024
+  test('single ones and every power of two of a range', () => {
+    expect([...parseOptions(['--sizes', '64K..1M', '16M', '1G..1G']).sizes]).toEqual([
+      64 * KIB,
+      128 * KIB,
+      256 * KIB,
+      512 * KIB,
+      MIB,
+      16 * MIB,
+      1024 * MIB,
+    ])
+    expect(parseOptions(['--sizes', '64K..1G']).sizes).toHaveLength(15)
+    expect(parseOptions(['--mib', '3']).sizes).toEqual([3 * MIB])
+    expect(parseOptions([]).sizes).toEqual([MIB, 16 * MIB])
+  })
+
+  test('a bench takes what is too small as its smallest, once', () => {
+    const sizes = parseOptions(['--sizes', '64K..2M']).sizes
+    const bench = (name: string) => BENCHES.find((one) => one.name === name)!
+    expect(sizesOf(bench('register'), sizes)).toEqual([MIB, 2 * MIB])
+    expect(sizesOf(bench('h2d'), sizes)).toEqual([...sizes])
+  })
+
+  test('have names with the largest unit that fits', () => {
+    expect([64 * KIB, MIB, 1536 * KIB, 65 * MIB, 1024 * MIB].map(sizeName)).toEqual([
+      '64 KiB',
+      '1 MiB',
+      '1536 KiB',
+      '65 MiB',
+      '1 GiB',
+    ])
+  })
+})
+
 describe('a copy that is not right is counted', () => {
-  const cases: Record<string, (real: Library) => Partial<Library>> = {
-    h2d: (real) => ({
-      copyH2d: (stream, memory, at, buffer, from, bytes) =>
-        real.copyH2d(stream, memory, at, buffer, from, bytes - 1),
-    }),
-    broadcast: (real) => ({
-      groupBroadcast: (group, member, root, offset, bytes) =>
-        real.groupBroadcast(group, member, root, offset, bytes - 1),
-    }),
-    reload: (real) => ({
-      copyDevice: (stream, dst, src, pieces) =>
-        real.copyDevice(stream, dst, src, [
-          { ...pieces[0]!, srcOffset: pieces[1]!.srcOffset },
-          ...pieces.slice(1),
+  const cases: Record<string, { change: (real: Library) => Partial<Library>; rows: string[] }> = {
+    h2d: {
+      change: (real) => ({
+        copyH2d: (stream, memory, at, buffer, from, bytes) =>
+          real.copyH2d(stream, memory, at, buffer, from, bytes - 1),
+      }),
+      rows: [
+        '1 MiB the limit: pinned, one copy',
+        ...['pinned', 'shm', 'page cache'].flatMap((name) => [
+          `1 MiB ${name}, one copy`,
+          `1 MiB ${name}, 16 on 1 stream`,
+          `1 MiB ${name}, 16 on 2 streams`,
+          `1 MiB ${name}, 16 on 4 streams`,
         ]),
-    }),
+      ],
+    },
+    broadcast: {
+      change: (real) => ({
+        groupBroadcast: (group, member, root, offset, bytes) =>
+          real.groupBroadcast(group, member, root, offset, bytes - 1),
+      }),
+      rows: ['2 ranks, 1 MiB', '4 ranks, 1 MiB'],
+    },
+    reload: {
+      change: (real) => ({
+        groupBroadcast: (group, member, root, offset, bytes) =>
+          real.groupBroadcast(group, member, root, offset, bytes - 1),
+        copyDevice: (stream, dst, src, [first, ...rest]) =>
+          real.copyDevice(stream, dst, src, [{ ...first!, bytes: first!.bytes - 1 }, ...rest]),
+      }),
+      rows: [
+        '1 MiB the limit: one broadcast',
+        '1 MiB in one piece',
+        '1 MiB in 4 of 256 KiB',
+        '1 MiB in 256 of 4 KiB',
+      ],
+    },
   }
-  for (const [name, change] of Object.entries(cases)) {
+  for (const [name, { change, rows }] of Object.entries(cases)) {
     test(name, async () => {
       const { status, document } = await benchWith(change, '--only', name, '--mib', '1')
       expect(status).toBe(1)
       expect(document).toMatchObject({ ok: false, live_objects: 0, error: null })
+      expect(document.rows.map((row) => row.case).toSorted()).toEqual(rows.toSorted())
       for (const row of document.rows) {
         expect(row.wrong).toBeGreaterThan(0)
-        if (name === 'h2d') expect(row.wrong).toBe(row.compared)
-        else expect(row.wrong).toBeLessThan(row.compared)
+        // a run's ranges: those of a broadcast are the ranks, whose root has what it had
+        const ranges = Number(/ in (\d+) of|^(\d+) ranks/.exec(row.case)?.slice(1).join('') || 1)
+        const runs = row.compared / ranges
+        expect(row.wrong).toBe(name === 'broadcast' ? runs * (ranges - 1) : runs)
       }
     })
   }
+
+  test('and is not where all are right; a limit is a rate of the same run', async () => {
+    const only = ['--only', 'h2d', 'broadcast', 'reload', '--sizes', '64K']
+    const { status, document } = await benchWith(() => ({}), ...only)
+    expect([status, document.ok, document.wrong, document.notes]).toEqual([0, true, 0, []])
+    for (const row of document.rows) {
+      const limit = document.rows.find((one) => {
+        return one.bench === row.bench && one.case.includes('the limit')
+      })
+      expect(limit === undefined).toBe(row.bench === 'broadcast')
+      expect(row.limit_gb_per_s).toBe(limit === row ? null : (limit?.gb_per_s ?? null))
+    }
+  })
+
+  test('also where the end of a stream is looked for as with the CUDA library', async () => {
+    const kind = { kind: 'cuda' } as const
+    const only = ['--only', 'broadcast', 'reload', '--sizes', '64K']
+    const right = await benchWith(() => kind, ...only)
+    expect([right.status, right.document.wrong]).toEqual([0, 0])
+    const late = await benchWith((real) => ({ ...kind, ...cases.reload!.change(real) }), ...only)
+    expect(late.document.rows.every((row) => row.wrong > 0)).toBe(true)
+  })
+
+  test('what cannot be mapped in place is left out, with a note', async () => {
+    const { status, document } = await benchWith(
+      () => ({
+        fileLease: () => {
+          throw new CkptError('checkpoint_busy', 'its file system has no leases')
+        },
+      }),
+      '--only',
+      'h2d',
+      '--sizes',
+      '64K',
+    )
+    expect([status, document.live_objects]).toEqual([0, 0])
+    expect(document.rows.every((row) => row.case.includes('pinned'))).toBe(true)
+    expect(document.notes).toHaveLength(2)
+    expect(verdict(document)).toContain('# note: h2d: left out: lease refused')
+  })
 
   test('objects that are not freed', async () => {
     const kept: number[] = []
     const { status, document } = await benchWith(
       () => ({ memoryFree: (memory) => void kept.push(memory) }),
       '--only',
-      'h2d',
-      '--mib',
-      '1',
+      'reload',
+      '--sizes',
+      '64K',
     )
     for (const memory of kept) openLibrary({ kind: 'host' }).memoryFree(memory)
-    expect([status, document.ok, document.wrong, document.live_objects]).toEqual([1, false, 0, 1])
+    expect([status, document.ok, document.wrong, document.live_objects]).toEqual([1, false, 0, 2])
   })
 
   test('a failure ends the run and is told', async () => {
@@ -260,7 +385,10 @@ test('an interrupted run ends early and leaves no directory and no shared memory
     await reader.read() // the header: signals are taken from before it on
     child.kill('SIGINT')
     expect(await child.exited).toBe(1)
-    const shared = readdirSync('/dev/shm').filter((name) => name.startsWith(`ckpt-${child.pid}-`))
+    const own = [`ckpt-${child.pid}-`, `ckpt-bench-${child.pid}-`]
+    const shared = readdirSync('/dev/shm').filter((name) =>
+      own.some((start) => name.startsWith(start)),
+    )
     expect([...shared, ...readdirSync(dir)]).toEqual([])
   } finally {
     rmSync(dir, { recursive: true, force: true })

@@ -1,5 +1,5 @@
 import { BENCHES } from './benches.ts'
-import { MIB } from './bench.ts'
+import { COPY_BYTES_LEAST, GIB, KIB, MIB } from './bench.ts'
 import { WORKLOAD_MODELS } from './workloads.ts'
 
 export interface BenchOptions {
@@ -20,13 +20,15 @@ export class UsageError extends Error {}
 
 const DEFAULT_MIB = ['1', '16']
 const MIB_MAX = 65_536
+const UNIT_BYTES: Readonly<Record<string, number>> = { K: KIB, M: MIB, G: GIB }
 
-export const USAGE = `usage: bun run bench [--json] [--only NAME...] [--devices SPEC] [--mib N...] [--model NAME...]
+export const USAGE = `usage: bun run bench [--json] [--only NAME...] [--devices SPEC] [--mib N... | --sizes SIZE...] [--model NAME...]
 
   --json           one JSON document on stdout instead of the table
   --only NAME...   these benches: ${BENCHES.map(({ name }) => name).join(', ')}
   --devices SPEC   host (default), host:D, cuda, cuda:I,J, auto; plan, pickle and conversation use none
   --mib N...       sizes in MiB (default ${DEFAULT_MIB.join(' ')}) of register, h2d, broadcast, reload, update and fresh
+  --sizes SIZE...  the same as powers of two: 64K, 16M, 1G; 64K..1G is each of them from one to the other
   --model NAME...  update, fresh and peers with the tensors of these models instead: ${WORKLOAD_MODELS.join(', ')}
   --python PATH    peers: a Python with torch for CUDA (default: $CKPT_PYTHON, else python3)
   --wheels DIR     peers: install checkpoint-engine from these wheels instead of PyPI
@@ -51,7 +53,7 @@ export function parseOptions(args: readonly string[]): BenchOptions {
     models,
     python: oneWord(flags, '--python') ?? process.env.CKPT_PYTHON ?? 'python3',
     wheels: oneWord(flags, '--wheels'),
-    sizes: (flags.get('--mib') ?? DEFAULT_MIB).map(sizeOf),
+    sizes: chosenSizes(flags),
   }
 }
 
@@ -67,6 +69,7 @@ const TAKES_WORDS: Readonly<Record<string, boolean>> = {
   '--only': true,
   '--devices': true,
   '--mib': true,
+  '--sizes': true,
   '--model': true,
   '--python': true,
   '--wheels': true,
@@ -97,4 +100,33 @@ function sizeOf(word: string): number {
   const mib = Number(word)
   if (Number.isSafeInteger(mib) && mib >= 1 && mib <= MIB_MAX) return mib * MIB
   throw new UsageError(`--mib ${word}: a whole number from 1 to ${MIB_MAX} is wanted`)
+}
+
+function chosenSizes(flags: ReadonlyMap<string, readonly string[]>): number[] {
+  const words = flags.get('--sizes')
+  if (words === undefined) return (flags.get('--mib') ?? DEFAULT_MIB).map(sizeOf)
+  if (flags.has('--mib')) throw new UsageError('--mib and --sizes exclude each other')
+  return words.flatMap(sweepOf)
+}
+
+/** `64K`, or `64K..1G`: each power of two from one to the other, as nccl-tests' `-b 64K -e 1G -f 2`. */
+function sweepOf(word: string): number[] {
+  const ends = word.split('..')
+  const [first = 0, last = first] = ends.map((end) => powerOf2(end, word))
+  if (ends.length > 2 || first > last) {
+    throw new UsageError(
+      `--sizes ${word}: a range is wanted such as 64K..1G, the smaller size first`,
+    )
+  }
+  const sizes: number[] = []
+  for (let bytes = first; bytes <= last; bytes *= 2) sizes.push(bytes)
+  return sizes
+}
+
+function powerOf2(text: string, word: string): number {
+  const [, count, unit = ''] = /^(\d+)([KMG])$/.exec(text) ?? []
+  const bytes = Number(count) * (UNIT_BYTES[unit] ?? Number.NaN)
+  const inRange = bytes >= COPY_BYTES_LEAST && bytes <= MIB_MAX * MIB
+  if (inRange && Number.isInteger(Math.log2(bytes))) return bytes
+  throw new UsageError(`--sizes ${word}: powers of two are wanted, from 4K to 64G`)
 }

@@ -30,22 +30,29 @@ export class FileDigests {
     const key = `${offset} ${bytes} ${path}`
     const known = this.#known.get(key)
     if (known !== undefined) return known
-    const digest = hashRange(path, offset, bytes)
+    const digest = hashRanges(path, [{ offset, bytes }])
     this.#known.set(key, digest)
     return digest
   }
 }
 
-function hashRange(path: string, offset: number, bytes: number): string {
+/** SHA-256 (hex) of ranges of a file, one behind another. */
+export function hashRanges(
+  path: string,
+  ranges: readonly { readonly offset: number; readonly bytes: number }[],
+): string {
   const hasher = new Bun.CryptoHasher('sha256')
-  const block = new Uint8Array(Math.min(BLOCK_BYTES, bytes))
+  const longest = ranges.reduce((most, { bytes }) => Math.max(most, bytes), 0)
+  const block = new Uint8Array(Math.min(BLOCK_BYTES, longest))
   const file = openSync(path, 'r')
   try {
-    for (let done = 0; done < bytes; ) {
-      const read = readSync(file, block, 0, Math.min(block.length, bytes - done), offset + done)
-      if (read === 0) throw new Error(`${path} ends before byte ${offset + bytes}`)
-      hasher.update(block.subarray(0, read))
-      done += read
+    for (const { offset, bytes } of ranges) {
+      for (let done = 0; done < bytes; ) {
+        const read = readSync(file, block, 0, Math.min(block.length, bytes - done), offset + done)
+        if (read === 0) throw new Error(`${path} ends before byte ${offset + bytes}`)
+        hasher.update(block.subarray(0, read))
+        done += read
+      }
     }
   } finally {
     closeSync(file)

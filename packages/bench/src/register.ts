@@ -1,52 +1,133 @@
-import { createRegistry, type Registry } from 'ckpt/daemon/registry/registry'
+import { mkdirSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
 import type { Library } from '@ckpt/cuda'
-import { type Bench, mib } from './bench.ts'
+import { createRegistry, type Registry } from 'ckpt/daemon/registry/registry'
+import { type Bench, type BenchContext, GIB, sizeName } from './bench.ts'
 import { type BenchCheckpoint, compareHeld, layersOf, writeVersions } from './checkpoint.ts'
+import { atLeast } from './claims.ts'
 import { daemonOptions } from './daemon-options.ts'
 import type { Timed } from './measure.ts'
 import { FileDigests } from './pattern-file.ts'
-import { measureRow } from './row.ts'
+import { openPlaces, type Place } from './places.ts'
+import { measureRow, type Row } from './row.ts'
 
 const NAME = 'bench'
-const MEMORY = ['new', 'kept'] as const
+const CASES = ['memory new', 'memory kept', 'in place'] as const
+/** GB/s with the CUDA library. */
+const GB_PER_SECOND_LEAST: Readonly<Record<string, Readonly<Record<Place['name'], number>>>> = {
+  'memory kept': { 'page cache': 38, '/dev/shm': 38 },
+  'in place': { 'page cache': 40, '/dev/shm': 22 },
+}
 
-/** Two files that were just written into pinned host memory, which is new or was pinned for the version before. */
-export const register: Bench = {
-  name: 'register',
-  async *rows({ devices, sizes, dir, open }) {
-    const options = daemonOptions(devices, null, dir)
-    const library = open(options.library)
-    await using stack = new AsyncDisposableStack()
-    const registry = await createRegistry(options)
-    stack.defer(() => registry.close())
-    for (const size of sizes) {
-      const versions = await writeVersions(dir, layersOf(size), size)
-      const { bytes, tensors } = versions[0]
-      for (const memory of MEMORY) {
-        yield await measureRow(
-          { bench: 'register', case: `${mib(size)}, memory ${memory}`, tensors, bytes },
-          registrations(registry, library, versions, memory === 'new'),
-        )
+type Case = (typeof CASES)[number]
+
+/** Two versions that take turns, in files that stay. */
+interface Written {
+  readonly versions: readonly [BenchCheckpoint, BenchCheckpoint]
+  readonly digests: FileDigests
+}
+
+/**
+ * Files that were just written into pinned host memory, which is new or was pinned for the version before, or held in place.
+ *
+ * @param claimedFromBytes checkpoints of this size on must reach a rate, with the CUDA library: smaller ones are mostly set-up
+ */
+export function registerBench(claimedFromBytes: number): Bench {
+  return {
+    name: 'register',
+    async *rows(context) {
+      const { devices, sizes, dir, open } = context
+      const options = daemonOptions(devices, null, dir)
+      const library = open(options.library)
+      await using stack = new AsyncDisposableStack()
+      const places = openPlaces(stack, context, 'register')
+      const registry = await createRegistry(options)
+      stack.defer(() => registry.close())
+      for (const size of sizes) {
+        for (const place of places) {
+          for await (const row of placeRows(context, library, registry, place, size)) {
+            const claimed = library.kind === 'cuda' && (row.bytes ?? 0) >= claimedFromBytes
+            yield claimed ? claim(row, place) : row
+          }
+        }
       }
+    },
+  }
+}
+
+export const register = registerBench(4 * GIB)
+
+async function* placeRows(
+  { note }: BenchContext,
+  library: Library,
+  registry: Registry,
+  place: Place,
+  size: number,
+): AsyncGenerator<Row> {
+  const dir = join(place.dir, 'versions')
+  mkdirSync(dir)
+  try {
+    const versions = await writeVersions(dir, layersOf(size), size)
+    const written = { versions, digests: new FileDigests() }
+    const { bytes, tensors } = versions[0]
+    for (const name of CASES) {
+      const refusal = name === 'in place' ? await inPlaceRefusal(registry, versions[0]) : null
+      if (refusal !== null) {
+        note(`register: ${place.name}, in place left out: ${refusal}`)
+        continue
+      }
+      const head = { bench: 'register', case: caseName(size, place, name), tensors, bytes }
+      yield await measureRow(head, registrations(registry, library, written, name))
     }
-  },
+  } finally {
+    await registry.drop(NAME, { force: true })
+    rmSync(dir, { recursive: true, force: true })
+  }
+}
+
+function caseName(size: number, place: Place, name: Case): string {
+  return `${sizeName(size)} ${place.name}, ${name}`
+}
+
+function claim(row: Row, place: Place): Row {
+  const name = CASES.find((one) => row.case.endsWith(one)) ?? ''
+  const least = GB_PER_SECOND_LEAST[name]?.[place.name]
+  if (least === undefined) return row
+  const figure = row.gb_per_s ?? Number.NaN
+  return { ...row, claims: [atLeast(`register ${row.case}`, figure, least, 'GB/s')] }
+}
+
+/** Why the daemon reads the files instead of holding them in place; null: it holds all of them. */
+async function inPlaceRefusal(
+  registry: Registry,
+  { files }: BenchCheckpoint,
+): Promise<string | null> {
+  await registry.drop(NAME, { force: true })
+  const { notes } = await registry.register(NAME, { files: [...files], in_place: true }, null)
+  const lease = registry.lease(NAME)
+  const held = lease.version.files.length
+  lease.release(false)
+  if (held === files.length) return null
+  return notes?.[0] ?? `${held} of ${files.length} files are held`
 }
 
 function registrations(
   registry: Registry,
   library: Library,
-  versions: readonly [BenchCheckpoint, BenchCheckpoint],
-  force: boolean,
+  { versions, digests }: Written,
+  name: Case,
 ): Timed {
-  const digests = new FileDigests()
   let [present, next] = versions
+  // what the arena keeps counts beside files in place: they would be timed with making room
+  const force = name !== 'memory kept'
+  const in_place = name === 'in place'
   return {
     prepare: async () => {
       ;[present, next] = [next, present]
       await registry.drop(NAME, { force })
     },
     run: async () => {
-      await registry.register(NAME, { files: [...present.files] }, null)
+      await registry.register(NAME, { files: [...present.files], in_place }, null)
     },
     check: () => {
       const lease = registry.lease(NAME)

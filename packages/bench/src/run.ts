@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { CkptError } from '@ckpt/core'
 import { type Library, type LibraryOptions, openLibrary, selectDevices } from '@ckpt/cuda'
+import { type Bench, sizesOf } from './bench.ts'
 import { BENCHES } from './benches.ts'
 import { type BenchDocument, documentOf, headerOf } from './document.ts'
 import { type BenchOptions, parseOptions, UsageError, USAGE } from './options.ts'
@@ -36,6 +37,7 @@ export const ON_PROCESS: Omit<Surroundings, 'signal'> = {
 export async function runBenches(
   args: readonly string[],
   surroundings: Surroundings,
+  benches: readonly Bench[] = BENCHES,
 ): Promise<number> {
   try {
     const options = parseOptions(args)
@@ -43,7 +45,7 @@ export async function runBenches(
       await surroundings.print(USAGE.trimEnd())
       return EXIT.ok
     }
-    return (await benchAll(options, surroundings)).ok ? EXIT.ok : EXIT.wrong
+    return (await benchAll(options, surroundings, benches)).ok ? EXIT.ok : EXIT.wrong
   } catch (error) {
     if (!(error instanceof UsageError || error instanceof CkptError)) throw error
     surroundings.complain(`bench: ${error.message}`)
@@ -51,16 +53,21 @@ export async function runBenches(
   }
 }
 
-async function benchAll(options: BenchOptions, surroundings: Surroundings): Promise<BenchDocument> {
+async function benchAll(
+  options: BenchOptions,
+  surroundings: Surroundings,
+  benches: readonly Bench[],
+): Promise<BenchDocument> {
   const selection = selectDevices(options.devices, null)
   const library = surroundings.open(selection.library)
   const header = headerOf(selection, library)
   const rows: Row[] = []
+  const notes: string[] = []
   let thrown: unknown = null
   if (!options.json) await surroundings.print(tableHead(header))
   const beginMs = performance.now()
   try {
-    for await (const row of rowsOf(options, surroundings)) {
+    for await (const row of rowsOf(options, surroundings, benches, notes)) {
       rows.push(row)
       if (!options.json) await surroundings.print(tableRow(row))
       // runs may leave the event loop no turn of its own, and a signal needs one
@@ -71,21 +78,28 @@ async function benchAll(options: BenchOptions, surroundings: Surroundings): Prom
     thrown = error
   }
   const seconds = (performance.now() - beginMs) / 1000
-  const document = documentOf(header, rows, library.liveObjects(), seconds, thrown)
+  const document = documentOf(header, rows, notes, library.liveObjects(), seconds, thrown)
   const text = options.json ? JSON.stringify(document, null, 2) : verdict(document)
   await surroundings.print(text)
   return document
 }
 
 /** Every bench in a directory of its own, which is gone afterwards. */
-async function* rowsOf(options: BenchOptions, { open }: Surroundings): AsyncGenerator<Row> {
-  const { devices, sizes, models, python, wheels, only } = options
-  for (const bench of BENCHES) {
+async function* rowsOf(
+  options: BenchOptions,
+  { open }: Surroundings,
+  benches: readonly Bench[],
+  notes: string[],
+): AsyncGenerator<Row> {
+  const note = (text: string) => void notes.push(text)
+  const { devices, models, python, wheels, only } = options
+  for (const bench of benches) {
     if (!only.includes(bench.name)) continue
     // Unix sockets lie below, and their paths have a limit of 107 bytes
     const dir = mkdtempSync(join(tmpdir(), 'ckpt-bench-'))
     try {
-      yield* bench.rows({ devices, sizes, models, python, wheels, dir, open })
+      const sizes = sizesOf(bench, options.sizes)
+      yield* bench.rows({ devices, sizes, models, python, wheels, dir, note, open })
     } finally {
       rmSync(dir, { recursive: true, force: true })
     }

@@ -1,10 +1,11 @@
 import { claimLine } from './claims.ts'
 import type { BenchDocument, BenchHeader } from './document.ts'
+import type { BenchDevice } from './machine.ts'
 import type { Row } from './row.ts'
 
 const WIDTHS = {
   bench: 13,
-  case: 34,
+  case: 38,
   bytes: 13,
   runs: 6,
   time: 12,
@@ -15,10 +16,11 @@ const WIDTHS = {
 
 /** Lines before the first row. */
 export function tableHead(header: BenchHeader): string {
-  const { ckpt, bun, library, devices, cores, cpu } = header
+  const { ckpt, bun, library, devices, cores, cpu, numa_nodes, os, driver, cuda } = header
   return [
-    `# ckpt ${ckpt}, Bun ${bun}, ${library} library, ${cores} cores (${cpu})`,
-    ...devices.map((name, index) => `# device ${index}: ${name}`),
+    `# ckpt ${ckpt}, Bun ${bun}, ${library} library, ${cores} cores (${cpu}), NUMA nodes: ${numa_nodes ?? 'unknown'}`,
+    `# ${os}${library === 'cuda' ? `, driver ${driver ?? 'unknown'}, CUDA ${cuda ?? 'unknown'}` : ''}`,
+    ...devices.map((device, index) => `# device ${index}: ${deviceText(device)}`),
     '# times are of one run; algbw is bytes by the median time; #wrong counts ranges that differ after a run',
     line(
       'bench',
@@ -34,6 +36,21 @@ export function tableHead(header: BenchHeader): string {
     ),
     line('', '', '', '', '', '', '(GB/s)', '(GB/s)', '(%)', ''),
   ].join('\n')
+}
+
+/** `NVIDIA H100 80GB HBM3, 0000:4e:00.0, NUMA node 0, PCIe gen 5 (of 5) x16 (of 16)`: what is known. */
+function deviceText({ name, pci, numa_node, pcie }: BenchDevice): string {
+  const words = [name]
+  if (pci !== '') words.push(pci)
+  if (numa_node !== null) words.push(`NUMA node ${numa_node}`)
+  if (pcie !== null) {
+    const { generation, generation_max, width, width_max } = pcie
+    const [gen, genMost, lanes, lanesMost] = [generation, generation_max, width, width_max].map(
+      (number) => number ?? '?',
+    )
+    words.push(`PCIe gen ${gen} (of ${genMost}) x${lanes} (of ${lanesMost})`)
+  }
+  return words.join(', ')
 }
 
 export function tableRow(row: Row): string {
@@ -62,6 +79,7 @@ function rowLine(row: Row): string {
 export function verdict({
   ok,
   rows,
+  notes,
   compared,
   wrong,
   live_objects,
@@ -72,7 +90,8 @@ export function verdict({
   const left = live_objects === 0 ? 'nothing left' : `${live_objects} native objects left`
   const ended = error === null ? '' : `\n# ended early: ${error.code}: ${error.message}`
   const claims = rows.flatMap((row) => row.claims.map((claim) => `# ${claimLine(claim)}\n`))
-  return `${claims.join('')}# ${ok ? 'ok' : 'FAILED'}: ${ranges}, ${left}, ${seconds.toFixed(1)} s${ended}`
+  const told = notes.map((note) => `# note: ${note}\n`)
+  return `${told.join('')}${claims.join('')}# ${ok ? 'ok' : 'FAILED'}: ${ranges}, ${left}, ${seconds.toFixed(1)} s${ended}`
 }
 
 function line(

@@ -1,6 +1,6 @@
 import { modelTensors, quantizedExperts, type TensorShape } from 'ckpt/cli/model-shapes'
 import { tensorBytes } from 'ckpt/cli/write-checkpoint'
-import { mib } from './bench.ts'
+import { sizeName } from './bench.ts'
 import { layersOf } from './checkpoint.ts'
 
 /** What an update moves. */
@@ -24,7 +24,7 @@ export const WORKLOAD_MODELS = Object.keys(MODELS)
 /** The models, or without any a workload of each size. */
 export function workloads(sizes: readonly number[], models: readonly string[]): Workload[] {
   if (models.length === 0) {
-    return sizes.map((bytes) => ({ name: mib(bytes), tensors: layersOf(bytes), model: false }))
+    return sizes.map((bytes) => ({ name: sizeName(bytes), tensors: layersOf(bytes), model: false }))
   }
   return models.map((name) => {
     const tensors = MODELS[name as keyof typeof MODELS]()
