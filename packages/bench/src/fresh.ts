@@ -2,7 +2,7 @@ import { selectDevices } from '@ckpt/cuda'
 import { type Bench, type BenchContext } from './bench.ts'
 import { atMost } from './claims.ts'
 import { compareWeights, weightsOf } from './engine.ts'
-import { pinnedRate } from './h2d-rate.ts'
+import { PinnedCopies } from './pinned-copies.ts'
 import type { Timed } from './measure.ts'
 import { measureRow, type Row, type RowHead, rowOf } from './row.ts'
 import { type Service, startDaemon, startEngine, targetOf } from './service.ts'
@@ -43,11 +43,9 @@ async function* placeRows(
   const versions = await writePair(stack, workload, ranks, place.dir)
   const daemon = await startDaemon(stack, devices, ranks, dir)
   const engine = await startEngine(stack, devices, ranks)
-  const limitGbPerSecond = workload.model ? pinnedRate(devices, open) : undefined
-  const headOf = (name: string): RowHead => {
-    const head = versions.head('fresh', `${workload.name}, ${place.name}${name}`)
-    return limitGbPerSecond === undefined ? head : { ...head, limitGbPerSecond }
-  }
+  const copies = workload.model ? new PinnedCopies(stack, devices, open) : null
+  const headOf = (name: string): RowHead =>
+    versions.head('fresh', `${workload.name}, ${place.name}${name}`)
   if (workload.model) {
     // until the daemon has the memory of two versions
     for (const count of ['first', 'second'])
@@ -55,7 +53,13 @@ async function* placeRows(
   }
   const claimed = workload.model && selectDevices(devices, null).library.kind === 'cuda'
   for (const { name, wait } of ORDERS) {
-    const row = await measureRow(headOf(name), loads(daemon, engine, versions, ranks, wait))
+    const timed = loads(daemon, engine, versions, ranks, wait)
+    const prepare = () => {
+      timed.prepare?.()
+      copies?.time()
+    }
+    const measured = await measureRow(headOf(name), { ...timed, prepare })
+    const row = { ...measured, limit_gb_per_s: copies?.gbPerSecond ?? null }
     const most = SECONDS_MOST[workload.name]
     const claims = claimed && !wait && most !== undefined
     yield claims ? { ...row, claims: [atMost(`fresh ${row.case}`, row.p50_s, most, 's')] } : row

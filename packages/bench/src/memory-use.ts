@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs'
-import type { Handle, Library } from '@ckpt/cuda'
+import type { Library } from '@ckpt/cuda'
 
 const SAMPLE_MS = 2
 
@@ -10,21 +10,23 @@ export interface MeasuredUse<T> {
   readonly deviceBytes: number
 }
 
-/** Times the work and looks at the device's memory meanwhile. */
+/** Times the work and, with a device, looks at its memory meanwhile. */
 export async function measureUse<T>(
   library: Library,
-  device: Handle,
+  device: number | null,
   work: () => Promise<T>,
 ): Promise<MeasuredUse<T>> {
   const used = () => {
+    if (device === null) return 0
     const { freeBytes, totalBytes } = library.deviceMemory(device)
     return totalBytes - freeBytes
   }
   const before = used()
   let most = before
-  const timer = setInterval(() => {
+  const look = () => {
     most = Math.max(most, used())
-  }, SAMPLE_MS)
+  }
+  const timer = device === null ? undefined : setInterval(look, SAMPLE_MS)
   try {
     const beginMs = performance.now()
     const value = await work()

@@ -1,6 +1,6 @@
 import { modelTensors, quantizedExperts, type TensorShape } from 'ckpt/cli/model-shapes'
 import { tensorBytes } from 'ckpt/cli/write-checkpoint'
-import { sizeName } from './bench.ts'
+import { sizeName, MIB } from './bench.ts'
 import { layersOf } from './checkpoint.ts'
 
 /** What an update moves. */
@@ -32,6 +32,8 @@ export function workloads(sizes: readonly number[], models: readonly string[]): 
   })
 }
 
-export function largestTensorBytes({ tensors }: Workload): number {
-  return tensors.reduce((most, tensor) => Math.max(most, tensorBytes(tensor)), 0)
+/** MiB of device memory that an update may take: 1 GiB, or the largest tensor and 256 MiB; a ring is a multiple of 2 MiB. */
+export function deviceMibMost({ tensors }: Workload): number {
+  const largest = tensors.reduce((most, tensor) => Math.max(most, tensorBytes(tensor)), 0)
+  return Math.max(1024, 2 * Math.ceil((largest / MIB + 256) / 2))
 }

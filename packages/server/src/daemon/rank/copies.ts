@@ -35,6 +35,17 @@ export function bufferAt(source: SourceSpace, offset: number, bytes: number): nu
   return low
 }
 
+/** Copies are joined up to this size: a call for each would keep the engine's next list waiting. */
+const JOINED_BYTES_MAX = 64 * 2 ** 20
+
+/** Neighbours in source and ring that are copied with one call. */
+interface JoinedCopy {
+  readonly buffer: Handle
+  readonly bufferOffset: number
+  readonly ringOffset: number
+  bytes: number
+}
+
 interface PendingBucket {
   readonly event: Handle
   readonly bucket: number
@@ -52,12 +63,13 @@ export class RingCopies {
   readonly #copies: Handle[] = []
   readonly #buckets: PendingBucket[] = []
   #ownSegments = 0
+  #joined: JoinedCopy | null = null
 
   constructor(target: CopyTarget) {
     this.#target = target
   }
 
-  /** The segment's host memory into this rank's ring. */
+  /** The segment's host memory into this rank's ring, at the latest with the next {@link flush}. */
   copy(segment: number, nowMs: number): void {
     const { library, ring, held, buffers, group } = this.#target
     const { plan, input } = held
@@ -70,13 +82,39 @@ export class RingCopies {
     if (buffer === undefined) throw new Error(`owner ${owner} has no buffer ${index}`)
     const start = source.starts[index] as number
     const ringOffset = plan.segmentRing[segment] as number
-    library.copyH2d(ring.copyStream, ring.memory, ringOffset, buffer, offset - start, bytes)
+    this.#join({ buffer, bufferOffset: offset - start, ringOffset, bytes })
     this.h2d.begin(nowMs)
     this.#ownSegments++
     if (group === 0) return
+    this.flush()
     const event = this.#record(ring.copyStream)
     library.streamWaitEvent(ring.collectiveStream, event)
     this.#copies.push(event)
+  }
+
+  #join(copy: JoinedCopy): void {
+    const last = this.#joined
+    const neighbours =
+      last !== null &&
+      last.buffer === copy.buffer &&
+      last.bufferOffset + last.bytes === copy.bufferOffset &&
+      last.ringOffset + last.bytes === copy.ringOffset
+    if (neighbours && last.bytes + copy.bytes <= JOINED_BYTES_MAX) {
+      last.bytes += copy.bytes
+      return
+    }
+    this.flush()
+    this.#joined = copy
+  }
+
+  /** Enqueues what was joined. */
+  flush(): void {
+    const copy = this.#joined
+    if (copy === null) return
+    this.#joined = null
+    const { library, ring } = this.#target
+    const { buffer, bufferOffset, ringOffset, bytes } = copy
+    library.copyH2d(ring.copyStream, ring.memory, ringOffset, buffer, bufferOffset, bytes)
   }
 
   /** The segment's bytes of `root`'s ring into the ring of every rank. */
@@ -94,6 +132,7 @@ export class RingCopies {
 
   /** Marks the end of the bucket's work. */
   record(bucket: number): void {
+    this.flush()
     const { ring, group } = this.#target
     const event = this.#record(group === 0 ? ring.copyStream : ring.collectiveStream)
     this.#buckets.push({ event, bucket, ownSegments: this.#ownSegments })

@@ -348,6 +348,7 @@ export class RankRun {
       if (this.#failure === null) this.#act(this.#todo[0] as ExecutorAction)
       this.#todo.shift()
     }
+    if (this.#failure === null) this.#copies.flush()
   }
 
   #act(action: ExecutorAction): void {
