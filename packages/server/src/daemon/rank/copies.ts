@@ -36,7 +36,7 @@ export function bufferAt(source: SourceSpace, offset: number, bytes: number): nu
 }
 
 /** Copies are joined up to this size: a call for each would keep the engine's next list waiting. */
-const JOINED_BYTES_MAX = 64 * 2 ** 20
+const JOINED_BYTES_MAX = 256 * 2 ** 20
 
 /** Neighbours in source and ring that are copied with one call. */
 interface JoinedCopy {
