@@ -1,3 +1,4 @@
+import { basename } from 'node:path'
 import { CkptError, type Failure } from '@ckpt/core'
 import type { DeviceSelection, Library } from '@ckpt/cuda'
 import { version } from '../../server/package.json'
@@ -6,6 +7,10 @@ import type { Row } from './row.ts'
 
 /** What was measured on. */
 export interface BenchHeader extends Machine {
+  /** The day that it began, in UTC: `2026-01-31`. */
+  readonly date: string
+  /** `bun run bench --json`; of a path its last part. */
+  readonly command: string
   readonly ckpt: string
   readonly bun: string
   readonly library: 'host' | 'cuda'
@@ -28,8 +33,16 @@ export interface BenchDocument {
   readonly error: Failure | null
 }
 
-export function headerOf({ ranks }: DeviceSelection, library: Library): BenchHeader {
+export function headerOf(
+  { ranks }: DeviceSelection,
+  library: Library,
+  args: readonly string[],
+): BenchHeader {
+  // where things lay on one machine says nothing about another, and the document may be published
+  const words = args.map((word) => basename(word))
   return {
+    date: new Date().toISOString().slice(0, 10),
+    command: ['bun run bench', ...words].join(' '),
     ckpt: version,
     bun: Bun.version,
     library: library.kind,

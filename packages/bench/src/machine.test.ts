@@ -49,7 +49,7 @@ esac
 }
 
 const cuda = { kind: 'cuda', deviceDescribe: () => GPU } as unknown as Library
-const head = () => headerOf(selectDevices('host', null), cuda)
+const head = () => headerOf(selectDevices('host', null), cuda, [])
 
 describe('the header with the CUDA library', () => {
   test('has driver, CUDA version, link and NUMA node', () => {
@@ -98,6 +98,17 @@ describe('the header with the CUDA library', () => {
   test('does not ask nvidia-smi for the host library', () => {
     install(`${UUID}, 580.65.06, 1, 5, 16, 16`, VERSION, 'exit 1')
     const host = { kind: 'host', deviceDescribe: () => GPU } as unknown as Library
-    expect(headerOf(selectDevices('host', null), host)).toMatchObject({ driver: null, cuda: null })
+    expect(headerOf(selectDevices('host', null), host, [])).toMatchObject({
+      driver: null,
+      cuda: null,
+    })
   })
+})
+
+test('the header has the command without the place of anything', () => {
+  const host = { kind: 'host', deviceDescribe: () => GPU } as unknown as Library
+  const args = ['--sizes', '64K..1G', '--devices', 'cuda:0,1', '--wheels', '/home/someone/wheels']
+  const { date, command } = headerOf(selectDevices('host', null), host, args)
+  expect(command).toBe('bun run bench --sizes 64K..1G --devices cuda:0,1 --wheels wheels')
+  expect(Date.parse(date)).toBeLessThanOrEqual(Date.now())
 })

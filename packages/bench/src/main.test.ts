@@ -68,6 +68,8 @@ describe('the program', () => {
     const document = JSON.parse(out) as BenchDocument
     expect(document).toMatchObject({ ok: true, wrong: 0, live_objects: 0, error: null })
     expect(document.header).toEqual({
+      date: expect.stringMatching(/^\d{4}-\d{2}-\d{2}$/),
+      command: 'bun run bench --json --only plan pickle',
       ckpt: expect.stringMatching(/^\d+\.\d+\.\d+$/),
       bun: Bun.version,
       library: 'host',

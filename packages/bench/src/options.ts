@@ -3,6 +3,8 @@ import { COPY_BYTES_LEAST, GIB, KIB, MIB } from './bench.ts'
 import { WORKLOAD_MODELS } from './workloads.ts'
 
 export interface BenchOptions {
+  /** As they were given. */
+  readonly args: readonly string[]
   readonly json: boolean
   readonly help: boolean
   /** Names of benches. */
@@ -46,6 +48,7 @@ export function parseOptions(args: readonly string[]): BenchOptions {
   const stranger = models.find((name) => !WORKLOAD_MODELS.includes(name))
   if (stranger !== undefined) throw new UsageError(`there is no model '${stranger}'`)
   return {
+    args,
     json: flags.has('--json'),
     help: flags.has('--help'),
     only,

@@ -60,7 +60,7 @@ async function benchAll(
 ): Promise<BenchDocument> {
   const selection = selectDevices(options.devices, null)
   const library = surroundings.open(selection.library)
-  const header = headerOf(selection, library)
+  const header = headerOf(selection, library, options.args)
   const rows: Row[] = []
   const notes: string[] = []
   let thrown: unknown = null
