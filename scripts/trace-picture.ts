@@ -126,7 +126,7 @@ function axis(endMs: number, xOf: (ms: number) => number, top: number, bottom: n
       ]
     }),
     text(NAME_X, bottom + 15, 'ms', `fill="${FAINT_INK}"`),
-    text(WIDTH - MARGIN, bottom + 15, 'had work', `text-anchor="end" fill="${FAINT_INK}"`),
+    text(WIDTH - MARGIN, bottom + 15, 'total', `text-anchor="end" fill="${FAINT_INK}"`),
   ]
 }
 
