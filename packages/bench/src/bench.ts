@@ -14,6 +14,8 @@ export interface BenchContext {
   readonly python: string
   /** Wheels to install the peer from; null: PyPI. */
   readonly wheels: string | null
+  /** The file that `trace` writes. */
+  readonly trace: string
   /** Tells what was left out and why: a line before the verdict. */
   readonly note: (text: string) => void
   /** Opens the native library. */

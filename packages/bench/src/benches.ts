@@ -9,6 +9,7 @@ import { pickle } from './pickle.ts'
 import { plan } from './plan.ts'
 import { register } from './register.ts'
 import { reload } from './reload.ts'
+import { trace } from './trace.ts'
 import { update } from './update.ts'
 
 /** In the order of an update. */
@@ -24,4 +25,5 @@ export const BENCHES: readonly Bench[] = [
   update,
   fresh,
   peers,
+  trace,
 ]

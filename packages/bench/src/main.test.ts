@@ -1,11 +1,12 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { CkptError, type EngineWeights } from '@ckpt/core'
 import { type Library, openLibrary } from '@ckpt/cuda'
 import { expectedTensors } from 'ckpt/cli/verify-engine'
 import { createRegistry } from 'ckpt/daemon/registry/registry'
+import { readTrace } from '../../../scripts/trace-lanes.ts'
 import { MIB, sizeName, sizesOf } from './bench.ts'
 import { BENCHES } from './benches.ts'
 import { compareHeld, layersOf, writeVersions } from './checkpoint.ts'
@@ -166,6 +167,34 @@ describe('sizes', () => {
       '65 MiB',
       '1 GiB',
     ])
+  })
+})
+
+describe('trace', () => {
+  test('writes the timeline of one update, of the last size', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'ckpt-bench-test-'))
+    try {
+      const path = join(dir, 'out.json')
+      const args = ['--json', '--only', 'trace', '--mib', '1', '2', '--trace', path]
+      const { status, out, err } = await bench(...args)
+      expect([status, err]).toEqual([0, ''])
+      const { rows } = JSON.parse(out) as BenchDocument
+      expect(rows).toMatchObject([
+        { bench: 'trace', case: '2 MiB, 2 ranks, to out.json', runs: 1, wrong: 0 },
+      ])
+      const { title, lanes } = readTrace(readFileSync(path, 'utf8'))
+      expect(title).toStartWith('One update, 2 MiB: ')
+      expect(title).toContain(', 2 ranks, ')
+      const names = lanes.map(({ group, name }) => `${group} ${name}`)
+      expect(names).toContain('update phases')
+      for (const rank of [0, 1]) expect(names).toContain(`rank ${rank} reload`)
+    } finally {
+      rmSync(dir, { recursive: true, force: true })
+    }
+  })
+
+  test('runs only when it is named', () => {
+    expect(parseOptions([]).only).not.toContain('trace')
   })
 })
 

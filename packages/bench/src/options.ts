@@ -15,12 +15,14 @@ export interface BenchOptions {
   readonly models: readonly string[]
   readonly python: string
   readonly wheels: string | null
+  readonly trace: string
 }
 
 /** What the user has to correct: exit status 2. */
 export class UsageError extends Error {}
 
 const DEFAULT_MIB = ['1', '16']
+const DEFAULT_TRACE = 'update-trace.json'
 const MIB_MAX = 65_536
 const UNIT_BYTES: Readonly<Record<string, number>> = { K: KIB, M: MIB, G: GIB }
 
@@ -31,9 +33,10 @@ export const USAGE = `usage: bun run bench [--json] [--only NAME...] [--devices 
   --devices SPEC   host (default), host:D, cuda, cuda:I,J, auto; plan, pickle and conversation use none
   --mib N...       sizes in MiB (default ${DEFAULT_MIB.join(' ')}) of register, h2d, broadcast, reload, update and fresh
   --sizes SIZE...  the same as powers of two: 64K, 16M, 1G; 64K..1G is each of them from one to the other
-  --model NAME...  update, fresh and peers with the tensors of these models instead: ${WORKLOAD_MODELS.join(', ')}
+  --model NAME...  update, fresh, peers and trace with the tensors of these models instead: ${WORKLOAD_MODELS.join(', ')}
   --python PATH    peers: a Python with torch for CUDA (default: $CKPT_PYTHON, else python3)
   --wheels DIR     peers: install checkpoint-engine from these wheels instead of PyPI
+  --trace FILE     trace: the file to write (default ${DEFAULT_TRACE})
 `
 
 /** Each flag takes the words up to the next one. Throws {@link UsageError}. */
@@ -56,6 +59,7 @@ export function parseOptions(args: readonly string[]): BenchOptions {
     models,
     python: oneWord(flags, '--python') ?? process.env.CKPT_PYTHON ?? 'python3',
     wheels: oneWord(flags, '--wheels'),
+    trace: oneWord(flags, '--trace') ?? DEFAULT_TRACE,
     sizes: chosenSizes(flags),
   }
 }
@@ -76,6 +80,7 @@ const TAKES_WORDS: Readonly<Record<string, boolean>> = {
   '--model': true,
   '--python': true,
   '--wheels': true,
+  '--trace': true,
 }
 
 function flagsOf(args: readonly string[]): Map<string, string[]> {

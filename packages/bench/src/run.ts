@@ -92,14 +92,14 @@ async function* rowsOf(
   notes: string[],
 ): AsyncGenerator<Row> {
   const note = (text: string) => void notes.push(text)
-  const { devices, models, python, wheels, only } = options
+  const { devices, models, python, wheels, trace, only } = options
   for (const bench of benches) {
     if (!only.includes(bench.name)) continue
     // Unix sockets lie below, and their paths have a limit of 107 bytes
     const dir = mkdtempSync(join(tmpdir(), 'ckpt-bench-'))
     try {
       const sizes = sizesOf(bench, options.sizes)
-      yield* bench.rows({ devices, sizes, models, python, wheels, dir, note, open })
+      yield* bench.rows({ devices, sizes, models, python, wheels, trace, dir, note, open })
     } finally {
       rmSync(dir, { recursive: true, force: true })
     }

@@ -179,6 +179,11 @@ describe('the whole job', () => {
         expect(begin).toBeGreaterThan(0)
         expect(end).toBeGreaterThanOrEqual(begin)
       }
+      for (const { begin, end } of spans[`rank ${rank} wait`] ?? []) {
+        for (const work of [...h2d, ...reload]) {
+          expect(work.end <= begin || work.begin >= end).toBe(true)
+        }
+      }
     }
     const nowhere = await updateThere('--trace', dir.path)
     expect(nowhere.document.error.message).toContain(`--trace ${dir.path} cannot be written`)

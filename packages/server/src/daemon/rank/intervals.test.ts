@@ -1,5 +1,5 @@
 import { expect, test } from 'bun:test'
-import { BusyIntervals, unionSeconds } from './intervals.ts'
+import { BusyIntervals, gapsBetween, unionSeconds } from './intervals.ts'
 
 test('overlapping work counts once, idle time not at all', () => {
   const busy = new BusyIntervals()
@@ -18,4 +18,13 @@ test('the union of the intervals of several ranks', () => {
   expect(unionSeconds([one, two])).toBe(3)
   expect(unionSeconds([two, one])).toBe(3)
   expect(unionSeconds([])).toBe(0)
+})
+
+test('gaps are where no list has work, not before the first and after the last', () => {
+  const one = Float64Array.of(10, 20, 40, 50)
+  const two = Float64Array.of(15, 25, 25, 30, 70, 80)
+  expect([...gapsBetween([one, two])]).toEqual([30, 40, 50, 70])
+  expect([...gapsBetween([two, one])]).toEqual([30, 40, 50, 70])
+  expect([...gapsBetween([one, Float64Array.of(0, 100)])]).toEqual([])
+  expect([...gapsBetween([])]).toEqual([])
 })

@@ -27,17 +27,29 @@ export class BusyIntervals {
 
 /** Seconds that at least one of the interval lists (pairs of start and end in milliseconds) covers. */
 export function unionSeconds(lists: readonly Float64Array[]): number {
+  return unionOf(lists).reduce((busyMs, [start, end]) => busyMs + end - start, 0) / 1000
+}
+
+/** What none of the interval lists covers between the first start and the last end, as pairs of start and end in milliseconds. */
+export function gapsBetween(lists: readonly Float64Array[]): Float64Array {
+  const covered = unionOf(lists)
+  const gaps = covered.slice(1).flatMap(([start], i) => [covered[i]?.[1] ?? start, start])
+  return Float64Array.from(gaps)
+}
+
+/** Ascending, neither overlapping nor touching each other. */
+function unionOf(lists: readonly Float64Array[]): [number, number][] {
   const spans: [number, number][] = []
   for (const list of lists) {
     for (let i = 0; i + 1 < list.length; i += 2)
       spans.push([list[i] as number, list[i + 1] as number])
   }
   spans.sort((a, b) => a[0] - b[0])
-  let busyMs = 0
-  let endMs = Number.NEGATIVE_INFINITY
+  const union: [number, number][] = []
   for (const [start, end] of spans) {
-    busyMs += Math.max(0, end - Math.max(start, endMs))
-    endMs = Math.max(endMs, end)
+    const last = union.at(-1)
+    if (last !== undefined && start <= last[1]) last[1] = Math.max(last[1], end)
+    else union.push([start, end])
   }
-  return busyMs / 1000
+  return union
 }

@@ -1,5 +1,6 @@
 import type { Dialect, Failure, TimelineRow } from '@ckpt/core'
 import { CkptError } from '@ckpt/core'
+import { gapsBetween } from '../rank/intervals.ts'
 import type { RankLink } from '../rank/link.ts'
 import {
   type OpenAnswer,
@@ -248,12 +249,13 @@ export class RankTeam {
     return waiting.sort((a, b) => taken(a) - taken(b))[0]?.link.rank.rank
   }
 
-  /** When each stage of each rank had work, of the ranks that have closed. */
+  /** When each stage of each rank had work and when none of them had, of the ranks that have closed. */
   get rows(): TimelineRow[] {
     return this.#members.flatMap(({ link, stages }) => {
       if (stages === null) return []
       const group = `rank ${link.rank.rank}`
-      return STAGES.map((name) => ({ group, name, spans: stages[name] }))
+      const rows = STAGES.map((name) => ({ group, name, spans: stages[name] }))
+      return [...rows, { group, name: 'wait', spans: gapsBetween(rows.map(({ spans }) => spans)) }]
     })
   }
 
