@@ -135,9 +135,10 @@ class DaemonUpdates implements Updates {
     if (this.#queue.runningId !== null || pool.links.some(({ dead }) => dead !== null)) return
     try {
       const lease = registry.lease(name)
-      // the update tells what is wrong with it
-      const planned = this.#planner.prepare(lease.version, pool.links).catch(() => {})
-      void planned.then(() => lease.release(false))
+      // a plan is made of names and sizes: the memory may go meanwhile
+      lease.release(false)
+      // the update tells what is wrong
+      this.#planner.prepare(lease.version, pool.links).catch(() => {})
     } catch (error) {
       if (!(error instanceof CkptError)) throw error
     }
