@@ -181,7 +181,8 @@ describe('the whole job', () => {
       }
       for (const { begin, end } of spans[`rank ${rank} wait`] ?? []) {
         for (const work of [...h2d, ...reload]) {
-          expect(work.end <= begin || work.begin >= end).toBe(true)
+          // begin and length are rounded to a tenth of a microsecond each
+          expect(work.end <= begin + 0.2 || work.begin >= end - 0.2).toBe(true)
         }
       }
     }
