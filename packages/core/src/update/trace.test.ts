@@ -30,3 +30,16 @@ test('a timeline is a trace that begins at 0, a process per group and a thread p
   })
   expect(chromeTrace([]).traceEvents).toEqual([])
 })
+
+test('spans that touch still do when they are rounded', () => {
+  const ms = [0, 0.00017, 0.00034, 0.00051, 0.00068]
+  const spans = Float64Array.from(ms.slice(1).flatMap((end, i) => [ms[i]!, end]))
+  const { traceEvents } = chromeTrace([{ group: 'update', name: 'phases', spans }])
+  const drawn = traceEvents.filter((event) => event.ph === 'X')
+  expect(drawn.map(({ ts, dur }) => [ts, dur])).toEqual([
+    [0, 0.2],
+    [0.2, 0.1],
+    [0.3, 0.2],
+    [0.5, 0.2],
+  ])
+})

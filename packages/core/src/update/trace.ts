@@ -45,7 +45,9 @@ export function chromeTrace(rows: readonly TimelineRow[]): Trace {
     traceEvents.push({ ph: 'M', name: 'thread_name', pid, tid, args: { name } })
     for (let i = 0; i + 1 < spans.length; i += 2) {
       const [begin, end] = [spans[i] as number, spans[i + 1] as number]
-      const [ts, dur] = [micros(begin - startMs), micros(end - begin)]
+      const ts = micros(begin - startMs)
+      // of the rounded ends, so that spans that touch still do
+      const dur = tenths(micros(end - startMs) - ts)
       traceEvents.push({ ph: 'X', name: labels?.[i / 2] ?? name, cat: group, pid, tid, ts, dur })
     }
   })
@@ -54,5 +56,9 @@ export function chromeTrace(rows: readonly TimelineRow[]): Trace {
 
 /** Rounded to a tenth. */
 function micros(ms: number): number {
-  return Math.round(ms * 10_000) / 10
+  return tenths(ms * 1000)
+}
+
+function tenths(us: number): number {
+  return Math.round(us * 10) / 10
 }

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'bun:test'
 import { CkptError, type UpdateRequest } from '@ckpt/core'
 import { createApp } from './app.ts'
 import { RankCalls } from './rank-sockets.ts'
-import { type FakeDaemon, fakeDaemon } from './testing/fake-daemon.ts'
+import { type FakeDaemon, fakeDaemon, UNIX } from './testing/fake-daemon.ts'
 
 const WINDOW_MS = 60
 /** What checkpoint-engine's client sends to a rank that is not the first of its group. */
@@ -241,3 +241,13 @@ function rankCalls(daemon: FakeDaemon, ranks: number[], windowMs = 60_000): Rank
   const { registry, start } = daemon
   return new RankCalls({ ranks, windowMs, gather: (name) => registry.gather(name), start })
 }
+
+test('no plan is made of what one rank registers: the other ranks hold the rest', async () => {
+  const daemon = fakeDaemon([0, 1])
+  const { status } = await rankClient(daemon)(1, 'llama/files', { files: ['/a'] })
+  expect([status, daemon.prepared]).toEqual([200, []])
+  const init = { method: 'POST', body: JSON.stringify({ files: ['/a'] }) }
+  const path = '/v1/checkpoints/llama/files'
+  await createApp(daemon).request(path, init, { listener: UNIX, server: null })
+  expect(daemon.prepared).toEqual(['llama'])
+})

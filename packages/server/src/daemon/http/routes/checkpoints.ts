@@ -24,9 +24,10 @@ export function checkpointRoutes(daemon: Daemon) {
       const name = nameOf(c)
       const request = c.req.valid('json')
       checkTransport(daemon, c.env.listener, request)
-      const answer = await registry.register(name, request, c.env.listener.rank)
-      // one that is still being read is about to be updated from
-      if (!answer.reading) daemon.updates.prepare(name)
+      const { rank } = c.env.listener
+      const answer = await registry.register(name, request, rank)
+      // one that is still being read is about to be updated from; one rank's files are not all of a checkpoint
+      if (!answer.reading && rank === null) daemon.updates.prepare(name)
       return c.json(registered(daemon, answer), answer.reading ? 202 : 200)
     })
     .post('/:name/buffers', json(BuffersRequest), async (c) => {

@@ -30,6 +30,8 @@ export interface FakeDaemon extends Daemon {
   /** Every call of the registry, `method` first. */
   readonly calls: unknown[][]
   readonly started: StartedUpdate[]
+  /** Checkpoints whose plans were asked for. */
+  readonly prepared: string[]
   /** What `updates.events` yields. */
   events: () => AsyncIterable<UpdateEvent>
   /** What `updates.start` throws. */
@@ -39,6 +41,7 @@ export interface FakeDaemon extends Daemon {
 export function fakeDaemon(ranks: readonly number[] = [0], windowMs = 200): FakeDaemon {
   const calls: unknown[][] = []
   const started: StartedUpdate[] = []
+  const prepared: string[] = []
   const start = (name: string, request: UpdateRequest): UpdateHandle => {
     if (daemon.refusal !== null) throw daemon.refusal
     const { promise, resolve, reject } = Promise.withResolvers<UpdateReport>()
@@ -57,7 +60,7 @@ export function fakeDaemon(ranks: readonly number[] = [0], windowMs = 200): Fake
   const daemon: FakeDaemon = {
     version: '1.2.3',
     registry,
-    updates: fakeUpdates(started, start, () => daemon.events()),
+    updates: fakeUpdates(started, prepared, start, () => daemon.events()),
     start,
     rankCalls: new RankCalls({ ranks, windowMs, gather: (name) => registry.gather(name), start }),
     bufferHolds: new BufferHolds((ids) => registry.abandon(ids)),
@@ -66,6 +69,7 @@ export function fakeDaemon(ranks: readonly number[] = [0], windowMs = 200): Fake
     heartbeatMs: 10_000,
     calls,
     started,
+    prepared,
     events: () => eventsOf([]),
     refusal: null,
   }
@@ -179,6 +183,7 @@ function fakeRegistry(calls: unknown[][]): Registry {
 
 function fakeUpdates(
   started: readonly StartedUpdate[],
+  prepared: string[],
   start: Updates['start'],
   events: () => AsyncIterable<UpdateEvent>,
 ): Updates {
@@ -188,7 +193,7 @@ function fakeUpdates(
   }
   return {
     async recover() {},
-    prepare() {},
+    prepare: (name) => void prepared.push(name),
     start,
     state(id) {
       find(id)
