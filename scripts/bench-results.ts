@@ -7,6 +7,8 @@
  */
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { boundText, shown } from '../packages/bench/src/claims.ts'
+import { percentOfLimit } from '../packages/bench/src/row.ts'
 import {
   parseRecorded,
   type RecordedDocument,
@@ -134,14 +136,14 @@ function fitting(rows: readonly RecordedRow[]): RecordedRow[] {
 
 /** A line for the row, and one for each figure that is asked for; where it is one, both are one. */
 function linesOf(row: RecordedRow): string[] {
-  const { bench, p50_s, gb_per_s, limit_gb_per_s, claims } = row
+  const { bench, p50_s, gb_per_s, claims } = row
   const rate = gb_per_s === null ? '' : gb_per_s.toFixed(2)
-  const isKnown = gb_per_s !== null && limit_gb_per_s !== null
-  const share = isKnown ? `${((gb_per_s / limit_gb_per_s) * 100).toFixed(1)} %` : ''
-  const asked = claims.map(({ what, figure, unit, must, bound, holds }) => {
+  const percent = percentOfLimit(row)
+  const share = percent === null ? '' : `${percent.toFixed(1)} %`
+  const asked = claims.map((claim) => {
+    const { what, figure, unit, holds } = claim
     const measured = figure === null ? 'unknown' : `${shown(figure)} ${unit}`
-    const wanted = `${must === 'at_least' ? 'at least' : 'at most'} ${shown(bound)} ${unit}`
-    return { what, rest: [measured, wanted, holds ? 'yes' : '**no**'] }
+    return { what, rest: [measured, boundText(claim), holds ? 'yes' : '**no**'] }
   })
   const [only, ...more] = asked
   if (only !== undefined && more.length === 0) return [line(only.what, rate, share, ...only.rest)]
@@ -158,11 +160,6 @@ function line(...cells: readonly string[]): string {
 /** Text that Markdown shows as it is. */
 function cell(text: string): string {
   return text.replace(/\s+/g, ' ').replace(/[|<>]/g, (sign) => `\\${sign}`)
-}
-
-/** Four digits at most, as the benches show a claim. */
-function shown(figure: number): string {
-  return String(Number(figure.toPrecision(4)))
 }
 
 function duration(seconds: number): string {

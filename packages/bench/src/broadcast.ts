@@ -1,6 +1,6 @@
 import { type Library, type RankInfo, selectDevices } from '@ckpt/cuda'
 import { type Bench, COPY_BYTES_LEAST, sizeName } from './bench.ts'
-import { allocate, SourceBytes, spoil } from './device-bytes.ts'
+import { allocate, joinGroup, SourceBytes, spoil } from './device-bytes.ts'
 import type { Timed } from './measure.ts'
 import { measureRow } from './row.ts'
 import { finish } from './streams.ts'
@@ -42,11 +42,7 @@ function broadcasts(
   if (root === undefined) throw new Error('a broadcast has a root')
   library.copyH2d(root.stream, root.memory, 0, source.buffer, 0, bytes)
   finish(library, [root])
-  const group = library.groupCreate(members.length)
-  stack.defer(() => library.groupDestroy(group))
-  for (const [member, { stream, memory }] of members.entries()) {
-    library.groupJoin(group, member, stream, memory)
-  }
+  const group = joinGroup(library, stack, members)
   return {
     prepare: () => {
       for (const { memory } of members) if (memory !== root.memory) spoil(library, memory, bytes)

@@ -20,11 +20,21 @@ export function atMost(what: string, figure: number, bound: number, unit: Claim[
 }
 
 /** `holds: update dense: of the pinned H2D rate 97.1 %, at least 96 %`. */
-export function claimLine({ what, figure, unit, must, bound, holds }: Claim): string {
-  const words = must === 'at_least' ? 'at least' : 'at most'
-  return `${holds ? 'holds' : 'FALLS SHORT'}: ${what} ${shown(figure)} ${unit}, ${words} ${shown(bound)} ${unit}`
+export function claimLine(claim: Claim): string {
+  const { what, figure, unit, holds } = claim
+  return `${holds ? 'holds' : 'FALLS SHORT'}: ${what} ${shown(figure)} ${unit}, ${boundText(claim)}`
 }
 
-function shown(figure: number): string {
+/** `at least 96 %`. */
+export function boundText({
+  must,
+  bound,
+  unit,
+}: Pick<Claim, 'must' | 'bound'> & { readonly unit: string }): string {
+  return `${must === 'at_least' ? 'at least' : 'at most'} ${shown(bound)} ${unit}`
+}
+
+/** With four digits at most. */
+export function shown(figure: number): string {
   return String(Number(figure.toPrecision(4)))
 }

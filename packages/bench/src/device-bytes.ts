@@ -2,10 +2,8 @@ import { join } from 'node:path'
 import type { Handle, Library } from '@ckpt/cuda'
 import { FileDigests, hex, writePattern } from './pattern-file.ts'
 import type { Checked } from './measure.ts'
-import { type Lane, openLane } from './streams.ts'
+import { type Lane, openLane, WAIT_MS } from './streams.ts'
 
-/** For single copies of at most some GiB. */
-export const WAIT_MS = 60_000
 const READ_THREADS = 2
 /** What a destination holds before a run. */
 const SPOILED = 0xa5
@@ -66,6 +64,20 @@ export function allocate(
   const memory = library.memoryAlloc(device, bytes)
   stack.defer(() => library.memoryFree(memory))
   return { memory, ...openLane(library, stack, device) }
+}
+
+/** The members of a group, whose memory broadcasts fill. `stack` destroys the group. */
+export function joinGroup(
+  library: Library,
+  stack: DisposableStack,
+  members: readonly DeviceBytes[],
+): Handle {
+  const group = library.groupCreate(members.length)
+  stack.defer(() => library.groupDestroy(group))
+  for (const [member, { stream, memory }] of members.entries()) {
+    library.groupJoin(group, member, stream, memory)
+  }
+  return group
 }
 
 /** Overwrites device memory, so that a copy that does not come shows. */

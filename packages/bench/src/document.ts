@@ -33,6 +33,11 @@ export interface BenchDocument {
   readonly error: Failure | null
 }
 
+/** In UTC: `2026-01-31`. */
+export function today(): string {
+  return new Date().toISOString().slice(0, 10)
+}
+
 export function headerOf(
   { ranks }: DeviceSelection,
   library: Library,
@@ -41,7 +46,7 @@ export function headerOf(
   // where things lay on one machine says nothing about another, and the document may be published
   const words = args.map((word) => basename(word))
   return {
-    date: new Date().toISOString().slice(0, 10),
+    date: today(),
     command: ['bun run bench', ...words].join(' '),
     ckpt: version,
     bun: Bun.version,

@@ -1,16 +1,16 @@
-import { selectDevices } from '@ckpt/cuda'
+import type { DaemonClient } from 'ckpt/cli/client'
 import { type Bench, type BenchContext } from './bench.ts'
-import { atMost } from './claims.ts'
+import { atMost, type Claim } from './claims.ts'
 import { compareWeights, weightsOf } from './engine.ts'
 import { PinnedCopies } from './pinned-copies.ts'
-import type { Timed } from './measure.ts'
+import { secondsOfRun, type Timed } from './measure.ts'
+import { SHM } from './places.ts'
 import { measureRow, type Row, type RowHead, rowOf } from './row.ts'
-import { type Service, startDaemon, startEngine, targetOf } from './service.ts'
+import { startDaemon, startEngine, targetOf, TIMEOUT_SECONDS } from './service.ts'
 import { type Versions, writePair } from './versions.ts'
 import { type Workload, workloads } from './workloads.ts'
 
 const NAME = 'bench'
-const TIMEOUT_SECONDS = 120
 /** Whether the update begins while the files are still being read. */
 const ORDERS = [
   { name: 'read, then sent', wait: true },
@@ -26,7 +26,7 @@ export const fresh: Bench = {
     for (const workload of workloads(context.sizes, context.models)) {
       if (!workload.model) yield* placeRows(context, workload, 2, { dir: context.dir, name: '' })
       else {
-        yield* placeRows(context, workload, 1, { dir: '/dev/shm', name: '/dev/shm, ' })
+        yield* placeRows(context, workload, 1, { dir: SHM, name: `${SHM}, ` })
         yield* placeRows(context, workload, 1, { dir: context.dir, name: 'page cache, ' })
       }
     }
@@ -46,42 +46,29 @@ async function* placeRows(
   const copies = workload.model ? new PinnedCopies(stack, devices, open) : null
   const headOf = (name: string): RowHead =>
     versions.head('fresh', `${workload.name}, ${place.name}${name}`)
-  if (workload.model) {
+  if (copies !== null) {
     // until the daemon has the memory of two versions
-    for (const count of ['first', 'second'])
-      yield await once(headOf(count), daemon, engine, versions)
-  }
-  const claimed = workload.model && selectDevices(devices, null).library.kind === 'cuda'
-  for (const { name, wait } of ORDERS) {
-    const timed = loads(daemon, engine, versions, ranks, wait)
-    const prepare = () => {
-      timed.prepare?.()
-      copies?.time()
+    for (const count of ['first', 'second']) {
+      const seconds = await secondsOfRun(loads(daemon.client, engine, versions, ranks, false))
+      yield rowOf(headOf(count), [seconds], { compared: 0, wrong: 0 })
     }
-    const measured = await measureRow(headOf(name), { ...timed, prepare })
-    const row = { ...measured, limit_gb_per_s: copies?.gbPerSecond ?? null }
-    const most = SECONDS_MOST[workload.name]
-    const claims = claimed && !wait && most !== undefined
-    yield claims ? { ...row, claims: [atMost(`fresh ${row.case}`, row.p50_s, most, 's')] } : row
+  }
+  for (const { name, wait } of ORDERS) {
+    const timed = loads(daemon.client, engine, versions, ranks, wait)
+    yield copies === null
+      ? await measureRow(headOf(name), timed)
+      : await copies.measureRow(headOf(name), timed, (row) => (wait ? [] : claimsOf(workload, row)))
   }
 }
 
-async function once(
-  head: RowHead,
-  daemon: Service,
-  engine: string,
-  versions: Versions,
-): Promise<Row> {
-  const { prepare, run } = loads(daemon, engine, versions, 1, false)
-  await prepare?.()
-  const beginMs = performance.now()
-  await run()
-  return rowOf(head, [(performance.now() - beginMs) / 1000], { compared: 0, wrong: 0 })
+function claimsOf({ name }: Workload, row: Row): Claim[] {
+  const most = SECONDS_MOST[name]
+  return most === undefined ? [] : [atMost(`fresh ${row.case}`, row.p50_s, most, 's')]
 }
 
 /** The versions take turns; each replaces the one before. */
 function loads(
-  daemon: Service,
+  client: DaemonClient,
   engine: string,
   versions: Versions,
   ranks: number,
@@ -91,9 +78,9 @@ function loads(
     prepare: () => versions.next(),
     run: async () => {
       const files = [...versions.present.files]
-      await daemon.register(NAME, { files, replace: true, wait })
+      await client.register(NAME, { files, replace: true, wait })
       const engines = [targetOf(engine, ranks)]
-      await daemon.update(NAME, { engines, timeout: TIMEOUT_SECONDS })
+      await client.update(NAME, { engines, timeout: TIMEOUT_SECONDS })
     },
     check: async () => compareWeights(await weightsOf(engine), versions.present.expected, ranks),
   }

@@ -59,6 +59,24 @@ export async function timeRuns(timed: Timed): Promise<Timing> {
   }
 }
 
+/** Seconds that the work takes. */
+export async function secondsOf(work: () => void | Promise<unknown>): Promise<number> {
+  const beginMs = performance.now()
+  await work()
+  return (performance.now() - beginMs) / 1000
+}
+
+/** Seconds of one run, prepared and not checked. */
+export async function secondsOfRun({ prepare, run }: Timed): Promise<number> {
+  await prepare?.()
+  return secondsOf(run)
+}
+
+/** NaN of nothing. */
+export function median(figures: readonly number[]): number {
+  return figures.toSorted((a, b) => a - b)[figures.length >> 1] ?? Number.NaN
+}
+
 class Tally implements Checked {
   compared = 0
   wrong = 0

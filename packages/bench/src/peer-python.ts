@@ -1,7 +1,8 @@
 import { closeSync, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
-import { Service } from './service.ts'
+import { stopProcess } from 'ckpt/cli/child-process'
+import { PeerServer } from './peer-server.ts'
 
 /** What the benches are measured against, of PyPI. */
 export const PEER = { name: 'checkpoint-engine', version: '0.4.2' } as const
@@ -60,7 +61,7 @@ export async function startPeer(
   python: string,
   bucketGib: number,
   dir: string,
-): Promise<Service> {
+): Promise<PeerServer> {
   const socket = join(dir, 'peer.sock')
   const port = await freePort()
   const env = {
@@ -74,14 +75,9 @@ export async function startPeer(
   }
   const child = spawnLogged([python, '-m', 'checkpoint_engine', '--uds', socket], dir, env)
   stack.defer(() => child.stop())
-  const service = new Service(socket, child.pid)
-  const answers = () =>
-    service.request('GET', '/v1/healthz').then(
-      () => true,
-      () => false,
-    )
-  await child.until(answers)
-  return service
+  const peer = new PeerServer(socket, child.pid)
+  await child.until(() => peer.answers())
+  return peer
 }
 
 /** A torch process whose worker is the peer's own, unmodified, and copies into its parameters; where it listens. */
@@ -140,12 +136,7 @@ function spawnLogged(
         await Bun.sleep(100)
       }
     },
-    stop: async () => {
-      child.kill('SIGTERM')
-      const timer = setTimeout(() => child.kill('SIGKILL'), STOP_MS)
-      await child.exited
-      clearTimeout(timer)
-    },
+    stop: () => stopProcess(child, STOP_MS),
   }
 }
 

@@ -6,16 +6,17 @@ import { type Bench, type BenchContext, MIB } from './bench.ts'
 import { atLeast, atMost, type Claim } from './claims.ts'
 import { compareWeights, weightsOf } from './engine.ts'
 import { PinnedCopies } from './pinned-copies.ts'
+import { median, secondsOf } from './measure.ts'
 import { measureUse, type MeasuredUse, residentBytes } from './memory-use.ts'
 import { installPeer, PEER, startPeer, startPeerEngine } from './peer-python.ts'
+import type { PeerServer } from './peer-server.ts'
+import { SHM } from './places.ts'
 import { type Row, rowOf } from './row.ts'
-import { type Service, startDaemon, targetOf } from './service.ts'
+import { type DaemonProcess, startDaemon, targetOf, TIMEOUT_SECONDS } from './service.ts'
 import { type Version, type Versions, writePair } from './versions.ts'
 import { deviceMibMost, type Workload, workloads } from './workloads.ts'
 
-const SHM = '/dev/shm'
 const NAME = 'bench'
-const TIMEOUT_SECONDS = 120
 /** Until the memory of two versions is pinned and both have warmed up. */
 const WARM_ROUNDS = 2
 const ROUNDS = 3
@@ -151,23 +152,22 @@ function claimsOf(
     return [(slower / value.seconds.transfer) * 100]
   })
   if (shares.length === 0) return []
-  const middle = shares.toSorted((a, b) => a - b)[shares.length >> 1] ?? Number.NaN
   const most = deviceMibMost(workload)
   const what = (words: string) => `${PEER.name}'s worker, ${workload.name}: ${words}`
   return [
-    atLeast(what('transfer, of the slower of H2D and worker'), middle, TRANSFER_LEAST, '%'),
+    atLeast(what('transfer, of the slower of H2D and worker'), median(shares), TRANSFER_LEAST, '%'),
     atMost(what('device memory taken'), deviceBytes / MIB, most, 'MiB'),
   ]
 }
 
-function ourselves(daemon: Service, engine: string): Contestant {
+function ourselves({ client, pid }: DaemonProcess, engine: string): Contestant {
   const update = () =>
-    daemon.update(NAME, { engines: [targetOf(engine, 1)], timeout: TIMEOUT_SECONDS })
+    client.update(NAME, { engines: [targetOf(engine, 1)], timeout: TIMEOUT_SECONDS })
   return {
     name: 'ckpt',
-    pid: daemon.pid,
+    pid,
     load: async ({ files }) => {
-      await daemon.register(NAME, { files: [...files], replace: true, wait: false })
+      await client.register(NAME, { files: [...files], replace: true, wait: false })
       return update()
     },
     update,
@@ -176,7 +176,7 @@ function ourselves(daemon: Service, engine: string): Contestant {
 }
 
 /** It removes files in /dev/shm that it has pinned, so it gets links of its own. */
-function theirs(peer: Service, engine: string, name: string): Contestant {
+function theirs(peer: PeerServer, engine: string, name: string): Contestant {
   let links: string | null = null
   const update = async () => {
     const update_url = `${engine}/collective_rpc`
@@ -215,9 +215,7 @@ async function bestBucket(
     await using stack = new AsyncDisposableStack()
     const contestant = theirs(await startPeer(stack, python, bucketGib, dir), engine, '')
     await contestant.load(versions.present)
-    const beginMs = performance.now()
-    await contestant.update()
-    const seconds = (performance.now() - beginMs) / 1000
+    const seconds = await secondsOf(contestant.update)
     await contestant.clear()
     if (seconds < best.seconds) best = { bucketGib, seconds }
   }

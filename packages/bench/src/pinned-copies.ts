@@ -1,6 +1,10 @@
 import { type Handle, type Library, type LibraryOptions, selectDevices } from '@ckpt/cuda'
 import { MIB } from './bench.ts'
-import { allocate, WAIT_MS } from './device-bytes.ts'
+import type { Claim } from './claims.ts'
+import { allocate, type DeviceBytes } from './device-bytes.ts'
+import { median, type Timed } from './measure.ts'
+import { measureRow, type Row, type RowHead } from './row.ts'
+import { finish } from './streams.ts'
 
 const SOURCE_BYTES = 4096 * MIB
 const COPY_BYTES = 256 * MIB
@@ -12,8 +16,7 @@ const COPY_BYTES = 256 * MIB
 export class PinnedCopies {
   readonly #library: Library
   readonly #source: Handle
-  readonly #memory: Handle
-  readonly #stream: Handle
+  readonly #target: DeviceBytes
   readonly #rates: number[] = []
 
   /** `stack` frees what they use. */
@@ -28,24 +31,32 @@ export class PinnedCopies {
     this.#source = library.bufferAlloc(SOURCE_BYTES, 0)
     stack.defer(() => library.bufferFree(this.#source))
     const own = stack.use(new DisposableStack())
-    const { memory, stream } = allocate(library, own, ranks[0]?.device ?? 0, COPY_BYTES)
-    this.#memory = memory
-    this.#stream = stream
+    this.#target = allocate(library, own, ranks[0]?.device ?? 0, COPY_BYTES)
   }
 
   time(): void {
-    const library = this.#library
+    const { stream, memory } = this.#target
     const beginMs = performance.now()
     for (let at = 0; at < SOURCE_BYTES; at += COPY_BYTES) {
-      library.copyH2d(this.#stream, this.#memory, 0, this.#source, at, COPY_BYTES)
+      this.#library.copyH2d(stream, memory, 0, this.#source, at, COPY_BYTES)
     }
-    library.streamSync(this.#stream, 0, WAIT_MS)
+    finish(this.#library, [this.#target])
     this.#rates.push(SOURCE_BYTES / (performance.now() - beginMs) / 1e6)
   }
 
   /** The median, in GB/s. */
   get gbPerSecond(): number {
-    const sorted = this.#rates.toSorted((a, b) => a - b)
-    return sorted[sorted.length >> 1] ?? Number.NaN
+    return median(this.#rates)
+  }
+
+  /** Times the runs and, between them, the copies, which are the row's limit. Claims are made with the CUDA library only. */
+  async measureRow(head: RowHead, timed: Timed, claimsOf: (row: Row) => Claim[]): Promise<Row> {
+    const prepare = async () => {
+      await timed.prepare?.()
+      this.time()
+    }
+    const measured = await measureRow(head, { ...timed, prepare })
+    const row = { ...measured, limit_gb_per_s: this.gbPerSecond }
+    return this.#library.kind === 'cuda' ? { ...row, claims: claimsOf(row) } : row
   }
 }

@@ -7,6 +7,9 @@ export interface Place {
   readonly dir: string
 }
 
+/** Shared memory: files there are in memory and stay there. */
+export const SHM = '/dev/shm'
+
 /** `TMPFS_MAGIC` of linux/magic.h. */
 const TMPFS = 0x01021994
 
@@ -19,9 +22,9 @@ export function openPlaces(
   { dir, note }: BenchContext,
   bench: string,
 ): Place[] {
-  const shm = mkdtempSync(`/dev/shm/ckpt-bench-${process.pid}-`)
+  const shm = mkdtempSync(`${SHM}/ckpt-bench-${process.pid}-`)
   stack.defer(() => rmSync(shm, { recursive: true, force: true }))
-  const shared: Place = { name: '/dev/shm', dir: shm }
+  const shared: Place = { name: SHM, dir: shm }
   if (statfsSync(dir).type !== TMPFS) return [{ name: 'page cache', dir }, shared]
   note(
     `${bench}: page cache left out, the temporary directory is itself in memory (TMPDIR names another)`,

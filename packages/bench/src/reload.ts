@@ -1,6 +1,6 @@
 import { type CopyPiece, type Library, selectDevices } from '@ckpt/cuda'
 import { type Bench, COPY_BYTES_LEAST, KIB, sizeName } from './bench.ts'
-import { allocate, type DeviceBytes, SourceBytes, spoil } from './device-bytes.ts'
+import { allocate, type DeviceBytes, joinGroup, SourceBytes, spoil } from './device-bytes.ts'
 import type { Timed } from './measure.ts'
 import { hashRanges, hex } from './pattern-file.ts'
 import { measureRow } from './row.ts'
@@ -67,11 +67,7 @@ function broadcastOf(
 ): Timed {
   const { bytes } = source
   const members = [ring, parameters]
-  const group = library.groupCreate(members.length)
-  stack.defer(() => library.groupDestroy(group))
-  for (const [member, { stream, memory }] of members.entries()) {
-    library.groupJoin(group, member, stream, memory)
-  }
+  const group = joinGroup(library, stack, members)
   return {
     prepare: () => spoil(library, parameters.memory, bytes),
     run: () => {

@@ -1,5 +1,5 @@
 import type { Claim } from './claims.ts'
-import { type Checked, type Timed, timeRuns, type Timing } from './measure.ts'
+import { type Checked, median, type Timed, timeRuns, type Timing } from './measure.ts'
 
 /** One line of the table, one element of `rows` in the JSON document. */
 export interface Row {
@@ -36,12 +36,19 @@ export interface RowHead {
   readonly limitGbPerSecond?: number
 }
 
+/** Percent; null where a rate or a limit was not measured. */
+export function percentOfLimit({
+  gb_per_s,
+  limit_gb_per_s,
+}: Pick<Row, 'gb_per_s' | 'limit_gb_per_s'>): number | null {
+  if (gb_per_s === null || limit_gb_per_s === null) return null
+  return (gb_per_s / limit_gb_per_s) * 100
+}
+
 /** A row of runs that were timed one by one. */
 export function rowOf(head: RowHead, seconds: readonly number[], checked: Checked): Row {
-  const sorted = seconds.toSorted((a, b) => a - b)
-  const p50Seconds = sorted[(sorted.length - 1) >> 1] ?? Number.NaN
-  const p99Seconds = sorted.at(-1) ?? Number.NaN
-  return makeRow(head, { runs: sorted.length, p50Seconds, p99Seconds, ...checked })
+  const [p50Seconds, p99Seconds] = [median(seconds), Math.max(...seconds)]
+  return makeRow(head, { runs: seconds.length, p50Seconds, p99Seconds, ...checked })
 }
 
 /** Times the runs and makes a row of them. */

@@ -7,7 +7,7 @@ export interface Lane {
 }
 
 /** For single copies of at most some GiB. */
-const END_MS_MAX = 60_000
+export const WAIT_MS = 60_000
 
 /** `stack` destroys them. */
 export function openLane(library: Library, stack: DisposableStack, device: number): Lane {
@@ -24,14 +24,14 @@ export function openLane(library: Library, stack: DisposableStack, device: numbe
  */
 export function finish(library: Library, lanes: readonly Lane[]): void {
   if (library.kind === 'host') {
-    for (const { stream } of lanes) library.streamSync(stream, 0, END_MS_MAX)
+    for (const { stream } of lanes) library.streamSync(stream, 0, WAIT_MS)
     return
   }
   for (const { stream, event } of lanes) library.eventRecord(event, stream)
-  const endMs = performance.now() + END_MS_MAX
+  const endMs = performance.now() + WAIT_MS
   for (const { event } of lanes) {
     while (!library.eventQuery(event)) {
-      if (performance.now() > endMs) throw new Error(`the copies take more than ${END_MS_MAX} ms`)
+      if (performance.now() > endMs) throw new Error(`the copies take more than ${WAIT_MS} ms`)
     }
   }
 }

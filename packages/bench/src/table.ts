@@ -1,7 +1,7 @@
 import { claimLine } from './claims.ts'
 import type { BenchDocument, BenchHeader } from './document.ts'
 import type { BenchDevice } from './machine.ts'
-import type { Row } from './row.ts'
+import { percentOfLimit, type Row } from './row.ts'
 
 const WIDTHS = {
   bench: 13,
@@ -130,7 +130,6 @@ function rate(gbPerSecond: number | null): string {
   return gbPerSecond === null ? '-' : gbPerSecond.toFixed(2)
 }
 
-function ofLimit({ gb_per_s, limit_gb_per_s }: Row): string {
-  if (gb_per_s === null || limit_gb_per_s === null) return '-'
-  return ((gb_per_s / limit_gb_per_s) * 100).toFixed(1)
+function ofLimit(row: Row): string {
+  return percentOfLimit(row)?.toFixed(1) ?? '-'
 }

@@ -2,13 +2,15 @@ import { basename } from 'node:path'
 import { selectDevices } from '@ckpt/cuda'
 import type { TraceAnswer, UpdateReport } from '@ckpt/core'
 import type { Bench, BenchContext } from './bench.ts'
-import { compareWeights, weightsOf } from './engine.ts'
+import { today } from './document.ts'
+import { secondsOfRun } from './measure.ts'
+import { SHM } from './places.ts'
 import { type Row, rowOf } from './row.ts'
-import { startDaemon, startEngine, targetOf } from './service.ts'
+import { startEngine } from './service.ts'
+import { Updates } from './updates.ts'
 import { writePair } from './versions.ts'
 import { type Workload, workloads } from './workloads.ts'
 
-const TIMEOUT_SECONDS = 120
 /** Until the engine has its memory and the daemon its plan. */
 const WARM_UPDATES = 2
 
@@ -30,25 +32,21 @@ async function traced(
   const chosen = selectDevices(devices, null).ranks
   // a rank per device; a broadcast needs two, which share a device where there is one
   const ranks = Math.max(chosen.length, workload.model ? 1 : 2)
-  const versions = await writePair(stack, workload, ranks, workload.model ? '/dev/shm' : dir)
+  const versions = await writePair(stack, workload, ranks, workload.model ? SHM : dir)
   const engine = await startEngine(stack, devices, ranks)
-  const daemon = await startDaemon(stack, devices, ranks, dir)
-  for (const { name, files } of versions.both) await daemon.register(name, { files: [...files] })
+  const updates = await Updates.start(stack, devices, ranks, dir, versions, engine)
   versions.removeFiles()
-  const update = () => {
-    versions.next()
-    const request = { engines: [targetOf(engine, ranks)], timeout: TIMEOUT_SECONDS }
-    return daemon.update(versions.present.name, request)
-  }
-  for (let i = 0; i < WARM_UPDATES; i++) await update()
-  const beginMs = performance.now()
-  const report = await update()
-  const seconds = (performance.now() - beginMs) / 1000
+  const timed = updates.timed('auto')
+  for (let i = 0; i < WARM_UPDATES; i++) await secondsOfRun(timed)
+  const seconds = await secondsOfRun(timed)
+  const report = updates.reports.at(-1) as UpdateReport
   const device = chosen[0]?.deviceName ?? 'unknown device'
-  await Bun.write(path, document(await daemon.trace(report.update_id), workload, report, device))
+  await Bun.write(
+    path,
+    document(await updates.daemon.client.trace(report.update_id), workload, report, device),
+  )
   const head = versions.head('trace', `${workload.name}, ${rankWords(ranks)}, to ${basename(path)}`)
-  const { expected } = versions.present
-  return rowOf(head, [seconds], compareWeights(await weightsOf(engine), expected, ranks))
+  return rowOf(head, [seconds], await updates.check())
 }
 
 /** `otherData` is the format's place for what is said of the whole; Perfetto shows it, a picture has the title. */
@@ -58,9 +56,8 @@ function document(
   { bytes, ranks, mode }: UpdateReport,
   device: string,
 ): string {
-  const day = new Date().toISOString().slice(0, 10)
   const gigabytes = `${(bytes / 1e9).toPrecision(3)} GB`
-  const title = `One update, ${name}: ${gigabytes}, ${rankWords(ranks)}, ${mode}, ${device}, ${day}`
+  const title = `One update, ${name}: ${gigabytes}, ${rankWords(ranks)}, ${mode}, ${device}, ${today()}`
   return `${JSON.stringify({ ...answer, otherData: { title } })}\n`
 }
 

@@ -48,16 +48,17 @@ export async function startCommand(args: readonly string[], ready: RegExp): Prom
   late.catch(() => {})
   try {
     const words = await Promise.race([captured.promise, ended, late])
-    return { ready: words, pid: child.pid, stop: () => stop(child) }
+    return { ready: words, pid: child.pid, stop: () => stopProcess(child) }
   } catch (error) {
-    await stop(child)
+    await stopProcess(child)
     throw error
   }
 }
 
-async function stop(child: Bun.Subprocess): Promise<void> {
+/** Asks it to end (SIGTERM), and ends it when it does not within `killAfterMs`. */
+export async function stopProcess(child: Bun.Subprocess, killAfterMs = STOP_MS): Promise<void> {
   child.kill('SIGTERM')
-  const timer = setTimeout(() => child.kill('SIGKILL'), STOP_MS)
+  const timer = setTimeout(() => child.kill('SIGKILL'), killAfterMs)
   await child.exited
   clearTimeout(timer)
 }

@@ -12,6 +12,7 @@ import type {
   StatusAnswer,
   TraceAnswer,
   UpdateEvent,
+  UpdateReport,
   UpdateRequest,
   UpdateState,
 } from '@ckpt/core'
@@ -96,6 +97,11 @@ export class DaemonClient {
 
   gather(name: string): Promise<GatherAnswer> {
     return this.#json('POST', `${checkpoint(name)}/gather-metas`, {})
+  }
+
+  /** Runs an update and waits for its report. */
+  update(name: string, request: UpdateRequest): Promise<UpdateReport> {
+    return this.#json('POST', `${checkpoint(name)}/update`, request)
   }
 
   /** Starts an update and returns at once; {@link updateEvents} follows it. */

@@ -74,7 +74,7 @@ export interface ReportParts {
 export function makeReport(parts: ReportParts): UpdateReport {
   const { spec, version, planned, team, clock, readings, readSpan, engines } = parts
   const { summary } = planned
-  const { stages } = team
+  const { stages, turnaround } = team
   const bytes = summary.totalBytes
   const of = (name: 'h2d' | 'broadcast' | 'reload') => unionSeconds(stages.map((one) => one[name]))
   // of the update, so what was read before it does not count
@@ -103,7 +103,7 @@ export function makeReport(parts: ReportParts): UpdateReport {
       broadcast: { busy_s: of('broadcast'), bytes: spec.ranks.length > 1 ? bytes : 0 },
       reload: { busy_s: of('reload'), bytes: engines.length > 0 || of('reload') > 0 ? bytes : 0 },
     },
-    ...(team.turnaround === null ? {} : { turnaround: team.turnaround }),
+    ...(turnaround === null ? {} : { turnaround }),
     device_bytes: team.deviceBytes,
     engines,
   }
