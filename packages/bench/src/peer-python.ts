@@ -39,9 +39,9 @@ export async function installPeer(
 }
 
 function wheelsIn(dir: string): string[] {
-  return readdirSync(dir)
-    .filter((name) => name.endsWith('.whl'))
-    .map((name) => join(dir, name))
+  const names = readdirSync(dir).filter((name) => name.endsWith('.whl'))
+  if (names.length === 0) throw new Error(`--wheels ${dir}: there are no wheels`)
+  return names.map((name) => join(dir, name))
 }
 
 async function run(command: string[]): Promise<string> {
