@@ -95,15 +95,20 @@ describe('a conversation that goes well', () => {
 })
 
 describe('when the ring may be freed', () => {
-  function ringFreeBefore(play: Play): string {
+  /** The actions before and after it. */
+  function aroundRingFree(play: Play): (string | undefined)[] {
     const { actions } = perform(play)
     const index = actions.findIndex(({ type }) => type === 'ring_free')
-    return actions[index + 1]?.type as string
+    return [actions[index - 1]?.type, actions[index + 1]?.type]
   }
 
-  test('D4 that is known: after the reply to the first None', () => {
+  test('D4 that is known: with the second None, which is not kept waiting', () => {
     const play = { script: script('D4'), buckets: 1, remembered: 'D4' } as const
-    expect(ringFreeBefore(play)).toBe('send')
+    expect(aroundRingFree(play)).toEqual(['send', 'finished'])
+    const performance = perform(play)
+    const [free] = only(performance, 'ring_free')
+    const [, , , secondNone] = only(performance, 'send')
+    expect(free?.atMs).toBe(secondNone?.atMs as number)
   })
 
   test('D4 that is not known yet: after the second reply', () => {
@@ -117,7 +122,7 @@ describe('when the ring may be freed', () => {
   test('D1 to D3: when the HTTP request has returned', () => {
     for (const dialect of ['D1', 'D2', 'D3'] as const) {
       const play = { script: script(dialect), buckets: 1, remembered: dialect }
-      expect(ringFreeBefore(play)).toBe('finished')
+      expect(aroundRingFree(play)[1]).toBe('finished')
     }
   })
 

@@ -267,10 +267,15 @@ export class Conversation {
     // an early answer or a disconnect that came before the reply it followed
     this.#suspicion = null
     this.#phase = 'post'
-    if (this.#options.dialect === 'D4') this.#freeRing()
-    if (!this.#connected) return this.#onLeftAfterLastSend(nowMs)
+    const unmapped = this.#options.dialect === 'D4'
+    if (!this.#connected) {
+      if (unmapped) this.#freeRing()
+      return this.#onLeftAfterLastSend(nowMs)
+    }
     this.#owed = { to: 'second None' }
     this.#send(pickleNone())
+    // which takes its time: the worker's post hook runs meanwhile
+    if (unmapped) this.#freeRing()
     if (this.#http !== null) this.#settleAtMs = nowMs + LAST_REPLY_GRACE_MS
   }
 

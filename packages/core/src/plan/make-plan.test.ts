@@ -254,9 +254,24 @@ describe('a plan', () => {
     const offsets = Float64Array.of(0, 301)
     const sources = [{ starts: Float64Array.of(0), bytes: Float64Array.of(1325) }]
     const plan = makePlan({ ...input, table: { ...input.table, offsets }, sources })
-    expect([...plan.bucketRing]).toEqual([0, 0])
-    expect([...plan.tensorRing]).toEqual([0, 0])
+    expect([...plan.bucketRing]).toEqual([512, 0])
+    expect([...plan.tensorRing]).toEqual([512, 0])
     expect([...plan.segmentAfterAck]).toEqual([-1, 0])
+  })
+
+  test('ends a bucket where the ring ends when the next one must overwrite it', () => {
+    const plan = makePlan(arenaInput([3072, 3072, 512], { bucketBytes: 512, segmentBytes: 512 }))
+    expect([...plan.bucketRing]).toEqual([1024, 0, 3072])
+    // the second begins to fill while the first is read
+    expect([...plan.segmentAfterAck]).toEqual([-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0])
+  })
+
+  test('waits for whoever held the bytes that a bucket has left out', () => {
+    const bytes = [2048, 2048, 512, 2560, 3072]
+    const plan = makePlan(arenaInput(bytes, { bucketBytes: 512, segmentBytes: 256 }))
+    expect([...plan.bucketRing]).toEqual([0, 2048, 0, 1536, 0])
+    const last = plan.segmentAfterAck.subarray(plan.bucketFirstSegment[4])
+    expect([...last]).toEqual([2, 2, 0, 0, 0, 0, 3, 3, 3, 3, 3, 3])
   })
 
   test('keeps the position in the source modulo 256, and aligns what is not aligned there', () => {

@@ -13,7 +13,7 @@ import { SourceMap } from './source-map.ts'
  * the same plan.
  *
  * Each bucket follows its predecessor in the ring, or starts at 0 when it does not fit before the
- * end. A segment waits for the latest bucket that has held any of its own bytes; in `serial` mode
+ * end; one that does not fit beside its successor ends where the ring ends. A segment waits for the latest bucket that has held any of its own bytes; in `serial` mode
  * for the bucket before. O(n log n) in the tensors.
  */
 export function makePlan(input: PlanInput): Plan {
@@ -21,7 +21,9 @@ export function makePlan(input: PlanInput): Plan {
   const sourceMaps = input.sources.map((space) => new SourceMap(space))
   const cut = cutBuckets(input, sourceMaps)
   const writer = new PlanWriter(input, cut, sourceMaps)
-  for (const bucket of cut.buckets) writer.add(bucket)
+  cut.buckets.forEach((bucket, g) => {
+    writer.add(bucket, cut.buckets[g + 1]?.bytes ?? 0)
+  })
   return writer.finish()
 }
 
@@ -75,9 +77,9 @@ class PlanWriter {
     this.bucketRank = new Uint32Array(bucketCount)
   }
 
-  add(bucket: Bucket): void {
+  add(bucket: Bucket, nextBytes: number): void {
     const g = this.bucketCount++
-    const start = this.placeInRing(bucket.bytes)
+    const start = this.placeInRing(bucket.bytes, nextBytes)
     this.bucketRing[g] = start
     this.bucketSize[g] = bucket.bytes
     this.bucketOwner[g] = bucket.owner
@@ -85,7 +87,7 @@ class PlanWriter {
     this.order.set(bucket.tensors, this.tensorCount)
     this.tensorCount += bucket.tensors.length
     this.addRuns(bucket, g, start)
-    // up to where the next one may start: the ledger wants no holes in a lap
+    // up to where the next one may start
     this.ledger.take(start, alignUp(start + bucket.bytes), g)
     this.bucketFirstTensor[g + 1] = this.tensorCount
     this.bucketFirstSegment[g + 1] = this.segmentRing.length
@@ -117,12 +119,18 @@ class PlanWriter {
     return { ...plan, digest: planDigest(plan, input.table) }
   }
 
-  private placeInRing(bytes: number): number {
-    if (this.input.mode === 'serial') return 0
+  private placeInRing(bytes: number, nextBytes: number): number {
+    const { mode, ringBytes } = this.input
+    if (mode === 'serial') return 0
     let start = alignUp(this.ringEnd)
-    if (start + bytes > this.input.ringBytes) {
+    if (start + bytes > ringBytes) {
       this.ledger.wrap()
       start = 0
+    } else if (alignUp(bytes) + nextBytes > ringBytes) {
+      // The next one must overwrite it. Its first bytes need not, and are copied while this one is read.
+      const last = alignDown(ringBytes - bytes)
+      this.ledger.leave(start, last)
+      start = last
     }
     this.ringEnd = start + bytes
     return start
@@ -166,6 +174,10 @@ class PlanWriter {
       done += size
     }
   }
+}
+
+function alignDown(bytes: number): number {
+  return Math.floor(bytes / BUCKET_ALIGNMENT) * BUCKET_ALIGNMENT
 }
 
 function alignUp(bytes: number): number {

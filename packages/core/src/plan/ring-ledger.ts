@@ -1,7 +1,7 @@
 /**
  * Knows which bucket has last taken each byte of the ring, for a writer that goes round it in one
- * direction. Questions and entries ascend until {@link wrap}, and an entry begins where the one
- * before ended. Each is looked at a constant number of times.
+ * direction. Questions and entries ascend until {@link wrap}; an entry begins where the one before
+ * ended, or where what was left out ends. Each is looked at a constant number of times.
  */
 export class RingLedger {
   /**
@@ -31,6 +31,19 @@ export class RingLedger {
       if (entry.bucket > latest) latest = entry.bucket
     }
     return latest
+  }
+
+  /** The writer leaves `[begin, end)` as it is: who has taken it stays. */
+  leave(begin: number, end: number): void {
+    this.pass(begin)
+    let from = begin
+    for (let i = this.ahead.length - 1; i >= 0 && from < end; i--) {
+      const entry = this.ahead[i] as Entry
+      if (entry.begin >= end) break
+      const to = Math.min(end, entry.end)
+      this.take(Math.max(from, entry.begin), to, entry.bucket)
+      from = Math.max(from, to)
+    }
   }
 
   /** The bucket takes `[begin, end)`. */

@@ -141,7 +141,10 @@ test('what the library says of a copy names the rank, and the engine that waits 
 })
 
 test('no list is sent before every engine worker has mapped its ring, though buckets are complete', () => {
-  withOneRank({ buckets: BUCKETS, http: true }, (scene) => {
+  // the other rank has its bytes, but no worker yet
+  const around = (name: string, call: () => unknown) =>
+    name === 'groupBroadcast' ? undefined : call()
+  withOneRank({ buckets: BUCKETS, http: true, ranks: 2, around }, (scene) => {
     const good = goodOrder()
     let turns = 0
     scene.run((now) => {
@@ -154,6 +157,34 @@ test('no list is sent before every engine worker has mapped its ring, though buc
     expect(scene.sent).toBe(0)
   })
 })
+
+test('a rank that is alone waits for no other', () => {
+  withOneRank({ buckets: BUCKETS, http: true }, (scene) => {
+    const good = goodOrder()
+    scene.run((now) => good(now).filter(({ type }) => type !== 'announce'))
+    expect(scene.sent).toBe(BUCKETS)
+    expect(scene.has('finished')).toBe(true)
+  })
+})
+
+for (const ranks of [1, 2]) {
+  const filled =
+    ranks === 1 ? 'has filled its ring' : 'has copied nothing before its group is there'
+  test(`before its run begins a rank of ${ranks} ${filled}, and leaves nothing when it never does`, () => {
+    let copies = 0
+    const around = (name: string, call: () => unknown) => {
+      if (name === 'copyH2d') copies++
+      return call()
+    }
+    withOneRank({ buckets: BUCKETS, http: true, ranks, around }, (scene) => {
+      const run = scene.open()
+      expect(copies).toBe(ranks === 1 ? 4 : 0)
+      run.close()
+      expect(scene.event('closed')).toMatchObject({ quarantinedBytes: 0, settled: true })
+      expect(scene.sent).toBe(0)
+    })
+  })
+}
 
 for (const started of [true, false]) {
   const before = started ? 'its engine answers' : 'it closes its connection'

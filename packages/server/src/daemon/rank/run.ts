@@ -90,6 +90,7 @@ export class RankRun {
   /** The main thread has told every rank to stop. */
   #stopped = false
   #finished = false
+  #copying = false
   #conversationClosed = false
   #engineLeft = true
   /** What the engine's request has returned; it may come after the conversation has closed. */
@@ -211,14 +212,34 @@ export class RankRun {
     return this.#conversationClosed && (this.#stopped || this.#finished)
   }
 
+  /** Fills the ring before the run begins, where no other rank must be there first. */
+  copyAhead(): void {
+    if (this.options.group === 0) this.#turn(() => this.#startCopies())
+  }
+
+  #startCopies(): void {
+    if (this.#copying) return
+    this.#copying = true
+    this.#perform(this.#executor.start())
+  }
+
   #begin(): void {
     if (this.#engine !== null) {
       this.#engineLeft = false
       this.#conversation = this.#converse()
     }
     this.#converseStep({ type: 'start', nowMs: clockMs() })
-    if (this.#engine === null) this.#host.report(this.options.run, { type: 'opened' })
-    this.#perform(this.#executor.start())
+    if (this.#engine === null) this.#opened()
+    // of a copy that came before
+    const failure = this.#failure
+    if (failure !== null) this.#converseStep({ type: 'abort', failure, nowMs: clockMs() })
+    this.#startCopies()
+  }
+
+  #opened(): void {
+    this.#host.report(this.options.run, { type: 'opened' })
+    // nobody else has to
+    if (this.options.ranks.length === 1) this.#mayAnnounce()
   }
 
   #work(): void {
@@ -358,7 +379,7 @@ export class RankRun {
       case 'broadcast':
         return this.#copies.broadcastSegment(action.segment, action.root)
       case 'record':
-        if (this.#conversation !== null && !this.#held.hasList(action.bucket)) {
+        if (this.#engine !== null && !this.#held.hasList(action.bucket)) {
           this.#toPickle.push(action.bucket)
         }
         return this.#copies.record(action.bucket)
@@ -409,7 +430,7 @@ export class RankRun {
 
   #converseStep(event: ConversationEvent): void {
     if (this.#conversation === null) {
-      if (event.type === 'abort') this.#conversationClosed = true
+      if (event.type === 'abort' && this.#engine === null) this.#conversationClosed = true
       return
     }
     if (this.#conversationClosed) return
@@ -420,13 +441,12 @@ export class RankRun {
   }
 
   #converseAct(action: ConversationAction): void {
-    const { run } = this.options
     switch (action.type) {
       case 'send':
         return this.#engine?.send(action.body)
       case 'opened':
         if (this.options.engine !== null) this.#host.openedAnew(this.options.engine)
-        return this.#host.report(run, { type: 'opened' })
+        return this.#opened()
       case 'acked':
         this.#reload.end(clockMs())
         return this.#acked(action.bucket)
@@ -466,7 +486,8 @@ export class RankRun {
   }
 
   #phase(): Failure['phase'] {
-    const phase = this.#conversation?.phase
+    const begun = this.#conversation !== null || this.#engine === null
+    const phase = begun ? this.#conversation?.phase : 'open'
     return phase === undefined || phase === 'leaving' || phase === 'closed' ? 'transfer' : phase
   }
 

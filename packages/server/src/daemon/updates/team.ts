@@ -137,7 +137,9 @@ export class RankTeam {
     for (const { link } of this.#members) link.begin(this.#run)
   }
 
+  /** Every rank has opened. One that is alone knows. */
   announce(): void {
+    if (this.#members.length === 1) return
     for (const { link } of this.#members) link.announce(this.#run)
   }
 

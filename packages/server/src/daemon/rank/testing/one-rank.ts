@@ -192,6 +192,11 @@ export class OneRank implements RunHost {
   /** Runs to the end. Blocks. */
   run(play: Play): void {
     this.#play = play
+    this.open().loop()
+  }
+
+  /** What is there before the run begins. */
+  open(): RankRun {
     const { buckets, http, ranks = 1 } = this.#options
     const run = new RankRun(
       this,
@@ -212,7 +217,8 @@ export class OneRank implements RunHost {
       },
       new HeldPlan(planInput(buckets)),
     )
-    run.loop()
+    run.copyAhead()
+    return run
   }
 
   /** Returns how many native objects are left of this process. */
