@@ -5,19 +5,15 @@ import { CkptError } from '@ckpt/core'
 export class Ring {
   readonly bytes: number
   readonly memory: Handle
-  /** Raw 64-byte IPC handle. */
-  readonly handle: Uint8Array
-  /** Name of the ref-counter file that torch wants: `/ckpt-...`. */
-  readonly refcounterName: string
   readonly copyStream: Handle
-  readonly collectiveStream: Handle
   readonly #library: Library
   readonly #device: number
   readonly #undo: (() => void)[] = []
   readonly #freeEvents: Handle[] = []
+  #collectiveStream: Handle | null = null
   #freed = false
 
-  /** @throws CkptError `device_memory_exhausted` */
+  /** With a stream for copies. @throws CkptError `device_memory_exhausted` */
   constructor(library: Library, device: number, bytes: number) {
     this.#library = library
     this.#device = device
@@ -25,16 +21,25 @@ export class Ring {
     try {
       this.memory = library.memoryAlloc(device, bytes)
       this.#undo.push(() => library.memoryFree(this.memory))
-      this.handle = library.memoryExport(this.memory)
-      const { refcounter, name } = library.refcounterCreate()
-      this.#undo.push(() => library.refcounterDestroy(refcounter))
-      this.refcounterName = name
       this.copyStream = this.#stream()
-      this.collectiveStream = this.#stream()
     } catch (error) {
       this.free()
       throw error
     }
+  }
+
+  /** What an engine opens it with: a raw 64-byte IPC handle, and the name of the ref-counter file that torch wants: `/ckpt-...`. */
+  share(): { handle: Uint8Array; refcounterName: string } {
+    const handle = this.#library.memoryExport(this.memory)
+    const { refcounter, name } = this.#library.refcounterCreate()
+    this.#undo.push(() => this.#library.refcounterDestroy(refcounter))
+    return { handle, refcounterName: name }
+  }
+
+  /** The stream for broadcasts, which a rank that is alone does not have. */
+  get collectiveStream(): Handle {
+    this.#collectiveStream ??= this.#stream()
+    return this.#collectiveStream
   }
 
   #stream(): Handle {
@@ -59,7 +64,8 @@ export class Ring {
   /** Waits until nothing writes the ring any more; false when that takes longer. Blocks. */
   settle(timeoutMs: number): boolean {
     const endMs = performance.now() + timeoutMs
-    for (const stream of [this.copyStream, this.collectiveStream]) {
+    for (const stream of [this.copyStream, this.#collectiveStream]) {
+      if (stream === null) continue
       try {
         this.#library.streamSync(stream, 0, Math.max(0, Math.ceil(endMs - performance.now())))
       } catch (error) {

@@ -73,6 +73,7 @@ export class RankRun {
   readonly #host: RunHost
   readonly #held: HeldPlan
   readonly #ring: Ring
+  readonly #shared: ReturnType<Ring['share']>
   readonly #copies: RingCopies
   readonly #executor: Executor
   readonly #reads: SourceReads
@@ -108,7 +109,7 @@ export class RankRun {
   /** Lists that were sent: from the first on the engine is torn until it has all. */
   #sent = 0
 
-  /** Allocates the ring, joins the group, binds the address. Leaves nothing behind when it throws. */
+  /** Allocates the ring and begins to fill it, binds the address, joins the group. Leaves nothing behind when it throws. */
   constructor(host: RunHost, options: OpenOptions, held: HeldPlan) {
     const { library, rank } = host
     this.#host = host
@@ -135,6 +136,9 @@ export class RankRun {
       })
       this.#reads = new SourceReads(library, host.signal, held, options.readings)
       this.#executor = new Executor(held.plan, rank.rank, options.ranks, this.#reads.take())
+      // what follows, and what the engine does before it has mapped the ring, takes its time
+      if (options.group === 0) this.#turn(() => this.#startCopies())
+      this.#shared = this.#ring.share()
       if (options.address !== null) engine = new EngineSocket(host.context, options.address)
       this.#engine = engine
       if (options.group !== 0) {
@@ -152,9 +156,9 @@ export class RankRun {
     const totalMs = Math.max(1, deadlineMs - clockMs())
     return new Conversation({
       handle: pickleHandle({
-        handle: this.#ring.handle,
+        handle: this.#shared.handle,
         bytes: this.#ring.bytes,
-        refcounter: this.#ring.refcounterName,
+        refcounter: this.#shared.refcounterName,
       }),
       rank: this.#host.rank.rank,
       limits: {
@@ -212,11 +216,7 @@ export class RankRun {
     return this.#conversationClosed && (this.#stopped || this.#finished)
   }
 
-  /** Fills the ring before the run begins, where no other rank must be there first. */
-  copyAhead(): void {
-    if (this.options.group === 0) this.#turn(() => this.#startCopies())
-  }
-
+  /** Fills the ring. With a group only when every rank has joined it. */
   #startCopies(): void {
     if (this.#copying) return
     this.#copying = true
@@ -243,16 +243,16 @@ export class RankRun {
   }
 
   #work(): void {
+    // what an engine waits for comes first
+    this.#takeEngine()
+    this.#takeComplete()
     // drained before anything is looked at: what arrives from here on wakes the next wait
     this.#woken = false
     this.#aborting()
     this.#host.tend()
     for (const message of this.#host.takeMessages()) this.handle(message)
-    if (this.#failure === null) {
-      this.#takeRead()
-      this.#takeComplete()
-    }
-    this.#takeEngine()
+    this.#takeRead()
+    this.#takeComplete()
     const deadlineMs = this.#conversation?.deadlineMs ?? null
     if (deadlineMs !== null && clockMs() >= deadlineMs) {
       this.#converseStep({ type: 'tick', nowMs: clockMs() })
@@ -267,6 +267,7 @@ export class RankRun {
 
   /** What has come into host memory since, of a checkpoint that is still being read. */
   #takeRead(): void {
+    if (this.#failure !== null) return
     const before = this.#reads.segments
     if (before === this.#held.plan.segmentCount) return
     const segments = this.#reads.take()
@@ -275,6 +276,7 @@ export class RankRun {
   }
 
   #takeComplete(): void {
+    if (this.#failure !== null) return
     for (const bucket of this.#copies.takeComplete(clockMs())) {
       this.#perform(this.#executor.step({ type: 'copied', bucket }))
     }
@@ -379,7 +381,7 @@ export class RankRun {
       case 'broadcast':
         return this.#copies.broadcastSegment(action.segment, action.root)
       case 'record':
-        if (this.#engine !== null && !this.#held.hasList(action.bucket)) {
+        if (this.options.address !== null && !this.#held.hasList(action.bucket)) {
           this.#toPickle.push(action.bucket)
         }
         return this.#copies.record(action.bucket)

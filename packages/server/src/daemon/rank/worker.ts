@@ -209,7 +209,6 @@ class RankWorker implements RunHost {
     const held = this.#plans.get(options.planKey)
     if (held === null) throw new Error('the plan is not held')
     this.#run = new RankRun(this, options, held)
-    this.#run.copyAhead()
     return { bytesBefore: this.#run.bytesBefore, bytesAfter: this.#run.bytesInUse() }
   }
 

@@ -48,16 +48,27 @@ export class Planner {
       spec.engines.map((engine) => [engine.key, engine.ranks]),
       spec.mode,
     ])
-    const freeBytes = await freeShares(links)
-    const least = Math.min(...freeBytes.map((one) => one.bytes))
     const before = this.#kept.get(layout)
-    const capBytes = this.#options.memoryFraction * least
-    const fits = before !== undefined && before.ringBytes <= capBytes
-    const decided = fits ? before : this.#decide(version, spec, freeBytes)
+    const kept = before === undefined ? null : plannedInput(version, spec.ranks, before)
+    const [freeBytes, keptSummary] = await Promise.all([
+      freeShares(links),
+      kept === null ? null : planOn(links, { type: 'plan', ...kept }),
+    ])
+    const capBytes = this.#options.memoryFraction * Math.min(...freeBytes.map(({ bytes }) => bytes))
+    if (
+      before !== undefined &&
+      before.ringBytes <= capBytes &&
+      kept !== null &&
+      keptSummary !== null
+    ) {
+      this.#keep(layout, before)
+      return { key: kept.key, summary: keptSummary, reason: 'kept' }
+    }
+    const decided = this.#decide(version, spec, freeBytes)
     this.#keep(layout, decided)
     const { key, input } = plannedInput(version, spec.ranks, decided)
     const summary = await planOn(links, { type: 'plan', key, input })
-    return { key, summary, reason: fits ? 'kept' : decided.reason }
+    return { key, summary, reason: decided.reason }
   }
 
   /**

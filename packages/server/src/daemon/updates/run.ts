@@ -171,15 +171,21 @@ export class UpdateRun {
   }
 
   async #steps(): Promise<UpdateReport> {
-    const version = await this.#plan()
+    const version = this.#gather()
+    const contacts = this.#makeContacts()
+    // which takes as long as the plan; while files are read an engine need not be there yet
+    const looked = this.#reading ? null : this.#lookAt(contacts)
+    looked?.catch(() => {})
+    await this.#plan(version)
     await this.#headStart()
-    await this.#prepareEngines()
+    this.#contacts = contacts
+    this.#enter('open')
+    await this.#race(looked ?? this.#lookAt(contacts))
+    await this.#pauseEngines()
     await this.#openRanks(version)
     await this.#transfer(version)
     await this.#afterwards()
-    const { book, journal } = this.#context
-    await journal.conversations([])
-    await book.save()
+    await this.#context.book.save()
     this.#clock.enter(null)
     const planned = this.#planned as PlannedUpdate
     const team = this.#team as RankTeam
@@ -195,8 +201,8 @@ export class UpdateRun {
     })
   }
 
-  async #plan(): Promise<HeldVersion> {
-    const { registry, pool, planner } = this.#context
+  #gather(): HeldVersion {
+    const { registry } = this.#context
     this.#enter('gather')
     this.#lease = registry.lease(this.#spec.checkpoint)
     const { version, complete } = this.#lease
@@ -207,6 +213,11 @@ export class UpdateRun {
       (error) => this.fail(CkptError.wrap(error).failure),
     )
     registry.gather(this.#spec.checkpoint)
+    return version
+  }
+
+  async #plan(version: HeldVersion): Promise<void> {
+    const { pool, planner } = this.#context
     this.#enter('plan')
     const links = await this.#race(pool.use(this.#spec.ranks))
     this.#planned = await this.#race(planner.plan(version, this.#spec, links))
@@ -214,7 +225,6 @@ export class UpdateRun {
       this.#onRankFailure(this.#asMissingDevice(failure, rank, connected)),
     )
     this.#record.size(this.#planned.summary.bucketCount, this.#planned.summary.totalBytes)
-    return version
   }
 
   #noteRead(seconds: number): void {
@@ -267,17 +277,23 @@ export class UpdateRun {
     return this.#context.options.ranks.filter((one) => this.#spec.ranks.includes(one.rank))
   }
 
-  async #prepareEngines(): Promise<void> {
+  #makeContacts(): EngineContact[] {
     const { book } = this.#context
-    const { engines, openMs, pause, pauseMs } = this.#spec
-    const { signal } = this.#controller
-    this.#enter('open')
-    this.#contacts = engines.map((spec) => {
+    return this.#spec.engines.map((spec) => {
       const ranks = spec.ranks.map((rank) => this.#ranks.find((one) => one.rank === rank))
       return new EngineContact(spec, ranks as RankInfo[], book.record(spec))
     })
-    const waitMs = Math.min(openMs, Math.max(0, this.#leftMs - BEFORE_DEADLINE_MS))
-    await this.#race(Promise.all(this.#contacts.map((one) => one.ready(waitMs, signal))))
+  }
+
+  /** Until all of them can take an update. */
+  async #lookAt(contacts: readonly EngineContact[]): Promise<void> {
+    const waitMs = Math.min(this.#spec.openMs, Math.max(0, this.#leftMs - BEFORE_DEADLINE_MS))
+    await Promise.all(contacts.map((one) => one.ready(waitMs, this.#controller.signal)))
+  }
+
+  async #pauseEngines(): Promise<void> {
+    const { pause, pauseMs } = this.#spec
+    const { signal } = this.#controller
     if (pause === null || this.#contacts.length === 0) return
     this.#enter('pause')
     const limitMs = Math.min(pauseMs, Math.max(0, this.#leftMs - BEFORE_DEADLINE_MS))
@@ -381,7 +397,10 @@ export class UpdateRun {
   async #afterwards(): Promise<void> {
     const { signal } = this.#controller
     this.#enter('post')
-    await this.#race(Promise.all(this.#contacts.map((one) => one.settle(signal))))
+    // all workers have left
+    const journalled = this.#context.journal.conversations([])
+    const settled = Promise.all(this.#contacts.map((one) => one.settle(signal)))
+    await this.#race(Promise.all([journalled, settled]))
     this.#enter('resume')
     await this.#race(Promise.all(this.#contacts.map((one) => one.resume(signal))))
   }

@@ -198,7 +198,7 @@ export class OneRank implements RunHost {
   /** What is there before the run begins. */
   open(): RankRun {
     const { buckets, http, ranks = 1 } = this.#options
-    const run = new RankRun(
+    return new RankRun(
       this,
       {
         run: RUN,
@@ -217,8 +217,6 @@ export class OneRank implements RunHost {
       },
       new HeldPlan(planInput(buckets)),
     )
-    run.copyAhead()
-    return run
   }
 
   /** Returns how many native objects are left of this process. */
