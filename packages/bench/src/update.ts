@@ -41,7 +41,10 @@ async function* sizeRows({ devices, dir }: BenchContext, workload: Workload): As
 }
 
 /** One rank, the mode that the daemon chooses, and what is asked of it. */
-async function modelRow({ devices, dir, open }: BenchContext, workload: Workload): Promise<Row> {
+export async function modelRow(
+  { devices, dir, open }: BenchContext,
+  workload: Workload,
+): Promise<Row> {
   await using stack = new AsyncDisposableStack()
   const copies = new PinnedCopies(stack, devices, open)
   const versions = await writePair(stack, workload, 1, SHM)
@@ -54,7 +57,9 @@ async function modelRow({ devices, dir, open }: BenchContext, workload: Workload
   for (let i = 0; i < 3; i++) first.push(await secondsOfRun(timed))
   updates.reports.length = 0
   const head = versions.head('update', `${workload.name}, whole call`)
-  return copies.measureRow(head, timed, (row) => claimsOf(workload, row, first, updates.reports))
+  return await copies.measureRow(head, timed, (row) =>
+    claimsOf(workload, row, first, updates.reports),
+  )
 }
 
 /** The engine takes memory for its weights in its first updates, here those of another daemon. */
