@@ -146,7 +146,10 @@ export class RankRun {
       }
     } catch (error) {
       engine?.close()
-      this.#ring.free()
+      // waits for the copies that have begun; what they or it say is not the reason
+      try {
+        this.#ring.free()
+      } catch {}
       throw error
     }
   }
@@ -230,6 +233,7 @@ export class RankRun {
     }
     this.#converseStep({ type: 'start', nowMs: clockMs() })
     if (this.#engine === null) this.#opened()
+    this.#mayAnnounce()
     // of a copy that came before
     const failure = this.#failure
     if (failure !== null) this.#converseStep({ type: 'abort', failure, nowMs: clockMs() })
@@ -239,7 +243,7 @@ export class RankRun {
   #opened(): void {
     this.#host.report(this.options.run, { type: 'opened' })
     // nobody else has to
-    if (this.options.ranks.length === 1) this.#mayAnnounce()
+    if (this.options.ranks.length === 1) this.#everyoneOpen = true
   }
 
   #work(): void {
@@ -328,6 +332,7 @@ export class RankRun {
         return this.#converseStep({ type: 'http', ok, status, message: words, nowMs })
       }
       case 'announce':
+        this.#everyoneOpen = true
         return this.#mayAnnounce()
       case 'release':
         if (this.#failure !== null) return
@@ -411,7 +416,7 @@ export class RankRun {
   }
 
   #mayAnnounce(): void {
-    this.#everyoneOpen = true
+    if (!this.#everyoneOpen || this.#failure !== null) return
     const bucket = this.#early
     this.#early = null
     if (bucket !== null) this.#perform([{ type: 'announce', bucket }])
@@ -437,6 +442,8 @@ export class RankRun {
     }
     if (this.#conversationClosed) return
     for (const action of this.#conversation.step(event)) this.#converseAct(action)
+    // only now: the step that opened it may have failed it too
+    this.#mayAnnounce()
     if (this.#failure === null && this.#conversation.hasLeft) {
       Atomics.store(this.#progress, PROGRESS_LEFT, 1)
     }

@@ -173,14 +173,14 @@ export class UpdateRun {
   async #steps(): Promise<UpdateReport> {
     const version = this.#gather()
     const contacts = this.#makeContacts()
-    // which takes as long as the plan; while files are read an engine need not be there yet
-    const looked = this.#reading ? null : this.#lookAt(contacts)
-    looked?.catch(() => {})
+    // as long as the plan takes; while files are read an engine need not be there yet
+    const ready = this.#reading ? Promise.resolve(false) : this.#areReady(contacts)
     await this.#plan(version)
     await this.#headStart()
     this.#contacts = contacts
     this.#enter('open')
-    await this.#race(looked ?? this.#lookAt(contacts))
+    const openUntilMs = clockMs() + this.#spec.openMs
+    if (!(await this.#race(ready))) await this.#race(this.#lookAt(contacts, openUntilMs))
     await this.#pauseEngines()
     await this.#openRanks(version)
     await this.#transfer(version)
@@ -285,9 +285,18 @@ export class UpdateRun {
     })
   }
 
+  /** Looks once, and says nothing of what is wrong. */
+  #areReady(contacts: readonly EngineContact[]): Promise<boolean> {
+    return this.#lookAt(contacts, clockMs()).then(
+      () => true,
+      () => false,
+    )
+  }
+
   /** Until all of them can take an update. */
-  async #lookAt(contacts: readonly EngineContact[]): Promise<void> {
-    const waitMs = Math.min(this.#spec.openMs, Math.max(0, this.#leftMs - BEFORE_DEADLINE_MS))
+  async #lookAt(contacts: readonly EngineContact[], untilMs: number): Promise<void> {
+    const leftMs = Math.min(untilMs - clockMs(), this.#leftMs - BEFORE_DEADLINE_MS)
+    const waitMs = Math.max(0, leftMs)
     await Promise.all(contacts.map((one) => one.ready(waitMs, this.#controller.signal)))
   }
 
@@ -397,12 +406,12 @@ export class UpdateRun {
   async #afterwards(): Promise<void> {
     const { signal } = this.#controller
     this.#enter('post')
-    // all workers have left
+    await this.#race(Promise.all(this.#contacts.map((one) => one.settle(signal))))
+    // until here a daemon that is killed leaves an engine that may answer from caches of the old weights
     const journalled = this.#context.journal.conversations([])
-    const settled = Promise.all(this.#contacts.map((one) => one.settle(signal)))
-    await this.#race(Promise.all([journalled, settled]))
     this.#enter('resume')
-    await this.#race(Promise.all(this.#contacts.map((one) => one.resume(signal))))
+    const resumed = this.#contacts.map((one) => one.resume(signal))
+    await this.#race(Promise.all([journalled, ...resumed]))
   }
 
   #publishProgress(): void {
