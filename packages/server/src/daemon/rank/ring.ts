@@ -80,7 +80,7 @@ export class Ring {
     return this.#freed
   }
 
-  /** Only after {@link Ring.settle} and when no engine can read it. Frees the rest when one part cannot be freed. */
+  /** Only when no engine can read it; waits for the work in its streams, so {@link Ring.settle} first. Frees the rest when one part cannot be freed. */
   free(): void {
     if (this.#freed) return
     this.#freed = true

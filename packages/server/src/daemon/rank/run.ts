@@ -91,7 +91,6 @@ export class RankRun {
   /** The main thread has told every rank to stop. */
   #stopped = false
   #finished = false
-  #copying = false
   #conversationClosed = false
   #engineLeft = true
   /** What the engine's request has returned; it may come after the conversation has closed. */
@@ -221,8 +220,6 @@ export class RankRun {
 
   /** Fills the ring. With a group only when every rank has joined it. */
   #startCopies(): void {
-    if (this.#copying) return
-    this.#copying = true
     this.#perform(this.#executor.start())
   }
 
@@ -233,11 +230,10 @@ export class RankRun {
     }
     this.#converseStep({ type: 'start', nowMs: clockMs() })
     if (this.#engine === null) this.#opened()
-    this.#mayAnnounce()
     // of a copy that came before
     const failure = this.#failure
     if (failure !== null) this.#converseStep({ type: 'abort', failure, nowMs: clockMs() })
-    this.#startCopies()
+    if (this.options.group !== 0) this.#startCopies()
   }
 
   #opened(): void {

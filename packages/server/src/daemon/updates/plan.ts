@@ -49,26 +49,18 @@ export class Planner {
       spec.mode,
     ])
     const before = this.#kept.get(layout)
-    const kept = before === undefined ? null : plannedInput(version, spec.ranks, before)
-    const [freeBytes, keptSummary] = await Promise.all([
+    const [freeBytes, kept] = await Promise.all([
       freeShares(links),
-      kept === null ? null : planOn(links, { type: 'plan', ...kept }),
+      before === undefined ? null : planned(version, spec.ranks, before, 'kept', links),
     ])
     const capBytes = this.#options.memoryFraction * Math.min(...freeBytes.map(({ bytes }) => bytes))
-    if (
-      before !== undefined &&
-      before.ringBytes <= capBytes &&
-      kept !== null &&
-      keptSummary !== null
-    ) {
+    if (before !== undefined && before.ringBytes <= capBytes && kept !== null) {
       this.#keep(layout, before)
-      return { key: kept.key, summary: keptSummary, reason: 'kept' }
+      return kept
     }
     const decided = this.#decide(version, spec, freeBytes)
     this.#keep(layout, decided)
-    const { key, input } = plannedInput(version, spec.ranks, decided)
-    const summary = await planOn(links, { type: 'plan', key, input })
-    return { key, summary, reason: decided.reason }
+    return planned(version, spec.ranks, decided, decided.reason, links)
   }
 
   /**
@@ -116,6 +108,17 @@ export class Planner {
     const oldest = this.#kept.keys().next()
     if (this.#kept.size > KEPT_MAX && !oldest.done) this.#kept.delete(oldest.value)
   }
+}
+
+async function planned(
+  version: HeldVersion,
+  ranks: readonly number[],
+  decided: Decided,
+  reason: string,
+  links: readonly RankLink[],
+): Promise<PlannedUpdate> {
+  const { key, input } = plannedInput(version, ranks, decided)
+  return { key, summary: await planOn(links, { type: 'plan', key, input }), reason }
 }
 
 /** A plan is the same whichever engines take it. */
