@@ -41,6 +41,12 @@ import { SourceReads } from './source-reads.ts'
 
 /** A wake-up that got lost costs no more than this. */
 const POLL_MS_MAX = 200
+/**
+ * While something has moved within the last `WARM_FOR_MS`, a turn comes this often: after a sleep of 25 ms code and processor have
+ * gone cold, and a list took twice as long.
+ */
+const WARM_MS = 1
+const WARM_FOR_MS = 100
 /** For copies in flight, after everything else has ended. */
 const SETTLE_MS = 250
 /** A wait that was this long has slept: nothing was there to be done before it ended. */
@@ -102,8 +108,12 @@ export class RankRun {
   #everyoneOpen = false
   /** A bucket that was complete before every engine worker had mapped its ring. */
   #early: number | null = null
+  /** The last wait has seen that its socket or the connection has something. */
+  #engineReady = true
   /** When the loop was last woken: what has been done since then kept the engine waiting. */
   #awakeMs = clockMs()
+  /** When a bucket was last complete or acknowledged. */
+  #movedMs = clockMs()
   readonly #turnaroundsMs: number[] = []
   /** Lists that were sent: from the first on the engine is torn until it has all. */
   #sent = 0
@@ -244,7 +254,7 @@ export class RankRun {
 
   #work(): void {
     // what an engine waits for comes first
-    this.#takeEngine()
+    if (this.#engineReady) this.#takeEngine()
     this.#takeComplete()
     // drained before anything is looked at: what arrives from here on wakes the next wait
     this.#woken = false
@@ -255,6 +265,8 @@ export class RankRun {
     this.#takeComplete()
     const deadlineMs = this.#conversation?.deadlineMs ?? null
     if (deadlineMs !== null && clockMs() >= deadlineMs) {
+      // what has come since the wait is in time
+      this.#takeEngine()
       this.#converseStep({ type: 'tick', nowMs: clockMs() })
     }
     this.#pickle()
@@ -278,6 +290,7 @@ export class RankRun {
   #takeComplete(): void {
     if (this.#failure !== null) return
     for (const bucket of this.#copies.takeComplete(clockMs())) {
+      this.#movedMs = clockMs()
       this.#perform(this.#executor.step({ type: 'copied', bucket }))
     }
   }
@@ -302,7 +315,8 @@ export class RankRun {
 
   #wait(): void {
     const nowMs = clockMs()
-    const wanted = [this.#endMs, this.#woken ? nowMs : nowMs + POLL_MS_MAX]
+    const pollMs = nowMs < this.#movedMs + WARM_FOR_MS ? WARM_MS : POLL_MS_MAX
+    const wanted = [this.#endMs, this.#woken ? nowMs : nowMs + pollMs]
     const items: Parameters<typeof zmqPoll>[0][number][] = [{ fd: this.#signalFd }]
     if (this.#engine !== null && !this.#conversationClosed) {
       items.push(...this.#engine.pollItems)
@@ -311,7 +325,8 @@ export class RankRun {
       const deadlineMs = this.#conversation?.deadlineMs ?? null
       if (deadlineMs !== null) wanted.push(deadlineMs)
     }
-    zmqPoll(items, Math.max(0, Math.ceil(Math.min(...wanted) - nowMs)))
+    const [, ...engineReady] = zmqPoll(items, Math.max(0, Math.ceil(Math.min(...wanted) - nowMs)))
+    this.#engineReady = engineReady.includes(true) || this.#engine?.retryMs != null
     const awakeMs = clockMs()
     if (awakeMs - nowMs >= SLEPT_MS) this.#awakeMs = awakeMs
   }
@@ -419,6 +434,7 @@ export class RankRun {
   }
 
   #acked(bucket: number): void {
+    this.#movedMs = clockMs()
     Atomics.store(this.#progress, PROGRESS_ACKED, bucket + 1)
     this.#perform(this.#executor.step({ type: 'acked', bucket }))
   }
