@@ -352,9 +352,9 @@ export type PollItem = ZmqSocket | ZmqMonitor | { readonly fd: number }
 
 /**
  * Waits until one of the items is readable, at most `timeoutMs` (0: does not wait), and says which are. Blocks the thread: in a
- * Worker only, except with 0.
+ * Worker only, except with 0. With `spin` it looks again and again instead of sleeping, and takes a processor meanwhile.
  */
-export function zmqPoll(items: readonly PollItem[], timeoutMs: number): boolean[] {
+export function zmqPoll(items: readonly PollItem[], timeoutMs: number, spin = false): boolean[] {
   if (!Number.isSafeInteger(timeoutMs) || timeoutMs < 0) {
     throw new RangeError('timeoutMs must be a whole number of milliseconds')
   }
@@ -368,9 +368,12 @@ export function zmqPoll(items: readonly PollItem[], timeoutMs: number): boolean[
   }
   const endMs = performance.now() + timeoutMs
   let strange = 0
-  for (let tries = 0; tries < EINTR_MAX; tries++) {
+  for (let tries = 0; tries < EINTR_MAX; ) {
     const leftMs = Math.max(0, Math.ceil(endMs - performance.now()))
-    if (calls.zmq_poll(view, items.length, leftMs) >= 0) break
+    const ready = calls.zmq_poll(view, items.length, spin ? 0 : leftMs)
+    if (ready > 0 || (ready === 0 && (!spin || leftMs === 0))) break
+    if (ready === 0) continue
+    tries++
     const code = calls.zmq_errno()
     // Another number than EINTR may be that of a system call of the runtime in between: then it does not come again.
     if (code >= ZMQ_HAUSNUMERO) throw fail(calls, 'zmq_poll', code)

@@ -67,9 +67,10 @@ export class RankLink {
     options: LibraryOptions,
     library: Library,
     rank: RankInfo,
+    ranks: number,
     watcher: RankWatcher = NOBODY,
   ): Promise<RankLink> {
-    const link = new RankLink(options, library, rank)
+    const link = new RankLink(options, library, rank, ranks)
     link.#watcher = watcher
     const timer = setTimeout(() => link.#die('the rank Worker did not start'), START_MS)
     try {
@@ -82,12 +83,12 @@ export class RankLink {
     return link
   }
 
-  private constructor(options: LibraryOptions, library: Library, rank: RankInfo) {
+  private constructor(options: LibraryOptions, library: Library, rank: RankInfo, ranks: number) {
     this.rank = rank
     this.#library = library
     const { port1, port2 } = new MessageChannel()
     this.#port = port1
-    const start: RankWorkerStart = { library: options, rank, port: port2 }
+    const start: RankWorkerStart = { library: options, rank, ranks, port: port2 }
     this.#worker = new Worker(new URL('./worker.ts', import.meta.url), {
       workerData: start,
       transferList: [port2],

@@ -6,6 +6,8 @@ import type { LibraryOptions, RankInfo, SourceReading } from '../types.ts'
 export interface RankWorkerStart {
   readonly library: LibraryOptions
   readonly rank: RankInfo
+  /** How many the daemon has. */
+  readonly ranks: number
   readonly port: MessagePort
 }
 

@@ -31,7 +31,7 @@ export class RankPool {
     watcher?: RankWatcher,
   ): Promise<RankPool> {
     const started = await Promise.allSettled(
-      ranks.map((rank) => RankLink.start(options, library, rank, watcher)),
+      ranks.map((rank) => RankLink.start(options, library, rank, ranks.length, watcher)),
     )
     const links = started.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
     const failed = started.find((one) => one.status === 'rejected')
@@ -65,7 +65,14 @@ export class RankPool {
         if (link === undefined) throw new CkptError('bad_request', `there is no rank ${rank}`)
         if (link.dead === null) return link
         if (link.dead.code === 'device_lost') throw CkptError.from(link.dead)
-        const fresh = await RankLink.start(this.#options, this.#library, link.rank, this.#watcher)
+        const { length } = this.#links
+        const fresh = await RankLink.start(
+          this.#options,
+          this.#library,
+          link.rank,
+          length,
+          this.#watcher,
+        )
         this.#links[index] = fresh
         this.#lostBytes += link.quarantinedBytes
         return fresh

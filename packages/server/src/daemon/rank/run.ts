@@ -42,10 +42,10 @@ import { SourceReads } from './source-reads.ts'
 /** A wake-up that got lost costs no more than this. */
 const POLL_MS_MAX = 200
 /**
- * While something has moved within the last `WARM_FOR_MS`, a turn comes this often: after a sleep of 25 ms code and processor have
- * gone cold, and a list took twice as long.
+ * While something has moved within the last `WARM_FOR_MS` a rank does not sleep, or, where processors are few, not longer than
+ * `NAP_MS`: after 25 ms code and processor have gone cold, and a list took twice as long.
  */
-const WARM_MS = 1
+const NAP_MS = 1
 const WARM_FOR_MS = 100
 /** For copies in flight, after everything else has ended. */
 const SETTLE_MS = 250
@@ -61,6 +61,8 @@ export interface RunHost {
   readonly context: ZmqContext
   readonly signal: number
   readonly rank: RankInfo
+  /** There are processors enough for a rank not to sleep while an update moves. */
+  readonly spins: boolean
   report(run: number, event: RankEvent): void
   /** The messages that have arrived; those that are not for a run are kept for later. */
   takeMessages(): RankMessage[]
@@ -315,7 +317,8 @@ export class RankRun {
 
   #wait(): void {
     const nowMs = clockMs()
-    const pollMs = nowMs < this.#movedMs + WARM_FOR_MS ? WARM_MS : POLL_MS_MAX
+    const warm = nowMs < this.#movedMs + WARM_FOR_MS
+    const pollMs = warm ? NAP_MS : POLL_MS_MAX
     const wanted = [this.#endMs, this.#woken ? nowMs : nowMs + pollMs]
     const items: Parameters<typeof zmqPoll>[0][number][] = [{ fd: this.#signalFd }]
     if (this.#engine !== null && !this.#conversationClosed) {
@@ -325,7 +328,11 @@ export class RankRun {
       const deadlineMs = this.#conversation?.deadlineMs ?? null
       if (deadlineMs !== null) wanted.push(deadlineMs)
     }
-    const [, ...engineReady] = zmqPoll(items, Math.max(0, Math.ceil(Math.min(...wanted) - nowMs)))
+    const [, ...engineReady] = zmqPoll(
+      items,
+      Math.max(0, Math.ceil(Math.min(...wanted) - nowMs)),
+      warm && this.#host.spins,
+    )
     this.#engineReady = engineReady.includes(true) || this.#engine?.retryMs != null
     const awakeMs = clockMs()
     if (awakeMs - nowMs >= SLEPT_MS) this.#awakeMs = awakeMs

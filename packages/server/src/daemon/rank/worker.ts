@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os'
 import { receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { CkptError } from '@ckpt/core'
 import { type Library, openLibrary, ZmqContext } from '@ckpt/cuda'
@@ -22,6 +23,8 @@ import { RankRun, type RunHost } from './run.ts'
 const SWEEP_MS = 100
 /** Runs are counted from 0. */
 const NO_RUN = -1
+/** So many for each rank of the daemon: its own, and some for the engine's worker and for everyone else. */
+const SPINNING_PROCESSORS = 4
 /** The most messages that are taken at once. */
 const MESSAGES_MAX = 10_000
 
@@ -31,6 +34,7 @@ class RankWorker implements RunHost {
   readonly context: ZmqContext
   readonly signal: number
   readonly rank: RankInfo
+  readonly spins: boolean
   readonly #port: RankWorkerStart['port']
   readonly #plans = new PlanShelf()
   readonly #quarantine: Quarantine
@@ -39,9 +43,10 @@ class RankWorker implements RunHost {
   #run: RankRun | null = null
   #sweptMs = 0
 
-  constructor({ library, rank, port }: RankWorkerStart) {
+  constructor({ library, rank, ranks, port }: RankWorkerStart) {
     this.#port = port
     this.rank = rank
+    this.spins = availableParallelism() >= ranks * SPINNING_PROCESSORS
     this.library = openLibrary(library)
     this.context = new ZmqContext()
     this.signal = this.library.signalCreate()

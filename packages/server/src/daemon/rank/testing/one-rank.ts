@@ -133,6 +133,7 @@ export class OneRank implements RunHost {
   readonly context = new ZmqContext()
   readonly signal: number
   readonly rank: RankInfo
+  readonly spins = false
   readonly worker: SteppedWorker
   readonly events: RankEvent[] = []
   readonly kept: KeptRun[] = []
