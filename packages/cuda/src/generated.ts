@@ -170,6 +170,10 @@ export const SYMBOLS = {
   ckpt_event_query: { args: ['u32'], returns: 'i32' },
   ckpt_event_wait: { args: ['u32', 'u32', 'u32'], returns: 'i32' },
   ckpt_copy_h2d: { args: ['u32', 'u32', 'u64', 'u32', 'u64', 'u64'], returns: 'i32' },
+  ckpt_copy_h2d_2d: {
+    args: ['u32', 'u32', 'u64', 'u64', 'u32', 'u64', 'u64', 'u64', 'u64'],
+    returns: 'i32',
+  },
   ckpt_copy_device: { args: ['u32', 'u32', 'u32', 'buffer', 'u32'], returns: 'i32' },
   ckpt_group_create: { args: ['u32', 'buffer'], returns: 'i32' },
   ckpt_group_join: { args: ['u32', 'u32', 'u32', 'u32'], returns: 'i32' },

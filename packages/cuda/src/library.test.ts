@@ -150,6 +150,37 @@ test('device to device: pieces land where they should and nowhere else', () => {
   library.memoryFree(dst)
 })
 
+test('rows of a buffer: they land where they should and nowhere else', () => {
+  const content = pattern(MIB, 7)
+  const buffer = bufferWith(content)
+  const memory = library.memoryAlloc(0, MIB)
+  const stream = library.streamCreate(0)
+  library.memoryFill(memory, 0, MIB, 0xab)
+  library.copyH2d2d(stream, memory, 1000, 700, buffer, 30, 1536, 192, 600)
+  library.copyH2d2d(stream, memory, MIB, 192, buffer, MIB, 192, 192, 0)
+  library.copyH2d2d(stream, memory, MIB, 192, buffer, MIB, 192, 0, 600)
+  library.streamSync(stream, 0, WAIT_MS)
+  const expected = new Uint8Array(MIB).fill(0xab)
+  for (let row = 0; row < 600; row++) {
+    const at = 30 + row * 1536
+    expected.set(content.subarray(at, at + 192), 1000 + row * 700)
+  }
+  expect(hex(library.memorySha256(memory, 0, MIB))).toBe(sha256(expected))
+  const refused = [
+    () => library.copyH2d2d(stream, memory, 0, 191, buffer, 0, 192, 192, 2),
+    () => library.copyH2d2d(stream, memory, 0, 192, buffer, 0, 191, 192, 2),
+    () => library.copyH2d2d(stream, memory, 0, MIB - 191, buffer, 0, 192, 192, 2),
+    () => library.copyH2d2d(stream, memory, 0, 192, buffer, 0, MIB - 191, 192, 2),
+  ]
+  for (const copy of refused) {
+    const { code, symbol, nativeStatus } = failure(copy)
+    expect([code, symbol, nativeStatus]).toEqual(['internal', 'ckpt_copy_h2d_2d', 2])
+  }
+  library.streamDestroy(stream)
+  library.memoryFree(memory)
+  library.bufferFree(buffer)
+})
+
 test('signals: bits are sticky, the fd wakes a poll, the abort bit ends a wait', () => {
   const signal = library.signalCreate()
   const fd = library.signalFd(signal)
@@ -404,6 +435,7 @@ test('numbers that would wrap are refused before the call', () => {
   expect(() => library.memoryOpen(0, new Uint8Array(10), 4096)).toThrow(RangeError)
   const pieces = [{ dstOffset: 0, srcOffset: 2 ** 53, bytes: 1 }]
   expect(() => library.copyDevice(1, 1, 1, pieces)).toThrow(RangeError)
+  expect(() => library.copyH2d2d(1, 1, 0, 8, 1, 0, 8, 8, -1)).toThrow(RangeError)
 })
 
 test('settings reach getenv of the process, which process.env does not', () => {

@@ -391,6 +391,31 @@ class FfiLibrary implements types.Library {
     this.#guard('ckpt_copy_h2d', stream, memory, memoryOffset, buffer, bufferOffset, bytes)
   }
 
+  copyH2d2d(
+    stream: Handle,
+    memory: Handle,
+    memoryOffset: number,
+    memoryPitch: number,
+    buffer: Handle,
+    bufferOffset: number,
+    bufferPitch: number,
+    width: number,
+    height: number,
+  ): void {
+    this.#guard(
+      'ckpt_copy_h2d_2d',
+      stream,
+      memory,
+      memoryOffset,
+      memoryPitch,
+      buffer,
+      bufferOffset,
+      bufferPitch,
+      width,
+      height,
+    )
+  }
+
   copyDevice(stream: Handle, dst: Handle, src: Handle, pieces: readonly types.CopyPiece[]): void {
     this.#guard('ckpt_copy_device', stream, dst, src, encodeCopyPieces(pieces), pieces.length)
   }

@@ -173,6 +173,22 @@ export interface Library {
     bufferOffset: number,
     bytes: number,
   ): void
+  /**
+   * `height` rows of `width` bytes, row r from `bufferOffset + r * bufferPitch` to `memoryOffset + r * memoryPitch`; offsets and
+   * pitches in bytes. Copies nothing where width or height is 0. Throws `internal` where a pitch is less than the width or a row
+   * lies outside; what happens later stays with the stream (`file_changed`, `device_error`), as with `copyH2d`.
+   */
+  copyH2d2d(
+    stream: Handle,
+    memory: Handle,
+    memoryOffset: number,
+    memoryPitch: number,
+    buffer: Handle,
+    bufferOffset: number,
+    bufferPitch: number,
+    width: number,
+    height: number,
+  ): void
   copyDevice(stream: Handle, dst: Handle, src: Handle, pieces: readonly CopyPiece[]): void
 
   groupCreate(members: number): Handle

@@ -1,5 +1,6 @@
 // Devices and what runs on them: handles and arguments are checked here, the work is the backend's
 // (backend.h).
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,31 @@ void require_device(uint32_t device) {
   require_initialized();
   const uint32_t count = backend::device_count();
   if (device >= count) fail(CKPT_ERR_INVALID, "device %u: there are %u", device, count);
+}
+
+// From the first byte of the first row to the last one of the last row; UINT64_MAX, which is
+// outside of everything, where that is no number of 64 bits.
+uint64_t rows_bytes(uint64_t pitch, uint64_t width, uint64_t height) {
+  if (width == 0 || height == 0) return 0;
+  uint64_t bytes = 0;
+  if (__builtin_mul_overflow(height - 1, pitch, &bytes)) return UINT64_MAX;
+  return __builtin_add_overflow(bytes, width, &bytes) ? UINT64_MAX : bytes;
+}
+
+void copy_rows(uint32_t stream, uint32_t memory, uint32_t buffer, const CopyRows& rows) {
+  const auto on = find_object<Stream>(stream);
+  auto to = find_object<Memory>(memory);
+  auto from = find_object<Buffer>(buffer);
+  const uint64_t pitch = std::min(rows.to_pitch, rows.from_pitch);
+  if (pitch < rows.width) {
+    fail(CKPT_ERR_INVALID, "a pitch of %llu bytes for rows of %llu",
+         static_cast<unsigned long long>(pitch), static_cast<unsigned long long>(rows.width));
+  }
+  require_range("copy to device memory", rows.to_offset,
+                rows_bytes(rows.to_pitch, rows.width, rows.height), to->bytes());
+  require_range("copy from a buffer", rows.from_offset,
+                rows_bytes(rows.from_pitch, rows.width, rows.height), from->bytes());
+  if (rows.width > 0 && rows.height > 0) on->copy_h2d(std::move(to), std::move(from), rows);
 }
 
 }  // namespace
@@ -174,13 +200,16 @@ int32_t ckpt_event_wait(uint32_t event, uint32_t signal, uint32_t timeout_ms) {
 int32_t ckpt_copy_h2d(uint32_t stream, uint32_t memory, uint64_t memory_offset, uint32_t buffer,
                       uint64_t buffer_offset, uint64_t bytes) {
   return guard([&] {
-    const auto on = find_object<Stream>(stream);
-    auto to = find_object<Memory>(memory);
-    auto from = find_object<Buffer>(buffer);
-    require_range("copy to device memory", memory_offset, bytes, to->bytes());
-    require_range("copy from a buffer", buffer_offset, bytes, from->bytes());
-    if (bytes > 0)
-      on->copy_h2d(std::move(to), memory_offset, std::move(from), buffer_offset, bytes);
+    copy_rows(stream, memory, buffer, {memory_offset, bytes, buffer_offset, bytes, bytes, 1});
+  });
+}
+
+int32_t ckpt_copy_h2d_2d(uint32_t stream, uint32_t memory, uint64_t memory_offset,
+                         uint64_t memory_pitch, uint32_t buffer, uint64_t buffer_offset,
+                         uint64_t buffer_pitch, uint64_t width, uint64_t height) {
+  return guard([&] {
+    copy_rows(stream, memory, buffer,
+              {memory_offset, memory_pitch, buffer_offset, buffer_pitch, width, height});
   });
 }
 

@@ -54,6 +54,17 @@ class Memory : public Object {
   uint64_t bytes_;
 };
 
+// What a copy to device memory takes: rows, each a pitch behind the one before it. A copy in one
+// piece is one row. All in bytes but the height.
+struct CopyRows {
+  uint64_t to_offset;
+  uint64_t to_pitch;
+  uint64_t from_offset;
+  uint64_t from_pitch;
+  uint64_t width;
+  uint64_t height;
+};
+
 class Event;
 
 // Work in order. An error of work that was enqueued stays with the stream: work behind it is left
@@ -71,9 +82,9 @@ class Stream : public Object {
   virtual void wait_event(Event& event) = 0;
   // signal may be null. Throws the stream's error, CKPT_ERR_ABORTED or CKPT_ERR_TIMEOUT.
   virtual void sync(Signal* signal, uint32_t timeout_ms) = 0;
-  // Ranges are checked, bytes > 0.
-  virtual void copy_h2d(std::shared_ptr<Memory> to, uint64_t to_offset,
-                        std::shared_ptr<Buffer> from, uint64_t from_offset, uint64_t bytes) = 0;
+  // Ranges are checked, no pitch is less than the width, width > 0, height > 0.
+  virtual void copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> from,
+                        const CopyRows& rows) = 0;
   virtual void copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from,
                            std::vector<ckpt_copy_piece> pieces) = 0;
 

@@ -16,7 +16,7 @@ constexpr size_t kHeldMax = 1u << 20;
 
 // Cut where a registration ends: a copy that crosses from one into the next fails
 // (cudaErrorInvalidValue).
-void enqueue_h2d(cudaStream_t stream, uint8_t* to, const Buffer& from, uint64_t from_offset,
+void enqueue_row(cudaStream_t stream, uint8_t* to, const Buffer& from, uint64_t from_offset,
                  uint64_t bytes) {
   const uint64_t piece_bytes = from.pin_piece_bytes();
   for (uint64_t done = 0; done < bytes;) {
@@ -29,10 +29,45 @@ void enqueue_h2d(cudaStream_t stream, uint8_t* to, const Buffer& from, uint64_t 
   }
 }
 
+// Rows from `at` on, at most `height`, that end in the registration in which the first begins.
+uint64_t rows_of_one_registration(uint64_t piece_bytes, uint64_t at, const CopyRows& rows,
+                                  uint64_t height) {
+  const uint64_t room = piece_bytes - at % piece_bytes;
+  if (room < rows.width) return 0;
+  return std::min(height, (room - rows.width) / rows.from_pitch + 1);
+}
+
+// As many rows together as lie in one registration; one by one those that lie in two, and those
+// whose pitch is more than CUDA takes: they are few.
+void enqueue_h2d(cudaStream_t stream, uint8_t* to, const Buffer& from, const CopyRows& rows,
+                 uint64_t pitch_max) {
+  const bool together = std::max(rows.to_pitch, rows.from_pitch) <= pitch_max;
+  for (uint64_t row = 0; row < rows.height;) {
+    const uint64_t at = rows.from_offset + row * rows.from_pitch;
+    uint8_t* target = to + row * rows.to_pitch;
+    const uint64_t count =
+        together ? rows_of_one_registration(from.pin_piece_bytes(), at, rows, rows.height - row)
+                 : 0;
+    if (count < 2) {
+      enqueue_row(stream, target, from, at, rows.width);
+      row++;
+      continue;
+    }
+    check_cuda(cudaMemcpy2DAsync(target, rows.to_pitch, from.address() + at, rows.from_pitch,
+                                 rows.width, count, cudaMemcpyHostToDevice, stream),
+               "copying rows to the device");
+    row += count;
+  }
+}
+
 }  // namespace
 
 CudaStream::CudaStream(uint32_t device) : Stream(device) {
   use_device(device);
+  int pitch_max = 0;
+  check_cuda(cudaDeviceGetAttribute(&pitch_max, cudaDevAttrMaxPitch, static_cast<int>(device)),
+             "cudaDeviceGetAttribute");
+  pitch_max_ = static_cast<uint64_t>(pitch_max);
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
 }
 
@@ -172,17 +207,17 @@ bool CudaStream::release_complete() {
   return empty;
 }
 
-void CudaStream::copy_h2d(std::shared_ptr<Memory> to, uint64_t to_offset,
-                          std::shared_ptr<Buffer> from, uint64_t from_offset, uint64_t bytes) {
-  add({{After::success, [to = std::static_pointer_cast<CudaMemory>(std::move(to)), to_offset,
-                         from = std::move(from), from_offset, bytes](Turn& turn) {
+void CudaStream::copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> from,
+                          const CopyRows& rows) {
+  add({{After::success, [to = std::static_pointer_cast<CudaMemory>(std::move(to)),
+                         from = std::move(from), rows](Turn& turn) {
           std::shared_ptr<File::Reader> reader;
           if (from->file()) {
             reader = from->file()->enter();
             if (!reader) from->file()->require_lease();
           }
           turn.use({to, from, reader}, [&] {
-            enqueue_h2d(turn.stream, to->at(to_offset), *from, from_offset, bytes);
+            enqueue_h2d(turn.stream, to->at(rows.to_offset), *from, rows, turn.owner.pitch_max_);
           });
         }}});
 }

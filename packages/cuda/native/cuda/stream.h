@@ -23,8 +23,8 @@ class CudaStream : public Stream, public std::enable_shared_from_this<CudaStream
 
   void wait_event(Event& event) override;
   void sync(Signal* signal, uint32_t timeout_ms) override;
-  void copy_h2d(std::shared_ptr<Memory> to, uint64_t to_offset, std::shared_ptr<Buffer> from,
-                uint64_t from_offset, uint64_t bytes) override;
+  void copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> from,
+                const CopyRows& rows) override;
   void copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from,
                    std::vector<ckpt_copy_piece> pieces) override;
   // The mark gets the stream's error at this point.
@@ -76,6 +76,7 @@ class CudaStream : public Stream, public std::enable_shared_from_this<CudaStream
   bool release_complete();
 
   cudaStream_t stream_ = nullptr;
+  uint64_t pitch_max_ = 0;  // bytes; what cudaMemcpy2DAsync takes
   std::mutex mutex_;
   std::condition_variable not_held_;
   bool closed_ = false;

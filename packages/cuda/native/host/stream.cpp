@@ -133,16 +133,24 @@ void HostStream::in_chunks(uint64_t bytes, const std::function<void(uint64_t, ui
   }
 }
 
-void HostStream::copy_h2d(std::shared_ptr<Memory> to, uint64_t to_offset,
-                          std::shared_ptr<Buffer> from, uint64_t from_offset, uint64_t bytes) {
+// The chunks are of the rows' bytes one behind another, so that a throttled stream sleeps as often
+// for many short rows as for one.
+void HostStream::copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> from,
+                          const CopyRows& rows) {
   enqueue(After::success, [this, to = std::static_pointer_cast<HostMemory>(std::move(to)),
-                           to_offset, from = std::move(from), from_offset, bytes] {
-    in_chunks(bytes, [&](uint64_t offset, uint64_t count) {
-      uint8_t* target = to->address() + to_offset + offset;
-      if (from->file() != nullptr) {
-        from->copy_out(from_offset + offset, count, target);
-      } else {
-        copy_bytes(target, from->address() + from_offset + offset, count);
+                           from = std::move(from), rows] {
+    in_chunks(rows.width * rows.height, [&](uint64_t offset, uint64_t count) {
+      for (const uint64_t end = offset + count; offset < end;) {
+        const uint64_t row = offset / rows.width, column = offset % rows.width;
+        const uint64_t bytes = std::min(rows.width - column, end - offset);
+        const uint64_t from_offset = rows.from_offset + row * rows.from_pitch + column;
+        uint8_t* target = to->address() + rows.to_offset + row * rows.to_pitch + column;
+        if (from->file() != nullptr) {
+          from->copy_out(from_offset, bytes, target);
+        } else {
+          copy_bytes(target, from->address() + from_offset, bytes);
+        }
+        offset += bytes;
       }
     });
   });

@@ -22,8 +22,8 @@ class HostStream : public Stream {
 
   void wait_event(Event& event) override;
   void sync(Signal* signal, uint32_t timeout_ms) override;
-  void copy_h2d(std::shared_ptr<Memory> to, uint64_t to_offset, std::shared_ptr<Buffer> from,
-                uint64_t from_offset, uint64_t bytes) override;
+  void copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> from,
+                const CopyRows& rows) override;
   void copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from,
                    std::vector<ckpt_copy_piece> pieces) override;
   void close() override;

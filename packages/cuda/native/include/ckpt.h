@@ -228,6 +228,10 @@ CKPT_API int32_t ckpt_event_wait(uint32_t event, uint32_t signal, uint32_t timeo
  * whose lease is broken when the copy's turn comes gives CKPT_ERR_CHANGED; the host library looks again within a copy, CUDA's
  * copies that the device has been given are read before the lease is given up, and are good. */
 CKPT_API int32_t ckpt_copy_h2d(uint32_t stream, uint32_t memory, uint64_t memory_offset, uint32_t buffer, uint64_t buffer_offset, uint64_t bytes);
+/* As ckpt_copy_h2d, `height` rows of `width` bytes: row r from buffer_offset + r * buffer_pitch to memory_offset + r * memory_pitch.
+ * A pitch (bytes) below the width gives CKPT_ERR_INVALID. A range ends with the last row, not with its pitch; where width or
+ * height is 0 it is empty, and nothing is copied. */
+CKPT_API int32_t ckpt_copy_h2d_2d(uint32_t stream, uint32_t memory, uint64_t memory_offset, uint64_t memory_pitch, uint32_t buffer, uint64_t buffer_offset, uint64_t buffer_pitch, uint64_t width, uint64_t height);
 /* The pieces are copied in any order, several at once: none may overlap what another writes. */
 CKPT_API int32_t ckpt_copy_device(uint32_t stream, uint32_t dst_memory, uint32_t src_memory, const ckpt_copy_piece* pieces, uint32_t count);
 
