@@ -62,6 +62,8 @@ test('a document gives a caption and a table', () => {
       row('h2d', '1 MiB pinned, 16 on 2 streams'),
       row('h2d', '1 GiB pinned, 4 on 2 streams'),
       row('h2d', '1 GiB pinned, one copy'),
+      row('h2d', 'pinned, rows of 192 B, pitch of 2 rows'),
+      row('h2d', 'pinned, rows of 8 KiB, pitch of 8 rows'),
       row('plan', '399 tensors', { gb_per_s: null, limit_gb_per_s: null }),
       row('fresh', 'dense', {
         claims: [
@@ -101,6 +103,7 @@ before
 | fresh dense | 50.00 | 90.1 % | 0.61 s | at most 0.55 s | **no** |
 | h2d 1 GiB pinned, 4 on 2 streams | 50.00 | 90.1 % | 0.3 s | | |
 | h2d 1 GiB pinned, one copy | 50.00 | 90.1 % | 0.3 s | | |
+| h2d pinned, rows of 8 KiB, pitch of 8 rows | 50.00 | 90.1 % | 0.3 s | | |
 <!-- bench:end -->
 after
 `)

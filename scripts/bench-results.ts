@@ -114,7 +114,8 @@ function tableOf(path: string, { rows }: RecordedDocument): string {
  */
 function worthTelling(rows: readonly RecordedRow[]): RecordedRow[] {
   const isFirst = ({ bench }: RecordedRow) => FIRST_BENCHES.includes(bench)
-  const kindOf = (row: RecordedRow) => `${row.bench} ${row.case.replace(/\d+( [KMG]iB)?/g, '')}`
+  const kindOf = (row: RecordedRow) =>
+    `${row.bench} ${row.case.replace(/\d+( ([KMG]i)?B\b)?/g, '')}`
   const isFree = (row: RecordedRow) => row.claims.length === 0 && row.limit_gb_per_s !== null
   const last = new Map(rows.filter(isFree).map((row) => [kindOf(row), row]))
   const told = rows.filter((row) => {

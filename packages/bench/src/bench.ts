@@ -39,10 +39,11 @@ export const GIB = 2 ** 30
 /** The smallest size of the benches of copies: one page. */
 export const COPY_BYTES_LEAST = 4 * KIB
 
-/** `64 KiB`, `16 MiB`, `1 GiB`: the largest unit that leaves a whole number. */
+/** `192 B`, `64 KiB`, `16 MiB`, `1 GiB`: the largest unit that leaves a whole number. */
 export function sizeName(bytes: number): string {
   if (bytes % GIB === 0) return `${bytes / GIB} GiB`
-  return bytes % MIB === 0 ? `${bytes / MIB} MiB` : `${bytes / KIB} KiB`
+  if (bytes % MIB === 0) return `${bytes / MIB} MiB`
+  return bytes % KIB === 0 ? `${bytes / KIB} KiB` : `${bytes} B`
 }
 
 /** The sizes as a bench takes them, each once. */

@@ -3,6 +3,7 @@ import { type Bench, COPY_BYTES_LEAST, MIB, sizeName } from './bench.ts'
 import { SourceBytes, spoil } from './device-bytes.ts'
 import { type HostSource, hostSources } from './h2d-memory.ts'
 import type { Timed } from './measure.ts'
+import { rowCopies } from './h2d-rows.ts'
 import { measureRow, type RowHead } from './row.ts'
 import { finish, type Lane, openLane } from './streams.ts'
 
@@ -18,7 +19,7 @@ interface Copies {
   readonly streams: number
 }
 
-/** Host memory into device memory, until the streams have done it: single copies, and many that are queued. */
+/** Host memory into device memory, until the streams have done it: single copies, many that are queued, and copies of rows. */
 export const h2d: Bench = {
   name: 'h2d',
   bytesLeast: COPY_BYTES_LEAST,
@@ -53,6 +54,8 @@ export const h2d: Bench = {
         }
       }
     }
+    const lane = lanes[0] as Lane
+    yield* rowCopies(library, dir, { memory, ...lane }, largest, limitGbPerSecond)
   },
 }
 

@@ -160,7 +160,8 @@ describe('sizes', () => {
   })
 
   test('have names with the largest unit that fits', () => {
-    expect([64 * KIB, MIB, 1536 * KIB, 65 * MIB, 1024 * MIB].map(sizeName)).toEqual([
+    expect([192, 64 * KIB, MIB, 1536 * KIB, 65 * MIB, 1024 * MIB].map(sizeName)).toEqual([
+      '192 B',
       '64 KiB',
       '1 MiB',
       '1536 KiB',
@@ -204,6 +205,8 @@ describe('a copy that is not right is counted', () => {
       change: (real) => ({
         copyH2d: (stream, memory, at, buffer, from, bytes) =>
           real.copyH2d(stream, memory, at, buffer, from, bytes - 1),
+        copyH2d2d: (stream, memory, at, pitch, buffer, from, fromPitch, width, height) =>
+          real.copyH2d2d(stream, memory, at, pitch, buffer, from, fromPitch, width - 1, height),
       }),
       rows: [
         '1 MiB the limit: pinned, one copy',
@@ -213,6 +216,11 @@ describe('a copy that is not right is counted', () => {
           `1 MiB ${name}, 16 on 2 streams`,
           `1 MiB ${name}, 16 on 4 streams`,
         ]),
+        ...[2, 8].flatMap((pitch) =>
+          ['192 B', '512 B', '1 KiB', '2 KiB', '4 KiB', '8 KiB'].map(
+            (width) => `pinned, rows of ${width}, pitch of ${pitch} rows`,
+          ),
+        ),
       ],
     },
     broadcast: {
