@@ -1,6 +1,6 @@
-import { readdirSync, readFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { availableParallelism, cpus, release } from 'node:os'
-import type { Library, RankInfo } from '@ckpt/cuda'
+import { type Library, numaNodeCount, type RankInfo } from '@ckpt/cuda'
 
 /** A device's PCIe link: generation and lanes, at present (a link saves power while nothing moves) and at most. */
 export interface PcieLink {
@@ -52,7 +52,7 @@ export function machineOf(library: Library, ranks: readonly RankInfo[]): Machine
   return {
     cores: availableParallelism(),
     cpu: cpus()[0]?.model ?? 'unknown',
-    numa_nodes: numaNodes(),
+    numa_nodes: numaNodeCount(),
     os: ['Linux ' + release(), distribution()].filter((part) => part !== null).join(', '),
     driver: smi.driver,
     cuda: smi.cuda,
@@ -108,15 +108,6 @@ function smiText(args: readonly string[]): string {
 /** `[N/A]` is null. */
 function wholeNumber(word: string): number | null {
   return /^\d+$/.test(word) ? Number(word) : null
-}
-
-function numaNodes(): number | null {
-  try {
-    const names = readdirSync('/sys/devices/system/node')
-    return names.filter((name) => /^node\d+$/.test(name)).length || null
-  } catch {
-    return null
-  }
 }
 
 function distribution(): string | null {

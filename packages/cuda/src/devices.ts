@@ -1,5 +1,6 @@
 import { CkptError } from '@ckpt/core/api/errors'
 import { HOST_DEVICES_MAX, openLibrary } from './library.ts'
+import { numaNodeCount } from './numa.ts'
 import type { Library, LibraryOptions, RankInfo } from './types.ts'
 
 /** The most ranks of one host. */
@@ -83,6 +84,7 @@ function selectCuda(
 
 function assignRanks(library: Library, devices: readonly number[], count: number): RankInfo[] {
   const infos = devices.map((device) => library.deviceDescribe(device))
+  const severalNodes = (numaNodeCount() ?? 1) > 1
   return Array.from({ length: count }, (_, rank) => {
     const position = rank % devices.length
     const info = infos[position]
@@ -95,7 +97,7 @@ function assignRanks(library: Library, devices: readonly number[], count: number
       deviceName: info.name,
       key: shared ? `${info.uuid}#${rank}` : info.uuid,
       uuid: info.uuid,
-      numaNode: info.numaNode,
+      numaNode: severalNodes ? info.numaNode : -1,
     }
   })
 }

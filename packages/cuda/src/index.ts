@@ -12,6 +12,7 @@ export {
 } from './generated.ts'
 export { openLibrary } from './library.ts'
 export { NativeError } from './native-error.ts'
+export { numaNodeCount } from './numa.ts'
 export { libraryDir } from './symbols.ts'
 export type * from './types.ts'
 export * from './zmq.ts'

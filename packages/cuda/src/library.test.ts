@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeEach, expect, test } from 'bun:test'
 import { dlopen } from 'bun:ffi'
 import { createHash } from 'node:crypto'
-import { existsSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { CkptError } from '@ckpt/core'
@@ -9,6 +9,7 @@ import { selectDevices } from './devices.ts'
 import { BUFFER_SHARED, SIGNAL_ABORT, SIGNAL_HTTP, SIGNAL_USER } from './generated.ts'
 import { openLibrary } from './library.ts'
 import { NativeError } from './native-error.ts'
+import { numaNodeCount } from './numa.ts'
 import { openSymbols } from './symbols.ts'
 import type { Library } from './types.ts'
 import { zmqPoll } from './zmq.ts'
@@ -417,6 +418,28 @@ test('a shared buffer has a path while it lives; the reference counter is torch-
   expect(counts.slice(8, 8 + 10_000).every((count) => count === 1n)).toBe(true)
   library.refcounterDestroy(refcounter)
   expect(existsSync(`/dev/shm${name}`)).toBe(false)
+})
+
+test('memory near a NUMA node is a buffer like any, and a thread is not bound on a machine with one node', () => {
+  const { buffer, placed } = library.bufferAllocNear(MIB, 0)
+  expect(library.bufferBytes(buffer)).toBe(MIB)
+  library.bufferFree(buffer)
+  const anywhere = library.bufferAllocNear(MIB, -1)
+  expect(anywhere.placed).toBe(false)
+  library.bufferFree(anywhere.buffer)
+  expect(library.threadBind(-1)).toBe(false)
+  expect(() => library.threadBind(-2)).toThrow(NativeError)
+  if (numaNodeCount() !== 1) return
+  expect(placed).toBe(false)
+  expect(library.threadBind(0)).toBe(false)
+})
+
+test('NUMA nodes are counted where the kernel tells of them', () => {
+  const root = join(dir, 'nodes')
+  for (const name of ['node0', 'node12', 'power']) mkdirSync(join(root, name), { recursive: true })
+  expect(numaNodeCount(root)).toBe(2)
+  expect(numaNodeCount(join(root, 'node0'))).toBeNull()
+  expect(numaNodeCount(join(root, 'nothing'))).toBeNull()
 })
 
 test('memory that is not there is refused with the code of its kind', () => {

@@ -113,7 +113,7 @@ class FfiLibrary implements types.Library {
   }
 
   /** For functions whose last argument is a `uint32_t*`. */
-  #u32Of(symbol: SymbolName, ...args: (number | Uint8Array)[]): number {
+  #u32Of(symbol: SymbolName, ...args: (number | Uint8Array | Uint32Array)[]): number {
     this.#guard(symbol, ...args, this.#u32)
     return this.#u32[0] ?? 0
   }
@@ -139,6 +139,10 @@ class FfiLibrary implements types.Library {
 
   liveObjects(): number {
     return this.#u32Of('ckpt_live_objects')
+  }
+
+  threadBind(node: number): boolean {
+    return this.#u32Of('ckpt_thread_bind', node) === 1
   }
 
   signalCreate(): Handle {
@@ -225,6 +229,12 @@ class FfiLibrary implements types.Library {
 
   bufferAlloc(bytes: number, flags: number): Handle {
     return this.#u32Of('ckpt_buffer_alloc', bytes, flags)
+  }
+
+  bufferAllocNear(bytes: number, node: number): { buffer: Handle; placed: boolean } {
+    const placed = new Uint32Array(new ArrayBuffer(4))
+    const buffer = this.#u32Of('ckpt_buffer_alloc_near', bytes, node, placed)
+    return { buffer, placed: placed[0] === 1 }
   }
 
   bufferMap(file: Handle): Handle {

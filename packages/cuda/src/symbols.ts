@@ -77,7 +77,7 @@ function guardArguments(
     }
     for (let i = 0; i < args.length; i++) {
       const value = args[i]
-      const fits = types[i] === 'buffer' ? isAddressable(value) : isUnsigned(value, types[i])
+      const fits = types[i] === 'buffer' ? isAddressable(value) : isInteger(value, types[i])
       if (!fits) throw new RangeError(`${symbol}: argument ${i} (${types[i]}) is ${String(value)}`)
     }
     return call(...args)
@@ -88,7 +88,9 @@ function isAddressable(value: FfiArgument | undefined): boolean {
   return ArrayBuffer.isView(value) && value.byteLength > 0
 }
 
-function isUnsigned(value: FfiArgument | undefined, type: string | undefined): boolean {
-  if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0) return false
+function isInteger(value: FfiArgument | undefined, type: string | undefined): boolean {
+  if (typeof value !== 'number' || !Number.isSafeInteger(value)) return false
+  if (type === 'i32') return value === (value | 0)
+  if (value < 0) return false
   return type === 'u64' || value <= 0xffffffff
 }

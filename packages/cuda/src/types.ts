@@ -88,6 +88,9 @@ export interface Library {
   /** Objects of every kind that are alive in this process: 0 when everything was freed. */
   liveObjects(): number
 
+  /** Lets this thread, and those that it starts, run on the CPUs of a NUMA node only; false: it runs as before. */
+  threadBind(node: number): boolean
+
   signalCreate(): Handle
   signalDestroy(signal: Handle): void
   /** The eventfd, for `zmqPoll`. */
@@ -117,6 +120,8 @@ export interface Library {
 
   /** `flags`: 0 or `BUFFER_SHARED`. */
   bufferAlloc(bytes: number, flags: number): Handle
+  /** A buffer of a NUMA node's memory; `placed` is false where that cannot be, and it is what `bufferAlloc` gives. */
+  bufferAllocNear(bytes: number, node: number): { buffer: Handle; placed: boolean }
   /** Maps a whole leased file read-only in place. */
   bufferMap(file: Handle): Handle
   bufferFree(buffer: Handle): void
@@ -211,5 +216,6 @@ export interface RankInfo {
   /** Key of the engine worker in a map: `GPU-<uuid>`, with `#<rank>` when ranks share the device. */
   readonly key: string
   readonly uuid: string
+  /** Where the rank's thread and its memory are to be; -1: anywhere, because the machine has one node or does not tell. */
   readonly numaNode: number
 }

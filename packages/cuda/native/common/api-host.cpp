@@ -35,6 +35,19 @@ int32_t ckpt_buffer_alloc(uint64_t bytes, uint32_t flags, uint32_t* buffer_p) {
   });
 }
 
+int32_t ckpt_buffer_alloc_near(uint64_t bytes, int32_t node, uint32_t* placed_p,
+                               uint32_t* buffer_p) {
+  return guard([&] {
+    uint32_t& placed_out = require(placed_p, "placed_p");
+    uint32_t& out = require(buffer_p, "buffer_p");
+    require_initialized();
+    if (node < -1) fail(CKPT_ERR_INVALID, "node %d", node);
+    bool placed = false;
+    out = add_object(Buffer::allocate_near(bytes, node, &placed));
+    placed_out = placed ? 1 : 0;
+  });
+}
+
 int32_t ckpt_buffer_map(uint32_t file, uint32_t* buffer_p) {
   return guard([&] {
     uint32_t& out = require(buffer_p, "buffer_p");

@@ -5,6 +5,7 @@
 
 #include "backend.h"
 #include "init.h"
+#include "numa.h"
 #include "signals.h"
 
 using namespace ckpt;
@@ -53,6 +54,14 @@ int32_t ckpt_init(const ckpt_config* config) {
 
 int32_t ckpt_live_objects(uint32_t* count_p) {
   return guard([&] { require(count_p, "count_p") = HandleTable::instance().count(); });
+}
+
+int32_t ckpt_thread_bind(int32_t node, uint32_t* bound_p) {
+  return guard([&] {
+    uint32_t& out = require(bound_p, "bound_p");
+    if (node < -1) fail(CKPT_ERR_INVALID, "node %d", node);
+    out = bind_thread_to_node(node) ? 1 : 0;
+  });
 }
 
 int32_t ckpt_signal_create(uint32_t* signal_p) {

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <vector>
 
+#include "numa.h"
 #include "sha256.h"
 #include "threads.h"
 
@@ -24,18 +25,33 @@ std::shared_ptr<Buffer> Buffer::allocate(uint64_t bytes, uint32_t flags) {
   if ((flags & ~static_cast<uint32_t>(CKPT_BUFFER_SHARED)) != 0)
     fail(CKPT_ERR_INVALID, "unknown buffer flags %#x", flags);
   std::shared_ptr<Buffer> buffer(new Buffer);
-  buffer->bytes_ = bytes;
   if ((flags & CKPT_BUFFER_SHARED) != 0) {
+    buffer->bytes_ = bytes;
     require_memory("shared buffer", bytes, available_shared_bytes());
     buffer->shared_.reset(SharedMemory::create(bytes));
     buffer->address_ = static_cast<uint8_t*>(buffer->shared_->address());
   } else {
-    require_memory("buffer", bytes, available_memory_bytes());
-    buffer->anonymous_ = std::make_unique<AnonymousMemory>(bytes);
-    buffer->address_ = static_cast<uint8_t*>(buffer->anonymous_->address());
+    buffer->take_anonymous(bytes);
   }
   buffer->populate_and_pin();
   return buffer;
+}
+
+std::shared_ptr<Buffer> Buffer::allocate_near(uint64_t bytes, int32_t node, bool* placed) {
+  if (bytes == 0) fail(CKPT_ERR_INVALID, "a buffer of 0 bytes");
+  std::shared_ptr<Buffer> buffer(new Buffer);
+  buffer->take_anonymous(bytes);
+  // Of the mapping, not of a thread: any thread may touch the pages, and the first touch decides.
+  *placed = prefer_numa_node(buffer->address_, bytes, node);
+  buffer->populate_and_pin();
+  return buffer;
+}
+
+void Buffer::take_anonymous(uint64_t bytes) {
+  bytes_ = bytes;
+  require_memory("buffer", bytes, available_memory_bytes());
+  anonymous_ = std::make_unique<AnonymousMemory>(bytes);
+  address_ = static_cast<uint8_t*>(anonymous_->address());
 }
 
 std::shared_ptr<Buffer> Buffer::map(std::shared_ptr<File> file) {

@@ -17,6 +17,8 @@ class Buffer : public Object {
   static constexpr Kind kKind = Kind::buffer;
 
   static std::shared_ptr<Buffer> allocate(uint64_t bytes, uint32_t flags);
+  // On this NUMA node where that can be (numa.h): `*placed` tells.
+  static std::shared_ptr<Buffer> allocate_near(uint64_t bytes, int32_t node, bool* placed);
   // CKPT_ERR_STATE when the file holds no lease.
   static std::shared_ptr<Buffer> map(std::shared_ptr<File> file);
   ~Buffer() override;
@@ -39,6 +41,7 @@ class Buffer : public Object {
 
  private:
   Buffer() = default;
+  void take_anonymous(uint64_t bytes);
   void populate_and_pin();
 
   std::unique_ptr<AnonymousMemory> anonymous_;

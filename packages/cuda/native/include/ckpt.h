@@ -131,6 +131,9 @@ CKPT_API int32_t ckpt_setenv(const char* name, const char* value);
 CKPT_API int32_t ckpt_init(const ckpt_config* config);
 /* Number of live objects of every kind: 0 when everything was freed. */
 CKPT_API int32_t ckpt_live_objects(uint32_t* count_p);
+/* Lets the calling thread, and those that it starts from now on, run on the CPUs of a NUMA node only (-1: unknown). *bound_p: 1,
+ * or 0 when they run as before: the machine has one node, the process may use no CPU of this one, or the kernel refuses. */
+CKPT_API int32_t ckpt_thread_bind(int32_t node, uint32_t* bound_p);
 
 /* --- signals: an eventfd and sticky bits, so that one poll() can wait for an engine, a copy and an abort --- */
 CKPT_API int32_t ckpt_signal_create(uint32_t* signal_p);
@@ -164,6 +167,9 @@ CKPT_API int32_t ckpt_memory_sha256(uint32_t memory, uint64_t offset, uint64_t b
 /* --- host memory that devices copy from --- */
 /* Huge pages advised, touched by several threads, pinned (CUDA: registered for every device). */
 CKPT_API int32_t ckpt_buffer_alloc(uint64_t bytes, uint32_t flags, uint32_t* buffer_p);
+/* The same, not shared, of a NUMA node's memory as far as it has some free. *placed_p: 1, or 0 when the memory is what
+ * ckpt_buffer_alloc gives: as for ckpt_thread_bind, or the kernel refuses mbind (a container's filter). */
+CKPT_API int32_t ckpt_buffer_alloc_near(uint64_t bytes, int32_t node, uint32_t* placed_p, uint32_t* buffer_p);
 /* A whole file mapped read-only in place and pinned. The file must hold a lease (ckpt_file_lease). */
 CKPT_API int32_t ckpt_buffer_map(uint32_t file, uint32_t* buffer_p);
 CKPT_API int32_t ckpt_buffer_free(uint32_t buffer);
