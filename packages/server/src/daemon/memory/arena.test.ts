@@ -1,7 +1,8 @@
 import { describe, expect, test } from 'bun:test'
-import { openLibrary } from '@ckpt/cuda'
+import { type Library, openLibrary } from '@ckpt/cuda'
 import { failure, LIBRARY } from '../registry/testing/fixture.ts'
 import { Arena, type ArenaBuffer, type Taking } from './arena.ts'
+import { memoryNodes } from './nodes.ts'
 import { BUFFER_BYTES_MAX, GRANULE_BYTES, MIB, sizeClass } from './size-class.ts'
 
 const library = openLibrary(LIBRARY)
@@ -15,6 +16,25 @@ async function withArena(budgetBytes: number, run: (arena: Arena) => Promise<voi
   expect(arena.pinnedBytes).toBe(0)
   expect(library.liveObjects()).toBe(before)
 }
+
+/** On a machine with several NUMA nodes, whose kernel refuses memory of node 7. Takes no memory at all. */
+async function withNodes(nodes: readonly number[], run: (arena: Arena) => Promise<void>) {
+  const live = new Set<number>()
+  let last = 0
+  const near = {
+    bufferAllocNear: (_: number, node: number) => {
+      live.add(++last)
+      return { buffer: last, placed: node !== 7 }
+    },
+    bufferFree: (buffer: number) => live.delete(buffer),
+  }
+  const arena = new Arena(near as unknown as Library, 2 ** 40, nodes)
+  await run(arena)
+  arena.trim(null)
+  expect(live.size).toBe(0)
+}
+
+const nodesOf = ({ buffers }: Taking) => buffers.map(({ node }) => node)
 
 const total = (buffers: readonly ArenaBuffer[]) =>
   buffers.reduce((sum, { bytes }) => sum + bytes, 0)
@@ -120,4 +140,54 @@ describe('an arena', () => {
       expect(library.bufferPath(again!.buffer)).toBe(path)
       arena.giveBackShared('a', [again!])
     }))
+})
+
+describe('an arena with NUMA nodes', () => {
+  test('takes turns over the nodes, in buffers of which a ring holds some of each', () =>
+    withNodes([0, 1], async (arena) => {
+      const taking = await arena.take(1600 * MIB)
+      expect(taking.buffers.map(({ bytes }) => bytes / MIB)).toEqual([512, 512, 512, 64])
+      expect(nodesOf(taking)).toEqual([0, 1, 0, 1])
+      arena.undo(taking)
+    }))
+
+  test('takes what is missing beside used memory from the node with less of it', () =>
+    withNodes([0, 1], async (arena) => {
+      const small = [await arena.take(8 * MIB), await arena.take(8 * MIB)]
+      expect(small.flatMap(nodesOf)).toEqual([0, 0])
+      for (const { buffers } of small) arena.giveBack(buffers)
+      const taking = await arena.take(40 * MIB)
+      expect(taking.fresh.size).toBe(1)
+      expect(nodesOf(taking)).toEqual([0, 0, 1])
+      arena.giveBack(taking.buffers)
+    }))
+
+  test('lays takings of one size out alike, in whatever order their memory comes back', () =>
+    withNodes([0, 2], async (arena) => {
+      const one = await arena.take(2500 * MIB)
+      const two = await arena.take(2500 * MIB)
+      expect(nodesOf(one)).toEqual([0, 2, 0, 2, 0])
+      expect(nodesOf(two)).toEqual(nodesOf(one))
+      arena.giveBack([...two.buffers, ...one.buffers].reverse())
+      const third = await arena.take(2500 * MIB)
+      expect(third.fresh.size).toBe(0)
+      expect(nodesOf(third)).toEqual(nodesOf(one))
+      arena.giveBack(third.buffers)
+    }))
+
+  test('does not tell of a node where the kernel refused one', () =>
+    withNodes([7], async (arena) => {
+      const taking = await arena.take(8 * MIB)
+      expect(nodesOf(taking)).toEqual([-1])
+      arena.undo(taking)
+    }))
+
+  test('has the nodes of its devices, or none', () => {
+    const nodes = (...numaNodes: number[]) =>
+      memoryNodes(numaNodes.map((numaNode) => ({ numaNode })))
+    expect(nodes(3, 0, 3, 1)).toEqual([0, 1, 3])
+    expect(nodes(1, 1)).toEqual([1])
+    expect(nodes(-1, 1)).toEqual([])
+    expect(nodes(-1, -1)).toEqual([])
+  })
 })

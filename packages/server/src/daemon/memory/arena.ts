@@ -1,12 +1,15 @@
 import { CkptError } from '@ckpt/core/api/errors'
 import { BUFFER_SHARED, type Handle, type Library } from '@ckpt/cuda'
 import { HostMemoryError } from './host-memory-error.ts'
+import { NodeBytes } from './nodes.ts'
 import { BUFFER_BYTES_MAX, roundToGranule, sizeClass } from './size-class.ts'
 import { turn } from './turn.ts'
 
 export interface ArenaBuffer {
   readonly buffer: Handle
   readonly bytes: number
+  /** The NUMA node that its memory was asked from; -1: nobody asked. */
+  readonly node: number
 }
 
 /** Memory of one part; `fresh`: buffers that did not exist before. */
@@ -28,19 +31,28 @@ const PIECE_DIVISOR = 8
  * Pinned host memory in buffers of size classes. A taking of any size is covered by whatever free buffers fit, one after
  * another, so memory is used again by versions of other shapes. Memory that nothing uses stays pinned for the next
  * version, but never more than makes the most bytes that were in use at one time: replacing for ever does not grow.
+ *
+ * With NUMA nodes each buffer of a taking is on the node that has the fewest bytes of it so far, as far as the buffers that are
+ * used again allow. Shared buffers and mapped files are where the trainer or the kernel has put them.
  */
 export class Arena {
   readonly #library: Library
   readonly #budgetBytes: number
+  readonly #nodes: readonly number[]
+  /** So small that the bytes in a ring of 1 GiB are of every node: then the links of all nodes are in use. */
+  readonly #bufferBytesMax: number
   #free: ArenaBuffer[] = []
   #pooled: PooledShared[] = []
   #pinnedBytes = 0
   #usedBytes = 0
   #peakBytes = 0
 
-  constructor(library: Library, budgetBytes: number) {
+  /** `nodes`: NUMA nodes that buffers are taken from in turn; empty: the kernel's choice. */
+  constructor(library: Library, budgetBytes: number, nodes: readonly number[] = []) {
     this.#library = library
     this.#budgetBytes = budgetBytes
+    this.#nodes = nodes
+    this.#bufferBytesMax = sizeClass(BUFFER_BYTES_MAX / Math.max(1, nodes.length))
   }
 
   /** Everything that is pinned: used, kept for reuse, shared with trainers and mapped in place. */
@@ -58,7 +70,8 @@ export class Arena {
    * @throws HostMemoryError when the budget or the machine does not hold them; then nothing is taken
    */
   async take(bytes: number): Promise<Taking> {
-    const reused = this.#reuse(bytes)
+    const nodeBytes = new NodeBytes()
+    const reused = this.#reuse(bytes, nodeBytes)
     const missing = bytes - sum(reused)
     const sizes = this.#sizes(missing)
     try {
@@ -70,7 +83,9 @@ export class Arena {
     const fresh: ArenaBuffer[] = []
     try {
       for (const size of sizes) {
-        fresh.push({ buffer: this.#allocate(size, 0), bytes: size })
+        const made = this.#allocateOn(nodeBytes.next(this.#nodes), size)
+        nodeBytes.add(made)
+        fresh.push(made)
         await turn()
       }
     } catch (error) {
@@ -148,7 +163,7 @@ export class Arena {
   }
 
   giveBackShared(name: string, buffers: readonly ArenaBuffer[]): void {
-    for (const { buffer, bytes } of buffers) this.#pooled.push({ name, buffer, bytes })
+    for (const { buffer, bytes, node } of buffers) this.#pooled.push({ name, buffer, bytes, node })
     this.#usedBytes -= sum(buffers)
   }
 
@@ -174,37 +189,42 @@ export class Arena {
     if (bytes <= 0) return []
     const sizes: number[] = []
     let rest = bytes
-    for (; rest > BUFFER_BYTES_MAX; rest -= BUFFER_BYTES_MAX) sizes.push(BUFFER_BYTES_MAX)
-    const whole = sizes.length * BUFFER_BYTES_MAX
+    for (; rest > this.#bufferBytesMax; rest -= this.#bufferBytesMax)
+      sizes.push(this.#bufferBytesMax)
+    const whole = sizes.length * this.#bufferBytesMax
     // near the budget the class's slack is saved
     const slackFits = this.#usedBytes + whole + sizeClass(rest) <= this.#budgetBytes
     sizes.push(slackFits ? sizeClass(rest) : roundToGranule(rest))
     return sizes
   }
 
-  #reuse(bytes: number): ArenaBuffer[] {
+  #reuse(bytes: number, nodeBytes: NodeBytes): ArenaBuffer[] {
     const chosen: ArenaBuffer[] = []
     for (let rest = bytes; rest > 0; ) {
-      const index = this.#bestFree(rest)
+      const index = this.#bestFree(rest, nodeBytes)
       if (index < 0) break
       const [found] = this.#free.splice(index, 1)
       chosen.push(found!)
+      nodeBytes.add(found!)
       rest -= found!.bytes
     }
     this.#usedBytes += sum(chosen)
     return chosen
   }
 
-  /** The smallest free buffer that holds `bytes` without much waste, else the largest that is full. */
-  #bestFree(bytes: number): number {
+  /** The smallest free buffer that holds `bytes` without much waste, else the largest that is full; of equals by its node. */
+  #bestFree(bytes: number, nodeBytes: NodeBytes): number {
     let best = -1
     let bestBytes = 0
-    for (const [index, { bytes: size }] of this.#free.entries()) {
+    let bestNode = -1
+    for (const [index, { bytes: size, node }] of this.#free.entries()) {
       if (size > Math.max(bytes * FIT_FACTOR, roundToGranule(bytes))) continue
-      if (size < bytes / PIECE_DIVISOR && size < BUFFER_BYTES_MAX) continue
+      if (size < bytes / PIECE_DIVISOR && size < this.#bufferBytesMax) continue
       const better =
-        best < 0 || (bestBytes >= bytes ? size >= bytes && size < bestBytes : size > bestBytes)
-      if (better) [best, bestBytes] = [index, size]
+        best < 0 ||
+        (bestBytes >= bytes ? size >= bytes && size < bestBytes : size > bestBytes) ||
+        (size === bestBytes && nodeBytes.compare(node, bestNode) < 0)
+      if (better) [best, bestBytes, bestNode] = [index, size, node]
     }
     return best
   }
@@ -236,9 +256,19 @@ export class Arena {
     return true
   }
 
-  #allocate(bytes: number, flags: number): Handle {
+  #allocateOn(node: number, bytes: number): ArenaBuffer {
+    if (node < 0) {
+      const buffer = this.#allocate(bytes, () => this.#library.bufferAlloc(bytes, 0))
+      return { buffer, bytes, node }
+    }
+    const near = this.#allocate(bytes, () => this.#library.bufferAllocNear(bytes, node))
+    return { buffer: near.buffer, bytes, node: near.placed ? node : -1 }
+  }
+
+  /** Calls `allocate` again when unused memory can be given back for it. @throws HostMemoryError */
+  #allocate<T>(bytes: number, allocate: () => T): T {
     try {
-      return this.#library.bufferAlloc(bytes, flags)
+      return allocate()
     } catch (error) {
       if (!(error instanceof CkptError) || error.code !== 'host_memory_exhausted') throw error
       if (this.#free.length === 0 && this.#pooled.length === 0) {
@@ -247,7 +277,7 @@ export class Arena {
       this.trim(null)
     }
     try {
-      return this.#library.bufferAlloc(bytes, flags)
+      return allocate()
     } catch (error) {
       if (!(error instanceof CkptError) || error.code !== 'host_memory_exhausted') throw error
       throw new HostMemoryError(error.message, bytes, bytes)
@@ -264,13 +294,14 @@ export class Arena {
     if (best < 0) return null
     const [found] = this.#pooled.splice(best, 1)
     this.#usedBytes += found!.bytes
-    return { buffer: found!.buffer, bytes: found!.bytes }
+    return { buffer: found!.buffer, bytes: found!.bytes, node: found!.node }
   }
 
   #allocateShared(bytes: number): ArenaBuffer {
     this.#reserve(bytes)
     try {
-      return { buffer: this.#allocate(bytes, BUFFER_SHARED), bytes }
+      const buffer = this.#allocate(bytes, () => this.#library.bufferAlloc(bytes, BUFFER_SHARED))
+      return { buffer, bytes, node: -1 }
     } catch (error) {
       this.removeMapped(bytes)
       throw error

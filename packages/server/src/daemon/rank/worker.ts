@@ -48,6 +48,8 @@ class RankWorker implements RunHost {
     this.rank = rank
     this.spins = availableParallelism() >= ranks * SPINNING_PROCESSORS
     this.library = openLibrary(library)
+    // before libzmq, CUDA or a stream starts a thread, which then runs there too
+    if (rank.numaNode >= 0) this.library.threadBind(rank.numaNode)
     this.context = new ZmqContext()
     this.signal = this.library.signalCreate()
     this.#quarantine = new Quarantine({

@@ -13,6 +13,7 @@ import {
   type TensorsRequest,
 } from '@ckpt/core'
 import { MemoryClient } from '../memory/client.ts'
+import { memoryNodes } from '../memory/nodes.ts'
 import type { Registry } from './registry.ts'
 import { defaultBudgetBytes } from './budget.ts'
 import { type LentBuffer, LentBuffers } from './lent.ts'
@@ -28,10 +29,14 @@ export async function openHeldCheckpoints(options: DaemonOptions): Promise<Regis
   const { library, allowedDirs, hostMemoryBytes } = options
   const budgetBytes = hostMemoryBytes ?? defaultBudgetBytes()
   const versions = new Versions(options.ranks.map(({ rank }) => rank))
-  const memory = await MemoryClient.start({ library, allowedDirs, budgetBytes }, (id, path) => {
-    const part = versions.byId(id)
-    if (part !== undefined) part.invalid = path
-  })
+  const nodes = memoryNodes(options.ranks)
+  const memory = await MemoryClient.start(
+    { library, allowedDirs, budgetBytes, nodes },
+    (id, path) => {
+      const part = versions.byId(id)
+      if (part !== undefined) part.invalid = path
+    },
+  )
   return new HeldCheckpoints(options, budgetBytes, versions, memory)
 }
 
