@@ -27,4 +27,6 @@ export interface TensorTable {
 export interface SourceSpace {
   readonly starts: Float64Array
   readonly bytes: Float64Array
+  /** NUMA node of each buffer, -1: unknown. Absent: of all. No part of a layout or its digest. */
+  readonly nodes?: Int32Array
 }

@@ -2,6 +2,7 @@ import type { TensorTable } from '../checkpoint/table.ts'
 import { BucketLayout } from './bucket-layout.ts'
 import { BUCKET_TENSORS_MAX } from './cost.ts'
 import type { PlanInput } from './plan.ts'
+import { bucketNode, RankTurns } from './rank-turns.ts'
 import { SourceMap } from './source-map.ts'
 
 /** A bucket before it has a place in the ring. */
@@ -42,7 +43,7 @@ export function cutBuckets(input: PlanInput, sourceMaps: readonly SourceMap[]): 
       position[tensor] = k
     })
     const layout = new BucketLayout(table, source, input.ringBytes, position, relative, joined)
-    cutOwner(input, owner, tensors, layout, buckets)
+    cutOwner(input, owner, tensors, layout, source, buckets)
   })
   buckets.sort((a, b) => a.turn - b.turn || a.owner - b.owner)
   return { buckets, relative, joined }
@@ -67,23 +68,23 @@ function cutOwner(
   owner: number,
   tensors: Uint32Array,
   layout: BucketLayout,
+  source: SourceMap,
   buckets: Bucket[],
 ): void {
   const { table } = input
   const limit = Math.min(input.bucketBytes, input.ringBytes)
-  const ranks = input.ownerRanks[owner] as readonly number[]
+  const ranks = new RankTurns(input.ownerRanks[owner] as readonly number[], input.rankNodes ?? [])
+  const hasNodes = input.rankNodes !== undefined && source.hasNodes
   const totalBytes = tensors.reduce((sum, tensor) => sum + (table.bytes[tensor] as number), 0)
   let sentBytes = 0
-  let bucketCount = 0
   let first = 0
   const close = (end: number): void => {
     const part = tensors.subarray(first, end)
     orderBySource(table, part, layout, limit)
-    const rank = ranks[bucketCount % ranks.length] as number
+    const rank = ranks.next(hasNodes ? bucketNode(table, part, source) : -1)
     const turn = totalBytes === 0 ? 0 : sentBytes / totalBytes
     buckets.push({ owner, rank, tensors: part, bytes: layout.end, turn })
     for (const tensor of part) sentBytes += table.bytes[tensor] as number
-    bucketCount++
     first = end
   }
   layout.reset()

@@ -8,6 +8,11 @@ export interface PlanInput {
   readonly sources: readonly SourceSpace[]
   /** Per owner: the ranks that can copy from its memory; they take turns bucket by bucket. */
   readonly ownerRanks: readonly (readonly number[])[]
+  /**
+   * NUMA node of each rank's device, by rank; -1: unknown. A bucket is copied by a rank on its
+   * bytes' node (`nodes` of the sources) where there is one. Absent: nobody asks for nodes.
+   */
+  readonly rankNodes?: readonly number[]
   readonly mode: RingMode
   /** Bytes of the ring, a multiple of 2 MiB and at least the largest tensor. */
   readonly ringBytes: number

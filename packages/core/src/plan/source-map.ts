@@ -9,10 +9,10 @@ export class SourceMap {
   private last = 0
 
   constructor(private readonly space: SourceSpace) {
-    const { starts, bytes } = space
+    const { starts, bytes, nodes } = space
     assert(
-      starts.length === bytes.length,
-      'starts and bytes of the source buffers differ in number',
+      starts.length === bytes.length && starts.length === (nodes ?? starts).length,
+      'starts, bytes and nodes of the source buffers differ in number',
     )
     for (let k = 1; k < starts.length; k++) {
       const end = (starts[k - 1] as number) + (bytes[k - 1] as number)
@@ -31,6 +31,21 @@ export class SourceMap {
   covers(begin: number, end: number): boolean {
     const buffer = this.find(begin)
     return buffer >= 0 && end <= this.end(buffer)
+  }
+
+  /** Whether the NUMA node of any buffer is known. */
+  get hasNodes(): boolean {
+    return this.space.nodes?.some((node) => node >= 0) ?? false
+  }
+
+  /** Adds the bytes of `[begin, end)`, all of which are in buffers, to their nodes'. */
+  addNodeBytes(begin: number, end: number, nodeBytes: Map<number, number>): void {
+    for (let at = begin; at < end; ) {
+      const bufferEnd = Math.min(end, this.bufferEnd(at))
+      const node = this.space.nodes?.[this.last] ?? -1
+      if (node >= 0) nodeBytes.set(node, (nodeBytes.get(node) ?? 0) + bufferEnd - at)
+      at = bufferEnd
+    }
   }
 
   private find(offset: number): number {

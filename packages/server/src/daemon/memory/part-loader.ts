@@ -287,5 +287,7 @@ function sourceSpace(
     next += bytes
   }
   const bytes = [...mapped, ...taking.buffers].map((buffer) => buffer.bytes)
-  return { starts: Float64Array.from(allStarts), bytes: Float64Array.from(bytes) }
+  const space = { starts: Float64Array.from(allStarts), bytes: Float64Array.from(bytes) }
+  const nodes = [...mapped.map(() => -1), ...taking.buffers.map(({ node }) => node)]
+  return nodes.every((node) => node < 0) ? space : { ...space, nodes: Int32Array.from(nodes) }
 }

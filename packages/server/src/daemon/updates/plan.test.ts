@@ -1,6 +1,6 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
 import { join } from 'node:path'
-import { buildTable } from '@ckpt/core'
+import { buildTable, type PlanInput } from '@ckpt/core'
 import type { RankLink } from '../rank/link.ts'
 import type { DaemonOptions, HeldVersion } from '../types.ts'
 import { Planner } from './plan.ts'
@@ -30,31 +30,55 @@ test('ranks that share a device share what is free there', async () => {
   expect(both).toEqual({ ring_bytes: 32 * MIB, mode_reason: expect.stringContaining('bucket') })
 })
 
-test('an update finds the plan that was prepared, whichever engines take it', async () => {
+/** One tensor in a buffer on the NUMA node that `nodes` tells, if any. */
+function versionOn(nodes: readonly number[]): HeldVersion {
   const row = { name: 'a', dtype: 0, shape: [MIB], bytes: MIB, offset: 0, owner: 0 }
-  const version = {
+  const space = { starts: Float64Array.of(0), bytes: Float64Array.of(MIB) }
+  return {
     table: buildTable([row]),
-    sources: [{ starts: Float64Array.of(0), bytes: Float64Array.of(MIB) }],
+    sources: [nodes.length === 0 ? space : { ...space, nodes: Int32Array.from(nodes) }],
     ownerRanks: [[0]],
     layoutDigest: 'layout',
     bytes: MIB,
   } as unknown as HeldVersion
-  const made: [string, string][] = []
-  const link = {
-    rank: { rank: 0, device: 0 },
+}
+
+/** A rank that tells what plans it was given to make. */
+function linkTo(made: { type: string; key: string; input: PlanInput }[]): RankLink {
+  return {
+    rank: { rank: 0, device: 0, numaNode: 1 },
     readMemory: async () => ({ freeBytes: 64 * MIB, totalBytes: 64 * MIB }),
-    request: async ({ type, key, input }: { type: string; key: string; input: unknown }) => {
-      if (input !== null) made.push([type, key])
-      return made.some(([, held]) => held === key) ? { digest: 'plan' } : null
+    request: async (request: { type: string; key: string; input: PlanInput | null }) => {
+      const { type, key, input } = request
+      if (input !== null) made.push({ type, key, input })
+      return made.some((held) => held.key === key) ? { digest: 'plan' } : null
     },
   } as unknown as RankLink
-  const planner = new Planner({
-    memoryFraction: 0.9,
-    ringBytes: null,
-    bucketBytes: null,
-  } as DaemonOptions)
-  await planner.prepare(version, [link])
-  const spec = { ranks: [0], mode: 'auto', engines: [{ key: 'an engine', ranks: [0] }] }
-  const planned = await planner.plan(version, spec as unknown as UpdateSpec, [link])
-  expect(made).toEqual([['prepare', planned.key]])
+}
+
+const OPTIONS = { memoryFraction: 0.9, ringBytes: null, bucketBytes: null } as DaemonOptions
+const SPEC = {
+  ranks: [0],
+  mode: 'auto',
+  engines: [{ key: 'an engine', ranks: [0] }],
+} as unknown as UpdateSpec
+
+test('an update finds the plan that was prepared, whichever engines take it', async () => {
+  const made: { type: string; key: string; input: PlanInput }[] = []
+  const link = linkTo(made)
+  const planner = new Planner(OPTIONS)
+  await planner.prepare(versionOn([]), [link])
+  const planned = await planner.plan(versionOn([]), SPEC, [link])
+  expect(made).toMatchObject([{ type: 'prepare', key: planned.key }])
+})
+
+test('versions of one layout share a plan when their memory is on the same NUMA nodes', async () => {
+  const made: { type: string; key: string; input: PlanInput }[] = []
+  const link = linkTo(made)
+  const planner = new Planner(OPTIONS)
+  for (const nodes of [[], [0], [1], [0], []]) {
+    await planner.plan(versionOn(nodes), SPEC, [link])
+  }
+  expect(made.map(({ input }) => input.sources[0]?.nodes?.[0])).toEqual([undefined, 0, 1])
+  expect(made.map(({ input }) => input.rankNodes)).toEqual([[1], [1], [1]])
 })

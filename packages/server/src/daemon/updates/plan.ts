@@ -71,7 +71,7 @@ export class Planner {
     const decision = this.#decideMode(version, 'auto', await freeShares(links))
     if (decision.mode === 'refuse') return
     const ranks = links.map(({ rank }) => rank.rank)
-    const { key, input } = plannedInput(version, ranks, decision)
+    const { key, input } = plannedInput(version, ranks, decision, links)
     await planOn(links, { type: 'prepare', key, input })
   }
 
@@ -117,18 +117,38 @@ async function planned(
   reason: string,
   links: readonly RankLink[],
 ): Promise<PlannedUpdate> {
-  const { key, input } = plannedInput(version, ranks, decided)
+  const { key, input } = plannedInput(version, ranks, decided, links)
   return { key, summary: await planOn(links, { type: 'plan', key, input }), reason }
 }
 
-/** A plan is the same whichever engines take it. */
-function plannedInput(version: HeldVersion, ranks: readonly number[], decided: Decided) {
+/**
+ * A plan is the same whichever engines take it. Versions of one layout whose memory lies on other NUMA nodes have plans of their
+ * own: they differ in who copies what, which no engine sees.
+ */
+function plannedInput(
+  version: HeldVersion,
+  ranks: readonly number[],
+  decided: Decided,
+  links: readonly RankLink[],
+) {
   const { table, sources, layoutDigest } = version
   const ownerRanks = version.ownerRanks.map((owners) => usable(owners, ranks))
   const { mode, ringBytes, bucketBytes, segmentBytes } = decided
   const sizes = [mode, ringBytes, bucketBytes, segmentBytes]
-  const key = JSON.stringify([layoutDigest, ranks, ownerRanks, ...sizes])
-  const input = { table, sources, ownerRanks, mode, ringBytes, bucketBytes, segmentBytes }
+  const nodes = sources.map((source) => source.nodes?.join() ?? null)
+  const key = JSON.stringify([layoutDigest, ranks, ownerRanks, ...sizes, nodes])
+  const rankNodes: number[] = []
+  for (const { rank } of links) rankNodes[rank.rank] = rank.numaNode
+  const input = {
+    table,
+    sources,
+    ownerRanks,
+    rankNodes,
+    mode,
+    ringBytes,
+    bucketBytes,
+    segmentBytes,
+  }
   return { key, input }
 }
 
