@@ -12,6 +12,8 @@ export const StatusAnswer = type({
     uuid: 'string',
     free_bytes: Count,
     total_bytes: Count,
+    /** Where its rank's thread and memory are, on a machine with several NUMA nodes. */
+    'numa_node?': Count,
   }).array(),
   /**
    * `key` is the engine worker's in a map: `GPU-<uuid>`, or `GPU-<uuid>#<rank>` where ranks share a

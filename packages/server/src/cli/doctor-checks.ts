@@ -10,7 +10,7 @@ import {
 } from 'node:fs'
 import { freemem, tmpdir, totalmem } from 'node:os'
 import { join } from 'node:path'
-import { libraryDir, openLibrary, ZmqContext } from '@ckpt/cuda'
+import { libraryDir, numaNodeCount, openLibrary, ZmqContext } from '@ckpt/cuda'
 import { formatBytes } from './format.ts'
 
 export interface Check {
@@ -71,8 +71,12 @@ function nativeLibrary(kind: 'host' | 'cuda'): Check {
     )
     if (devices.length === 0)
       return { name, state: 'absent', found: 'loads, but sees no device', fix }
+    const severalNodes = (numaNodeCount() ?? 1) > 1
     const found = devices
-      .map((device) => `${device.name} ${formatBytes(device.totalBytes)}`)
+      .map(({ name: device, totalBytes, numaNode }) => {
+        const node = numaNode < 0 ? 'unknown' : `${numaNode}`
+        return `${device} ${formatBytes(totalBytes)}${severalNodes ? ` (NUMA node ${node})` : ''}`
+      })
       .join(', ')
     return { name, state: 'ok', found: kind === 'host' ? 'loads' : found }
   } catch (error) {

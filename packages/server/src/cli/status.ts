@@ -15,6 +15,7 @@ export function addStatusCommand(program: Command): void {
 
 function statusText(status: StatusAnswer): string {
   const { memory } = status
+  const onNodes = status.devices.some((device) => device.numa_node !== undefined)
   const quarantined =
     memory.quarantined_bytes === 0 ? '' : `, ${formatBytes(memory.quarantined_bytes)} in quarantine`
   const sections = [
@@ -28,12 +29,13 @@ function statusText(status: StatusAnswer): string {
     ]),
     '',
     formatTable([
-      ['device', 'name', 'free', 'total'],
+      ['device', 'name', 'free', 'total', ...(onNodes ? ['NUMA node'] : [])],
       ...status.devices.map((device) => [
         String(device.index),
         device.name,
         formatBytes(device.free_bytes),
         formatBytes(device.total_bytes),
+        ...(onNodes ? [String(device.numa_node ?? '-')] : []),
       ]),
     ]),
   ]

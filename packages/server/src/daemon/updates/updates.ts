@@ -170,7 +170,7 @@ class DaemonUpdates implements Updates {
     const devices = new Map<number, StatusAnswer['devices'][number]>()
     for (const link of pool.links) {
       if (!link.busy && link.dead === null) link.readMemory().catch(() => {})
-      const { device, deviceName, uuid } = link.rank
+      const { device, deviceName, uuid, numaNode } = link.rank
       const { freeBytes, totalBytes } = link.memory
       devices.set(device, {
         index: device,
@@ -178,6 +178,7 @@ class DaemonUpdates implements Updates {
         uuid,
         free_bytes: freeBytes,
         total_bytes: totalBytes,
+        ...(numaNode >= 0 && { numa_node: numaNode }),
       })
     }
     return {
