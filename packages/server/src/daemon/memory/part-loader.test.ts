@@ -26,8 +26,8 @@ async function loadWhile(
   meanwhile: () => void,
   inPlace = false,
   used: Library = library,
+  arena = new Arena(library, 2 ** 30),
 ) {
-  const arena = new Arena(library, 2 ** 30)
   const signal = library.signalCreate()
   const before = [library.liveObjects(), openFiles(dirname(path))]
   try {
@@ -133,4 +133,22 @@ test('no byte of the weights enters JavaScript, by copy or in place: only header
       expect(part.table.names).toEqual(['a', 'b'])
       expect(Math.max(...ends.splice(0))).toBe(dataStart)
     }
+  }))
+
+test('a part tells the NUMA node of memory that was asked from one, and of no other', () =>
+  withFile(async (path) => {
+    const placing = new Proxy(library, {
+      get(target, name: keyof Library) {
+        if (name === 'bufferAllocNear') {
+          return (bytes: number) => ({ buffer: target.bufferAlloc(bytes, 0), placed: true })
+        }
+        const member = target[name]
+        return typeof member === 'function' ? member.bind(target) : member
+      },
+    })
+    const load = (nodes: number[], inPlace: boolean) =>
+      loadWhile(path, () => {}, inPlace, library, new Arena(placing, 2 ** 30, nodes))
+    expect((await load([1, 3], false)).part.source.nodes).toEqual(Int32Array.of(1))
+    expect((await load([1, 3], true)).part.source.nodes).toBeUndefined()
+    expect((await load([], false)).part.source.nodes).toBeUndefined()
   }))
