@@ -139,7 +139,6 @@ class Group : public Object {
 struct PinPlan {
   bool needed;           // false: nothing is pinned
   uint64_t piece_bytes;  // a multiple of 2 MiB; 0: the whole range in one piece
-  uint32_t threads;      // pieces that are populated and pinned at the same time
 };
 
 namespace backend {

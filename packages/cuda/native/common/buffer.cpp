@@ -10,13 +10,27 @@
 
 #include "numa.h"
 #include "sha256.h"
+#include "thread-choice.h"
 #include "threads.h"
 
 namespace ckpt {
 namespace {
 
-constexpr uint32_t kPopulateThreads = 16;
+constexpr uint32_t kThreadsMax = 16;
 constexpr uint64_t kHashChunkBytes = 1ull << 20;
+
+// Each kind of memory has its own locks in the kernel, so each has its own best number of threads.
+ThreadChoice& threads_for(bool shared) {
+  static ThreadChoice& anonymous = *new ThreadChoice(kThreadsMax);
+  static ThreadChoice& shm = *new ThreadChoice(kThreadsMax);
+  return shared ? shm : anonymous;
+}
+
+ThreadChoice& threads_for(const File& file) {
+  static ThreadChoice& tmpfs = *new ThreadChoice(kThreadsMax);
+  static ThreadChoice& disk = *new ThreadChoice(kThreadsMax);
+  return file.on_tmpfs() ? tmpfs : disk;
+}
 
 }  // namespace
 
@@ -75,21 +89,30 @@ void Buffer::populate_and_pin() {
   const bool read_only = file_ != nullptr;
   const PinPlan plan = backend::pin_plan(bytes_, read_only);
   pin_piece_bytes_ = plan.piece_bytes == 0 ? bytes_ : plan.piece_bytes;
-  const uint32_t threads = usable_threads(kPopulateThreads);
-  // A mapping is populated for the device only: the processor reads the file instead
-  // (File::read_leased).
-  if (!read_only) populate(address_, bytes_, true, threads);
-  if (!plan.needed) return;
+  if (read_only) {
+    // A mapping is populated for the device only: the processor reads the file instead
+    // (File::read_leased).
+    if (!plan.needed) return;
+    threads_for(*file_).run(bytes_, [&](uint32_t threads) { pin(threads, true); });
+    return;
+  }
+  threads_for(shared_ != nullptr).run(bytes_, [&](uint32_t threads) {
+    populate(address_, bytes_, true, threads);
+  });
+  if (plan.needed) pin(1, false);
+}
 
+// In pieces, several at once; those of a mapping are populated too.
+void Buffer::pin(uint32_t threads, bool read_only) {
   const uint64_t pieces = (bytes_ + pin_piece_bytes_ - 1) / pin_piece_bytes_;
   std::vector<std::atomic<bool>> pinned(pieces);
   const auto piece_bytes = [&](uint64_t piece) {
     return std::min(pin_piece_bytes_, bytes_ - piece * pin_piece_bytes_);
   };
   try {
-    parallel_for(pieces, std::max(plan.threads, 1u), [&](uint64_t piece) {
+    parallel_for(pieces, threads, [&](uint64_t piece) {
       uint8_t* begin = address_ + piece * pin_piece_bytes_;
-      if (read_only) populate(begin, piece_bytes(piece), false, plan.threads == 1 ? threads : 1);
+      if (read_only) populate(begin, piece_bytes(piece), false, 1);
       backend::pin_host(begin, piece_bytes(piece), read_only);
       pinned[piece] = true;
     });

@@ -43,6 +43,7 @@ class Buffer : public Object {
   Buffer() = default;
   void take_anonymous(uint64_t bytes);
   void populate_and_pin();
+  void pin(uint32_t threads, bool read_only);
 
   std::unique_ptr<AnonymousMemory> anonymous_;
   std::unique_ptr<SharedMemory> shared_;

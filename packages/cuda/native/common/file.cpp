@@ -100,6 +100,8 @@ File::~File() {
   ::close(fd_);
 }
 
+bool File::on_tmpfs() const { return is_filesystem(fd_, {TMPFS_MAGIC, RAMFS_MAGIC}); }
+
 void File::describe(ckpt_file_info& info) {
   struct stat now;
   if (fstat(fd_, &now) != 0) fail_errno(CKPT_ERR_IO, errno, "fstat %s", path_.c_str());
@@ -108,7 +110,7 @@ void File::describe(ckpt_file_info& info) {
   info.inode = now.st_ino;
   info.device = now.st_dev;
   info.ctime_ns = static_cast<int64_t>(now.st_ctim.tv_sec) * 1000000000 + now.st_ctim.tv_nsec;
-  info.kind = is_filesystem(fd_, {TMPFS_MAGIC, RAMFS_MAGIC}) ? CKPT_FILE_TMPFS : CKPT_FILE_DISK;
+  info.kind = on_tmpfs() ? CKPT_FILE_TMPFS : CKPT_FILE_DISK;
   info.leased = leased() ? 1 : 0;
 }
 

@@ -44,6 +44,7 @@ class File : public Object, public std::enable_shared_from_this<File> {
   int fd() const noexcept { return fd_; }
   const std::string& path() const noexcept { return path_; }
   uint64_t bytes() const noexcept { return static_cast<uint64_t>(opened_.st_size); }
+  bool on_tmpfs() const;
   void describe(ckpt_file_info& info);
   void locate(ckpt_file_location& location);
 

@@ -12,20 +12,75 @@
 
 namespace ckpt {
 
-std::thread start_thread(const char* name, std::function<void()> body) {
-  sigset_t blocked;
-  sigset_t before;
-  sigfillset(&blocked);
-  for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT}) sigdelset(&blocked, fault);
-  pthread_sigmask(SIG_SETMASK, &blocked, &before);
-  std::thread thread;
-  try {
-    thread = std::thread(std::move(body));
-  } catch (...) {
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    throw;
+namespace {
+
+// A thread that is started meanwhile has only the signals of faults.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t blocked;
+    sigfillset(&blocked);
+    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT}) {
+      sigdelset(&blocked, fault);
+    }
+    pthread_sigmask(SIG_SETMASK, &blocked, &before_);
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
+// Threads for one parallel_for. A thread's stack is mapped when it starts and unmapped when it ends,
+// which waits for everybody who populates memory, and they for it: so all of them are started before
+// any begins, and their stacks are small enough for libc to keep (it keeps 40 MiB).
+class PartThreads {
+ public:
+  explicit PartThreads(const std::function<void()>& work) : work_(work) {}
+
+  // Fewer when the system has no more: the work is done all the same.
+  void start(uint64_t count) {
+    SignalsBlocked blocked;
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, kStackBytes);
+    for (pthread_t thread; threads_.size() < count; threads_.push_back(thread)) {
+      if (pthread_create(&thread, &attributes, &run, this) != 0) break;
+      pthread_setname_np(thread, "ckpt-part");
+    }
+    pthread_attr_destroy(&attributes);
+  }
+
+  void go() {
+    go_ = true;
+    go_.notify_all();
+  }
+
+  void join() {
+    for (const pthread_t thread : threads_) pthread_join(thread, nullptr);
+  }
+
+ private:
+  static constexpr size_t kStackBytes = 1u << 20;
+
+  static void* run(void* self) {
+    auto& threads = *static_cast<PartThreads*>(self);
+    threads.go_.wait(false);
+    threads.work_();
+    return nullptr;
+  }
+
+  const std::function<void()>& work_;
+  std::atomic<bool> go_{false};
+  std::vector<pthread_t> threads_;
+};
+
+}  // namespace
+
+std::thread start_thread(const char* name, std::function<void()> body) {
+  SignalsBlocked blocked;
+  std::thread thread(std::move(body));
   pthread_setname_np(thread.native_handle(), name);
   return thread;
 }
@@ -40,7 +95,7 @@ void parallel_for(uint64_t count, uint32_t threads, const std::function<void(uin
   std::atomic<uint64_t> next{0};
   std::mutex mutex;
   std::exception_ptr first;
-  auto work = [&] {
+  const std::function<void()> work = [&] {
     for (uint64_t index = next++; index < count; index = next++) {
       try {
         body(index);
@@ -51,15 +106,11 @@ void parallel_for(uint64_t count, uint32_t threads, const std::function<void(uin
       }
     }
   };
-  std::vector<std::thread> others;
-  const uint64_t wanted = std::min<uint64_t>(std::max(threads, 1u), count);
-  try {
-    while (others.size() + 1 < wanted) others.push_back(start_thread("ckpt-part", work));
-  } catch (...) {
-    // Fewer threads than asked for: the work is done all the same.
-  }
+  PartThreads others(work);
+  others.start(std::min<uint64_t>(std::max(threads, 1u), count) - (count > 0 ? 1 : 0));
+  others.go();
   work();
-  for (std::thread& thread : others) thread.join();
+  others.join();
   if (first) std::rethrow_exception(first);
 }
 

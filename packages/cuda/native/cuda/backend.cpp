@@ -35,10 +35,9 @@ int32_t numa_node_of(std::string pci) {
   return file >> node ? node : -1;
 }
 
-// Mappings of files are populated and pinned in pieces of this size by several threads (3 times the rate of one);
+// Mappings of files are populated and pinned in pieces of this size by several threads (twice the rate of one);
 // anonymous memory is one registration, so that no copy has to be cut.
-constexpr uint64_t kPinPieceBytes = 256ull << 20;
-constexpr uint32_t kPinThreads = 8;
+constexpr uint64_t kPinPieceBytes = 128ull << 20;
 
 }  // namespace
 
@@ -83,8 +82,8 @@ std::shared_ptr<Event> event_create(uint32_t device) { return std::make_shared<C
 std::shared_ptr<Group> group_create(uint32_t members) { return std::make_shared<CudaGroup>(members); }
 
 PinPlan pin_plan(uint64_t bytes, bool read_only) {
-  if (!read_only || bytes <= kPinPieceBytes) return {true, 0, 1};
-  return {true, kPinPieceBytes, kPinThreads};
+  if (!read_only || bytes <= kPinPieceBytes) return {true, 0};
+  return {true, kPinPieceBytes};
 }
 
 void pin_host(void* address, uint64_t bytes, bool read_only) {

@@ -46,7 +46,7 @@ std::shared_ptr<Group> group_create(uint32_t members) {
 }
 
 // Nothing reads host memory but the processor.
-PinPlan pin_plan(uint64_t, bool) { return {false, 0, 1}; }
+PinPlan pin_plan(uint64_t, bool) { return {false, 0}; }
 void pin_host(void*, uint64_t, bool) {}
 void unpin_host(void*) noexcept {}
 

@@ -157,9 +157,9 @@ TEST("rows of a file's mapping: CHANGED when its lease is broken, and that stays
   OK(ckpt_file_close(file));
 }
 
-// CUDA registers mappings in pieces of 256 MiB, and refuses a copy out of two of them.
+// CUDA registers mappings in pieces of 128 MiB, and refuses a copy out of two of them.
 TEST("rows, and copies in one piece, may lie across what is pinned at once") {
-  const uint64_t border = 256ull << 20, bytes = 100'000;
+  const uint64_t border = 128ull << 20, bytes = 100'000;
   const std::vector<uint8_t> content = random_bytes(bytes, 1);  // around the border
   TempFile source({});
   const int fd = open(source.path().c_str(), O_WRONLY);
