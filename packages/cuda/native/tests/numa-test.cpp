@@ -158,7 +158,8 @@ TEST("numa: the calls of the library on this machine") {
   GIVES(CKPT_ERR_INVALID, ckpt_buffer_alloc_near(4096, 0, nullptr, &buffer));
   GIVES(CKPT_ERR_MEMORY, ckpt_buffer_alloc_near(uint64_t{1} << 46, 0, &placed, &buffer));
   CHECK_EQ(placed, 7u);
-  std::ifstream file(std::string(ckpt::kNumaRoot) + "/online");
+  const std::string root = ckpt::kNumaRoot;
+  std::ifstream file(root + "/online");
   std::string online;
   std::getline(file, online);
   const bool several = ckpt::parse_numa_list(online).size() > 1;
