@@ -16,6 +16,7 @@ export interface ProgressStream {
 export class Progress {
   readonly #stream: ProgressStream | null
   readonly #notes: ProgressStream
+  readonly #told = new Set<string>()
   #shownAtMs = 0
   #open = false
 
@@ -31,6 +32,13 @@ export class Progress {
     this.#shownAtMs = nowMs
     this.#write(stage, text)
     this.#open = true
+  }
+
+  /** Says once what is waited for where no line can show it: a log must not stay silent for as long as a wait may take. */
+  waits(text: string): void {
+    if (this.#stream !== null || this.#told.has(text)) return
+    this.#told.add(text)
+    this.note(text)
   }
 
   /** Ends the line with its final text. */

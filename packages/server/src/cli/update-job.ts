@@ -169,17 +169,18 @@ async function waitForEngines(
   const engines = new Map(
     job.steps.flatMap((step) => step.engines).map((engine) => [engine.url, engine]),
   )
+  const most = job.readyTimeoutMs === 0 ? '' : ` (at most ${job.readyTimeoutMs / 1000} s)`
   const startMs = performance.now()
   await Promise.all(
     [...engines.values()].map((engine) =>
       waitForEngine(engine, {
         timeoutMs: job.readyTimeoutMs,
         signal: interrupt.signal,
-        onWait: (reason, waitedMs) =>
-          progress.show(
-            'ready',
-            `waiting for ${engine.url}, ${formatSeconds(waitedMs / 1000)}: ${reason}`,
-          ),
+        onWait: (reason, waitedMs) => {
+          const waited = formatSeconds(waitedMs / 1000)
+          progress.show('ready', `waiting for ${engine.url}, ${waited}: ${reason}`)
+          progress.waits(`waiting for the engine at ${engine.url}${most}: ${reason}`)
+        },
       }),
     ),
   )

@@ -324,9 +324,13 @@ describe('failures', () => {
 
   test('an engine that is not there is status 3', async () => {
     const nobody = ['--endpoint', 'http://127.0.0.1:1', '--ready-timeout', '0.5']
-    const { status, document } = await updateThere(...nobody)
+    const { status, document, stderr } = await updateThere(...nobody)
     expect(document.error.code).toBe('engine_unreachable')
     expect(status).toBe(3)
+    // once, though it has tried several times
+    const waits = stderr.split('\n').filter((line) => line.includes('waiting for the engine'))
+    expect(waits).toHaveLength(1)
+    expect(waits[0]).toContain('at http://127.0.0.1:1 (at most 0.5 s): ')
   })
 
   test('an engine that fails a bucket is status 1 with the state of the update', async () => {
