@@ -2,6 +2,14 @@ import { type } from 'arktype'
 import { Count, DialectName, Rank } from './bounds.ts'
 import { CheckpointSummary } from './checkpoint-schemas.ts'
 
+/** Where a rate comes from that plans are made with. */
+export const RateOrigin = type("'default' | 'measured' | 'learnt'")
+export type RateOrigin = typeof RateOrigin.infer
+
+/** A rate that new plans are made with. */
+export const PlanRate = type({ bytes_per_second: 'number > 0', from: RateOrigin })
+export type PlanRate = typeof PlanRate.infer
+
 /** `GET /v1/status`. */
 export const StatusAnswer = type({
   version: 'string',
@@ -12,6 +20,8 @@ export const StatusAnswer = type({
     uuid: 'string',
     free_bytes: Count,
     total_bytes: Count,
+    /** Pinned host memory to the device. */
+    h2d: PlanRate,
   }).array(),
   /**
    * `key` is the engine worker's in a map: `GPU-<uuid>`, or `GPU-<uuid>#<rank>` where ranks share a

@@ -1,4 +1,4 @@
-import type { StatusAnswer } from '@ckpt/core'
+import type { PlanRate, StatusAnswer } from '@ckpt/core'
 import type { Command } from 'commander'
 import { formatBytes, formatTable } from './format.ts'
 import { clientOf, type DaemonFlags, withDaemon } from './options.ts'
@@ -28,17 +28,23 @@ function statusText(status: StatusAnswer): string {
     ]),
     '',
     formatTable([
-      ['device', 'name', 'free', 'total'],
+      ['device', 'name', 'free', 'total', 'pinned to device'],
       ...status.devices.map((device) => [
         String(device.index),
         device.name,
         formatBytes(device.free_bytes),
         formatBytes(device.total_bytes),
+        rateText(device.h2d),
       ]),
     ]),
   ]
   if (status.engines.length > 0) sections.push('', enginesText(status.engines))
   return sections.join('\n')
+}
+
+/** What a plan counts on: `54.0 GB/s, default`. */
+function rateText({ bytes_per_second: bytesPerSecond, from }: PlanRate): string {
+  return `${(bytesPerSecond / 1e9).toFixed(1)} GB/s, ${from}`
 }
 
 function enginesText(engines: StatusAnswer['engines']): string {

@@ -53,6 +53,8 @@ export type RankRequest =
   | { readonly type: 'plan'; readonly key: string; readonly input: PlanInput | null }
   /** As `plan`, and pickles the lists of the plan it makes. */
   | { readonly type: 'prepare'; readonly key: string; readonly input: PlanInput | null }
+  /** How fast host memory reaches the device. Another number than 0 in `stop` (one int32) ends it early. */
+  | { readonly type: 'measure'; readonly stop: SharedArrayBuffer }
   | { readonly type: 'group_create'; readonly members: number }
   | { readonly type: 'group_destroy'; readonly group: number }
   /** Allocates and exports the ring, joins the group, binds the engine's address. */
@@ -94,6 +96,8 @@ export interface RankAnswers {
   memory: MemoryAnswer
   plan: PlanSummary | null
   prepare: PlanSummary | null
+  /** null: it was stopped, or there is hardly any device memory. */
+  measure: { readonly bytesPerSecond: number | null }
   group_create: { readonly group: number }
   group_destroy: null
   open: OpenAnswer

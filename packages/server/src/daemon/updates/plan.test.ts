@@ -1,6 +1,6 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
 import { join } from 'node:path'
-import { buildTable } from '@ckpt/core'
+import { buildTable, DEFAULT_RATES } from '@ckpt/core'
 import type { RankLink } from '../rank/link.ts'
 import type { DaemonOptions, HeldVersion } from '../types.ts'
 import { Planner } from './plan.ts'
@@ -30,31 +30,68 @@ test('ranks that share a device share what is free there', async () => {
   expect(both).toEqual({ ring_bytes: 32 * MIB, mode_reason: expect.stringContaining('bucket') })
 })
 
-test('an update finds the plan that was prepared, whichever engines take it', async () => {
-  const row = { name: 'a', dtype: 0, shape: [MIB], bytes: MIB, offset: 0, owner: 0 }
+/** A planner of one rank that notes the plans that are made, and a checkpoint of 64 tensors of 16 MiB. */
+function scene() {
+  const bytes = 16 * MIB
+  const rows = Array.from({ length: 64 }, (_, i) => {
+    return { name: `${i}`, dtype: 0, shape: [bytes], bytes, offset: i * bytes, owner: 0 }
+  })
+  const totalBytes = rows.length * bytes
   const version = {
-    table: buildTable([row]),
-    sources: [{ starts: Float64Array.of(0), bytes: Float64Array.of(MIB) }],
+    table: buildTable(rows),
+    sources: [{ starts: Float64Array.of(0), bytes: Float64Array.of(totalBytes) }],
     ownerRanks: [[0]],
     layoutDigest: 'layout',
-    bytes: MIB,
+    bytes: totalBytes,
   } as unknown as HeldVersion
   const made: [string, string][] = []
   const link = {
     rank: { rank: 0, device: 0 },
-    readMemory: async () => ({ freeBytes: 64 * MIB, totalBytes: 64 * MIB }),
+    readMemory: async () => ({ freeBytes: 8192 * MIB, totalBytes: 8192 * MIB }),
     request: async ({ type, key, input }: { type: string; key: string; input: unknown }) => {
       if (input !== null) made.push([type, key])
       return made.some(([, held]) => held === key) ? { digest: 'plan' } : null
     },
   } as unknown as RankLink
-  const planner = new Planner({
-    memoryFraction: 0.9,
-    ringBytes: null,
-    bucketBytes: null,
-  } as DaemonOptions)
-  await planner.prepare(version, [link])
-  const spec = { ranks: [0], mode: 'auto', engines: [{ key: 'an engine', ranks: [0] }] }
-  const planned = await planner.plan(version, spec as unknown as UpdateSpec, [link])
-  expect(made).toEqual([['prepare', planned.key]])
+  const limits = { memoryFraction: 0.9, ringBytes: null, bucketBytes: null }
+  const rates = { ...DEFAULT_RATES }
+  const planner = new Planner(limits as DaemonOptions, { ratesOf: () => ({ ...rates }) })
+  const spec = (engine: string) => {
+    return { ranks: [0], mode: 'auto', engines: [{ key: engine, ranks: [0] }] }
+  }
+  return {
+    made,
+    rates,
+    prepare: () => planner.prepare(version, [link]),
+    plan: (engine: string) => planner.plan(version, spec(engine) as unknown as UpdateSpec, [link]),
+  }
+}
+
+test('an update finds the plan that was prepared, whichever engines take it', async () => {
+  const { made, prepare, plan } = scene()
+  await prepare()
+  const { key } = await plan('an engine')
+  expect(made).toEqual([['prepare', key]])
+})
+
+test('new plans are made with the rates of now, prepared ones too; one that is kept stays', async () => {
+  const { made, rates, prepare, plan } = scene()
+  const before = await plan('an engine')
+  // each bucket costs more than it did
+  rates.bucketSeconds *= 10
+  const kept = await plan('an engine')
+  expect(kept).toEqual({ ...before, reason: 'kept' })
+  const other = await plan('another engine')
+  expect(other.key).not.toBe(before.key)
+  expect(other.reason).not.toBe('kept')
+  expect(made.map(([type]) => type)).toEqual(['plan', 'plan'])
+
+  const fresh = scene()
+  fresh.rates.bucketSeconds *= 10
+  await fresh.prepare()
+  expect(fresh.made).toEqual([['prepare', other.key]])
+  // an update of this layout would find what was kept for it
+  rates.bucketSeconds = DEFAULT_RATES.bucketSeconds / 100
+  await prepare()
+  expect(made).toHaveLength(2)
 })
