@@ -5,6 +5,7 @@ import {
   BYTES_PER_SECOND_MAX,
   BYTES_PER_SECOND_MIN,
   linkRate,
+  medianOf,
   planRates,
   rateOf,
   type TimedBytes,
@@ -50,17 +51,56 @@ describe('the rate of a link', () => {
   })
 })
 
+describe('the median', () => {
+  test('is not taken out of the range of the others by less than half of the values', () => {
+    const value = fc.double({ noNaN: true, noDefaultInfinity: true })
+    const lists = fc.array(value, { minLength: 1, maxLength: 9 })
+    fc.assert(
+      fc.property(lists, fc.array(value, { maxLength: 8 }), (good, wild) => {
+        const few = wild.slice(0, good.length - 1)
+        const median = medianOf([...few, ...good]) as number
+        expect(median).toBeGreaterThanOrEqual(Math.min(...good))
+        expect(median).toBeLessThanOrEqual(Math.max(...good))
+        expect(medianOf([...good, ...few].toReversed())).toBe(median)
+      }),
+    )
+    expect(medianOf([])).toBeNull()
+    expect(medianOf([3, 1, 2])).toBe(2)
+    expect(medianOf([4, 1])).toBe(2.5)
+  })
+})
+
 describe('the rates of a plan', () => {
+  const nothing = { broadcastBytesPerSecond: null, engines: [] }
+
   test('are the defaults where nothing is known', () => {
-    expect(planRates({ h2dBytesPerSecond: [null, null] })).toEqual(DEFAULT_RATES)
+    const devices = { ...nothing, h2dBytesPerSecond: [null, null] }
+    expect(planRates(devices)).toEqual(DEFAULT_RATES)
+    expect(planRates({ ...devices, engines: [null] })).toEqual(DEFAULT_RATES)
   })
 
   test('are those of the slowest device, which may be one that nothing is known of', () => {
-    expect(planRates({ h2dBytesPerSecond: [30e9, null, 20e9] }).h2dBytesPerSecond).toBe(20e9)
-    const { h2dBytesPerSecond } = DEFAULT_RATES
-    expect(planRates({ h2dBytesPerSecond: [2e12, null] })).toEqual(DEFAULT_RATES)
-    expect(planRates({ h2dBytesPerSecond: [2e12] }).h2dBytesPerSecond).toBeGreaterThan(
-      h2dBytesPerSecond,
-    )
+    const of = (...h2dBytesPerSecond: (number | null)[]) =>
+      planRates({ ...nothing, h2dBytesPerSecond }).h2dBytesPerSecond
+    expect(of(30e9, null, 20e9)).toBe(20e9)
+    expect(of(2e12, null)).toBe(DEFAULT_RATES.h2dBytesPerSecond)
+    expect(of(2e12)).toBe(2e12)
+  })
+
+  test('are those of the slowest engine in each respect', () => {
+    const { bucketSeconds, tensorSeconds, reloadBytesPerSecond } = DEFAULT_RATES
+    const slow = { bucketSeconds: 1, tensorSeconds: 0, reloadBytesPerSecond: 1e9 }
+    const fast = { bucketSeconds: 0, tensorSeconds: 1e-6, reloadBytesPerSecond: 2e12 }
+    const known = { h2dBytesPerSecond: [1e9], broadcastBytesPerSecond: 5e9 }
+    const rest = { h2dBytesPerSecond: 1e9, broadcastBytesPerSecond: 5e9 }
+    expect(planRates({ ...known, engines: [slow, fast] })).toEqual({
+      ...rest,
+      bucketSeconds: 1,
+      tensorSeconds: 1e-6,
+      reloadBytesPerSecond: 1e9,
+    })
+    const mixed = planRates({ ...known, engines: [fast, null] })
+    expect(mixed).toMatchObject({ bucketSeconds, tensorSeconds })
+    expect(mixed.reloadBytesPerSecond).toBeCloseTo(reloadBytesPerSecond)
   })
 })

@@ -38,6 +38,7 @@ function statusText(status: StatusAnswer): string {
       ]),
     ]),
   ]
+  if (status.ranks.length > 1) sections.push('', `broadcast: ${rateText(status.broadcast)}`)
   if (status.engines.length > 0) sections.push('', enginesText(status.engines))
   return sections.join('\n')
 }
@@ -49,14 +50,21 @@ function rateText({ bytes_per_second: bytesPerSecond, from }: PlanRate): string 
 
 function enginesText(engines: StatusAnswer['engines']): string {
   return formatTable([
-    ['engine', 'dialect', 'version', 'state'],
+    ['engine', 'dialect', 'version', 'a bucket', 'a tensor', 'rates', 'state'],
     ...engines.map((engine) => [
       engine.url,
       engine.dialect ?? '-',
       engine.version ?? '-',
+      microseconds(engine.rates.bucket_s),
+      microseconds(engine.rates.tensor_s),
+      engine.rates.from,
       engineState(engine),
     ]),
   ])
+}
+
+function microseconds(seconds: number): string {
+  return `${(seconds * 1e6).toFixed(0)} us`
 }
 
 /** What people are told of an engine. */

@@ -84,6 +84,8 @@ export interface PlanSummary {
   readonly totalBytes: number
   /** Bytes of the buckets `[0, g]`. */
   readonly bytesThrough: Float64Array
+  /** Tensors of the buckets `[0, g]`. */
+  readonly tensorsThrough: Uint32Array
 }
 
 export interface OpenAnswer {

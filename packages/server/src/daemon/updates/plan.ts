@@ -1,5 +1,6 @@
 import {
   CkptError,
+  type CostRates,
   decideMode,
   type ModeDecision,
   type PlanInput,
@@ -7,7 +8,7 @@ import {
 } from '@ckpt/core'
 import type { PlanSummary } from '../rank/messages.ts'
 import type { RankLink } from '../rank/link.ts'
-import type { DaemonOptions, HeldVersion } from '../types.ts'
+import type { DaemonOptions, HeldVersion, RankInfo } from '../types.ts'
 import type { RateBook } from './rates.ts'
 import type { UpdateSpec } from './spec.ts'
 
@@ -33,7 +34,7 @@ export interface PlannedUpdate {
 
 /**
  * Decides and plans updates. What was decided for a layout is kept while its ring fits into the share of the free memory that it
- * may take, whatever is found out about devices meanwhile: recordings in the engines depend on it.
+ * may take, whatever is found out about devices and engines meanwhile: recordings in the engines depend on it.
  */
 export class Planner {
   readonly #options: DaemonOptions
@@ -65,7 +66,9 @@ export class Planner {
       this.#keep(layout, { decided: before, anyEngines })
       return kept
     }
-    const decided = this.#decide(version, spec, freeBytes, links)
+    const keys = spec.engines.map((engine) => engine.key)
+    const rates = this.#rates.ratesOf(ranksOf(links), keys)
+    const decided = this.#decide(version, spec, freeBytes, rates)
     this.#keep(layout, { decided, anyEngines })
     return planned(version, spec.ranks, decided, decided.reason, links)
   }
@@ -82,19 +85,14 @@ export class Planner {
     const decision =
       kept !== undefined && this.#fits(kept, freeBytes)
         ? kept
-        : this.#decideMode(version, 'auto', freeBytes, links)
+        : this.#decideMode(version, 'auto', freeBytes, this.#rates.ratesOf(ranksOf(links), null))
     if (decision.mode === 'refuse') return
     const { key, input } = plannedInput(version, ranks, decision)
     await planOn(links, { type: 'prepare', key, input })
   }
 
-  #decide(
-    version: HeldVersion,
-    spec: UpdateSpec,
-    freeBytes: FreeBytes,
-    links: readonly RankLink[],
-  ): Decided {
-    const decision = this.#decideMode(version, spec.mode, freeBytes, links)
+  #decide(version: HeldVersion, spec: UpdateSpec, freeBytes: FreeBytes, rates: CostRates): Decided {
+    const decision = this.#decideMode(version, spec.mode, freeBytes, rates)
     if (decision.mode === 'refuse') throw CkptError.from({ phase: 'plan', ...decision.failure })
     return decision
   }
@@ -103,7 +101,7 @@ export class Planner {
     { table, bytes }: HeldVersion,
     mode: UpdateSpec['mode'],
     freeBytes: FreeBytes,
-    links: readonly RankLink[],
+    rates: CostRates,
   ): ModeDecision {
     return decideMode({
       freeBytes,
@@ -114,7 +112,7 @@ export class Planner {
       ringBytes: this.#options.ringBytes,
       bucketBytes: this.#options.bucketBytes,
       mode,
-      rates: this.#rates.ratesOf(links.map(({ rank }) => rank)),
+      rates,
     })
   }
 
@@ -129,6 +127,10 @@ export class Planner {
     const oldest = this.#kept.keys().next()
     if (this.#kept.size > KEPT_MAX && !oldest.done) this.#kept.delete(oldest.value)
   }
+}
+
+function ranksOf(links: readonly RankLink[]): RankInfo[] {
+  return links.map(({ rank }) => rank)
 }
 
 /** What a decision is made for, but for the engines. */

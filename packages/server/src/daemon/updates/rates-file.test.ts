@@ -23,13 +23,31 @@ afterEach(() => {
 
 const path = () => join(dir.path, 'rates.json')
 
+const rate = fc.double({ min: 1e6, max: 1e13, noNaN: true })
+const seconds = fc.double({ min: 0, max: 1, noNaN: true }).map((value) => value + 0)
+
 const document: fc.Arbitrary<RatesDocument> = fc.record({
   format: fc.constant(1 as const),
   devices: fc.array(
     fc.record({
       uuid: fc.string(),
       library: fc.constantFrom('host' as const, 'cuda' as const),
-      h2d_bytes_per_second: fc.double({ min: 1e6, max: 1e13, noNaN: true }),
+      h2d_bytes_per_second: rate,
+    }),
+  ),
+  broadcasts: fc.array(
+    fc.record({
+      uuids: fc.array(fc.string()),
+      library: fc.constantFrom('host' as const, 'cuda' as const),
+      bytes_per_second: fc.array(rate),
+    }),
+  ),
+  engines: fc.array(
+    fc.record({
+      key: fc.string(),
+      learnt: fc.array(
+        fc.record({ bucket_s: seconds, tensor_s: seconds, reload_bytes_per_second: rate }),
+      ),
     }),
   ),
 })
@@ -52,12 +70,12 @@ test('no file is no news', async () => {
 
 const DEVICE = { uuid: 'GPU-0', library: 'cuda', h2d_bytes_per_second: 5e10 }
 const OTHERS: Record<string, string> = {
-  'a damaged one': JSON.stringify({ format: 1, devices: [DEVICE] }).slice(0, -3),
+  'a damaged one': JSON.stringify({ ...NO_RATES, devices: [DEVICE] }).slice(0, -3),
   'an empty one': '',
-  'another version': JSON.stringify({ format: 2, devices: [DEVICE] }),
-  'unknown fields': JSON.stringify({ format: 1, devices: [{ ...DEVICE, colour: 'red' }] }),
+  'another version': JSON.stringify({ ...NO_RATES, format: 2, devices: [DEVICE] }),
+  'unknown fields': JSON.stringify({ ...NO_RATES, devices: [{ ...DEVICE, colour: 'red' }] }),
   'a rate that no link has': JSON.stringify({
-    format: 1,
+    ...NO_RATES,
     devices: [{ ...DEVICE, h2d_bytes_per_second: 1 }],
   }),
   'something else': '[1, 2]',
@@ -78,7 +96,7 @@ for (const [name, text] of Object.entries(OTHERS)) {
 
 test('writers at the same time leave one whole document and no other file', async () => {
   const rates = (n: number): RatesDocument => ({
-    format: 1,
+    ...NO_RATES,
     devices: Array.from({ length: n * 20 }, () => ({ ...DEVICE, library: 'cuda', uuid: `${n}` })),
   })
   const files = [new RatesFile(dir.path), new RatesFile(dir.path)]

@@ -17,20 +17,48 @@ const DeviceRates = type({
 })
 export type DeviceRates = typeof DeviceRates.infer
 
+/** A broadcast within one group of ranks, and what the last updates made of it. */
+const BroadcastRates = type({
+  '+': 'reject',
+  /** Of each rank, in their order. */
+  uuids: 'string[]',
+  library: "'host' | 'cuda'",
+  bytes_per_second: BytesPerSecond.array(),
+})
+export type BroadcastRates = typeof BroadcastRates.infer
+
+const Seconds = type('0 <= number <= 10')
+
+/** An engine, and what the last updates told of it. */
+const LearntEngine = type({
+  '+': 'reject',
+  key: 'string',
+  learnt: type({
+    '+': 'reject',
+    bucket_s: Seconds,
+    tensor_s: Seconds,
+    reload_bytes_per_second: 'number > 0',
+  }).array(),
+})
+export type LearntEngine = typeof LearntEngine.infer
+
+/** The entry that was written last is the last one of its list. */
 export const RatesDocument = type({
   '+': 'reject',
   format: '1',
   devices: DeviceRates.array(),
+  broadcasts: BroadcastRates.array(),
+  engines: LearntEngine.array(),
 })
 export type RatesDocument = typeof RatesDocument.infer
 
-export const NO_RATES: RatesDocument = { format: 1, devices: [] }
+export const NO_RATES: RatesDocument = { format: 1, devices: [], broadcasts: [], engines: [] }
 
 /** Names of staged files must differ in the whole process: two files of one directory may be open in it. */
 let writes = 0
 
 /**
- * What a daemon has found out about its devices, in `STATE_DIR/rates.json`. Replaced as a whole by a rename, so a reader sees one
+ * What a daemon has found out about its devices and engines, in `STATE_DIR/rates.json`. Replaced as a whole by a rename, so a reader sees one
  * version or the other. Losing it costs a measurement, so nothing about it is an error.
  */
 export class RatesFile {
@@ -64,7 +92,7 @@ export class RatesFile {
     })
   }
 
-  /** Resolves also when it could not be written. */
+  /** Resolves also when it could not be written. The document is taken as it is now. */
   write(document: RatesDocument): Promise<void> {
     const text = `${JSON.stringify(document, null, 2)}\n`
     const staged = `${this.#path}.${process.pid}.${writes++}`

@@ -33,7 +33,7 @@ export interface UpdateHandle {
 
 export type UpdatesStatus = Pick<
   StatusAnswer,
-  'devices' | 'ranks' | 'engines' | 'running_update' | 'queued'
+  'devices' | 'ranks' | 'engines' | 'broadcast' | 'running_update' | 'queued'
 > & { readonly quarantined_bytes: number }
 
 /** The updates of one daemon: one at a time, the others wait their turn. */
@@ -215,7 +215,8 @@ class DaemonUpdates implements Updates {
     return {
       devices: [...devices.values()],
       ranks: pool.links.map(({ rank: { rank, device, key } }) => ({ rank, device, key })),
-      engines: this.#book.status(),
+      engines: this.#book.status(rates),
+      broadcast: rates.broadcast(pool.links.map(({ rank }) => rank)),
       running_update: this.#queue.runningId,
       queued: this.#queue.queued,
       quarantined_bytes: pool.quarantinedBytes,

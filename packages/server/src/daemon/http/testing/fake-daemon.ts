@@ -226,6 +226,7 @@ function fakeUpdates(
       ],
       ranks: [{ rank: 0, device: 0, key: 'GPU-0' }],
       engines: [],
+      broadcast: { bytes_per_second: 62e9, from: 'default' },
       running_update: null,
       queued: 0,
       quarantined_bytes: 7,
