@@ -1,7 +1,8 @@
-import { expect, setDefaultTimeout, test } from 'bun:test'
+import { expect, setDefaultTimeout, spyOn, test } from 'bun:test'
 import { existsSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { TestDir } from '../registry/testing/fixture.ts'
+import { Planner } from './plan.ts'
 import { NAME, tensorsOf, until, withUpdates } from './testing/fixture.ts'
 import { createUpdates } from './updates.ts'
 
@@ -73,4 +74,24 @@ test('an update of several ranks tells how fast its broadcast is, and its engine
     expect(next.status().broadcast).toEqual(broadcast)
     await next.close('the second is over')
   }, sizes)
+})
+
+test('what was planned when a checkpoint was registered is planned anew when its device has been measured', async () => {
+  const prepare = spyOn(Planner.prototype, 'prepare')
+  try {
+    await withUpdates(
+      async ({ updates, register }) => {
+        await register(tensorsOf(2, 1000, 1))
+        updates.prepare(NAME)
+        expect(prepare).toHaveBeenCalledTimes(1)
+        updates.measure()
+        await until(() => updates.status().devices[0]!.h2d.from === 'measured')
+        await until(() => prepare.mock.calls.length === 2)
+        expect(prepare.mock.calls[1]).toEqual(prepare.mock.calls[0]!)
+      },
+      { rankCount: 1, devices: 'host:1' },
+    )
+  } finally {
+    prepare.mockRestore()
+  }
 })

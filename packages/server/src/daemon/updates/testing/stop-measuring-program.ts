@@ -1,6 +1,6 @@
 /**
  * Run by `rates-daemon.test.ts` as a process of its own, with a link so slow (`CKPT_HOST_COPY_BYTES_PER_SECOND`) that a measurement takes
- * seconds: an update comes while it runs. Prints where the device's rate comes from when the update has ended, and at last.
+ * seconds: one update comes before it, one while it runs. Prints where the device's rate comes from when the update has ended, and at last.
  */
 import { NAME, tensorsOf, until, withUpdates } from './fixture.ts'
 
@@ -13,8 +13,12 @@ await withUpdates(
     const engine = await start()
     await register(tensorsOf(2, 1000, 1))
     updates.measure()
+    const update = () =>
+      updates.start(NAME, { update_url: `${engine.url}/collective_rpc`, timeout: 20 }).done
+    // before it begins
+    await update()
     await Bun.sleep(BEGUN_MS)
-    await updates.start(NAME, { update_url: `${engine.url}/collective_rpc`, timeout: 20 }).done
+    await update()
     const afterUpdate = from()
     await until(() => from() === 'measured')
     process.stdout.write(`${JSON.stringify({ afterUpdate, last: from() })}\n`)
