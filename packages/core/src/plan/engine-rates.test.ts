@@ -81,11 +81,34 @@ describe('the rates of an engine', () => {
     }
   })
 
+  test('are not made up from noise, where the contents of the buckets hardly differ', () => {
+    const buckets = Array.from({ length: 30 }, (_, i) => ({
+      tensors: 100 + (i % 3),
+      bytes: (128 + ((i * 7) % 3)) * MIB,
+    }))
+    const jitter = (i: number) => 1 + 0.05 * Math.sin(i * 78.233)
+    const seen = taken(buckets, (one, i) => 3 * timeOf(DEFAULT_RATES, one) * jitter(i))
+    const found = engineRates(seen) as EngineRates
+    const factors = [
+      found.bucketSeconds / DEFAULT_RATES.bucketSeconds,
+      found.tensorSeconds / DEFAULT_RATES.tensorSeconds,
+      DEFAULT_RATES.reloadBytesPerSecond / found.reloadBytesPerSecond,
+    ]
+    for (const factor of factors) {
+      expect(factor).toBeGreaterThan(3 / 2)
+      expect(factor).toBeLessThan(3 * 2)
+    }
+  })
+
   test('lie within a thousand times the defaults, whatever was seen', () => {
-    const seconds = fc.double({ min: 0, max: 1e6, noNaN: true })
-    const any = fc.oneof(content, fc.record({ tensors: fc.nat(3), bytes: fc.constant(0) }))
+    const power = fc.integer({ min: -70, max: 60 }).map((tenths) => 10 ** (tenths / 10))
+    const seconds = fc.oneof(power, fc.constant(0))
+    const empty = fc.record({ tensors: fc.nat(3), bytes: fc.constant(0) })
+    const lists = [content, empty].map((one) =>
+      fc.array(fc.tuple(one, seconds), { maxLength: 40, size: 'max' }),
+    )
     fc.assert(
-      fc.property(fc.array(fc.tuple(any, seconds), { maxLength: 40 }), (buckets) => {
+      fc.property(fc.oneof(...lists), (buckets) => {
         const seen = taken(
           buckets.map(([one]) => one),
           (_, i) => buckets[i]![1],

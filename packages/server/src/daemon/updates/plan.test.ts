@@ -90,8 +90,10 @@ test('new plans are made with the rates of now, prepared ones too; one that is k
   fresh.rates.bucketSeconds *= 10
   await fresh.prepare()
   expect(fresh.made).toEqual([['prepare', other.key]])
-  // an update of this layout would find what was kept for it
-  rates.bucketSeconds = DEFAULT_RATES.bucketSeconds / 100
+  // an update of this layout will find what is kept for it, where another one would get a third plan
+  rates.bucketSeconds *= 100
   await prepare()
   expect(made).toHaveLength(2)
+  await plan('a third engine')
+  expect(new Set(made.map(([, key]) => key)).size).toBe(3)
 })

@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, expect, test } from 'bun:test'
-import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { resetSync } from '@logtape/logtape'
 import fc from 'fast-check'
@@ -93,6 +93,15 @@ for (const [name, text] of Object.entries(OTHERS)) {
     expect(lines).toHaveLength(1)
   })
 }
+
+test('a reader that has begun reads what it found, whatever is written meanwhile', async () => {
+  const file = new RatesFile(dir.path)
+  await file.write({ ...NO_RATES, devices: [{ ...DEVICE, library: 'cuda' }] })
+  const reader = openSync(path(), 'r')
+  await file.write(NO_RATES)
+  expect(JSON.parse(readFileSync(reader, 'utf8')).devices).toEqual([DEVICE])
+  closeSync(reader)
+})
 
 test('writers at the same time leave one whole document and no other file', async () => {
   const rates = (n: number): RatesDocument => ({

@@ -66,7 +66,9 @@ test('a broadcast is learnt of the ranks that made it, and its median counts, al
   }
   // one rank, and next to nothing
   await book.learn(told({ ranks: ranks('a'), broadcast: { bytes: 8 * GIB, seconds: 9 } }))
-  await book.learn(told({ broadcast: { bytes: 1000, seconds: 9 } }))
+  for (let i = 0; i < 3; i++) {
+    await book.learn(told({ broadcast: { bytes: 2 ** 20, seconds: 9 } }))
+  }
   const later = await RateBook.open(dir.path, 'cuda')
   expect(later.broadcast(ranks('a', 'b'))).toEqual({ bytes_per_second: 8 * GIB, from: 'learnt' })
   expect(later.ratesOf(ranks('a', 'b'), []).broadcastBytesPerSecond).toBe(8 * GIB)
