@@ -1,6 +1,23 @@
 import { type } from 'arktype'
-import { Count, DialectName, Rank } from './bounds.ts'
+import { Count, DialectName, Elapsed, Rank } from './bounds.ts'
 import { CheckpointSummary } from './checkpoint-schemas.ts'
+
+/** Where a rate comes from that plans are made with. */
+export const RateOrigin = type("'default' | 'measured' | 'learnt'")
+export type RateOrigin = typeof RateOrigin.infer
+
+/** A rate that new plans are made with. */
+export const PlanRate = type({ bytes_per_second: 'number > 0', from: RateOrigin })
+export type PlanRate = typeof PlanRate.infer
+
+/** What new plans count on for an engine: of each bucket, of each tensor, of its bytes. */
+export const EnginePlanRates = type({
+  bucket_s: Elapsed,
+  tensor_s: Elapsed,
+  bytes_per_second: 'number > 0',
+  from: RateOrigin,
+})
+export type EnginePlanRates = typeof EnginePlanRates.infer
 
 /** `GET /v1/status`. */
 export const StatusAnswer = type({
@@ -14,6 +31,8 @@ export const StatusAnswer = type({
     total_bytes: Count,
     /** Where its rank's thread and memory are, on a machine with several NUMA nodes. */
     'numa_node?': Count,
+    /** Pinned host memory to the device. */
+    h2d: PlanRate,
   }).array(),
   /**
    * `key` is the engine worker's in a map: `GPU-<uuid>`, or `GPU-<uuid>#<rank>` where ranks share a
@@ -29,7 +48,10 @@ export const StatusAnswer = type({
     updated: 'boolean',
     'engine_restart_needed?': 'boolean',
     version: 'string | null',
+    rates: EnginePlanRates,
   }).array(),
+  /** Among all ranks. */
+  broadcast: PlanRate,
   memory: {
     pinned_bytes: Count,
     budget_bytes: Count,

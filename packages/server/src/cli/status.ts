@@ -1,4 +1,4 @@
-import type { StatusAnswer } from '@ckpt/core'
+import type { PlanRate, StatusAnswer } from '@ckpt/core'
 import type { Command } from 'commander'
 import { formatBytes, formatTable } from './format.ts'
 import { clientOf, type DaemonFlags, withDaemon } from './options.ts'
@@ -29,30 +29,44 @@ function statusText(status: StatusAnswer): string {
     ]),
     '',
     formatTable([
-      ['device', 'name', 'free', 'total', ...(onNodes ? ['NUMA node'] : [])],
+      ['device', 'name', 'free', 'total', 'pinned to device', ...(onNodes ? ['NUMA node'] : [])],
       ...status.devices.map((device) => [
         String(device.index),
         device.name,
         formatBytes(device.free_bytes),
         formatBytes(device.total_bytes),
+        rateText(device.h2d),
         ...(onNodes ? [String(device.numa_node ?? '-')] : []),
       ]),
     ]),
   ]
+  if (status.ranks.length > 1) sections.push('', `broadcast: ${rateText(status.broadcast)}`)
   if (status.engines.length > 0) sections.push('', enginesText(status.engines))
   return sections.join('\n')
 }
 
+/** What a plan counts on: `54.0 GB/s, default`. */
+function rateText({ bytes_per_second: bytesPerSecond, from }: PlanRate): string {
+  return `${(bytesPerSecond / 1e9).toFixed(1)} GB/s, ${from}`
+}
+
 function enginesText(engines: StatusAnswer['engines']): string {
   return formatTable([
-    ['engine', 'dialect', 'version', 'state'],
+    ['engine', 'dialect', 'version', 'a bucket', 'a tensor', 'rates', 'state'],
     ...engines.map((engine) => [
       engine.url,
       engine.dialect ?? '-',
       engine.version ?? '-',
+      microseconds(engine.rates.bucket_s),
+      microseconds(engine.rates.tensor_s),
+      engine.rates.from,
       engineState(engine),
     ]),
   ])
+}
+
+function microseconds(seconds: number): string {
+  return `${(seconds * 1e6).toFixed(0)} us`
 }
 
 /** What people are told of an engine. */

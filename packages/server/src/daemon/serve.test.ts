@@ -11,7 +11,14 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { CkptError, type EngineWeights, type UpdateReport, type UpdateState } from '@ckpt/core'
+import {
+  CkptError,
+  DEFAULT_RATES,
+  type StatusAnswer,
+  type EngineWeights,
+  type UpdateReport,
+  type UpdateState,
+} from '@ckpt/core'
 import {
   compareWeights,
   randomTensor,
@@ -376,6 +383,20 @@ describe('TCP', () => {
     expect(existsSync(join(dir, 'state'))).toBe(false)
   })
 })
+
+test(
+  'a daemon with nothing to do measures its devices, and says what it found',
+  async () => {
+    await start()
+    const rates = async () =>
+      (await call<StatusAnswer>('GET', '/v1/status')).body.devices.map(({ h2d }) => h2d)
+    const given = { bytes_per_second: DEFAULT_RATES.h2dBytesPerSecond, from: 'default' } as const
+    expect(await rates()).toEqual([given, given])
+    while ((await rates()).some(({ from }) => from !== 'measured')) await Bun.sleep(50)
+    for (const { bytes_per_second: rate } of await rates()) expect(rate).toBeGreaterThan(1e7)
+  },
+  TIMEOUT_MS,
+)
 
 describe('two daemons', () => {
   test(

@@ -55,6 +55,8 @@ export type RankRequest =
   | { readonly type: 'plan'; readonly key: string; readonly input: PlanInput | null }
   /** As `plan`, and pickles the lists of the plan it makes. */
   | { readonly type: 'prepare'; readonly key: string; readonly input: PlanInput | null }
+  /** How fast host memory reaches the device. Another number than 0 in `stop` (one int32) ends it early. */
+  | { readonly type: 'measure'; readonly stop: SharedArrayBuffer }
   | { readonly type: 'group_create'; readonly members: number }
   | { readonly type: 'group_destroy'; readonly group: number }
   /** Allocates and exports the ring, joins the group, binds the engine's address. */
@@ -84,6 +86,8 @@ export interface PlanSummary {
   readonly totalBytes: number
   /** Bytes of the buckets `[0, g]`. */
   readonly bytesThrough: Float64Array
+  /** Tensors of the buckets `[0, g]`. */
+  readonly tensorsThrough: Uint32Array
 }
 
 export interface OpenAnswer {
@@ -96,6 +100,8 @@ export interface RankAnswers {
   memory: MemoryAnswer
   plan: PlanSummary | null
   prepare: PlanSummary | null
+  /** null: it was stopped, or there is hardly any device memory. */
+  measure: { readonly bytesPerSecond: number | null }
   group_create: { readonly group: number }
   group_destroy: null
   open: OpenAnswer

@@ -60,6 +60,7 @@ export class HeldPlan {
       tensorCount: plan.tensorCount,
       totalBytes: plan.totalBytes,
       bytesThrough,
+      tensorsThrough: Uint32Array.from(plan.bucketFirstTensor.subarray(1)),
     }
   }
 }

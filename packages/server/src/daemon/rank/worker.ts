@@ -15,6 +15,7 @@ import type {
   RankWorkerStart,
 } from './messages.ts'
 import type { EngineSocket } from './engine-socket.ts'
+import { measureH2d } from './measure.ts'
 import { PlanShelf } from './plans.ts'
 import { type KeptRun, Quarantine } from './quarantine.ts'
 import { type LeftAddresses, releaseLeft } from './release-left.ts'
@@ -191,6 +192,11 @@ class RankWorker implements RunHost {
         const made = this.#plans.make(request.key, request.input)
         if (request.type === 'prepare') made.pickleAll()
         return made.summary()
+      }
+      case 'measure': {
+        const stop = new Int32Array(request.stop)
+        const stopped = () => Atomics.load(stop, 0) !== 0
+        return { bytesPerSecond: measureH2d(this.library, this.rank.device, stopped) }
       }
       case 'group_create':
         return { group: this.library.groupCreate(request.members) }

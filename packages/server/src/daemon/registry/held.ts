@@ -252,6 +252,10 @@ class HeldCheckpoints implements Registry {
     }
   }
 
+  get busy(): boolean {
+    return this.#turns.anyBusy || this.list().some(({ state }) => state === 'reading')
+  }
+
   list(): CheckpointSummary[] {
     return this.#versions.names.map((name) => this.#summary(name))
   }

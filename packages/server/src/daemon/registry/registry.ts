@@ -47,6 +47,8 @@ export interface Registry {
    * @throws CkptError as `lease`, except `checkpoint_not_found` and `checkpoint_empty`
    */
   gather(name: string): GatherAnswer
+  /** Whether something is being registered, read or dropped. */
+  readonly busy: boolean
   list(): CheckpointSummary[]
   /** @throws `checkpoint_not_found` */
   describe(name: string): CheckpointDetail

@@ -7,6 +7,11 @@ const WAITING_MAX = 64
 export class Turns {
   readonly #queues = new Map<string, { last: Promise<unknown>; waiting: number }>()
 
+  /** Whether an operation runs or waits, whatever the name. */
+  get anyBusy(): boolean {
+    return this.#queues.size > 0
+  }
+
   /** Whether an operation runs or waits for the name. */
   busy(name: string): boolean {
     return this.#queues.has(name)

@@ -2,6 +2,7 @@ import type { Dialect, StatusAnswer } from '@ckpt/core'
 import type { EngineKind } from '../../engines/adapter.ts'
 import type { Journal, EngineMark } from './journal.ts'
 import type { EngineRequest } from './request.ts'
+import type { RateBook } from './rates.ts'
 import type { EngineSpec } from './spec.ts'
 
 /** Engines that are remembered; beyond it those that are whole are forgotten. */
@@ -114,15 +115,16 @@ export class EngineBook {
     return marks
   }
 
-  status(): StatusAnswer['engines'] {
+  status(rates: Pick<RateBook, 'engine'>): StatusAnswer['engines'] {
     return [...this.#records.values()].map(
-      ({ url, dialect, tornBy, version, updated, restart }) => ({
+      ({ key, url, dialect, tornBy, version, updated, restart }) => ({
         url,
         dialect,
         torn: tornBy !== null,
         updated,
         ...(restart === null ? {} : { engine_restart_needed: true }),
         version,
+        rates: rates.engine(key),
       }),
     )
   }

@@ -1,5 +1,6 @@
 import {
   CkptError,
+  type CostRates,
   decideMode,
   type ModeDecision,
   type PlanInput,
@@ -7,13 +8,23 @@ import {
 } from '@ckpt/core'
 import type { PlanSummary } from '../rank/messages.ts'
 import type { RankLink } from '../rank/link.ts'
-import type { DaemonOptions, HeldVersion } from '../types.ts'
+import type { DaemonOptions, HeldVersion, RankInfo } from '../types.ts'
+import type { RateBook } from './rates.ts'
 import type { UpdateSpec } from './spec.ts'
 
 /** Layouts whose decision is kept. */
 const KEPT_MAX = 64
 
+type FreeBytes = readonly { readonly rank: number; readonly bytes: number }[]
+
 type Decided = Exclude<ModeDecision, { mode: 'refuse' }>
+
+/** A decision that is kept for a layout. */
+interface Kept {
+  readonly decided: Decided
+  /** Its layout without the engines. */
+  readonly anyEngines: string
+}
 
 export interface PlannedUpdate {
   readonly key: string
@@ -23,14 +34,16 @@ export interface PlannedUpdate {
 
 /**
  * Decides and plans updates. What was decided for a layout is kept while its ring fits into the share of the free memory that it
- * may take: recordings in the engines depend on it.
+ * may take, whatever is found out about devices and engines meanwhile: recordings in the engines depend on it.
  */
 export class Planner {
   readonly #options: DaemonOptions
-  readonly #kept = new Map<string, Decided>()
+  readonly #rates: Pick<RateBook, 'ratesOf'>
+  readonly #kept = new Map<string, Kept>()
 
-  constructor(options: DaemonOptions) {
+  constructor(options: DaemonOptions, rates: Pick<RateBook, 'ratesOf'>) {
     this.#options = options
+    this.#rates = rates
   }
 
   /**
@@ -41,25 +54,22 @@ export class Planner {
     spec: UpdateSpec,
     links: readonly RankLink[],
   ): Promise<PlannedUpdate> {
-    const layout = JSON.stringify([
-      version.layoutDigest,
-      spec.ranks,
-      version.ownerRanks,
-      spec.engines.map((engine) => [engine.key, engine.ranks]),
-      spec.mode,
-    ])
-    const before = this.#kept.get(layout)
+    const anyEngines = layoutOf(version, spec.ranks, spec.mode)
+    const engines = spec.engines.map((engine) => [engine.key, engine.ranks])
+    const layout = JSON.stringify([anyEngines, engines])
+    const before = this.#kept.get(layout)?.decided
     const [freeBytes, kept] = await Promise.all([
       freeShares(links),
       before === undefined ? null : planned(version, spec.ranks, before, 'kept', links),
     ])
-    const capBytes = this.#options.memoryFraction * Math.min(...freeBytes.map(({ bytes }) => bytes))
-    if (before !== undefined && before.ringBytes <= capBytes && kept !== null) {
-      this.#keep(layout, before)
+    if (before !== undefined && this.#fits(before, freeBytes) && kept !== null) {
+      this.#keep(layout, { decided: before, anyEngines })
       return kept
     }
-    const decided = this.#decide(version, spec, freeBytes)
-    this.#keep(layout, decided)
+    const keys = spec.engines.map((engine) => engine.key)
+    const rates = this.#rates.ratesOf(ranksOf(links), keys)
+    const decided = this.#decide(version, spec, freeBytes, rates)
+    this.#keep(layout, { decided, anyEngines })
     return planned(version, spec.ranks, decided, decided.reason, links)
   }
 
@@ -68,19 +78,21 @@ export class Planner {
    * nothing where an update would be refused.
    */
   async prepare(version: HeldVersion, links: readonly RankLink[]): Promise<void> {
-    const decision = this.#decideMode(version, 'auto', await freeShares(links))
-    if (decision.mode === 'refuse') return
     const ranks = links.map(({ rank }) => rank.rank)
+    const anyEngines = layoutOf(version, ranks, 'auto')
+    const freeBytes = await freeShares(links)
+    const kept = [...this.#kept.values()].findLast((one) => one.anyEngines === anyEngines)?.decided
+    const decision =
+      kept !== undefined && this.#fits(kept, freeBytes)
+        ? kept
+        : this.#decideMode(version, 'auto', freeBytes, this.#rates.ratesOf(ranksOf(links), null))
+    if (decision.mode === 'refuse') return
     const { key, input } = plannedInput(version, ranks, decision, links)
     await planOn(links, { type: 'prepare', key, input })
   }
 
-  #decide(
-    version: HeldVersion,
-    spec: UpdateSpec,
-    freeBytes: { rank: number; bytes: number }[],
-  ): Decided {
-    const decision = this.#decideMode(version, spec.mode, freeBytes)
+  #decide(version: HeldVersion, spec: UpdateSpec, freeBytes: FreeBytes, rates: CostRates): Decided {
+    const decision = this.#decideMode(version, spec.mode, freeBytes, rates)
     if (decision.mode === 'refuse') throw CkptError.from({ phase: 'plan', ...decision.failure })
     return decision
   }
@@ -88,7 +100,8 @@ export class Planner {
   #decideMode(
     { table, bytes }: HeldVersion,
     mode: UpdateSpec['mode'],
-    freeBytes: { rank: number; bytes: number }[],
+    freeBytes: FreeBytes,
+    rates: CostRates,
   ): ModeDecision {
     return decideMode({
       freeBytes,
@@ -99,15 +112,34 @@ export class Planner {
       ringBytes: this.#options.ringBytes,
       bucketBytes: this.#options.bucketBytes,
       mode,
+      rates,
     })
   }
 
-  #keep(layout: string, decided: Decided): void {
+  #fits({ ringBytes }: Decided, freeBytes: FreeBytes): boolean {
+    const leastBytes = Math.min(...freeBytes.map(({ bytes }) => bytes))
+    return ringBytes <= this.#options.memoryFraction * leastBytes
+  }
+
+  #keep(layout: string, kept: Kept): void {
     this.#kept.delete(layout)
-    this.#kept.set(layout, decided)
+    this.#kept.set(layout, kept)
     const oldest = this.#kept.keys().next()
     if (this.#kept.size > KEPT_MAX && !oldest.done) this.#kept.delete(oldest.value)
   }
+}
+
+function ranksOf(links: readonly RankLink[]): RankInfo[] {
+  return links.map(({ rank }) => rank)
+}
+
+/** What a decision is made for, but for the engines. */
+function layoutOf(
+  { layoutDigest, ownerRanks }: HeldVersion,
+  ranks: readonly number[],
+  mode: UpdateSpec['mode'],
+): string {
+  return JSON.stringify([layoutDigest, ranks, ownerRanks, mode])
 }
 
 async function planned(
@@ -159,7 +191,7 @@ function usable(ranks: readonly number[], inUpdate: readonly number[]): readonly
 }
 
 /** Ranks that share a device share what is free there. */
-async function freeShares(links: readonly RankLink[]): Promise<{ rank: number; bytes: number }[]> {
+async function freeShares(links: readonly RankLink[]): Promise<FreeBytes> {
   const memory = await Promise.all(links.map((link) => link.readMemory()))
   return links.map((link, i) => {
     const sharing = links.filter((other) => other.rank.device === link.rank.device).length

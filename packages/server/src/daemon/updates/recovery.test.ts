@@ -245,7 +245,8 @@ test('a journal makes us bind nowhere but in the directory of the engines, and s
       engines: [MARK],
     }
     const state = { torn: true, updated: false, version: null }
-    const marked = [{ url: MARK.url, dialect: 'D4', ...state }]
+    const rates = expect.objectContaining({ from: 'default' })
+    const marked = [{ url: MARK.url, dialect: 'D4', ...state, rates }]
     expect(await recovered(bench, JSON.stringify(journal))).toEqual(marked as never)
     expect(readdirSync(outside.path)).toEqual([])
     // what this process holds in shared memory is not a dead one's, whatever the journal says of its pid

@@ -17,11 +17,13 @@ import { readState, waitForFiles } from './head-start.ts'
 import { abortOf, EngineContact } from './contact.ts'
 import type { EngineBook } from './engines.ts'
 import type { PlannedUpdate, Planner } from './plan.ts'
+import type { RateBook } from './rates.ts'
 import type { UpdateRecord } from './record.ts'
 import { makeReport, PhaseClock } from './report.ts'
 import type { EngineSockets } from './sockets.ts'
 import type { UpdateSpec } from './spec.ts'
 import { RankTeam } from './team.ts'
+import { toldBy } from './told.ts'
 
 /** After a failure: until the engines' workers must have left. Rings of those that have not go into quarantine. */
 const LEAVE_MS = 5000
@@ -44,6 +46,7 @@ export interface RunContext {
   readonly book: EngineBook
   readonly journal: Journal
   readonly planner: Planner
+  readonly rates: RateBook
   readonly sockets: EngineSockets
   /** Ends the requests to engines when the daemon closes. */
   readonly closing: AbortSignal
@@ -189,7 +192,7 @@ export class UpdateRun {
     this.#clock.enter(null)
     const planned = this.#planned as PlannedUpdate
     const team = this.#team as RankTeam
-    return makeReport({
+    const report = makeReport({
       spec: this.#spec,
       version,
       planned,
@@ -199,6 +202,16 @@ export class UpdateRun {
       readSpan: this.#readSpan,
       engines: this.engineReports,
     })
+    this.#learn(planned, report)
+    return report
+  }
+
+  /** Not waited for. */
+  #learn({ summary }: PlannedUpdate, { stages }: UpdateReport): void {
+    const engines = this.#contacts.map(({ ranks, spec: { key } }) => {
+      return { key, stages: this.#team?.stagesOf(ranks) ?? [] }
+    })
+    void this.#context.rates.learn(toldBy({ ranks: this.#ranks, summary, stages, engines }))
   }
 
   #gather(): HeldVersion {

@@ -265,6 +265,10 @@ export class RankTeam {
     return this.#members.flatMap(({ stages }) => stages ?? [])
   }
 
+  stagesOf(ranks: readonly RankInfo[]): StageIntervals[] {
+    return this.#of(ranks).flatMap(({ stages }) => stages ?? [])
+  }
+
   /** Of every list of every rank, in seconds; null: none was sent. */
   get turnaround(): { p50_s: number; p99_s: number } | null {
     const ms = this.#members

@@ -14,10 +14,12 @@ import { Journal, type JournalDocument } from './journal.ts'
 import { log } from '../log.ts'
 import { RankPool } from '../rank/pool.ts'
 import type { Registry } from '../registry/registry.ts'
-import type { DaemonOptions } from '../types.ts'
+import type { DaemonOptions, HeldVersion } from '../types.ts'
 import { EngineBook } from './engines.ts'
+import { isIdle, Measuring } from './measuring.ts'
 import { Planner } from './plan.ts'
 import { UpdateQueue } from './queue.ts'
+import { RateBook } from './rates.ts'
 import { recoverFrom } from './recovery.ts'
 import { EngineSockets } from './sockets.ts'
 import { makeSpec } from './spec.ts'
@@ -31,7 +33,7 @@ export interface UpdateHandle {
 
 export type UpdatesStatus = Pick<
   StatusAnswer,
-  'devices' | 'ranks' | 'engines' | 'running_update' | 'queued'
+  'devices' | 'ranks' | 'engines' | 'broadcast' | 'running_update' | 'queued'
 > & { readonly quarantined_bytes: number }
 
 /** The updates of one daemon: one at a time, the others wait their turn. */
@@ -40,6 +42,8 @@ export interface Updates {
   recover(): Promise<void>
   /** Makes the plan of an update of what was registered, unless an update runs. Does not wait, and throws nothing. */
   prepare(name: string): void
+  /** From now on devices whose rates are not known are measured when there is nothing else to do. Does not wait. */
+  measure(): void
   /** Throws at once what is wrong with the request (400, 403, 404, 409, 429, 503). */
   start(name: string, request: UpdateRequest): UpdateHandle
   /** Throws `update_not_found`. The last 100 ended updates are remembered. */
@@ -61,6 +65,7 @@ export interface Updates {
 export async function createUpdates(options: DaemonOptions, registry: Registry): Promise<Updates> {
   const sockets = await EngineSockets.open(options.stateDir)
   const { journal, left } = await Journal.open(options.stateDir, sockets.dir)
+  const rates = await RateBook.open(options.stateDir, options.library.kind)
   const library = openLibrary(options.library)
   const lost = Promise.withResolvers<Failure>()
   const pool = await RankPool.start(options.library, library, options.ranks, {
@@ -69,7 +74,8 @@ export async function createUpdates(options: DaemonOptions, registry: Registry):
     },
     left: (address) => void journal.left(address),
   })
-  return new DaemonUpdates({ options, library, registry, sockets, journal, left, pool, lost })
+  const parts = { options, library, registry, sockets, journal, left, rates, pool, lost }
+  return new DaemonUpdates(parts)
 }
 
 interface Parts {
@@ -79,6 +85,7 @@ interface Parts {
   readonly sockets: EngineSockets
   readonly journal: Journal
   readonly left: JournalDocument | null
+  readonly rates: RateBook
   readonly pool: RankPool
   readonly lost: PromiseWithResolvers<Failure>
 }
@@ -89,14 +96,17 @@ class DaemonUpdates implements Updates {
   readonly #book: EngineBook
   readonly #planner: Planner
   readonly #queue: UpdateQueue
+  readonly #measuring: Measuring
+  /** What was registered last. */
+  #prepared: HeldVersion | null = null
   readonly #closing = new AbortController()
   #closed: Promise<void> | null = null
 
   constructor(parts: Parts) {
     this.#parts = parts
     this.#book = new EngineBook(parts.journal)
-    this.#planner = new Planner(parts.options)
-    const { lost } = parts
+    this.#planner = new Planner(parts.options, parts.rates)
+    const { lost, pool, rates } = parts
     this.deviceLost = lost.promise
     const context = {
       ...parts,
@@ -106,7 +116,19 @@ class DaemonUpdates implements Updates {
     }
     this.#queue = new UpdateQueue(context, (failure) => {
       if (failure?.code === 'device_lost') lost.resolve(failure)
+      this.#measuring.restart()
     })
+    this.#measuring = new Measuring({
+      pool,
+      rates,
+      idle: () => isIdle(this.#queue, pool, parts.registry),
+      // an update would find another plan than the one that was made when its checkpoint was registered
+      measured: () => this.#preparePlan(),
+    })
+  }
+
+  measure(): void {
+    this.#measuring.begin()
   }
 
   async recover(): Promise<void> {
@@ -124,6 +146,7 @@ class DaemonUpdates implements Updates {
     const spec = makeSpec(name, request, options)
     // says now what is wrong with the checkpoint; the version is chosen when its turn comes
     registry.lease(name).release(false)
+    this.#measuring.pause()
     const record = this.#queue.add(spec, request.if_busy)
     const giveBack = registry.claim(name)
     record.done.then(giveBack, giveBack)
@@ -131,17 +154,25 @@ class DaemonUpdates implements Updates {
   }
 
   prepare(name: string): void {
-    const { pool, registry } = this.#parts
-    if (this.#queue.runningId !== null || pool.links.some(({ dead }) => dead !== null)) return
+    this.#measuring.restart()
+    if (this.#queue.runningId !== null) return
     try {
-      const lease = registry.lease(name)
+      const lease = this.#parts.registry.lease(name)
       // a plan is made of names and sizes: the memory may go meanwhile
       lease.release(false)
-      // the update tells what is wrong
-      this.#planner.prepare(lease.version, pool.links).catch(() => {})
+      this.#prepared = lease.version
+      this.#preparePlan()
     } catch (error) {
       if (!(error instanceof CkptError)) throw error
     }
+  }
+
+  #preparePlan(): void {
+    const { links } = this.#parts.pool
+    if (this.#prepared === null || this.#queue.runningId !== null) return
+    if (links.some(({ dead }) => dead !== null)) return
+    // the update tells what is wrong
+    this.#planner.prepare(this.#prepared, links).catch(() => {})
   }
 
   state(id: string): UpdateState {
@@ -166,7 +197,7 @@ class DaemonUpdates implements Updates {
 
   /** Free bytes are those that the rank Workers saw last; idle ones are asked again for the next call. */
   status(): UpdatesStatus {
-    const { pool } = this.#parts
+    const { pool, rates } = this.#parts
     const devices = new Map<number, StatusAnswer['devices'][number]>()
     for (const link of pool.links) {
       if (!link.busy && link.dead === null) link.readMemory().catch(() => {})
@@ -178,13 +209,15 @@ class DaemonUpdates implements Updates {
         uuid,
         free_bytes: freeBytes,
         total_bytes: totalBytes,
+        h2d: rates.h2d(uuid),
         ...(numaNode >= 0 && { numa_node: numaNode }),
       })
     }
     return {
       devices: [...devices.values()],
       ranks: pool.links.map(({ rank: { rank, device, key } }) => ({ rank, device, key })),
-      engines: this.#book.status(),
+      engines: this.#book.status(rates),
+      broadcast: rates.broadcast(pool.links.map(({ rank }) => rank)),
       running_update: this.#queue.runningId,
       queued: this.#queue.queued,
       quarantined_bytes: pool.quarantinedBytes,
@@ -197,11 +230,13 @@ class DaemonUpdates implements Updates {
   }
 
   async #close(reason: string): Promise<void> {
-    const { pool, sockets, journal } = this.#parts
+    const { pool, sockets, journal, rates } = this.#parts
+    this.#measuring.close()
     await this.#queue.close(reason)
     this.#closing.abort(new CkptError('shutting_down', reason))
     await pool.close()
     await sockets.close()
     await journal.close()
+    await rates.close()
   }
 }

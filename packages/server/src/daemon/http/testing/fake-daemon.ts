@@ -158,6 +158,7 @@ function fakeRegistry(calls: unknown[][]): Registry {
       calls.push(['gather', name])
       return { digest: 'd', ranks: 1, tensors: 2, bytes: 40, seconds: 0 }
     },
+    busy: false,
     list: () => [summary],
     describe(name) {
       if (name !== 'llama') throw new CkptError('checkpoint_not_found', `no checkpoint ${name}`)
@@ -194,6 +195,7 @@ function fakeUpdates(
   return {
     async recover() {},
     prepare: (name) => void prepared.push(name),
+    measure: () => {},
     start,
     state(id) {
       find(id)
@@ -212,9 +214,19 @@ function fakeUpdates(
       return state(id, { state: 'failed' })
     },
     status: () => ({
-      devices: [{ index: 0, name: 'host', uuid: 'GPU-0', free_bytes: 1, total_bytes: 2 }],
+      devices: [
+        {
+          index: 0,
+          name: 'host',
+          uuid: 'GPU-0',
+          free_bytes: 1,
+          total_bytes: 2,
+          h2d: { bytes_per_second: 54e9, from: 'default' },
+        },
+      ],
       ranks: [{ rank: 0, device: 0, key: 'GPU-0' }],
       engines: [],
+      broadcast: { bytes_per_second: 62e9, from: 'default' },
       running_update: null,
       queued: 0,
       quarantined_bytes: 7,

@@ -1,0 +1,180 @@
+import { afterEach, beforeEach, expect, jest, test } from 'bun:test'
+import { CkptError } from '@ckpt/core'
+import type { RankLink } from '../rank/link.ts'
+import { MEASURED_BYTES } from '../rank/measure.ts'
+import { isIdle, Measuring } from './measuring.ts'
+import type { RateBook } from './rates.ts'
+
+const IDLE_MS = 1000
+
+interface Asked {
+  readonly uuid: string
+  readonly stop: Int32Array
+  answer(bytesPerSecond: number | null): Promise<void>
+  fail(error: CkptError): Promise<void>
+}
+
+/** Two devices, the first of them with two ranks, and answers that the test gives. */
+class Scene {
+  readonly asked: Asked[] = []
+  readonly known = new Map<string, number>()
+  idle = true
+  told = 0
+  readonly measuring: Measuring
+
+  constructor(uuids: readonly string[] = ['a', 'b', 'a']) {
+    const links = uuids.map((uuid) => ({
+      rank: { uuid },
+      request: ({ stop }: { stop: SharedArrayBuffer }) => {
+        const { promise, resolve, reject } = Promise.withResolvers()
+        this.asked.push({
+          uuid,
+          stop: new Int32Array(stop),
+          answer: (bytesPerSecond) => settled(() => resolve({ bytesPerSecond })),
+          fail: (error) => settled(() => reject(error)),
+        })
+        return promise
+      },
+    }))
+    const rates = {
+      h2dBytesPerSecond: (uuid: string) => this.known.get(uuid) ?? null,
+      measured: async (uuid: string, rate: number) => void this.known.set(uuid, rate),
+    }
+    this.measuring = new Measuring({
+      pool: { links: links as unknown as RankLink[] },
+      rates: rates as unknown as RateBook,
+      idle: () => this.idle,
+      measured: () => void this.told++,
+    })
+  }
+}
+
+async function settled(work: () => void): Promise<void> {
+  work()
+  for (let turns = 0; turns < 10; turns++) await Promise.resolve()
+}
+
+const pass = (ms: number) => settled(() => void jest.advanceTimersByTime(ms))
+
+beforeEach(() => void jest.useFakeTimers())
+afterEach(() => void jest.useRealTimers())
+
+test('each device is measured once, one after the other, when the daemon has been left alone', async () => {
+  const { measuring, asked, known, ...scene } = new Scene()
+  await pass(10 * IDLE_MS)
+  expect(asked).toEqual([])
+  measuring.begin()
+  await pass(IDLE_MS - 1)
+  expect(asked).toEqual([])
+  await pass(1)
+  expect(asked.map(({ uuid }) => uuid)).toEqual(['a'])
+  await asked[0]!.answer(1e9)
+  await pass(0)
+  expect(asked.map(({ uuid }) => uuid)).toEqual(['a', 'b'])
+  await asked[1]!.answer(2e9)
+  measuring.restart()
+  await pass(100 * IDLE_MS)
+  expect(asked).toHaveLength(2)
+  expect([...known]).toEqual([
+    ['a', 1e9],
+    ['b', 2e9],
+  ])
+  expect(scene.told).toBe(0)
+})
+
+test('what is known is not measured again, and whoever plans is told of what is new', async () => {
+  const scene = new Scene()
+  scene.known.set('a', 1e9)
+  scene.measuring.begin()
+  await pass(IDLE_MS)
+  expect(scene.asked.map(({ uuid }) => uuid)).toEqual(['b'])
+  expect(scene.told).toBe(0)
+  await scene.asked[0]!.answer(2e9)
+  expect(scene.told).toBe(1)
+})
+
+test('a daemon that is not idle is left alone, and looked at less and less often', async () => {
+  const scene = new Scene(['a'])
+  scene.idle = false
+  scene.measuring.begin()
+  await pass(100 * IDLE_MS)
+  scene.idle = true
+  await pass(20 * IDLE_MS)
+  expect(scene.asked).toEqual([])
+  await pass(60 * IDLE_MS)
+  expect(scene.asked).toHaveLength(1)
+})
+
+test('an update keeps a measurement away and stops one that runs; it is made up for after the update', async () => {
+  const { measuring, asked } = new Scene(['a'])
+  measuring.begin()
+  await pass(IDLE_MS - 1)
+  measuring.pause()
+  await pass(100 * IDLE_MS)
+  expect(asked).toEqual([])
+  measuring.restart()
+  await pass(IDLE_MS)
+  expect(asked[0]!.stop[0]).toBe(0)
+  measuring.pause()
+  expect(asked[0]!.stop[0]).toBe(1)
+  await asked[0]!.answer(null)
+  measuring.restart()
+  await pass(IDLE_MS)
+  expect(asked).toHaveLength(2)
+  expect(asked[1]!.stop[0]).toBe(0)
+})
+
+test('what failed is not tried again', async () => {
+  const { measuring, asked, known } = new Scene()
+  measuring.begin()
+  await pass(IDLE_MS)
+  await asked[0]!.fail(new CkptError('host_memory_exhausted', 'no'))
+  await pass(0)
+  expect(asked.map(({ uuid }) => uuid)).toEqual(['a', 'b'])
+  await asked[1]!.answer(2e9)
+  measuring.restart()
+  await pass(100 * IDLE_MS)
+  expect(asked).toHaveLength(2)
+  expect([...known.keys()]).toEqual(['b'])
+})
+
+test('a daemon that closes stops it, and nothing is measured any more', async () => {
+  const { measuring, asked } = new Scene(['a'])
+  measuring.begin()
+  await pass(IDLE_MS)
+  measuring.close()
+  expect(asked[0]!.stop[0]).toBe(1)
+  await asked[0]!.answer(null)
+  measuring.restart()
+  await pass(100 * IDLE_MS)
+  expect(asked).toHaveLength(1)
+})
+
+test('a daemon is idle when nothing runs, waits, is read or may be copied, and memory is left', () => {
+  const link = { busy: false, dead: null }
+  const idle = (change: Record<string, unknown> = {}) => {
+    const { runningId, queued, quarantinedBytes, links, busy, pinned } = {
+      runningId: null,
+      queued: 0,
+      quarantinedBytes: 0,
+      links: [link, link],
+      busy: false,
+      pinned: 0,
+      ...change,
+    }
+    const memory = () => ({ pinned_bytes: pinned, budget_bytes: MEASURED_BYTES })
+    const pool = { links: links as unknown as RankLink[], quarantinedBytes }
+    return isIdle({ runningId, queued }, pool, { busy, memory })
+  }
+  expect(idle()).toBe(true)
+  const reasons = [
+    { runningId: 'u1' },
+    { queued: 1 },
+    { busy: true },
+    { quarantinedBytes: 1 },
+    { links: [link, { ...link, busy: true }] },
+    { links: [{ ...link, dead: { code: 'rank_failed', message: '' } }, link] },
+    { pinned: 1 },
+  ]
+  for (const reason of reasons) expect([reason, idle(reason)]).toEqual([reason, false])
+})
