@@ -2,11 +2,13 @@ import { closeSync, openSync, readdirSync, readFileSync, writeFileSync } from 'n
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { stopProcess } from 'ckpt/cli/child-process'
+import { outputOf } from './command.ts'
 import { PeerServer } from './peer-server.ts'
 
 /** What the benches are measured against, of PyPI. */
 export const PEER = { name: 'checkpoint-engine', version: '0.4.2' } as const
 
+const INSTALL = { timeoutMs: 600_000 } as const
 const READY_MS = 120_000
 const STOP_MS = 10_000
 const LOG_CHARACTERS = 3000
@@ -24,17 +26,20 @@ export async function installPeer(
   dir: string,
 ): Promise<string> {
   const venv = join(dir, 'venv')
-  await run([python, '-m', 'venv', '--without-pip', venv])
+  await outputOf([python, '-m', 'venv', '--without-pip', venv], INSTALL)
   const own = join(venv, 'bin/python')
   // not `--system-site-packages`: `python` may itself be of a virtual environment
   const sites = 'import site; print("\\n".join(p for p in site.getsitepackages()))'
-  const [theirs, ours] = [await run([python, '-c', sites]), await run([own, '-c', sites])]
+  const [theirs, ours] = [
+    await outputOf([python, '-c', sites], INSTALL),
+    await outputOf([own, '-c', sites], INSTALL),
+  ]
   writeFileSync(join((ours.split('\n')[0] as string).trim(), 'parent.pth'), theirs)
   const from =
     wheels === null
       ? [`${PEER.name}==${PEER.version}`, 'httpx', 'uvicorn', 'fastapi']
       : ['--no-index', '--no-deps', ...wheelsIn(wheels)]
-  await run([python, '-m', 'pip', '--python', own, 'install', '--quiet', ...from])
+  await outputOf([python, '-m', 'pip', '--python', own, 'install', '--quiet', ...from], INSTALL)
   return own
 }
 
@@ -42,17 +47,6 @@ function wheelsIn(dir: string): string[] {
   const names = readdirSync(dir).filter((name) => name.endsWith('.whl'))
   if (names.length === 0) throw new Error(`--wheels ${dir}: there are no wheels`)
   return names.map((name) => join(dir, name))
-}
-
-async function run(command: string[]): Promise<string> {
-  const child = Bun.spawn(command, { stdin: 'ignore', stdout: 'pipe', stderr: 'pipe' })
-  const [out, error] = await Promise.all([
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-  ])
-  const status = await child.exited
-  if (status === 0) return out
-  throw new Error(`${command.join(' ')} ended with status ${status}:\n${error || out}`)
 }
 
 /** The peer's own server for one rank, which ends with `stack`. */

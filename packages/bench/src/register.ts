@@ -2,9 +2,9 @@ import { mkdirSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Library } from '@ckpt/cuda'
 import { createRegistry, type Registry } from 'ckpt/daemon/registry/registry'
-import { type Bench, type BenchContext, GIB, sizeName } from './bench.ts'
+import { type Bench, type BenchContext, sizeName } from './bench.ts'
 import { type BenchCheckpoint, compareHeld, layersOf, writeVersions } from './checkpoint.ts'
-import { atLeast } from './claims.ts'
+import { atLeast, RATE_BYTES_LEAST } from './claims.ts'
 import { daemonOptions } from './daemon-options.ts'
 import type { Timed } from './measure.ts'
 import { FileDigests } from './pattern-file.ts'
@@ -34,7 +34,7 @@ interface Written {
 /**
  * Files that were just written into pinned host memory, which is new or was pinned for the version before, or held in place.
  *
- * @param claimedFromBytes checkpoints of this size on must reach a rate, with the CUDA library: smaller ones are mostly set-up
+ * @param claimedFromBytes checkpoints of this size on must reach a rate, with the CUDA library
  */
 export function registerBench(claimedFromBytes: number): Bench {
   return {
@@ -59,7 +59,7 @@ export function registerBench(claimedFromBytes: number): Bench {
   }
 }
 
-export const register = registerBench(4 * GIB)
+export const register = registerBench(RATE_BYTES_LEAST)
 
 async function* placeRows(
   { note }: BenchContext,

@@ -4,8 +4,7 @@ import { MIB } from './bench.ts'
 import { expectedOf, writeVersions } from './checkpoint.ts'
 import type { Expected } from './engine.ts'
 import type { RowHead } from './row.ts'
-import { tensorBytes } from 'ckpt/cli/write-checkpoint'
-import type { Workload } from './workloads.ts'
+import { type Workload, workloadBytes } from './workloads.ts'
 
 /** A version of a checkpoint in files that were just written. */
 export interface Version {
@@ -50,14 +49,14 @@ export class Versions {
 /** Writes both into a directory of their own below `parent`. `stack` removes it. */
 export async function writePair(
   stack: AsyncDisposableStack,
-  { tensors }: Workload,
+  workload: Workload,
   ranks: number,
   parent: string,
 ): Promise<Versions> {
   const dir = mkdtempSync(join(parent, 'ckpt-bench-files-'))
   stack.defer(() => rmSync(dir, { recursive: true, force: true }))
-  const size = tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0)
-  const written = await writeVersions(dir, tensors, Math.max(size, MIB))
+  const size = Math.max(workloadBytes(workload), MIB)
+  const written = await writeVersions(dir, workload.tensors, size)
   const versions: Version[] = []
   for (const [index, { files }] of written.entries()) {
     versions.push({ name: `version-${index}`, files, expected: await expectedOf(files, ranks) })

@@ -32,6 +32,11 @@ export function workloads(sizes: readonly number[], models: readonly string[]): 
   })
 }
 
+/** Of all tensors together. */
+export function workloadBytes({ tensors }: Workload): number {
+  return tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0)
+}
+
 /** MiB of device memory that an update may take: 1 GiB, or the largest tensor and 256 MiB; a ring is a multiple of 2 MiB. */
 export function deviceMibMost({ tensors }: Workload): number {
   const largest = tensors.reduce((most, tensor) => Math.max(most, tensorBytes(tensor)), 0)
