@@ -2,6 +2,8 @@ import { afterEach, beforeEach, expect, test } from 'bun:test'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { ROOT, run as runProcess, type Scratch, scratch } from '../test/support/process.ts'
+import { CPU, gpuOf, rowsOf } from '../packages/bench/src/trainer.ts'
+import { workloads } from '../packages/bench/src/workloads.ts'
 import { readRecorded, replaceSection, run, sectionOf } from './bench-results.ts'
 
 const README = '# x\n\nbefore\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n'
@@ -108,6 +110,23 @@ before
 after
 `)
   expect(run(dir.path, true).status).toBe(0)
+})
+
+test('a document of the trainer has a line for each place of its tensors', () => {
+  const [dense] = workloads([], ['dense'])
+  const checked = { compared: 399, wrong: 0 }
+  const slow = { seconds: [6, 6, 0.8], d2h_gb_per_s: [], sha256: {} }
+  const fast = { seconds: [9, 9, 0.32], d2h_gb_per_s: [54.3], sha256: {} }
+  const rows = [
+    ...rowsOf(dense!, gpuOf(0), fast, checked, true),
+    ...rowsOf(dense!, CPU, slow, checked, true),
+  ]
+  record('card.json', documentOf(rows))
+  const lines = sectionOf(readRecorded(dir.path), null).split('\n')
+  expect(lines.filter((line) => line.startsWith('| trainer'))).toEqual([
+    '| trainer dense, tensors on the GPU, of the D2H rate | 51.19 | 94.3 % | 94.28 % | at least 90 % | yes |',
+    '| trainer dense, tensors in CPU memory | 20.48 | | 20.48 GB/s | at least 25 GB/s | **no** |',
+  ])
 })
 
 test('a README that differs fails the check, which says what to run and writes nothing', () => {

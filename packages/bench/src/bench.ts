@@ -6,11 +6,11 @@ export interface BenchContext {
   readonly devices: string
   /** Bytes of each size, none below `bytesLeast` of the bench. */
   readonly sizes: readonly number[]
-  /** Names of models, which `update`, `fresh` and `peers` take instead of the sizes. */
+  /** Names of models, which `update`, `fresh`, `peers`, `trainer` and `trace` take instead of the sizes. */
   readonly models: readonly string[]
   /** Empty directory of this bench. */
   readonly dir: string
-  /** A Python with torch for CUDA, for `peers`. */
+  /** A Python with torch, for `peers` and `trainer`. */
   readonly python: string
   /** Wheels to install the peer from; null: PyPI. */
   readonly wheels: string | null

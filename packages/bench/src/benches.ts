@@ -10,6 +10,7 @@ import { plan } from './plan.ts'
 import { register } from './register.ts'
 import { reload } from './reload.ts'
 import { trace } from './trace.ts'
+import { trainer } from './trainer.ts'
 import { update } from './update.ts'
 
 /** In the order of an update. */
@@ -25,5 +26,6 @@ export const BENCHES: readonly Bench[] = [
   update,
   fresh,
   peers,
+  trainer,
   trace,
 ]

@@ -10,10 +10,10 @@ export async function weightsOf(url: string): Promise<EngineWeights> {
   return (await response.json()) as EngineWeights
 }
 
-/** Counts the tensors, those of every rank on its own, whose bytes in the engine are not those of the files. */
+/** Counts the tensors, those of every rank on its own, whose bytes in the engine are not those of the files or the trainer. */
 export function compareWeights(
   { ranks }: EngineWeights,
-  expected: Expected,
+  expected: ReadonlyMap<string, { readonly sha256: readonly string[] }>,
   rankCount: number,
 ): Checked {
   let right = 0
