@@ -18,5 +18,6 @@ export function daemonOptions(devices: string, ranks: number | null, dir: string
     ringBytes: null,
     bucketBytes: null,
     memoryFraction: 0.9,
+    spin: 'auto',
   }
 }

@@ -3,6 +3,7 @@ import { type Command, Option } from 'commander'
 import { configureLogging } from '../daemon/log.ts'
 import type { ServeOptions } from '../daemon/options.ts'
 import { SERVE_DEFAULTS } from '../daemon/options.ts'
+import { SPIN_CHOICES } from '../daemon/rank/spin.ts'
 import { EXIT, usageError } from './exit.ts'
 import { endWithNpx } from './npx-parent.ts'
 import { collect, positiveNumber, wholeNumber, withJson } from './options.ts'
@@ -39,6 +40,11 @@ export function addServeCommand(program: Command): void {
       new Option('--in-place <when>', 'use files where they lie instead of a copy')
         .choices(['never', 'always', 'consume'])
         .default(SERVE_DEFAULTS.inPlace),
+    )
+    .addOption(
+      new Option('--spin <when>', 'keep a processor per rank busy while an update moves')
+        .choices(SPIN_CHOICES)
+        .default(SERVE_DEFAULTS.spin),
     )
     .option('--state-dir <dir>', 'private directory for the journal and engine sockets')
     .option('--leader <host:port>', 'the daemon of node rank 0')

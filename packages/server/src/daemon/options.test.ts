@@ -99,6 +99,7 @@ describe('limits', () => {
       ringBytes: null,
       bucketBytes: null,
       memoryFraction: 0.9,
+      spin: 'auto',
     })
   })
 
@@ -139,6 +140,7 @@ describe('limits', () => {
     [{ ringGib: Number.NaN }, {}, '--ring-gib is NaN'],
     [{ bucketMib: 0 }, {}, '--bucket-mib is 0'],
     [{ inPlace: 'sometimes' as 'never' }, {}, '--in-place is never, always or consume'],
+    [{ spin: 'yes' as 'on' }, {}, "--spin is auto, on or off, not 'yes'"],
   ])('%p %p is refused', (options, env, message) => {
     expect(refusal(() => limitOptions(with_(options), env)).message).toContain(message)
   })

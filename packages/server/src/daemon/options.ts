@@ -1,5 +1,6 @@
 import { isAbsolute, resolve } from 'node:path'
 import { CkptError } from '@ckpt/core'
+import { SPIN_CHOICES, type SpinChoice } from './rank/spin.ts'
 import type { DaemonOptions } from './types.ts'
 
 /** What `ckpt serve` is told. Every field has a default, see {@link SERVE_DEFAULTS}. */
@@ -33,6 +34,8 @@ export interface ServeOptions {
   readonly bucketMib: number | null
   /** Part of the least free device memory that a ring may take; null: `PS_MEM_FRACTION`, else 0.9. */
   readonly memoryFraction: number | null
+  /** Whether ranks keep a processor while an update moves; `auto`: where there are enough. */
+  readonly spin: SpinChoice
   readonly leader: string | null
   readonly nodeRank: number | null
   readonly nodes: number | null
@@ -55,6 +58,7 @@ export const SERVE_DEFAULTS: ServeOptions = {
   ringGib: null,
   bucketMib: null,
   memoryFraction: null,
+  spin: 'auto',
   leader: null,
   nodeRank: null,
   nodes: null,
@@ -181,6 +185,9 @@ export function limitOptions(options: ServeOptions, env: Environment = process.e
   if (!['never', 'always', 'consume'].includes(options.inPlace)) {
     throw refuse(`--in-place is never, always or consume, not '${options.inPlace}'`)
   }
+  if (!SPIN_CHOICES.includes(options.spin)) {
+    throw refuse(`--spin is auto, on or off, not '${options.spin}'`)
+  }
   const bucketBytes = bytes(options.bucketMib, MIB) ?? bytes(bucketGib, GIB)
   return {
     allowedDirs: options.allowDirs?.map((dir) => resolve(dir)) ?? null,
@@ -192,6 +199,7 @@ export function limitOptions(options: ServeOptions, env: Environment = process.e
       bytes(options.ringGib, GIB) ?? (bucketGib === null ? null : 2 * bytes(bucketGib, GIB)!),
     bucketBytes,
     memoryFraction: fraction,
+    spin: options.spin,
   }
 }
 

@@ -83,7 +83,7 @@ export async function serve(options: Partial<ServeOptions>): Promise<RunningDaem
     daemon.rankCalls.close(new CkptError('shutting_down', 'the daemon is shutting down'))
     for (const listener of listeners) listener.refuse()
   })
-  updates.measure()
+  updates.begin()
   const addresses = listeners.map(({ address }) => address)
   log.info('ready at {addresses}', { addresses: addresses.join(' '), ranks: ranks.length })
   return running(app, daemonOptions, addresses, updates.deviceLost, closing, undo.move())

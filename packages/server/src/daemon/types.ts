@@ -1,5 +1,6 @@
 import type { Failure, SourceSpace, TensorTable } from '@ckpt/core'
 import type { LibraryOptions, RankInfo } from '@ckpt/cuda'
+import type { SpinChoice } from './rank/spin.ts'
 
 /** A read that fills an owner's source space from its beginning to its end. */
 export interface SourceReading {
@@ -70,6 +71,8 @@ export interface DaemonOptions {
   readonly ringBytes: number | null
   readonly bucketBytes: number | null
   readonly memoryFraction: number
+  /** Whether ranks keep a processor while an update moves. */
+  readonly spin: SpinChoice
 }
 
 export type Result<T> =

@@ -67,10 +67,10 @@ export class RankLink {
     options: LibraryOptions,
     library: Library,
     rank: RankInfo,
-    ranks: number,
+    spins: boolean,
     watcher: RankWatcher = NOBODY,
   ): Promise<RankLink> {
-    const link = new RankLink(options, library, rank, ranks)
+    const link = new RankLink(options, library, rank, spins)
     link.#watcher = watcher
     const timer = setTimeout(() => link.#die('the rank Worker did not start'), START_MS)
     try {
@@ -83,12 +83,12 @@ export class RankLink {
     return link
   }
 
-  private constructor(options: LibraryOptions, library: Library, rank: RankInfo, ranks: number) {
+  private constructor(options: LibraryOptions, library: Library, rank: RankInfo, spins: boolean) {
     this.rank = rank
     this.#library = library
     const { port1, port2 } = new MessageChannel()
     this.#port = port1
-    const start: RankWorkerStart = { library: options, rank, ranks, port: port2 }
+    const start: RankWorkerStart = { library: options, rank, spins, port: port2 }
     this.#worker = new Worker(new URL('./worker.ts', import.meta.url), {
       workerData: start,
       transferList: [port2],

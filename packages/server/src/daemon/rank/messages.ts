@@ -6,8 +6,8 @@ import type { LibraryOptions, RankInfo, SourceReading } from '../types.ts'
 export interface RankWorkerStart {
   readonly library: LibraryOptions
   readonly rank: RankInfo
-  /** How many the daemon has. */
-  readonly ranks: number
+  /** See {@link ranksSpin}. */
+  readonly spins: boolean
   readonly port: MessagePort
 }
 
@@ -57,6 +57,8 @@ export type RankRequest =
   | { readonly type: 'prepare'; readonly key: string; readonly input: PlanInput | null }
   /** How fast host memory reaches the device. Another number than 0 in `stop` (one int32) ends it early. */
   | { readonly type: 'measure'; readonly stop: SharedArrayBuffer }
+  /** Makes updates that nobody sees, with a worker of its own at `address`. Another number than 0 in `stop` (one int32) ends it early. */
+  | { readonly type: 'rehearse'; readonly address: string; readonly stop: SharedArrayBuffer }
   | { readonly type: 'group_create'; readonly members: number }
   | { readonly type: 'group_destroy'; readonly group: number }
   /** Allocates and exports the ring, joins the group, binds the engine's address. */
@@ -102,6 +104,7 @@ export interface RankAnswers {
   prepare: PlanSummary | null
   /** null: it was stopped, or there is hardly any device memory. */
   measure: { readonly bytesPerSecond: number | null }
+  rehearse: { readonly runs: number }
   group_create: { readonly group: number }
   group_destroy: null
   open: OpenAnswer

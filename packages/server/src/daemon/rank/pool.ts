@@ -8,6 +8,7 @@ export class RankPool {
   readonly #options: LibraryOptions
   readonly #library: Library
   readonly #watcher: RankWatcher | undefined
+  readonly #spins: boolean
   readonly #links: RankLink[]
   /** Rings of Workers that were replaced: nobody can free them. */
   #lostBytes = 0
@@ -16,11 +17,13 @@ export class RankPool {
     options: LibraryOptions,
     library: Library,
     watcher: RankWatcher | undefined,
+    spins: boolean,
     links: RankLink[],
   ) {
     this.#options = options
     this.#library = library
     this.#watcher = watcher
+    this.#spins = spins
     this.#links = links
   }
 
@@ -29,9 +32,10 @@ export class RankPool {
     library: Library,
     ranks: readonly RankInfo[],
     watcher?: RankWatcher,
+    spins = false,
   ): Promise<RankPool> {
     const started = await Promise.allSettled(
-      ranks.map((rank) => RankLink.start(options, library, rank, ranks.length, watcher)),
+      ranks.map((rank) => RankLink.start(options, library, rank, spins, watcher)),
     )
     const links = started.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
     const failed = started.find((one) => one.status === 'rejected')
@@ -39,7 +43,7 @@ export class RankPool {
       await Promise.all(links.map((link) => link.close()))
       throw CkptError.wrap(failed.reason)
     }
-    return new RankPool(options, library, watcher, links)
+    return new RankPool(options, library, watcher, spins, links)
   }
 
   get links(): readonly RankLink[] {
@@ -65,12 +69,11 @@ export class RankPool {
         if (link === undefined) throw new CkptError('bad_request', `there is no rank ${rank}`)
         if (link.dead === null) return link
         if (link.dead.code === 'device_lost') throw CkptError.from(link.dead)
-        const { length } = this.#links
         const fresh = await RankLink.start(
           this.#options,
           this.#library,
           link.rank,
-          length,
+          this.#spins,
           this.#watcher,
         )
         this.#links[index] = fresh

@@ -1,4 +1,3 @@
-import { availableParallelism } from 'node:os'
 import { receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { CkptError } from '@ckpt/core'
 import { type Library, openLibrary, ZmqContext } from '@ckpt/cuda'
@@ -18,14 +17,13 @@ import type { EngineSocket } from './engine-socket.ts'
 import { measureH2d } from './measure.ts'
 import { PlanShelf } from './plans.ts'
 import { type KeptRun, Quarantine } from './quarantine.ts'
+import { rehearse } from './rehearsal.ts'
 import { type LeftAddresses, releaseLeft } from './release-left.ts'
 import { RankRun, type RunHost } from './run.ts'
 
 const SWEEP_MS = 100
 /** Runs are counted from 0. */
 const NO_RUN = -1
-/** So many for each rank of the daemon: its own, and some for the engine's worker and for everyone else. */
-const SPINNING_PROCESSORS = 4
 /** The most messages that are taken at once. */
 const MESSAGES_MAX = 10_000
 
@@ -44,10 +42,10 @@ class RankWorker implements RunHost {
   #run: RankRun | null = null
   #sweptMs = 0
 
-  constructor({ library, rank, ranks, port }: RankWorkerStart) {
+  constructor({ library, rank, spins, port }: RankWorkerStart) {
     this.#port = port
     this.rank = rank
-    this.spins = availableParallelism() >= ranks * SPINNING_PROCESSORS
+    this.spins = spins
     this.library = openLibrary(library)
     // before libzmq, CUDA or a stream starts a thread, which then runs there too
     if (rank.numaNode >= 0) this.library.threadBind(rank.numaNode)
@@ -197,6 +195,12 @@ class RankWorker implements RunHost {
         const stop = new Int32Array(request.stop)
         const stopped = () => Atomics.load(stop, 0) !== 0
         return { bytesPerSecond: measureH2d(this.library, this.rank.device, stopped) }
+      }
+      case 'rehearse': {
+        const { address, stop } = request
+        const flag = new Int32Array(stop)
+        const stopped = () => Atomics.load(flag, 0) !== 0
+        return { runs: rehearse(this, address, stopped) }
       }
       case 'group_create':
         return { group: this.library.groupCreate(request.members) }

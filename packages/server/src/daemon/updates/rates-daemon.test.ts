@@ -84,7 +84,7 @@ test('what was planned when a checkpoint was registered is planned anew when its
         await register(tensorsOf(2, 1000, 1))
         updates.prepare(NAME)
         expect(prepare).toHaveBeenCalledTimes(1)
-        updates.measure()
+        updates.begin()
         await until(() => updates.status().devices[0]!.h2d.from === 'measured')
         await until(() => prepare.mock.calls.length === 2)
         expect(prepare.mock.calls[1]).toEqual(prepare.mock.calls[0]!)

@@ -13,6 +13,7 @@ import { type Library, openLibrary } from '@ckpt/cuda'
 import { Journal, type JournalDocument } from './journal.ts'
 import { log } from '../log.ts'
 import { RankPool } from '../rank/pool.ts'
+import { ranksSpin } from '../rank/spin.ts'
 import type { Registry } from '../registry/registry.ts'
 import type { DaemonOptions, HeldVersion } from '../types.ts'
 import { EngineBook } from './engines.ts'
@@ -42,8 +43,11 @@ export interface Updates {
   recover(): Promise<void>
   /** Makes the plan of an update of what was registered, unless an update runs. Does not wait, and throws nothing. */
   prepare(name: string): void
-  /** From now on devices whose rates are not known are measured when there is nothing else to do. Does not wait. */
-  measure(): void
+  /**
+   * The daemon serves. Where ranks spin they rehearse updates now; from now on devices whose rates are not known are measured when
+   * there is nothing else to do. Does not wait.
+   */
+  begin(): void
   /** Throws at once what is wrong with the request (400, 403, 404, 409, 429, 503). */
   start(name: string, request: UpdateRequest): UpdateHandle
   /** Throws `update_not_found`. The last 100 ended updates are remembered. */
@@ -68,12 +72,14 @@ export async function createUpdates(options: DaemonOptions, registry: Registry):
   const rates = await RateBook.open(options.stateDir, options.library.kind)
   const library = openLibrary(options.library)
   const lost = Promise.withResolvers<Failure>()
-  const pool = await RankPool.start(options.library, library, options.ranks, {
-    dead(failure) {
+  const spins = ranksSpin(options.spin, options.ranks.length)
+  const watcher = {
+    dead(failure: Failure) {
       if (failure.code === 'device_lost') lost.resolve(failure)
     },
-    left: (address) => void journal.left(address),
-  })
+    left: (address: string) => void journal.left(address),
+  }
+  const pool = await RankPool.start(options.library, library, options.ranks, watcher, spins)
   const parts = { options, library, registry, sockets, journal, left, rates, pool, lost }
   return new DaemonUpdates(parts)
 }
@@ -97,6 +103,8 @@ class DaemonUpdates implements Updates {
   readonly #planner: Planner
   readonly #queue: UpdateQueue
   readonly #measuring: Measuring
+  /** 1: there is something better to do. */
+  readonly #noRehearsal = new Int32Array(new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT))
   /** What was registered last. */
   #prepared: HeldVersion | null = null
   readonly #closing = new AbortController()
@@ -127,8 +135,20 @@ class DaemonUpdates implements Updates {
     })
   }
 
-  measure(): void {
+  begin(): void {
+    this.#rehearse()
     this.#measuring.begin()
+  }
+
+  #rehearse(): void {
+    const { options, pool, sockets } = this.#parts
+    if (!ranksSpin(options.spin, options.ranks.length)) return
+    const stop = this.#noRehearsal.buffer
+    for (const link of pool.links) {
+      const address = sockets.address(link.rank.rank)
+      // updates do without
+      link.request({ type: 'rehearse', address, stop }).catch(() => {})
+    }
   }
 
   async recover(): Promise<void> {
@@ -146,6 +166,7 @@ class DaemonUpdates implements Updates {
     const spec = makeSpec(name, request, options)
     // says now what is wrong with the checkpoint; the version is chosen when its turn comes
     registry.lease(name).release(false)
+    Atomics.store(this.#noRehearsal, 0, 1)
     this.#measuring.pause()
     const record = this.#queue.add(spec, request.if_busy)
     const giveBack = registry.claim(name)
@@ -231,6 +252,7 @@ class DaemonUpdates implements Updates {
 
   async #close(reason: string): Promise<void> {
     const { pool, sockets, journal, rates } = this.#parts
+    Atomics.store(this.#noRehearsal, 0, 1)
     this.#measuring.close()
     await this.#queue.close(reason)
     this.#closing.abort(new CkptError('shutting_down', reason))

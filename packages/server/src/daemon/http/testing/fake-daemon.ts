@@ -195,7 +195,7 @@ function fakeUpdates(
   return {
     async recover() {},
     prepare: (name) => void prepared.push(name),
-    measure: () => {},
+    begin: () => {},
     start,
     state(id) {
       find(id)

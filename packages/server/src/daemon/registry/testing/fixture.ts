@@ -98,6 +98,7 @@ export function daemonOptions(
     ringBytes: null,
     bucketBytes: null,
     memoryFraction: 0.9,
+    spin: 'auto',
     ...options,
   }
 }

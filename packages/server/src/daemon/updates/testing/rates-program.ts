@@ -18,7 +18,7 @@ const updates = await createUpdates(options, registry)
 const h2d = () => updates.status().devices[0]!.h2d
 
 const first = h2d()
-updates.measure()
+updates.begin()
 const endMs = performance.now() + Number(patienceMs)
 while (performance.now() < endMs && (h2d().from === 'default' || first.from !== 'default')) {
   await Bun.sleep(10)

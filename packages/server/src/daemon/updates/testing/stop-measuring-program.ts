@@ -12,7 +12,7 @@ await withUpdates(
     const from = () => updates.status().devices[0]!.h2d.from
     const engine = await start()
     await register(tensorsOf(2, 1000, 1))
-    updates.measure()
+    updates.begin()
     const update = () =>
       updates.start(NAME, { update_url: `${engine.url}/collective_rpc`, timeout: 20 }).done
     // before it begins

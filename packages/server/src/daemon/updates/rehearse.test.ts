@@ -1,0 +1,59 @@
+import { expect, setDefaultTimeout, spyOn, test } from 'bun:test'
+import { RankLink } from '../rank/link.ts'
+import type { DaemonOptions } from '../types.ts'
+import { NAME, tensorsOf, withUpdates } from './testing/fixture.ts'
+
+setDefaultTimeout(60_000)
+
+interface Rehearsed {
+  /** What the ranks were asked for when the daemon served. */
+  readonly asked: readonly string[]
+  readonly answers: readonly unknown[]
+  /** That a real update then moved. */
+  readonly tensors: number
+}
+
+/** Of two ranks. */
+async function rehearsed(spin: DaemonOptions['spin'], atOnce: boolean): Promise<Rehearsed> {
+  const request = spyOn(RankLink.prototype, 'request')
+  let seen: Rehearsed | null = null
+  try {
+    await withUpdates(
+      async ({ updates, register, engine: start }) => {
+        const engine = await start()
+        await register(tensorsOf(10, 1000, 1))
+        request.mockClear()
+        updates.begin()
+        const answers = request.mock.results.map(({ value }) => value)
+        const asked = request.mock.calls.map(([{ type }]) => type)
+        if (!atOnce) await Promise.all(answers)
+        const update = { update_url: `${engine.url}/collective_rpc`, timeout: 30 }
+        const { tensors } = await updates.start(NAME, update).done
+        seen = { asked, answers: await Promise.all(answers), tensors }
+      },
+      { spin },
+    )
+    if (seen === null) throw new Error('there was no update')
+    return seen
+  } finally {
+    request.mockRestore()
+  }
+}
+
+test('where ranks spin each rehearses updates when the daemon serves', async () => {
+  const { asked, answers, tensors } = await rehearsed('on', false)
+  expect(asked).toEqual(['rehearse', 'rehearse'])
+  expect(answers).toEqual([{ runs: 10 }, { runs: 10 }])
+  expect(tensors).toBe(10)
+})
+
+test('an update that comes meanwhile does not wait for all of them', async () => {
+  const { answers, tensors } = await rehearsed('on', true)
+  expect(answers).toHaveLength(2)
+  for (const { runs } of answers as { runs: number }[]) expect(runs).toBeLessThan(10)
+  expect(tensors).toBe(10)
+})
+
+test('where they do not, nobody does', async () => {
+  expect(await rehearsed('off', false)).toEqual({ asked: [], answers: [], tensors: 10 })
+})
