@@ -155,7 +155,7 @@ export const SYMBOLS = {
   ckpt_file_lease: { args: ['u32', 'u32'], returns: 'i32' },
   ckpt_file_check: { args: ['u32'], returns: 'i32' },
   ckpt_file_sha256: { args: ['u32', 'u64', 'u64', 'buffer'], returns: 'i32' },
-  ckpt_read_start: { args: ['buffer', 'u32', 'u32', 'u32', 'buffer'], returns: 'i32' },
+  ckpt_read_start: { args: ['buffer', 'u32', 'u32', 'u32', 'u32', 'buffer'], returns: 'i32' },
   ckpt_read_query: { args: ['u32', 'buffer'], returns: 'i32' },
   ckpt_read_error: { args: ['u32', 'buffer', 'u32'], returns: 'i32' },
   ckpt_read_wait: { args: ['u32', 'u32', 'u32'], returns: 'i32' },

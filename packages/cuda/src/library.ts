@@ -314,9 +314,14 @@ class FfiLibrary implements types.Library {
     return this.#digestOf('ckpt_file_sha256', file, offset, bytes)
   }
 
-  readStart(pieces: readonly types.ReadPiece[], threads: number, signal: Handle): Handle {
+  readStart(
+    pieces: readonly types.ReadPiece[],
+    threads: types.ReadThreads,
+    signal: Handle,
+  ): Handle {
+    const [least, most] = typeof threads === 'number' ? [threads, threads] : threads
     const encoded = encodeReadPieces(pieces)
-    return this.#u32Of('ckpt_read_start', encoded, pieces.length, threads, signal)
+    return this.#u32Of('ckpt_read_start', encoded, pieces.length, least, most, signal)
   }
 
   readQuery(read: Handle): types.ReadProgress {

@@ -48,6 +48,9 @@ export interface FileLocation {
   readonly cachedFraction: number | null
 }
 
+/** How many threads read: always so many, or between `least` and `most` as many as turn out the fastest. */
+export type ReadThreads = number | readonly [least: number, most: number]
+
 /** One piece of a read: `bytes` bytes of a file into a buffer. */
 export interface ReadPiece {
   readonly file: Handle
@@ -148,7 +151,7 @@ export interface Library {
   fileSha256(file: Handle, offset: number, bytes: number): Uint8Array
 
   /** Starts reading; `signal` (0: none) wakes as the prefix of complete pieces grows and at the end. */
-  readStart(pieces: readonly ReadPiece[], threads: number, signal: Handle): Handle
+  readStart(pieces: readonly ReadPiece[], threads: ReadThreads, signal: Handle): Handle
   readQuery(read: Handle): ReadProgress
   /** The text of a failed read. */
   readError(read: Handle): string

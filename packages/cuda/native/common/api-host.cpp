@@ -140,18 +140,19 @@ int32_t ckpt_file_sha256(uint32_t file, uint64_t offset, uint64_t bytes, uint8_t
   });
 }
 
-int32_t ckpt_read_start(const ckpt_read_piece* pieces, uint32_t count, uint32_t threads,
-                        uint32_t signal, uint32_t* read_p) {
+int32_t ckpt_read_start(const ckpt_read_piece* pieces, uint32_t count, uint32_t threads_least,
+                        uint32_t threads_most, uint32_t signal, uint32_t* read_p) {
   return guard([&] {
     uint32_t& out = require(read_p, "read_p");
-    if (threads == 0 || threads > kReadThreadsMax)
-      fail(CKPT_ERR_INVALID, "threads must be 1 to %u", kReadThreadsMax);
+    if (threads_least == 0 || threads_least > threads_most || threads_most > kReadThreadsMax)
+      fail(CKPT_ERR_INVALID, "threads must be 1 to %u, the smaller number first", kReadThreadsMax);
     if (count > kReadPiecesMax) fail(CKPT_ERR_INVALID, "more than %u pieces", kReadPiecesMax);
     if (count > 0) require(pieces, "pieces");
     std::vector<Read::Piece> resolved;
     resolved.reserve(count);
     for (uint32_t i = 0; i < count; i++) resolved.push_back(resolve(pieces[i]));
-    out = add_object(Read::start(std::move(resolved), threads, find_optional<Signal>(signal)));
+    out = add_object(Read::start(std::move(resolved), threads_least, threads_most,
+                                   find_optional<Signal>(signal)));
   });
 }
 

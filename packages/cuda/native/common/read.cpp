@@ -19,32 +19,43 @@ uint64_t chunk_bytes_at(uint64_t rate) {
   return std::clamp(rate / kThrottledChunksPerSecond, kThrottledChunkBytesMin, kChunkBytes);
 }
 
+uint64_t bytes_of(const std::vector<Read::Piece>& pieces) {
+  uint64_t bytes = 0;
+  for (const Read::Piece& piece : pieces) bytes += piece.bytes;
+  return bytes;
+}
+
+bool on_tmpfs(const std::vector<Read::Piece>& pieces) {
+  return !pieces.empty() && pieces.front().file->on_tmpfs();
+}
+
 }  // namespace
 
-Read::Read(std::vector<Piece> pieces, std::shared_ptr<Signal> signal)
+Read::Read(std::vector<Piece> pieces, uint32_t threads_least, uint32_t threads_most,
+           std::shared_ptr<Signal> signal)
     : pieces_(std::move(pieces)),
       pieces_total_(static_cast<uint32_t>(pieces_.size())),
       signal_(std::move(signal)),
+      bytes_total_(bytes_of(pieces_)),
       rate_(read_bytes_per_second()),
-      chunk_bytes_(chunk_bytes_at(rate_)) {
-  for (const Piece& piece : pieces_) {
-    bytes_total_ += piece.bytes;
-    bytes_left_.push_back(piece.bytes);
-  }
+      chunk_bytes_(chunk_bytes_at(rate_)),
+      working_(threads_least, threads_most, bytes_total_, on_tmpfs(pieces_)) {
+  for (const Piece& piece : pieces_) bytes_left_.push_back(piece.bytes);
   advance_prefix_locked();
 }
 
-std::shared_ptr<Read> Read::start(std::vector<Piece> pieces, uint32_t threads,
-                                  std::shared_ptr<Signal> signal) {
-  std::shared_ptr<Read> read(new Read(std::move(pieces), std::move(signal)));
+std::shared_ptr<Read> Read::start(std::vector<Piece> pieces, uint32_t threads_least,
+                                  uint32_t threads_most, std::shared_ptr<Signal> signal) {
+  std::shared_ptr<Read> read(
+      new Read(std::move(pieces), threads_least, threads_most, std::move(signal)));
   const uint64_t chunks = read->bytes_total_ / read->chunk_bytes_ + read->pieces_.size();
-  const uint32_t count = static_cast<uint32_t>(std::clamp<uint64_t>(chunks, 1, threads));
+  const uint32_t count = static_cast<uint32_t>(std::clamp<uint64_t>(chunks, 1, threads_most));
   read->threads_inside_ = count;
   // The threads do not keep the object alive: close() joins them.
   Read* self = read.get();
   for (uint32_t i = 0; i < count; i++) {
     try {
-      read->threads_.push_back(start_thread("ckpt-read", [self] { self->work(); }));
+      read->threads_.push_back(start_thread("ckpt-read", [self, i] { self->work(i); }));
     } catch (...) {
       if (i == 0) throw;
       for (; i < count; i++) read->thread_leaves();
@@ -55,10 +66,10 @@ std::shared_ptr<Read> Read::start(std::vector<Piece> pieces, uint32_t threads,
 
 Read::~Read() { close(); }
 
-void Read::work() {
+void Read::work(uint32_t thread) {
   Chunk chunk;
   BounceBuffer bounce;
-  while (next_chunk(chunk)) {
+  while (next_chunk(thread, chunk)) {
     const Piece& piece = pieces_[chunk.piece];
     try {
       piece.file->read_bulk(piece.file_offset + chunk.offset, chunk.bytes,
@@ -86,18 +97,27 @@ void Read::pace(uint64_t bytes) {
   std::this_thread::sleep_until(until);
 }
 
-bool Read::next_chunk(Chunk& chunk) {
-  std::lock_guard lock(mutex_);
-  if (failure_ != CKPT_OK) return false;
+// Waits while this thread may not work. False: there is nothing more to do.
+bool Read::next_chunk(uint32_t thread, Chunk& chunk) {
+  std::unique_lock lock(mutex_);
+  parked_.wait(lock, [&] {
+    return failure_ != CKPT_OK || exhausted_locked() || working_.may_work(thread);
+  });
+  if (failure_ != CKPT_OK || exhausted_locked()) return false;
+  chunk = {next_piece_, next_offset_,
+           std::min(chunk_bytes_, pieces_[next_piece_].bytes - next_offset_)};
+  next_offset_ += chunk.bytes;
+  if (exhausted_locked()) parked_.notify_all();
+  return true;
+}
+
+// Whether every chunk has been taken.
+bool Read::exhausted_locked() {
   while (next_piece_ < pieces_.size() && next_offset_ == pieces_[next_piece_].bytes) {
     next_piece_++;
     next_offset_ = 0;
   }
-  if (next_piece_ == pieces_.size()) return false;
-  chunk = {next_piece_, next_offset_,
-           std::min(chunk_bytes_, pieces_[next_piece_].bytes - next_offset_)};
-  next_offset_ += chunk.bytes;
-  return true;
+  return next_piece_ == pieces_.size();
 }
 
 void Read::advance_prefix_locked() {
@@ -123,6 +143,7 @@ void Read::chunk_done(const Chunk& chunk) {
     const uint32_t before = pieces_prefix_;
     bytes_left_[chunk.piece] -= chunk.bytes;
     bytes_done_ += chunk.bytes;
+    if (working_.done(chunk.bytes)) parked_.notify_all();
     advance_prefix_locked();
     grown = pieces_prefix_ > before;
     if (grown) served = take_served_locked();
@@ -137,6 +158,7 @@ void Read::chunk_failed(const Chunk& chunk, ckpt_status status, const std::strin
   failure_ = status;
   failure_text_ = text;
   failed_piece_ = chunk.piece;
+  parked_.notify_all();
 }
 
 void Read::thread_leaves() {
@@ -195,6 +217,7 @@ void Read::close() {
       failure_ = CKPT_ERR_ABORTED;
       failure_text_ = "the read was destroyed";
       failed_piece_ = next_piece_;
+      parked_.notify_all();
     }
   }
   for (std::thread& thread : threads_) thread.join();

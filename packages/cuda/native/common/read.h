@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -13,6 +14,7 @@
 #include "buffer.h"
 #include "completion.h"
 #include "file.h"
+#include "read-threads.h"
 
 namespace ckpt {
 
@@ -28,9 +30,9 @@ class Read : public Object {
     uint64_t bytes;
   };
 
-  // `signal` may be null.
-  static std::shared_ptr<Read> start(std::vector<Piece> pieces, uint32_t threads,
-                                     std::shared_ptr<Signal> signal);
+  // Between 1 <= threads_least <= threads_most threads, see ReadThreads. `signal` may be null.
+  static std::shared_ptr<Read> start(std::vector<Piece> pieces, uint32_t threads_least,
+                                     uint32_t threads_most, std::shared_ptr<Signal> signal);
   ~Read() override;
 
   void query(ckpt_read_progress& progress);
@@ -51,9 +53,11 @@ class Read : public Object {
     uint64_t bytes;
   };
 
-  Read(std::vector<Piece> pieces, std::shared_ptr<Signal> signal);
-  void work();
-  bool next_chunk(Chunk& chunk);
+  Read(std::vector<Piece> pieces, uint32_t threads_least, uint32_t threads_most,
+       std::shared_ptr<Signal> signal);
+  void work(uint32_t thread);
+  bool next_chunk(uint32_t thread, Chunk& chunk);
+  bool exhausted_locked();
   void chunk_done(const Chunk& chunk);
   void chunk_failed(const Chunk& chunk, ckpt_status status, const std::string& text);
   void thread_leaves();
@@ -64,9 +68,10 @@ class Read : public Object {
   std::vector<Piece> pieces_;  // let go of when the read has ended: it holds files open
   const uint32_t pieces_total_;
   std::shared_ptr<Signal> signal_;
-  uint64_t bytes_total_ = 0;
+  const uint64_t bytes_total_;
 
   std::mutex mutex_;
+  std::condition_variable parked_;  // threads that may not work now
   std::vector<uint64_t> bytes_left_;  // of each piece
   uint32_t next_piece_ = 0;
   uint64_t next_offset_ = 0;
@@ -76,6 +81,7 @@ class Read : public Object {
   const uint64_t rate_;  // 0: as fast as it goes
   const uint64_t chunk_bytes_;
   std::chrono::steady_clock::time_point paced_until_ = std::chrono::steady_clock::now();
+  ReadThreads working_;
   uint32_t threads_inside_ = 0;
   uint32_t failed_piece_ = 0;
   ckpt_status failure_ = CKPT_OK;

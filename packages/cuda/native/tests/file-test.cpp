@@ -369,7 +369,7 @@ TEST("several files are read by several threads, in order, and the signal tells 
     offset += content.size();
   }
   const uint32_t signal = new_signal();
-  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 3, signal, &read));
+  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 3, 3, signal, &read));
   ckpt_read_progress progress{};
   uint32_t prefix = 0;
   do {
@@ -390,7 +390,7 @@ TEST("several files are read by several threads, in order, and the signal tells 
     CHECK_EQ(hex(digest, 32), sha256_of(contents[i]));
   }
   OK(ckpt_read_destroy(read));
-  OK(ckpt_read_start(nullptr, 0, 1, 0, &read));
+  OK(ckpt_read_start(nullptr, 0, 1, 1, 0, &read));
   OK(ckpt_read_wait(read, 0, 10000));
   OK(ckpt_read_destroy(read));
   for (uint32_t file : files) OK(ckpt_file_close(file));
@@ -406,7 +406,7 @@ TEST("whoever waits for pieces of a read is woken once, when they are there or t
   // all into the same place, one after another
   std::vector<ckpt_read_piece> pieces(100, {file, buffer, 0, 0, 1'000'000});
   const uint32_t first = new_signal(), last = new_signal(), replaced = new_signal();
-  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 1, 0, &read));
+  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 1, 1, 0, &read));
   OK(ckpt_read_notify(read, 1, first));
   OK(ckpt_read_notify(read, 100, last));
   OK(ckpt_read_notify(read, 101, replaced));
@@ -426,7 +426,7 @@ TEST("whoever waits for pieces of a read is woken once, when they are there or t
   OK(ckpt_read_destroy(read));
 
   pieces = {{file, buffer, 0, 0, 1'000'000}, {file, buffer, 2'500'000, 0, 1'000'000}};
-  OK(ckpt_read_start(pieces.data(), 2, 1, 0, &read));
+  OK(ckpt_read_start(pieces.data(), 2, 1, 1, 0, &read));
   OK(ckpt_read_notify(read, 2, first));  // never there, but the read ends
   OK(ckpt_signal_wait(first, 10000, &bits));
   OK(ckpt_read_query(read, &progress));
@@ -448,7 +448,7 @@ TEST("a read that fails names its piece and the file, and keeps nothing alive") 
                                      {file, buffer, 500'000, 1'000'000, 1'000'000},
                                      {file, buffer, 0, 2'000'000, 1'000'000}};
   const uint32_t signal = new_signal();
-  OK(ckpt_read_start(pieces, 3, 1, signal, &read));
+  OK(ckpt_read_start(pieces, 3, 1, 1, signal, &read));
   OK(ckpt_file_close(file));
   OK(ckpt_buffer_free(buffer));
   GIVES(CKPT_ERR_IO, ckpt_read_wait(read, 0, 10000));
@@ -473,16 +473,18 @@ TEST("reads refuse ranges outside of the buffer, read-only buffers and wrong cou
   OK(ckpt_buffer_alloc(4096, 0, &buffer));
   OK(ckpt_buffer_map(lease.file, &mapped));
   ckpt_read_piece piece{lease.file, buffer, 0, 1, 4096};
-  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 1, 0, &read));
+  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 1, 1, 0, &read));
   piece = {lease.file, mapped, 0, 0, 4096};
-  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 1, 0, &read));
+  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 1, 1, 0, &read));
   piece = {lease.file, buffer, 0, 0, 4096};
-  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 0, 0, &read));
-  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 65, 0, &read));
-  GIVES(CKPT_ERR_INVALID, ckpt_read_start(nullptr, 1, 1, 0, &read));
-  GIVES(CKPT_ERR_HANDLE, ckpt_read_start(&piece, 1, 1, 4242, &read));
+  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 0, 0, 0, &read));
+  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 65, 65, 0, &read));
+  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 2, 1, 0, &read));
+  GIVES(CKPT_ERR_INVALID, ckpt_read_start(&piece, 1, 0, 1, 0, &read));
+  GIVES(CKPT_ERR_INVALID, ckpt_read_start(nullptr, 1, 1, 1, 0, &read));
+  GIVES(CKPT_ERR_HANDLE, ckpt_read_start(&piece, 1, 1, 1, 4242, &read));
   piece.file = 4242;
-  GIVES(CKPT_ERR_HANDLE, ckpt_read_start(&piece, 1, 1, 0, &read));
+  GIVES(CKPT_ERR_HANDLE, ckpt_read_start(&piece, 1, 1, 1, 0, &read));
   OK(ckpt_buffer_free(mapped));
   OK(ckpt_buffer_free(buffer));
 }
@@ -497,7 +499,7 @@ TEST("a long read is waited for with a deadline and an abort, and destroyed at o
   OK(ckpt_buffer_alloc(bytes, 0, &buffer));
   const std::vector<ckpt_read_piece> pieces(32'000, {file, buffer, 0, 0, bytes});
   const uint32_t signal = new_signal();
-  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 1, signal, &read));
+  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 1, 1, signal, &read));
   // The signal tells of a piece that is done while the others are not.
   uint32_t bits = 0;
   OK(ckpt_signal_wait(signal, 10000, &bits));
@@ -581,7 +583,7 @@ TEST("direct reads bring the same bytes at any offset and size, and leave the pa
     pieces.push_back({file, buffer, offset, to, bytes});
     to += bytes + 256 - bytes % 256 + (pieces.size() % 2);
   }
-  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 3, 0, &read));
+  OK(ckpt_read_start(pieces.data(), static_cast<uint32_t>(pieces.size()), 3, 3, 0, &read));
   OK(ckpt_read_wait(read, 0, 30000));
   OK(ckpt_read_destroy(read));
   // The rest of the first piece's last chunk is small, and read through it.
@@ -593,7 +595,7 @@ TEST("direct reads bring the same bytes at any offset and size, and leave the pa
   }
   // A small piece is read through the cache.
   const ckpt_read_piece small{file, buffer, 100'001, 0, 5000};
-  OK(ckpt_read_start(&small, 1, 1, 0, &read));
+  OK(ckpt_read_start(&small, 1, 1, 1, 0, &read));
   OK(ckpt_read_wait(read, 0, 30000));
   OK(ckpt_read_destroy(read));
   uint8_t digest[32];
@@ -614,7 +616,7 @@ TEST("a direct read sees what was just written, and names where a file that was 
   std::fill(content.begin() + 1'000'003, content.begin() + 3'000'000, uint8_t{7});
   CHECK(pwrite(writer, content.data() + 1'000'003, 1'999'997, 1'000'003) == 1'999'997);
   ckpt_read_piece piece{file, buffer, 3, 1, content.size() - 3};
-  OK(ckpt_read_start(&piece, 1, 2, 0, &read));
+  OK(ckpt_read_start(&piece, 1, 2, 2, 0, &read));
   OK(ckpt_read_wait(read, 0, 30000));
   OK(ckpt_read_destroy(read));
   uint8_t digest[32];
@@ -624,7 +626,7 @@ TEST("a direct read sees what was just written, and names where a file that was 
   for (const uint64_t end : {5'000'123ull, 4096ull, 0ull}) {
     CHECK(ftruncate(writer, static_cast<off_t>(end)) == 0);
     piece = {file, buffer, 4'194'304 + 77, 0, 1 << 20};
-    OK(ckpt_read_start(&piece, 1, 1, 0, &read));
+    OK(ckpt_read_start(&piece, 1, 1, 1, 0, &read));
     GIVES(CKPT_ERR_IO, ckpt_read_wait(read, 0, 30000));
     char text[512];
     OK(ckpt_read_error(read, text, sizeof text));
@@ -653,7 +655,7 @@ TEST("where O_DIRECT is refused the file is read as before") {
   uint32_t buffer = 0, read = 0;
   OK(ckpt_buffer_alloc(8 << 20, 0, &buffer));
   const ckpt_read_piece piece{file, buffer, 1, 0, content.size() - 1};
-  OK(ckpt_read_start(&piece, 1, 2, 0, &read));
+  OK(ckpt_read_start(&piece, 1, 2, 2, 0, &read));
   OK(ckpt_read_wait(read, 0, 30000));
   OK(ckpt_read_destroy(read));
   uint8_t digest[32];

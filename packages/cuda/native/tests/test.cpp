@@ -171,7 +171,7 @@ uint32_t buffer_with(const std::vector<uint8_t>& content) {
   uint32_t buffer = 0, read = 0;
   OK(ckpt_buffer_alloc(content.size(), 0, &buffer));
   const ckpt_read_piece piece{file, buffer, 0, 0, content.size()};
-  OK(ckpt_read_start(&piece, 1, 2, 0, &read));
+  OK(ckpt_read_start(&piece, 1, 2, 2, 0, &read));
   OK(ckpt_read_wait(read, 0, 10000));
   OK(ckpt_read_destroy(read));
   OK(ckpt_file_close(file));

@@ -51,7 +51,7 @@ export function startRead(
     pieces.length,
   )
   const startedMs = clockMs()
-  const read = library.readStart(pieces, threads, 0)
+  const read = library.readStart(pieces, [Math.ceil(threads / 2), threads], 0)
   return { read, pieces, pieceStarts, placements, startedMs }
 }
 
