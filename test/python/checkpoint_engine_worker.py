@@ -3,11 +3,11 @@
 HTTP in front (`/health`, `/collective_rpc` as vLLM answers it, `/v1/weights` as the reference engine answers it), and behind
 it `checkpoint_engine.worker.update_weights_from_ipc`, one thread for each key of the posted map.
 
-    python checkpoint_engine_worker.py --device shm|cuda --listen 127.0.0.1:0 [--fault error@K|post|hang@K]
+    python checkpoint_engine_worker.py --device shm|cuda --listen 127.0.0.1:0 [--fault error@K|post|hang@K] [--worker ckpt_worker]
 
 It prints `ready http://HOST:PORT` on standard output. With `--device shm` the 64-byte handle is the name of POSIX shared memory
 (libckpt_host.so): only torch's `rebuild_cuda_tensor` and checkpoint-engine's device module are replaced. With `--device cuda`
-nothing is replaced at all.
+nothing is replaced at all. With `--worker ckpt_worker` it is our own worker instead, which replays what it has recorded.
 """
 
 import argparse
@@ -84,9 +84,10 @@ def check_refcounter(name):
 
 
 class Engine:
-    def __init__(self, device, fault, in_place):
-        self.device, self.fault, self.in_place = device, fault, in_place
+    def __init__(self, device, fault, in_place, own):
+        self.device, self.fault, self.in_place, self.own = device, fault, in_place or own, own
         self.ranks, self.updates, self.torn = {}, 0, False
+        self.reloads = {}
 
     def run(self, key, timeout, address, index):
         held = self.ranks.get(key, {}) if self.in_place else {}
@@ -113,9 +114,20 @@ class Engine:
         def post_hook():
             if self.fault == "post":
                 raise RuntimeError("the post hook failed")
-            self.ranks[key] = tensors
+            # what was replayed did not come by
+            self.ranks[key] = {**held, **tensors}
 
-        worker.update_weights_from_ipc(zmq.Context.instance(), address, index, run=load, post_hook=post_hook)
+        if not self.own:
+            return worker.update_weights_from_ipc(zmq.Context.instance(), address, index, run=load, post_hook=post_hook)
+        import ckpt_worker
+
+        reload = self.reloads.get(key)
+        if reload is None:
+            reload = self.reloads[key] = ckpt_worker.Reload(lambda: list(self.ranks.get(key, {}).values()))
+        ckpt_worker.update_weights_from_ipc(
+            zmq.Context.instance(), address, index, run=load, post_hook=post_hook, reload=reload,
+            limits=ckpt_worker.Limits(total=timeout),
+        )
 
     def update(self, handles, timeout):
         errors = []
@@ -143,7 +155,8 @@ class Engine:
             with ThreadPoolExecutor() as threads:
                 described = dict(zip(tensors, threads.map(describe, tensors.values())))
             ranks.append({"uuid": key, "tensors": described})
-        return {"version": None, "updates": self.updates, "torn": self.torn, "ranks": ranks}
+        reloads = [vars(reload.tally) for reload in self.reloads.values()]
+        return {"version": None, "updates": self.updates, "torn": self.torn, "ranks": ranks, "reloads": reloads}
 
 
 def describe(tensor):
@@ -196,6 +209,7 @@ def main():
     parser.add_argument("--listen", default="127.0.0.1:0")
     parser.add_argument("--fault", default="")
     parser.add_argument("--in-place", action="store_true", help="copy into the parameters of the update before")
+    parser.add_argument("--worker", choices=["checkpoint_engine", "ckpt_worker"], default="checkpoint_engine")
     args = parser.parse_args()
     if args.device == "shm":
         reductions.rebuild_cuda_tensor = rebuild_from_shared_memory
@@ -203,7 +217,8 @@ def main():
     else:
         torch.cuda.init()
     host, _, port = args.listen.rpartition(":")
-    server = ThreadingHTTPServer((host, int(port)), handler_of(Engine(args.device, args.fault, args.in_place)))
+    engine = Engine(args.device, args.fault, args.in_place, args.worker == "ckpt_worker")
+    server = ThreadingHTTPServer((host, int(port)), handler_of(engine))
     print(f"ready http://{host}:{server.server_address[1]}", flush=True)
     server.serve_forever()
 

@@ -1,0 +1,24 @@
+"""The engine side of ckpt: takes updates as checkpoint-engine's worker does, and replays what it has recorded of the engine's
+own loading.
+
+    from ckpt_worker import Reload, model_tensors, update_weights_from_ipc
+
+    reload = Reload(lambda: model_tensors(model))
+    update_weights_from_ipc(zmq.Context.instance(), address, 0, run=model.load_weights, reload=reload)
+"""
+
+from .conversation import DaemonGone, Limits
+from .messages import DaemonError, ProtocolError
+from .reload import Reload, Tally
+from .update import model_tensors, update_weights_from_ipc
+
+__all__ = [
+    "DaemonError",
+    "DaemonGone",
+    "Limits",
+    "ProtocolError",
+    "Reload",
+    "Tally",
+    "model_tensors",
+    "update_weights_from_ipc",
+]

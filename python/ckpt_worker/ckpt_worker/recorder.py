@@ -1,0 +1,290 @@
+"""Watches an engine load weights out of the ring, and notes which of its bytes end up where.
+
+A dispatch mode sees every operator of torch that runs in its thread, so it sees `param.copy_(loaded)` as well as the chains
+that lead there: slices, transposes, `contiguous`, `cat`. It does not see what Triton kernels, ctypes or `param.data = view` do:
+whoever replays a recording has to prove it first (`proof.py`).
+"""
+
+from __future__ import annotations
+
+import gc
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from .copies import Copy, simplified
+from .origins import UNKNOWN, affine_pieces, origin_in_ring
+
+aten = torch.ops.aten
+
+# what they make has the contents of their inputs, item by item: done to the origins, they give the origins of the result
+_MOVES = {
+    aten.clone.default,
+    aten._to_copy.default,
+    aten.cat.default,
+    aten.stack.default,
+    aten.flip.default,
+    aten.roll.default,
+    aten.repeat.default,
+    aten.index_select.default,
+}
+
+_READ_NOTHING = {aten.record_stream.default}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a list: its bytes are `[offset, offset + bytes)` of the ring."""
+
+    name: str
+    offset: int
+    bytes: int
+
+
+@dataclass
+class ListRecording:
+    """What became of the tensors of one list."""
+
+    tensors: tuple[Tensor, ...]
+    copies: list[Copy] = field(default_factory=list)
+    # why a tensor has to take the ordinary path, by its name
+    ordinary: dict[str, str] = field(default_factory=dict)
+    # of which something was read
+    read: set[str] = field(default_factory=set)
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names that the model has not looked at."""
+        return [tensor.name for tensor in self.tensors if tensor.bytes and tensor.name not in self.read]
+
+
+@dataclass
+class _Temporary:
+    """A storage that is not the model's and holds bytes of the ring. The storage is kept: its address must not be another's."""
+
+    storage: torch.UntypedStorage
+    item: int
+    origin: torch.Tensor
+
+
+class Recorder(TorchDispatchMode):
+    """Use it as a context around the engine's own loading of one list after another.
+
+    @param ring: all bytes of the ring
+    @param regions: the storages of the model's parameters, buffers and other tensors; a copy names one by its index
+    """
+
+    def __init__(self, ring: torch.Tensor, regions: Sequence[torch.UntypedStorage]):
+        super().__init__()
+        self._ring = _key(ring.untyped_storage())
+        self._ring_offset = ring.storage_offset() * ring.element_size()
+        self._regions = {_key(storage): index for index, storage in enumerate(regions)}
+        self._temporaries: dict[int, _Temporary] = {}
+        self._list = ListRecording(())
+        self._starts: list[int] = []
+        self._by_start: list[Tensor] = []
+
+    def begin(self, tensors: Sequence[Tensor]) -> ListRecording:
+        """From now on these are in the ring. What was noted before is in what an earlier call has returned."""
+        self._list = ListRecording(tuple(tensors))
+        self._by_start = sorted((tensor for tensor in tensors if tensor.bytes), key=lambda tensor: tensor.offset)
+        self._starts = [tensor.offset for tensor in self._by_start]
+        self._temporaries.clear()
+        return self._list
+
+    def finish(self) -> None:
+        """The list has been loaded. A tensor that the engine keeps in memory of its own making is ordinary: nobody would bring
+        the next version there."""
+        if self._kept():
+            gc.collect()
+        for temporary in self._kept():
+            self._refuse(self._names_of_origin(temporary.origin), "the engine keeps it in memory that is not its model's")
+        self._temporaries.clear()
+
+    def _kept(self) -> list[_Temporary]:
+        # one use is ours
+        return [one for one in self._temporaries.values() if torch._C._storage_Use_Count(_key(one.storage)) > 1]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        kwargs = kwargs or {}
+        if func is aten.copy_.default:
+            self._copies(args[0], args[1])
+            return func(*args, **kwargs)
+        derived = [tensor for tensor in _tensors((args, kwargs)) if self._has_origin(tensor)]
+        reads = self._names(derived)
+        out = func(*args, **kwargs)
+        if derived and (func in _READ_NOTHING or _is_view(func, derived, out) or self._moves(func, args, kwargs, out)):
+            return out
+        self._writes(func, args, kwargs)
+        self._list.read.update(reads)
+        self._refuse(reads, f"{func} is no copy")
+        return out
+
+    def _has_origin(self, tensor: torch.Tensor) -> bool:
+        key = _key(tensor.untyped_storage())
+        return key == self._ring or key in self._temporaries
+
+    def _copies(self, to: torch.Tensor, source: torch.Tensor) -> None:
+        """`to.copy_(source)` is about to run."""
+        key = _key(to.untyped_storage())
+        if not self._has_origin(source):
+            self._forget(to)
+            return
+        names = self._names([source])
+        self._list.read.update(names)
+        if key == self._ring:
+            self._refuse(names, "it is copied into the ring")
+        elif source.is_neg() or source.is_conj():
+            self._refuse(names, "it is negated or conjugated")
+            self._forget(to)
+        elif source.dtype != to.dtype:
+            self._refuse(names, f"it is converted from {source.dtype} to {to.dtype}")
+            self._forget(to)
+        elif source.device != to.device:
+            self._refuse(names, f"it goes from {source.device} to {to.device}")
+            self._forget(to)
+        elif key in self._regions:
+            self._into_region(self._regions[key], to, source.expand(to.shape), names)
+        else:
+            self._into_temporary(to, source.expand(to.shape))
+
+    def _into_region(self, region: int, to: torch.Tensor, source: torch.Tensor, names: set[str]) -> None:
+        item = to.element_size()
+        strides = tuple(stride * item for stride in to.stride())
+        destination = to.storage_offset() * item
+        if _key(source.untyped_storage()) == self._ring:
+            offset = source.storage_offset() * item - self._ring_offset
+            sources = tuple(stride * item for stride in source.stride())
+            self._list.copies += simplified(Copy(offset, region, destination, item, tuple(to.shape), sources, strides))
+            return
+        origin = self._origin(source)
+        pieces = None if origin is None else affine_pieces(origin)
+        if pieces is None:
+            self._refuse(names, "not all of what it is copied with comes from the ring, or in too many pieces")
+            return
+        for piece in pieces:
+            at = destination + sum(begin * stride for begin, stride in zip(piece.begin, strides))
+            self._list.copies += simplified(Copy(piece.base, region, at, item, piece.shape, piece.strides, strides))
+
+    def _into_temporary(self, to: torch.Tensor, source: torch.Tensor) -> None:
+        storage, item = to.untyped_storage(), to.element_size()
+        key = _key(storage)
+        known = self._temporaries.get(key)
+        if known is None or known.item != item:
+            items = storage.nbytes() // item
+            origin = torch.full((items,), UNKNOWN, dtype=torch.int64, device=to.device)
+            known = self._temporaries[key] = _Temporary(storage, item, origin)
+        known.origin.as_strided(to.shape, to.stride(), to.storage_offset()).copy_(self._origin_or_unknown(source))
+
+    def _origin(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Of the tensor's items; None where it does not come from the ring, or is looked at with another item size."""
+        key = _key(tensor.untyped_storage())
+        if key == self._ring:
+            return origin_in_ring(tensor, self._ring_offset)
+        temporary = self._temporaries.get(key)
+        if temporary is None or temporary.item != tensor.element_size():
+            return None
+        return temporary.origin.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def _origin_or_unknown(self, tensor: torch.Tensor) -> torch.Tensor:
+        origin = self._origin(tensor)
+        if origin is not None:
+            return origin
+        return torch.full(tensor.shape, UNKNOWN, dtype=torch.int64, device=tensor.device)
+
+    def _moves(self, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
+        """Whether the operator only moves items, to a new tensor; then the origins of that are known."""
+        if func not in _MOVES or not isinstance(out, torch.Tensor):
+            return False
+        sources = list(_tensors(args[:1]))
+        if any(source.dtype != out.dtype or source.device != out.device for source in sources):
+            return False
+        if _key(out.untyped_storage()) in self._regions:
+            return False
+        origins = [self._origin_or_unknown(source) for source in sources]
+        if func in (aten.clone.default, aten._to_copy.default):
+            origin = origins[0]
+        elif func in (aten.cat.default, aten.stack.default):
+            origin = func(origins, *args[1:], **kwargs)
+        else:
+            origin = func(origins[0], *args[1:], **kwargs)
+        self._list.read.update(self._names(sources))
+        storage, item = out.untyped_storage(), out.element_size()
+        whole = torch.full((storage.nbytes() // item,), UNKNOWN, dtype=torch.int64, device=out.device)
+        whole.as_strided(out.shape, out.stride(), out.storage_offset()).copy_(origin)
+        self._temporaries[_key(storage)] = _Temporary(storage, item, whole)
+        return True
+
+    def _writes(self, func: Any, args: Any, kwargs: Any) -> None:
+        """What the operator writes in place does not come from the ring any more."""
+        for argument, value in _schema_arguments(func, args, kwargs):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            for tensor in _tensors(value):
+                self._forget(tensor)
+
+    def _forget(self, tensor: torch.Tensor) -> None:
+        temporary = self._temporaries.get(_key(tensor.untyped_storage()))
+        if temporary is None:
+            return
+        if temporary.item == tensor.element_size():
+            temporary.origin.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(UNKNOWN)
+        else:
+            temporary.origin.fill_(UNKNOWN)
+
+    def _names(self, tensors: Iterable[torch.Tensor]) -> set[str]:
+        """Tensors of the list that something of these comes from."""
+        return {name for tensor in tensors for name in self._names_of(tensor)}
+
+    def _names_of(self, tensor: torch.Tensor) -> Iterator[str]:
+        if tensor.numel() == 0:
+            return
+        key = _key(tensor.untyped_storage())
+        if key == self._ring:
+            item = tensor.element_size()
+            first = tensor.storage_offset() * item - self._ring_offset
+            last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())) * item
+            index = max(0, bisect_right(self._starts, first) - 1)
+            while index < len(self._by_start) and self._by_start[index].offset <= last:
+                yield self._by_start[index].name
+                index += 1
+        elif key in self._temporaries:
+            yield from self._names_of_origin(self._temporaries[key].origin)
+
+    def _names_of_origin(self, origin: torch.Tensor) -> Iterator[str]:
+        starts = torch.tensor(self._starts, dtype=torch.int64, device=origin.device)
+        indices = torch.searchsorted(starts, origin[origin != UNKNOWN], right=True) - 1
+        for index in indices.unique().tolist():
+            yield self._by_start[index].name
+
+    def _refuse(self, names: Iterable[str], reason: str) -> None:
+        for name in names:
+            self._list.ordinary.setdefault(name, reason)
+
+
+def _key(storage: torch.UntypedStorage) -> int:
+    return int(storage._cdata)
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    return (value for value in tree_iter(values) if isinstance(value, torch.Tensor))
+
+
+def _is_view(func: Any, inputs: Sequence[torch.Tensor], out: Any) -> bool:
+    """Whether what it returns is memory of the one input, looked at in another way (`_unsafe_view` does not say so itself)."""
+    outs = list(_tensors(out))
+    keys = {_key(tensor.untyped_storage()) for tensor in (*inputs, *outs)}
+    return bool(outs) and len(keys) == 1 and not func._schema.is_mutable
+
+
+def _schema_arguments(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]:
+    for index, argument in enumerate(func._schema.arguments):
+        if index < len(args):
+            yield argument, args[index]
+        elif argument.name in kwargs:
+            yield argument, kwargs[argument.name]

@@ -1,0 +1,119 @@
+"""One update, with the signature of checkpoint-engine's worker: an engine that imports that function can import this one."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import zmq
+
+from .conversation import Conversation, Limits
+from .reload import Reload, Run
+
+PostHook = Callable[[], object]
+
+
+def update_weights_from_ipc(
+    zmq_ctx: zmq.Context[Any],
+    zmq_handle: str,
+    device_id: int,
+    *,
+    run: Run,
+    post_hook: PostHook | None = None,
+    reload: Reload | None = None,
+    limits: Limits | None = None,
+) -> None:
+    """Takes an update from a daemon at `zmq_handle`.
+
+    @param device_id: of the device that the ring is mapped on
+    @param run: loads weights, views of the ring that are gone when it returns
+    @param post_hook: after the last of them, when the ring is not mapped any more
+    @param reload: replays what it has recorded of `run`; None: `run` loads every list
+    @raises DaemonError, DaemonGone, ProtocolError, TimeoutError: what the engine holds is then of two versions
+    """
+    with Conversation(zmq_ctx, zmq_handle, limits or Limits()) as talk:
+        try:
+            handle = talk.handle()
+            ring = handle.open(device_id)
+        except Exception as error:
+            talk.refuse_handle(error)
+            raise
+        talk.ok()
+        try:
+            if reload is not None:
+                reload.begin()
+            _take_lists(talk, ring, run, reload)
+        finally:
+            device, weak = ring.device, ring.untyped_storage()._weak_ref()
+            # the mapping ends with its last tensor
+            del ring, handle
+            _release(weak, device)
+        talk.ok()
+        body, message = talk.next("the end of the update")
+        if message is not None:
+            raise RuntimeError(f"the daemon sends a list of {len(body)} bytes after the last one")
+        if post_hook is not None:
+            post_hook()
+        _synchronize(device)
+        talk.ok()
+
+
+def _take_lists(talk: Conversation, ring: torch.Tensor, run: Run, reload: Reload | None) -> None:
+    count = 0
+    try:
+        while True:
+            body, listed = talk.next(f"list {count} or the end of the lists")
+            if listed is None:
+                return _synchronize(ring.device)
+            try:
+                if reload is None:
+                    run([(one.tensor.name, one.view(ring)) for one in listed])
+                else:
+                    reload.take(body, listed, ring, run)
+                _synchronize(ring.device)
+            except Exception as error:
+                # not raised: the daemon tells every worker of the engine to stop, and this one with them
+                talk.fail(error)
+                _let_go(error)
+            else:
+                talk.ok()
+            count += 1
+    finally:
+        # an exception that leaves here keeps this frame
+        del ring
+
+
+def _let_go(error: BaseException) -> None:
+    """The frames of a traceback hold views of the ring."""
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
+
+
+def _release(weak: int, device: torch.device) -> None:
+    if not torch.UntypedStorage._expired(weak):
+        # tensors in a cycle hold it
+        gc.collect()
+    torch.UntypedStorage._free_weak_ref(weak)
+    if device.type == "cuda":
+        torch.cuda.ipc_collect()
+    _synchronize(device)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def model_tensors(*models: torch.nn.Module | None) -> Iterable[torch.Tensor]:
+    """Parameters, buffers and tensors that are plain attributes of the modules: what weights may be loaded into."""
+    for model in models:
+        if model is None:
+            continue
+        yield from model.parameters()
+        yield from model.buffers()
+        for module in model.modules():
+            yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))

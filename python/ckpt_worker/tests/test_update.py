@@ -1,0 +1,228 @@
+"""The worker's function against a daemon that a test plays, with pickles as checkpoint-engine's daemon makes them."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+import threading
+import unittest
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import zmq
+from torch.multiprocessing import reductions
+
+from ckpt_worker import DaemonError, DaemonGone, Limits, ProtocolError, Reload, update_weights_from_ipc
+
+NAMES = ("a", "b", "c")
+SHAPES = {"a": (64, 32), "b": (64, 32), "c": (7,)}
+LOOK_MS = 20
+SOON = Limits(total=2.0, grace=0.2)
+
+
+def handle(size: int) -> bytes:
+    arguments = (
+        torch.Tensor,
+        (size,),
+        (1,),
+        0,
+        torch.UntypedStorage,
+        torch.uint8,
+        0,
+        b"h" * 64,
+        size,
+        0,
+        False,
+        b"/r",
+        0,
+        b"",
+        False,
+    )
+    return pickle.dumps((reductions.rebuild_cuda_tensor, arguments))
+
+
+class Daemon(threading.Thread):
+    """Sends one message after another, each after the reply to the one before, and keeps the replies."""
+
+    def __init__(self, context: zmq.Context[Any], address: str, messages: list[bytes | Callable[[], bytes]]):
+        super().__init__(daemon=True)
+        self.replies: list[bytes] = []
+        self.worker_left = threading.Event()
+        self._messages = messages
+        self._socket = context.socket(zmq.REQ)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(address)
+
+    def run(self) -> None:
+        try:
+            for message in self._messages:
+                self._socket.send(message() if callable(message) else message)
+                while not self._socket.poll(LOOK_MS):
+                    if self.worker_left.is_set() and not self._socket.poll(LOOK_MS):
+                        return
+                self.replies.append(self._socket.recv())
+        finally:
+            self._socket.close()
+
+
+class Model:
+    """Two parameters: `a` and `b` fused, and `c`."""
+
+    def __init__(self) -> None:
+        self.fused = torch.zeros(128, 32, dtype=torch.bfloat16)
+        self.single = torch.zeros(7)
+        self.loaded: list[str] = []
+        self.refuses: str | None = None
+        self.hooks = 0
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.fused, self.single]
+
+    def load(self, weights: list[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in weights:
+            self.loaded.append(name)
+            if name == self.refuses:
+                raise ValueError(f"no place for {name}")
+            if name == "c":
+                self.single.copy_(tensor)
+            else:
+                self.fused.narrow(0, 64 * NAMES.index(name), 64).copy_(tensor)
+
+    def hook(self) -> None:
+        self.hooks += 1
+
+
+class TestUpdate(unittest.TestCase):
+    def setUp(self) -> None:
+        self.context: zmq.Context[Any] = zmq.Context()
+        folder = tempfile.TemporaryDirectory()
+        self.address = f"ipc://{Path(folder.name) / 'rank.sock'}"
+        self.model = Model()
+        self.reload = Reload(self.model.tensors)
+        self.rings: list[weakref.ref[torch.Tensor]] = []
+        self.ring = torch.zeros(16_384, dtype=torch.uint8)
+        patch = mock.patch.object(reductions, "rebuild_cuda_tensor", self._rebuild)
+        self.handle = handle(self.ring.numel())
+        patch.start()
+        self.addCleanup(patch.stop)
+        self.addCleanup(folder.cleanup)
+        self.addCleanup(self.context.destroy, 0)
+
+    def _rebuild(self, *arguments: Any) -> torch.Tensor:
+        self.assertEqual(arguments[6:8], (3, b"h" * 64))
+        view = self.ring[:]
+        self.rings.append(weakref.ref(view))
+        return view
+
+    def lists(
+        self, version: int, *, names: tuple[str, ...] = NAMES
+    ) -> tuple[list[bytes | Callable[[], bytes]], dict[str, torch.Tensor]]:
+        """One list for each name, all at the beginning of the ring: each is written when the one before was taken."""
+        contents = {
+            name: torch.randn(SHAPES[name], generator=torch.Generator().manual_seed(100 * version + i))
+            for i, name in enumerate(NAMES)
+        }
+        contents = {name: value if name == "c" else value.bfloat16() for name, value in contents.items()}
+
+        def list_of(name: str) -> bytes:
+            value = contents[name]
+            self.ring.zero_()
+            data = value.contiguous().view(-1).view(torch.uint8)
+            self.ring[256 : 256 + data.numel()].copy_(data)
+            return pickle.dumps([{"name": name, "dtype": value.dtype, "shape": value.shape, "offset": 256}])
+
+        return [lambda name=name: list_of(name) for name in names], contents  # type: ignore[misc]
+
+    def update(self, messages: list[bytes | Callable[[], bytes]], **options: Any) -> Daemon:
+        self.daemon = daemon = Daemon(self.context, self.address, messages)
+        daemon.start()
+        options.setdefault("reload", self.reload)
+        try:
+            update_weights_from_ipc(self.context, self.address, 3, run=self.model.load, post_hook=self.model.hook, **options)
+        finally:
+            daemon.worker_left.set()
+            daemon.join()
+        return daemon
+
+    def expect_held(self, contents: dict[str, torch.Tensor]) -> None:
+        self.assertTrue(torch.equal(self.model.fused, torch.cat([contents["a"], contents["b"]])))
+        self.assertTrue(torch.equal(self.model.single, contents["c"]))
+
+    def test_the_first_update_is_loaded_and_the_others_are_replayed(self) -> None:
+        for version in range(3):
+            lists, contents = self.lists(version)
+            daemon = self.update([self.handle, *lists, pickle.dumps(None), pickle.dumps(None)])
+            self.assertEqual(daemon.replies, [b""] * 6)
+            self.expect_held(contents)
+            tally = self.reload.tally
+            self.assertEqual((tally.replayed, tally.ordinary), (0, 3) if version == 0 else (3, 0))
+        self.assertEqual(self.model.loaded, list(NAMES))
+        self.assertEqual(self.model.hooks, 3)
+        self.assertEqual([ring() for ring in self.rings], [None] * 3)
+
+    def test_without_a_reload_the_engine_loads_every_time(self) -> None:
+        for version in range(2):
+            lists, contents = self.lists(version)
+            self.update([self.handle, *lists, pickle.dumps(None), pickle.dumps(None)], reload=None)
+            self.expect_held(contents)
+        self.assertEqual(len(self.model.loaded), 6)
+
+    def test_moved_parameters_and_forgetting_are_recorded_anew(self) -> None:
+        def moved() -> None:
+            self.model.fused = torch.zeros_like(self.model.fused)
+
+        for version, change in enumerate([lambda: None, moved, self.reload.forget, lambda: None]):
+            change()
+            lists, contents = self.lists(version)
+            self.update([self.handle, *lists, pickle.dumps(None), pickle.dumps(None)])
+            self.expect_held(contents)
+            self.assertEqual(self.reload.tally.replayed, 3 if version == 3 else 0)
+
+    def test_an_error_of_the_engine_is_told_and_the_daemon_ends_it(self) -> None:
+        self.model.refuses = "b"
+        lists, _ = self.lists(0)
+        stop = pickle.dumps(RuntimeError("stop, all of you"))
+        with self.assertRaisesRegex(DaemonError, "stop, all of you"):
+            self.update([self.handle, *lists[:2], stop], limits=SOON)
+        self.assertIn(b"no place for b", self.daemon.replies[2])
+        self.assertEqual([ring() for ring in self.rings], [None])
+        # a list that failed was not recorded, and the next update heals
+        self.model.refuses = None
+        lists, contents = self.lists(1)
+        self.update([self.handle, *lists, pickle.dumps(None), pickle.dumps(None)])
+        self.expect_held(contents)
+        self.assertEqual(self.reload.tally.replayed, 1)
+
+    def test_a_handle_that_cannot_be_opened_is_refused(self) -> None:
+        stop = pickle.dumps(RuntimeError("stop"))
+        broken = mock.patch.object(reductions, "rebuild_cuda_tensor", side_effect=OSError("no such ring"))
+        with broken, self.assertRaisesRegex(OSError, "no such ring"):
+            self.update([self.handle, stop], limits=SOON)
+        self.assertIn(b"no such ring", self.daemon.replies[0])
+
+    def test_messages_that_do_not_belong_there(self) -> None:
+        out = pickle.dumps([{"name": "a", "dtype": torch.uint8, "shape": (9,), "offset": 16_380}])
+        for bad in (b"junk", b"cos\nsystem\n(S'true'\ntR.", pickle.dumps({"a": 1}), pickle.dumps([1]), self.handle):
+            with self.subTest(bad=bad[:20]), self.assertRaises(ProtocolError):
+                self.update([self.handle, bad], limits=SOON)
+        with self.assertRaises(ProtocolError):
+            self.update([pickle.dumps(None)], limits=SOON)
+        # a tensor that is not in the ring is the engine's error: the other workers have to be told
+        with self.assertRaises(DaemonError):
+            self.update([self.handle, out, pickle.dumps(RuntimeError("stop"))], limits=SOON)
+        self.assertIn(b"is not in the ring", self.daemon.replies[1])
+        self.assertEqual(self.model.loaded, [])
+
+    def test_a_daemon_that_says_nothing_and_one_that_goes(self) -> None:
+        with self.assertRaisesRegex(TimeoutError, "handle of the ring within the 0.5 s"):
+            update_weights_from_ipc(self.context, self.address, 3, run=self.model.load, limits=Limits(0.5, 10))
+        with self.assertRaisesRegex(DaemonGone, "had not sent list 0"):
+            self.update([self.handle], limits=Limits(20, 0.2))
+
+
+if __name__ == "__main__":
+    unittest.main()
