@@ -1,6 +1,6 @@
 // Made from native/include/ckpt.h by scripts/generate-ffi.ts. Do not edit.
 
-export const ABI_VERSION = 1
+export const ABI_VERSION = 2
 export const HANDLE_BYTES = 64
 
 // ckpt_status

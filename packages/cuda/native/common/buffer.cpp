@@ -17,6 +17,8 @@ namespace ckpt {
 namespace {
 
 constexpr uint32_t kThreadsMax = 16;
+// From here on a mapping has pieces for all threads.
+constexpr uint64_t kTryMapBytes = 512ull << 20;
 constexpr uint64_t kHashChunkBytes = 1ull << 20;
 
 // Each kind of memory has its own locks in the kernel, so each has its own best number of threads.
@@ -27,8 +29,8 @@ ThreadChoice& threads_for(bool shared) {
 }
 
 ThreadChoice& threads_for(const File& file) {
-  static ThreadChoice& tmpfs = *new ThreadChoice(kThreadsMax);
-  static ThreadChoice& disk = *new ThreadChoice(kThreadsMax);
+  static ThreadChoice& tmpfs = *new ThreadChoice(kThreadsMax, kTryMapBytes);
+  static ThreadChoice& disk = *new ThreadChoice(kThreadsMax, kTryMapBytes);
   return file.on_tmpfs() ? tmpfs : disk;
 }
 

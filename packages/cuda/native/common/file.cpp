@@ -157,6 +157,11 @@ bool File::open_direct() {
   return direct_ != nullptr;
 }
 
+bool File::direct() {
+  std::lock_guard lock(mutex_);
+  return direct_ != nullptr;
+}
+
 void File::read_bulk(uint64_t offset, uint64_t bytes, uint8_t* to, BounceBuffer& bounce) {
   std::shared_ptr<DirectFile> direct;
   if (bytes >= kDirectBytesMin) {

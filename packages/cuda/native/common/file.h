@@ -54,6 +54,7 @@ class File : public Object, public std::enable_shared_from_this<File> {
 
   // Whether the file can be read past the page cache; from then on read_bulk does that.
   bool open_direct();
+  bool direct();
   // As read(), with its errors, for the bytes of tensors.
   void read_bulk(uint64_t offset, uint64_t bytes, uint8_t* to, BounceBuffer& bounce);
 

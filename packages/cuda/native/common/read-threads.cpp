@@ -16,22 +16,22 @@ constexpr uint64_t kPartBytesMin = 128ull << 20;
 constexpr uint64_t kPartBytesMax = 512ull << 20;
 
 // Of the process: what one read has found out serves the next one.
-ThreadChoice& choice_between(uint32_t least, uint32_t most, bool tmpfs) {
+ThreadChoice& choice_between(uint32_t least, uint32_t most, ReadThreads::Kind kind) {
   static std::mutex& mutex = *new std::mutex;
   static auto& choices =
-      *new std::map<std::tuple<uint32_t, uint32_t, bool>, std::unique_ptr<ThreadChoice>>;
+      *new std::map<std::tuple<uint32_t, uint32_t, ReadThreads::Kind>, std::unique_ptr<ThreadChoice>>;
   std::lock_guard lock(mutex);
-  auto& choice = choices[{least, most, tmpfs}];
+  auto& choice = choices[{least, most, kind}];
   if (choice == nullptr) choice.reset(new ThreadChoice(std::vector<uint32_t>{most, least}));
   return *choice;
 }
 
 }  // namespace
 
-ReadThreads::ReadThreads(uint32_t least, uint32_t most, uint64_t bytes, bool tmpfs)
+ReadThreads::ReadThreads(uint32_t least, uint32_t most, uint64_t bytes, Kind kind)
     : working_(most) {
   if (least >= most) return;
-  choice_ = &choice_between(least, most, tmpfs);
+  choice_ = &choice_between(least, most, kind);
   part_bytes_ = std::clamp(bytes / kPartsOfRead, kPartBytesMin, kPartBytesMax);
   working_ = choice_->next(std::min(bytes, part_bytes_));
 }

@@ -12,8 +12,11 @@ namespace ckpt {
 // both, later parts and reads of such files take the better one. Not synchronised: its read does it.
 class ReadThreads {
  public:
+  // Files of one kind are alike enough for what one read has found out to hold for the next.
+  enum class Kind { disk, direct, tmpfs };
+
   // `most` work at first. Equal numbers: always so many.
-  ReadThreads(uint32_t least, uint32_t most, uint64_t bytes, bool tmpfs);
+  ReadThreads(uint32_t least, uint32_t most, uint64_t bytes, Kind kind);
 
   bool may_work(uint32_t thread) const noexcept { return thread < working_; }
   // So many bytes more have been read. True: from now on another number may work.

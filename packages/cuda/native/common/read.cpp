@@ -25,8 +25,11 @@ uint64_t bytes_of(const std::vector<Read::Piece>& pieces) {
   return bytes;
 }
 
-bool on_tmpfs(const std::vector<Read::Piece>& pieces) {
-  return !pieces.empty() && pieces.front().file->on_tmpfs();
+ReadThreads::Kind kind_of(const std::vector<Read::Piece>& pieces) {
+  if (pieces.empty()) return ReadThreads::Kind::disk;
+  File& first = *pieces.front().file;
+  if (first.on_tmpfs()) return ReadThreads::Kind::tmpfs;
+  return first.direct() ? ReadThreads::Kind::direct : ReadThreads::Kind::disk;
 }
 
 }  // namespace
@@ -39,7 +42,7 @@ Read::Read(std::vector<Piece> pieces, uint32_t threads_least, uint32_t threads_m
       bytes_total_(bytes_of(pieces_)),
       rate_(read_bytes_per_second()),
       chunk_bytes_(chunk_bytes_at(rate_)),
-      working_(threads_least, threads_most, bytes_total_, on_tmpfs(pieces_)) {
+      working_(threads_least, threads_most, bytes_total_, kind_of(pieces_)) {
   for (const Piece& piece : pieces_) bytes_left_.push_back(piece.bytes);
   advance_prefix_locked();
 }

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -41,6 +42,7 @@ class PartThreads {
 
   // Fewer when the system has no more: the work is done all the same.
   void start(uint64_t count) {
+    threads_.reserve(count);  // nothing may throw when one has started
     SignalsBlocked blocked;
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
@@ -87,7 +89,8 @@ std::thread start_thread(const char* name, std::function<void()> body) {
 
 uint32_t usable_threads(uint32_t limit) {
   cpu_set_t set;
-  const int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+  // of the first thread: the others may be bound to some of the processors
+  const int count = sched_getaffinity(getpid(), sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
   return std::clamp<uint32_t>(static_cast<uint32_t>(count), 1, std::max(limit, 1u));
 }
 

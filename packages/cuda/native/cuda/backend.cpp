@@ -1,6 +1,7 @@
 // The functions of namespace backend: devices, and which class stands for which object.
 #include "backend.h"
 
+#include <algorithm>
 #include <cctype>
 #include <cstdio>
 #include <fstream>
@@ -35,9 +36,11 @@ int32_t numa_node_of(std::string pci) {
   return file >> node ? node : -1;
 }
 
-// Mappings of files are populated and pinned in pieces of this size by several threads (twice the rate of one);
+// Mappings of files are populated and pinned in pieces by several threads (twice the rate of one);
 // anonymous memory is one registration, so that no copy has to be cut.
-constexpr uint64_t kPinPieceBytes = 128ull << 20;
+constexpr uint64_t kPinPieces = 16;
+constexpr uint64_t kPinPieceBytesMin = 32ull << 20;
+constexpr uint64_t kPinPieceBytesMax = 128ull << 20;
 
 }  // namespace
 
@@ -82,8 +85,9 @@ std::shared_ptr<Event> event_create(uint32_t device) { return std::make_shared<C
 std::shared_ptr<Group> group_create(uint32_t members) { return std::make_shared<CudaGroup>(members); }
 
 PinPlan pin_plan(uint64_t bytes, bool read_only) {
-  if (!read_only || bytes <= kPinPieceBytes) return {true, 0};
-  return {true, kPinPieceBytes};
+  if (!read_only || bytes <= kPinPieceBytesMin) return {true, 0};
+  const uint64_t piece = std::clamp(bytes / kPinPieces, kPinPieceBytesMin, kPinPieceBytesMax);
+  return {true, piece / kPinPieceBytesMin * kPinPieceBytesMin};
 }
 
 void pin_host(void* address, uint64_t bytes, bool read_only) {

@@ -16,7 +16,7 @@
 
 #include <stdint.h>
 
-#define CKPT_ABI_VERSION 1
+#define CKPT_ABI_VERSION 2
 #define CKPT_HANDLE_BYTES 64
 #define CKPT_API __attribute__((visibility("default")))
 

@@ -22,7 +22,7 @@ void try_all(ThreadChoice& choice) {
 }  // namespace
 
 TEST("ThreadChoice tries each number twice and keeps the fastest") {
-  ThreadChoice choice({4, 16, 8});
+  ThreadChoice choice(std::vector<uint32_t>{4, 16, 8});
   std::vector<uint32_t> tried;
   for (int i = 0; i < 6; i++) {
     tried.push_back(choice.next(kBytes));
@@ -33,7 +33,7 @@ TEST("ThreadChoice tries each number twice and keeps the fastest") {
 }
 
 TEST("ThreadChoice forgives one disturbed try") {
-  ThreadChoice choice({8, 4});
+  ThreadChoice choice(std::vector<uint32_t>{8, 4});
   CHECK_EQ(choice.next(kBytes), 8u);
   choice.note(8, kBytes, 1.0);
   CHECK_EQ(choice.next(kBytes), 4u);
@@ -45,7 +45,7 @@ TEST("ThreadChoice forgives one disturbed try") {
 }
 
 TEST("ThreadChoice does not learn from little work") {
-  ThreadChoice choice({4, 16, 8});
+  ThreadChoice choice(std::vector<uint32_t>{4, 16, 8});
   for (int i = 0; i < 10; i++) {
     CHECK_EQ(choice.next(4096), 4u);
     choice.note(4, 4096, 1e-9);
@@ -61,4 +61,41 @@ TEST("ThreadChoice runs the work with a number of this machine") {
     choice.run(kBytes, [&](uint32_t threads) { seen = threads; });
     CHECK(seen >= 1 && seen <= 16);
   }
+}
+
+TEST("ThreadChoice counts a try when it has ended, not when it begins") {
+  ThreadChoice choice(std::vector<uint32_t>{4, 8});
+  for (int i = 0; i < 10; i++) choice.next(kBytes);
+  for (int i = 0; i < 4; i++) {
+    const uint32_t threads = choice.next(kBytes);
+    choice.note(threads, kBytes, seconds_with(threads));
+  }
+  CHECK_EQ(choice.next(kBytes), 8u);
+  for (int i = 0; i < 8; i++) {
+    try {
+      choice.run(kBytes, [](uint32_t) { throw 1; });
+    } catch (int) {
+    }
+  }
+  CHECK_EQ(choice.next(kBytes), 8u);
+}
+
+TEST("ThreadChoice tries again now and then, and follows what has become faster") {
+  ThreadChoice choice(std::vector<uint32_t>{4, 8});
+  const auto work = [&](int times, uint32_t fast) {
+    for (int i = 0; i < times; i++) {
+      const uint32_t threads = choice.next(kBytes);
+      choice.note(threads, kBytes, threads == fast ? 0.1 : 0.2);
+    }
+  };
+  work(4, 4);
+  CHECK_EQ(choice.next(kBytes), 4u);
+  work(200, 8);
+  uint32_t eights = 0;
+  for (int i = 0; i < 10; i++) {
+    const uint32_t threads = choice.next(kBytes);
+    eights += threads == 8;
+    choice.note(threads, kBytes, threads == 8 ? 0.1 : 0.2);
+  }
+  CHECK(eights >= 9);
 }
