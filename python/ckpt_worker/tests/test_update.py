@@ -21,6 +21,7 @@ from ckpt_worker import DaemonError, DaemonGone, Limits, ProtocolError, Reload, 
 NAMES = ("a", "b", "c")
 SHAPES = {"a": (64, 32), "b": (64, 32), "c": (7,)}
 LOOK_MS = 20
+Messages = list[bytes | Callable[[], bytes]]
 SOON = Limits(total=2.0, grace=0.2)
 
 
@@ -48,7 +49,7 @@ def handle(size: int) -> bytes:
 class Daemon(threading.Thread):
     """Sends one message after another, each after the reply to the one before, and keeps the replies."""
 
-    def __init__(self, context: zmq.Context[Any], address: str, messages: list[bytes | Callable[[], bytes]]):
+    def __init__(self, context: zmq.Context[Any], address: str, messages: Messages):
         super().__init__(daemon=True)
         self.replies: list[bytes] = []
         self.worker_left = threading.Event()
@@ -118,9 +119,7 @@ class TestUpdate(unittest.TestCase):
         self.rings.append(weakref.ref(view))
         return view
 
-    def lists(
-        self, version: int, *, names: tuple[str, ...] = NAMES
-    ) -> tuple[list[bytes | Callable[[], bytes]], dict[str, torch.Tensor]]:
+    def lists(self, version: int) -> tuple[Messages, dict[str, torch.Tensor]]:
         """One list for each name, all at the beginning of the ring: each is written when the one before was taken."""
         contents = {
             name: torch.randn(SHAPES[name], generator=torch.Generator().manual_seed(100 * version + i))
@@ -135,9 +134,9 @@ class TestUpdate(unittest.TestCase):
             self.ring[256 : 256 + data.numel()].copy_(data)
             return pickle.dumps([{"name": name, "dtype": value.dtype, "shape": value.shape, "offset": 256}])
 
-        return [lambda name=name: list_of(name) for name in names], contents  # type: ignore[misc]
+        return [lambda name=name: list_of(name) for name in NAMES], contents  # type: ignore[misc]
 
-    def update(self, messages: list[bytes | Callable[[], bytes]], **options: Any) -> Daemon:
+    def update(self, messages: Messages, **options: Any) -> Daemon:
         self.daemon = daemon = Daemon(self.context, self.address, messages)
         daemon.start()
         options.setdefault("reload", self.reload)
