@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from math import gcd
@@ -22,19 +21,13 @@ def prove(recording: ListRecording, ring: torch.Tensor, regions: Sequence[torch.
     @param ring: all bytes of the ring
     @param regions: all bytes of each storage that the copies name
     """
-    starts = sorted((tensor.offset, tensor.name) for tensor in recording.tensors if tensor.bytes)
-    offsets = [offset for offset, _ in starts]
-
-    def name_of(copy: Copy) -> str:
-        return starts[bisect_right(offsets, copy.source) - 1][1]
-
     kept, halved = last_writers(recording.copies, regions)
     for copy in halved:
-        recording.ordinary.setdefault(name_of(copy), "another tensor is written over a part of it")
+        recording.refuse([recording.name_at(copy.source)], "another tensor is written over a part of it")
     for copy in kept:
         if not torch.equal(source_view(copy, ring), destination_view(copy, regions[copy.region])):
-            recording.ordinary.setdefault(name_of(copy), "the engine does not hold what it was given")
-    recording.copies = [copy for copy in kept if name_of(copy) not in recording.ordinary]
+            recording.refuse([recording.name_at(copy.source)], "the engine does not hold what it was given")
+    recording.copies = [copy for copy in kept if recording.name_at(copy.source) not in recording.ordinary]
 
 
 def last_writers(copies: Iterable[Copy], regions: Sequence[torch.Tensor]) -> tuple[list[Copy], list[Copy]]:

@@ -35,6 +35,8 @@ _MOVES = {
 }
 
 _READ_NOTHING = {aten.record_stream.default}
+# the same in every update: what they leave stays, unless a copy comes there
+_CONSTANTS = {aten.zero_.default, aten.fill_.Scalar}
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,34 @@ class ListRecording:
     copies: list[Copy] = field(default_factory=list)
     # why a tensor has to take the ordinary path, by its name
     ordinary: dict[str, str] = field(default_factory=dict)
+    # what else the engine has done to its tensors: the whole list has to take the ordinary path
+    foreign: list[str] = field(default_factory=list)
     # of which something was read
     read: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._by_start = sorted((tensor for tensor in self.tensors if tensor.bytes), key=lambda tensor: tensor.offset)
+        self.starts = [tensor.offset for tensor in self._by_start]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the list cannot be replayed; empty: it can."""
+        return [*self.ordinary.values(), *self.foreign]
+
+    def name_at(self, offset: int) -> str:
+        """Of the tensor that has this byte of the ring."""
+        return self._by_start[max(0, bisect_right(self.starts, offset) - 1)].name
+
+    def names_between(self, first: int, last: int) -> Iterator[str]:
+        """Of the tensors that have some of these bytes of the ring, both included."""
+        index = max(0, bisect_right(self.starts, first) - 1)
+        while index < len(self._by_start) and self._by_start[index].offset <= last:
+            yield self._by_start[index].name
+            index += 1
+
+    def refuse(self, names: Iterable[str], reason: str) -> None:
+        for name in names:
+            self.ordinary.setdefault(name, reason)
 
     @property
     def ignored(self) -> list[str]:
@@ -73,7 +101,8 @@ class _Temporary:
 
 
 class Recorder(TorchDispatchMode):
-    """Use it as a context around the engine's own loading of one list after another.
+    """Use it as a context around the engine's own loading of one list after another, in one update: what the engine reads again
+    of an earlier list in a later one makes the earlier one ordinary.
 
     @param ring: all bytes of the ring
     @param regions: the storages of the model's parameters, buffers and other tensors; a copy names one by its index
@@ -86,16 +115,19 @@ class Recorder(TorchDispatchMode):
         self._regions = {_key(storage): index for index, storage in enumerate(regions)}
         self._temporaries: dict[int, _Temporary] = {}
         self._list = ListRecording(())
-        self._starts: list[int] = []
-        self._by_start: list[Tensor] = []
+        # of this update, by region
+        self._loaded: dict[int, list[tuple[Copy, ListRecording]]] = {}
 
     def begin(self, tensors: Sequence[Tensor]) -> ListRecording:
         """From now on these are in the ring. What was noted before is in what an earlier call has returned."""
         self._list = ListRecording(tuple(tensors))
-        self._by_start = sorted((tensor for tensor in tensors if tensor.bytes), key=lambda tensor: tensor.offset)
-        self._starts = [tensor.offset for tensor in self._by_start]
         self._temporaries.clear()
         return self._list
+
+    def replayed(self, recording: ListRecording) -> None:
+        """Its copies were made without the engine."""
+        for copy in recording.copies:
+            self._loaded.setdefault(copy.region, []).append((copy, recording))
 
     def finish(self) -> None:
         """The list has been loaded. A tensor that the engine keeps in memory of its own making is ordinary: nobody would bring
@@ -103,7 +135,8 @@ class Recorder(TorchDispatchMode):
         if self._kept():
             gc.collect()
         for temporary in self._kept():
-            self._refuse(self._names_of_origin(temporary.origin), "the engine keeps it in memory that is not its model's")
+            names = self._names_of_origin(temporary.origin)
+            self._list.refuse(names, "the engine keeps it in memory that is not its model's")
         self._temporaries.clear()
 
     def _kept(self) -> list[_Temporary]:
@@ -115,14 +148,18 @@ class Recorder(TorchDispatchMode):
         if func is aten.copy_.default:
             self._copies(args[0], args[1])
             return func(*args, **kwargs)
-        derived = [tensor for tensor in _tensors((args, kwargs)) if self._has_origin(tensor)]
-        reads = self._names(derived)
+        inputs = list(_tensors((args, kwargs)))
+        derived = [tensor for tensor in inputs if self._has_origin(tensor)]
+        names = self._names(derived)
         out = func(*args, **kwargs)
-        if derived and (func in _READ_NOTHING or _is_view(func, derived, out) or self._moves(func, args, kwargs, out)):
+        if func in _READ_NOTHING or _is_view(func, inputs, out):
+            return out
+        self._reads_regions(func, args, kwargs)
+        if derived and self._moves(func, args, kwargs, out):
             return out
         self._writes(func, args, kwargs)
-        self._list.read.update(reads)
-        self._refuse(reads, f"{func} is no copy")
+        self._list.read.update(names)
+        self._list.refuse(names, f"{func} is no copy")
         return out
 
     def _has_origin(self, tensor: torch.Tensor) -> bool:
@@ -132,22 +169,18 @@ class Recorder(TorchDispatchMode):
     def _copies(self, to: torch.Tensor, source: torch.Tensor) -> None:
         """`to.copy_(source)` is about to run."""
         key = _key(to.untyped_storage())
+        self._reads_region(source)
         if not self._has_origin(source):
-            self._forget(to)
+            self._overwrites(to, "copy_ of something else")
             return
         names = self._names([source])
         self._list.read.update(names)
+        reason = _why_no_copy(to, source)
         if key == self._ring:
-            self._refuse(names, "it is copied into the ring")
-        elif source.is_neg() or source.is_conj():
-            self._refuse(names, "it is negated or conjugated")
-            self._forget(to)
-        elif source.dtype != to.dtype:
-            self._refuse(names, f"it is converted from {source.dtype} to {to.dtype}")
-            self._forget(to)
-        elif source.device != to.device:
-            self._refuse(names, f"it goes from {source.device} to {to.device}")
-            self._forget(to)
+            self._list.refuse(names, "it is copied into the ring")
+        elif reason is not None:
+            self._list.refuse(names, reason)
+            self._overwrites(to, None)
         elif key in self._regions:
             self._into_region(self._regions[key], to, source.expand(to.shape), names)
         else:
@@ -157,19 +190,23 @@ class Recorder(TorchDispatchMode):
         item = to.element_size()
         strides = tuple(stride * item for stride in to.stride())
         destination = to.storage_offset() * item
+        copies: list[Copy] = []
         if _key(source.untyped_storage()) == self._ring:
             offset = source.storage_offset() * item - self._ring_offset
             sources = tuple(stride * item for stride in source.stride())
-            self._list.copies += simplified(Copy(offset, region, destination, item, tuple(to.shape), sources, strides))
-            return
-        origin = self._origin(source)
-        pieces = None if origin is None else affine_pieces(origin)
-        if pieces is None:
-            self._refuse(names, "not all of what it is copied with comes from the ring, or in too many pieces")
-            return
-        for piece in pieces:
-            at = destination + sum(begin * stride for begin, stride in zip(piece.begin, strides))
-            self._list.copies += simplified(Copy(piece.base, region, at, item, piece.shape, piece.strides, strides))
+            copies = simplified(Copy(offset, region, destination, item, tuple(to.shape), sources, strides))
+        else:
+            origin = self._origin(source)
+            pieces = None if origin is None else affine_pieces(origin)
+            if pieces is None:
+                self._list.refuse(names, "not all of what it is copied with comes from the ring, or in too many pieces")
+                self._overwrites(to, None)
+                return
+            for piece in pieces:
+                at = destination + sum(begin * stride for begin, stride in zip(piece.begin, strides))
+                copies += simplified(Copy(piece.base, region, at, item, piece.shape, piece.strides, strides))
+        self._list.copies += copies
+        self._loaded.setdefault(region, []).extend((copy, self._list) for copy in copies)
 
     def _into_temporary(self, to: torch.Tensor, source: torch.Tensor) -> None:
         storage, item = to.untyped_storage(), to.element_size()
@@ -222,20 +259,47 @@ class Recorder(TorchDispatchMode):
 
     def _writes(self, func: Any, args: Any, kwargs: Any) -> None:
         """What the operator writes in place does not come from the ring any more."""
+        what = None if func in _CONSTANTS else str(func)
         for argument, value in _schema_arguments(func, args, kwargs):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            for tensor in _tensors(value):
-                self._forget(tensor)
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for tensor in _tensors(value):
+                    self._overwrites(tensor, what)
 
-    def _forget(self, tensor: torch.Tensor) -> None:
-        temporary = self._temporaries.get(_key(tensor.untyped_storage()))
+    def _overwrites(self, tensor: torch.Tensor, what: str | None) -> None:
+        """@param what: does it that a replay would not do; None: a constant, or of a tensor that is ordinary anyway"""
+        key = _key(tensor.untyped_storage())
+        if key in self._regions:
+            if what is not None:
+                self._list.foreign.append(f"{what} writes a tensor of the model")
+            for copy, recording in self._loaded_there(tensor):
+                recording.refuse([recording.name_at(copy.source)], "it is written over in place")
+            return
+        temporary = self._temporaries.get(key)
         if temporary is None:
             return
         if temporary.item == tensor.element_size():
             temporary.origin.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(UNKNOWN)
         else:
             temporary.origin.fill_(UNKNOWN)
+
+    def _reads_regions(self, func: Any, args: Any, kwargs: Any) -> None:
+        for argument, value in _schema_arguments(func, args, kwargs):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                for tensor in _tensors(value):
+                    self._reads_region(tensor)
+
+    def _reads_region(self, tensor: torch.Tensor) -> None:
+        """What has been loaded there goes on to somewhere else, which a replay would not do."""
+        for copy, recording in self._loaded_there(tensor):
+            recording.refuse([recording.name_at(copy.source)], "the engine reads it again out of its own tensors")
+
+    def _loaded_there(self, tensor: torch.Tensor) -> list[tuple[Copy, ListRecording]]:
+        region = self._regions.get(_key(tensor.untyped_storage()))
+        if region is None or tensor.numel() == 0:
+            return []
+        begin, end = _extent(tensor)
+        loaded = self._loaded.get(region, ())
+        return [one for one in loaded if one[0].destination < end and begin < one[0].destination_end]
 
     def _names(self, tensors: Iterable[torch.Tensor]) -> set[str]:
         """Tensors of the list that something of these comes from."""
@@ -246,25 +310,34 @@ class Recorder(TorchDispatchMode):
             return
         key = _key(tensor.untyped_storage())
         if key == self._ring:
-            item = tensor.element_size()
-            first = tensor.storage_offset() * item - self._ring_offset
-            last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())) * item
-            index = max(0, bisect_right(self._starts, first) - 1)
-            while index < len(self._by_start) and self._by_start[index].offset <= last:
-                yield self._by_start[index].name
-                index += 1
+            begin, end = _extent(tensor)
+            yield from self._list.names_between(begin - self._ring_offset, end - 1 - self._ring_offset)
         elif key in self._temporaries:
             yield from self._names_of_origin(self._temporaries[key].origin)
 
     def _names_of_origin(self, origin: torch.Tensor) -> Iterator[str]:
-        starts = torch.tensor(self._starts, dtype=torch.int64, device=origin.device)
+        starts = torch.tensor(self._list.starts, dtype=torch.int64, device=origin.device)
         indices = torch.searchsorted(starts, origin[origin != UNKNOWN], right=True) - 1
         for index in indices.unique().tolist():
-            yield self._by_start[index].name
+            yield self._list.name_at(self._list.starts[index])
 
-    def _refuse(self, names: Iterable[str], reason: str) -> None:
-        for name in names:
-            self._list.ordinary.setdefault(name, reason)
+
+def _why_no_copy(to: torch.Tensor, source: torch.Tensor) -> str | None:
+    if source.is_neg() or source.is_conj():
+        return "it is negated or conjugated"
+    if source.dtype != to.dtype:
+        return f"it is converted from {source.dtype} to {to.dtype}"
+    if source.device != to.device:
+        return f"it goes from {source.device} to {to.device}"
+    return None
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """The bytes of its storage between which it lies."""
+    item = tensor.element_size()
+    begin = tensor.storage_offset() * item
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return begin, begin + (last + 1) * item
 
 
 def _key(storage: torch.UntypedStorage) -> int:
@@ -276,7 +349,7 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
 
 
 def _is_view(func: Any, inputs: Sequence[torch.Tensor], out: Any) -> bool:
-    """Whether what it returns is memory of the one input, looked at in another way (`_unsafe_view` does not say so itself)."""
+    """Whether what it returns is memory of the only input, looked at in another way (`_unsafe_view` does not say so itself)."""
     outs = list(_tensors(out))
     keys = {_key(tensor.untyped_storage()) for tensor in (*inputs, *outs)}
     return bool(outs) and len(keys) == 1 and not func._schema.is_mutable

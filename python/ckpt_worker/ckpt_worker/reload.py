@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from .copies import Copy, bytes_of
+from .copies import bytes_of
 from .messages import Listed
 from .proof import prove
-from .recorder import Recorder
+from .recorder import ListRecording, Recorder
 from .replay import replay
 
 Weights = list[tuple[str, torch.Tensor]]
@@ -30,14 +31,6 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """What one list is replayed with; None: the engine has to load it, for these reasons."""
-
-    copies: tuple[Copy, ...] | None
-    reasons: tuple[str, ...]
-
-
 class Reload:
     """Takes the lists of one update after another.
 
@@ -46,9 +39,10 @@ class Reload:
 
     def __init__(self, tensors: Callable[[], Iterable[torch.Tensor]]):
         self._tensors = tensors
-        self._recorded: dict[bytes, _Recorded] = {}
+        self._recorded: dict[bytes, ListRecording] = {}
         self._generation: tuple[object, ...] | None = None
         self._storages: list[torch.UntypedStorage] = []
+        self._recorder: Recorder | None = None
         self.tally = Tally()
 
     def forget(self) -> None:
@@ -56,10 +50,18 @@ class Reload:
         self._recorded.clear()
         self._generation = None
 
-    def begin(self) -> None:
-        """An update begins: what was recorded holds only for the memory that it was recorded with."""
+    def begin(self, ring: torch.Tensor) -> None:
+        """An update begins: what was recorded holds only for the memory that it was recorded with.
+
+        @param ring: all of its bytes
+        """
         self.tally = Tally()
         self._look()
+        self._recorder = Recorder(ring, self._storages)
+
+    def end(self) -> None:
+        """The last list was taken, or the update has failed. Nothing of the ring is kept."""
+        self._recorder = None
 
     def take(self, body: bytes, listed: Sequence[Listed], ring: torch.Tensor, run: Run) -> None:
         """Brings the tensors of a list to where `run` brings them.
@@ -67,39 +69,57 @@ class Reload:
         @param body: what the list came in; equal bytes are an equal list
         @param ring: all of its bytes
         """
+        assert self._recorder is not None, "the update has not begun"
         weights: Weights = [(one.tensor.name, one.view(ring)) for one in listed]
         recorded = self._recorded.get(body)
+        if recorded is not None and not recorded.reasons:
+            replay(recorded.copies, ring, [bytes_of(storage) for storage in self._storages])
+            self._recorder.replayed(recorded)
+            self.tally.replayed += len(listed)
+            return
         if recorded is None:
-            return self._record(body, listed, weights, ring, run)
-        if recorded.copies is None:
-            run(weights)
-            return self._count(len(listed), recorded)
-        replay(recorded.copies, ring, [bytes_of(storage) for storage in self._storages])
-        return self._count(len(listed), recorded, replayed=True)
-
-    def _record(self, body: bytes, listed: Sequence[Listed], weights: Weights, ring: torch.Tensor, run: Run) -> None:
-        recorder = Recorder(ring, self._storages)
-        recording = recorder.begin([one.tensor for one in listed])
-        with recorder:
-            run(weights)
-        recorder.finish()
-        if self._look():
-            # the engine has made tensors or moved them: what was noted is of memory that is not the model's any more
-            recorded = _Recorded(None, ("loading has moved the engine's tensors",))
+            recorded = self._record(body, listed, weights, ring, run)
         else:
-            prove(recording, ring, [bytes_of(storage) for storage in self._storages])
-            reasons = tuple(recording.ordinary.values())
-            recorded = _Recorded(None if reasons else tuple(recording.copies), reasons)
-        if len(self._recorded) < _LISTS_MAX:
-            self._recorded[body] = recorded
-        self._count(len(listed), recorded)
-
-    def _count(self, tensors: int, recorded: _Recorded, replayed: bool = False) -> None:
-        if replayed:
-            self.tally.replayed += tensors
-        else:
-            self.tally.ordinary += tensors
+            # watched all the same: it may read what was replayed
+            self._load(self._recorder.begin([one.tensor for one in listed]), weights, ring, run)
+        self.tally.ordinary += len(listed)
         self.tally.reasons.update(recorded.reasons)
+
+    def _record(self, body: bytes, listed: Sequence[Listed], weights: Weights, ring: torch.Tensor, run: Run) -> ListRecording:
+        assert self._recorder is not None
+        recording = self._recorder.begin([one.tensor for one in listed])
+        # what has moved the tensors may not do it again
+        if self._load(recording, weights, ring, run):
+            prove(recording, ring, [bytes_of(storage) for storage in self._storages])
+            if len(self._recorded) < _LISTS_MAX:
+                self._recorded[body] = recording
+        return recording
+
+    def _load(self, recording: ListRecording, weights: Weights, ring: torch.Tensor, run: Run) -> bool:
+        """The engine loads the list itself. False: it has made tensors or moved them, so what was noted is of memory that is
+        not the model's any more."""
+        assert self._recorder is not None
+        uses = _uses(ring)
+        with self._recorder:
+            run(weights)
+        self._recorder.finish()
+        if _uses(ring) > uses:
+            gc.collect()
+        if _uses(ring) > uses:
+            recording.foreign.append("the engine keeps views of the ring")
+        self._rescue(ring)
+        if not self._look():
+            return True
+        recording.foreign.append("loading has moved the engine's tensors")
+        self._recorder = Recorder(ring, self._storages)
+        return False
+
+    def _rescue(self, ring: torch.Tensor) -> None:
+        """A tensor of the model must not lie in the ring, which is written over."""
+        there = ring.untyped_storage()._cdata
+        for tensor in self._tensors():
+            if tensor.device.type != "meta" and tensor.untyped_storage()._cdata == there:
+                tensor.data = tensor.data.clone()
 
     def _look(self) -> bool:
         """Whether the model's memory is another one than before; then everything is forgotten."""
@@ -115,3 +135,7 @@ class Reload:
         self._generation = generation
         self._storages = list(storages.values())
         return True
+
+
+def _uses(ring: torch.Tensor) -> int:
+    return int(torch._C._storage_Use_Count(ring.untyped_storage()._cdata))

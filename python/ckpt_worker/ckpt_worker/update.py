@@ -43,9 +43,11 @@ def update_weights_from_ipc(
         talk.ok()
         try:
             if reload is not None:
-                reload.begin()
+                reload.begin(ring)
             _take_lists(talk, ring, run, reload)
         finally:
+            if reload is not None:
+                reload.end()
             device, weak = ring.device, ring.untyped_storage()._weak_ref()
             # the mapping ends with its last tensor
             del ring, handle

@@ -179,6 +179,49 @@ class TestRecorder(unittest.TestCase):
                 ring = Ring({"a": shape, "b": shape})
                 self.check(Engine([w, low, total], load), ring, ordinary=["a"], ignored=["b"])
 
+    def test_what_is_changed_or_read_again_in_place_is_ordinary(self) -> None:
+        shape = (torch.float32, (8, 8))
+        w, v = torch.zeros(8, 8), torch.zeros(8, 8)
+
+        def scale_by_one(given: Given) -> None:
+            w.copy_(given["a"])
+            w.mul_(1.0)  # what it is next time, nobody knows
+
+        def copy_on(given: Given) -> None:
+            w.copy_(given["a"])
+            v.copy_(w)
+
+        def derive(given: Given) -> None:
+            w.copy_(given["a"])
+            v.data = w + 1
+
+        def erase(given: Given) -> None:
+            w.copy_(given["a"])
+            w[3].zero_()
+
+        for load in (scale_by_one, copy_on, derive, erase):
+            with self.subTest(load.__name__):
+                ring = Ring({"a": shape, "b": shape})
+                self.check(Engine([w, v], load), ring, ordinary=["a"], ignored=["b"])
+
+    def test_padding_is_a_constant_and_anything_else_that_is_written_is_foreign(self) -> None:
+        ring = Ring({"a": (torch.float32, (6, 4))})
+        w, other = torch.zeros(8, 4), torch.ones(8, 4)
+
+        def pad(given: Given) -> None:
+            w[:6].copy_(given["a"])
+            w[6:].fill_(0)
+
+        self.assertEqual(self.check(Engine([w], pad), ring).reasons, [])
+
+        def flush(given: Given) -> None:
+            w[:6].copy_(given["a"])
+            w[6:].copy_(other[6:])
+
+        recording = Engine([w], flush).record(ring, 1)
+        self.assertEqual(recording.ordinary, {})
+        self.assertEqual(len(recording.foreign), 1)
+
     def test_what_the_mode_does_not_see_is_found_by_the_proof(self) -> None:
         ring = Ring({"a": (torch.float32, (8,)), "b": (torch.float32, (8,))})
         w, v = torch.zeros(8), torch.zeros(8)
