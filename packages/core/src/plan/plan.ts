@@ -10,7 +10,8 @@ export interface PlanInput {
   readonly ownerRanks: readonly (readonly number[])[]
   /**
    * NUMA node of each rank's device, by rank; -1: unknown. A bucket is copied by a rank on its
-   * bytes' node (`nodes` of the sources) where there is one. Absent: nobody asks for nodes.
+   * bytes' node (`nodes` of the sources) where there is one that does not lead the others by too
+   * many buckets. Absent: nobody asks for nodes.
    */
   readonly rankNodes?: readonly number[]
   readonly mode: RingMode

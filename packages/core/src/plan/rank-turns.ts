@@ -19,9 +19,17 @@ export function bucketNode(table: TensorTable, tensors: Uint32Array, source: Sou
 }
 
 /**
+ * A rank near a bucket's memory takes it while it has fewer than this many buckets more than the
+ * owner's least loaded rank. So many has one rank of a buffer of 512 MiB in buckets of 128 MiB: two
+ * nodes with a rank each, whose buffers alternate, need no rank that is far.
+ */
+export const LEAD_BUCKETS_MAX = 4
+
+/**
  * Lets the ranks that can copy one owner's memory take turns: the one with the fewest buckets is
- * next, of those on the bucket's node where there are any. So the ranks of a node have the same
- * number, and without nodes all have.
+ * next, of those on the bucket's node unless they lead by {@link LEAD_BUCKETS_MAX}. So no rank ever
+ * has more than that many buckets more than another, wherever ranks and memory are: a link that is
+ * left out would copy nothing. Without nodes all have the same number.
  */
 export class RankTurns {
   private readonly counts: Uint32Array
@@ -35,14 +43,26 @@ export class RankTurns {
     this.nodes = ranks.map((rank) => rankNodes[rank] ?? -1)
   }
 
+  /** `node`: the bucket's; -1: none. */
   next(node: number): number {
-    const near = node >= 0 && this.nodes.includes(node)
-    let best = -1
-    for (let i = 0; i < this.ranks.length; i++) {
-      if (near && this.nodes[i] !== node) continue
-      if (best < 0 || (this.counts[i] as number) < (this.counts[best] as number)) best = i
-    }
+    const least = this.leastLoaded(-1)
+    const near = node < 0 ? -1 : this.leastLoaded(node)
+    const best = near >= 0 && this.leadOver(least, near) < LEAD_BUCKETS_MAX ? near : least
     this.counts[best] = (this.counts[best] as number) + 1
     return this.ranks[best] as number
+  }
+
+  /** Index of the rank with the fewest buckets on `node` (-1: anywhere); -1: no rank is there. */
+  private leastLoaded(node: number): number {
+    let best = -1
+    for (let i = 0; i < this.ranks.length; i++) {
+      if (node >= 0 && this.nodes[i] !== node) continue
+      if (best < 0 || (this.counts[i] as number) < (this.counts[best] as number)) best = i
+    }
+    return best
+  }
+
+  private leadOver(least: number, i: number): number {
+    return (this.counts[i] as number) - (this.counts[least] as number)
   }
 }
