@@ -1,8 +1,10 @@
 import { describe, expect, test } from 'bun:test'
+import { buildTable, makePlan } from '@ckpt/core'
 import { type Library, openLibrary } from '@ckpt/cuda'
+import fc from 'fast-check'
 import { failure, LIBRARY } from '../registry/testing/fixture.ts'
 import { Arena, type ArenaBuffer, type Taking } from './arena.ts'
-import { memoryNodes } from './nodes.ts'
+import { memoryNodes, turnsPerRound } from './nodes.ts'
 import { BUFFER_BYTES_MAX, GRANULE_BYTES, MIB, sizeClass } from './size-class.ts'
 
 const library = openLibrary(LIBRARY)
@@ -17,8 +19,8 @@ async function withArena(budgetBytes: number, run: (arena: Arena) => Promise<voi
   expect(library.liveObjects()).toBe(before)
 }
 
-/** On a machine with several NUMA nodes, whose kernel refuses memory of node 7. Takes no memory at all. */
-async function withNodes(nodes: readonly number[], run: (arena: Arena) => Promise<void>) {
+/** On a machine with ranks on these NUMA nodes, whose kernel refuses memory of node 7. Takes no memory at all. */
+async function withNodes(rankNodes: readonly number[], run: (arena: Arena) => Promise<void>) {
   const live = new Set<number>()
   let last = 0
   const near = {
@@ -28,7 +30,7 @@ async function withNodes(nodes: readonly number[], run: (arena: Arena) => Promis
     },
     bufferFree: (buffer: number) => live.delete(buffer),
   }
-  const arena = new Arena(near as unknown as Library, 2 ** 40, nodes)
+  const arena = new Arena(near as unknown as Library, 2 ** 40, rankNodes)
   await run(arena)
   arena.trim(null)
   expect(live.size).toBe(0)
@@ -38,6 +40,30 @@ const nodesOf = ({ buffers }: Taking) => buffers.map(({ node }) => node)
 
 const total = (buffers: readonly ArenaBuffer[]) =>
   buffers.reduce((sum, { bytes }) => sum + bytes, 0)
+
+function sourceOf({ buffers }: Taking) {
+  const bytes = Float64Array.from(buffers, (buffer) => buffer.bytes)
+  const starts = bytes.map((_, k) => bytes.subarray(0, k).reduce((sum, size) => sum + size, 0))
+  return { starts, bytes, nodes: Int32Array.from(buffers, ({ node }) => node) }
+}
+
+/** Of 120 tensors of 128 MiB in this memory, each of which is a bucket. */
+function planOf(taking: Taking, rankNodes: readonly number[]) {
+  const bytes = 128 * MIB
+  const rows = Array.from({ length: 120 }, (_, i) => {
+    return { name: `${i}`, dtype: 0, shape: [bytes], bytes, owner: 0, offset: i * bytes }
+  })
+  return makePlan({
+    table: buildTable(rows),
+    sources: [sourceOf(taking)],
+    ownerRanks: [[...rankNodes.keys()]],
+    rankNodes,
+    mode: 'pipelined',
+    ringBytes: 1024 * MIB,
+    bucketBytes: bytes,
+    segmentBytes: 16 * MIB,
+  })
+}
 
 test('size classes hold what is asked for, in whole granules, with at most an eighth unused', () => {
   for (let bytes = 1; bytes <= BUFFER_BYTES_MAX; bytes = Math.ceil(bytes * 1.07)) {
@@ -182,11 +208,57 @@ describe('an arena with NUMA nodes', () => {
       arena.undo(taking)
     }))
 
-  test('has the nodes of its devices, or none', () => {
+  test('takes each buffer from the node that has the fewest per rank, and some of every node in a round', () =>
+    fc.assert(
+      fc.asyncProperty(
+        fc.array(fc.integer({ min: 0, max: 3 }), { minLength: 1, maxLength: 12 }),
+        fc.integer({ min: 1, max: 40_000 }),
+        (rankNodes, mib) =>
+          withNodes(rankNodes, async (arena) => {
+            const taking = await arena.take(mib * MIB)
+            const ranksOn = (node: number) => rankNodes.filter((other) => other === node).length
+            const counts = new Map(rankNodes.map((node) => [node, 0]))
+            // the last one may be smaller
+            for (const node of nodesOf(taking).slice(0, -1)) {
+              const shares = [...counts].map(([other, count]) => count / ranksOn(other))
+              expect(counts.get(node)! / ranksOn(node)).toBe(Math.min(...shares))
+              counts.set(node, counts.get(node)! + 1)
+            }
+            const first = nodesOf(taking).slice(0, turnsPerRound(rankNodes))
+            if (taking.buffers.length > first.length)
+              expect(new Set(first)).toEqual(new Set(rankNodes))
+            arena.undo(taking)
+          }),
+      ),
+    ))
+
+  test('and a plan of its memory give every rank as many buckets, all of them near', async () => {
+    for (const rankNodes of [
+      [0, 1],
+      [0, 0, 0, 1],
+      [0, 0, 0, 0, 0, 0, 0, 1],
+      [3, 0, 0, 3],
+    ]) {
+      await withNodes(rankNodes, async (arena) => {
+        const taking = await arena.take(120 * 128 * MIB)
+        const { bucketRank } = planOf(taking, rankNodes)
+        const counts = rankNodes.map((_, rank) => bucketRank.filter((r) => r === rank).length)
+        expect(counts).toEqual(rankNodes.map(() => 120 / rankNodes.length))
+        const { starts, nodes } = sourceOf(taking)
+        for (const [g, rank] of bucketRank.entries()) {
+          const buffer = starts.findLastIndex((start) => start <= g * 128 * MIB)
+          expect(rankNodes[rank]).toBe(nodes[buffer]!)
+        }
+        arena.undo(taking)
+      })
+    }
+  })
+
+  test('has the nodes of its ranks, or none', () => {
     const nodes = (...numaNodes: number[]) =>
       memoryNodes(numaNodes.map((numaNode) => ({ numaNode })))
-    expect(nodes(3, 0, 3, 1)).toEqual([0, 1, 3])
-    expect(nodes(1, 1)).toEqual([1])
+    expect(nodes(3, 0, 3, 1)).toEqual([0, 1, 3, 3])
+    expect(nodes(1, 1)).toEqual([1, 1])
     expect(nodes(-1, 1)).toEqual([])
     expect(nodes(-1, -1)).toEqual([])
   })

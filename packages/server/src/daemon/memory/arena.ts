@@ -1,7 +1,7 @@
 import { CkptError } from '@ckpt/core/api/errors'
 import { BUFFER_SHARED, type Handle, type Library } from '@ckpt/cuda'
 import { HostMemoryError } from './host-memory-error.ts'
-import { NodeBytes } from './nodes.ts'
+import { NodeBytes, turnsPerRound } from './nodes.ts'
 import { BUFFER_BYTES_MAX, roundToGranule, sizeClass } from './size-class.ts'
 import { turn } from './turn.ts'
 
@@ -32,13 +32,13 @@ const PIECE_DIVISOR = 8
  * another, so memory is used again by versions of other shapes. Memory that nothing uses stays pinned for the next
  * version, but never more than makes the most bytes that were in use at one time: replacing for ever does not grow.
  *
- * With NUMA nodes each buffer of a taking is on the node that has the fewest bytes of it so far, as far as the buffers that are
- * used again allow. Shared buffers and mapped files are where the trainer or the kernel has put them.
+ * With NUMA nodes each buffer of a taking is on the node that has the fewest bytes of it per rank so far, as far as the buffers
+ * that are used again allow. Shared buffers and mapped files are where the trainer or the kernel has put them.
  */
 export class Arena {
   readonly #library: Library
   readonly #budgetBytes: number
-  readonly #nodes: readonly number[]
+  readonly #rankNodes: readonly number[]
   /** So small that the bytes in a ring of 1 GiB are of every node: then the links of all nodes are in use. */
   readonly #bufferBytesMax: number
   #free: ArenaBuffer[] = []
@@ -47,12 +47,12 @@ export class Arena {
   #usedBytes = 0
   #peakBytes = 0
 
-  /** `nodes`: NUMA nodes that buffers are taken from in turn; empty: the kernel's choice. */
-  constructor(library: Library, budgetBytes: number, nodes: readonly number[] = []) {
+  /** `rankNodes`: the NUMA node of each rank, which buffers are taken from in turn; empty: the kernel's choice. */
+  constructor(library: Library, budgetBytes: number, rankNodes: readonly number[] = []) {
     this.#library = library
     this.#budgetBytes = budgetBytes
-    this.#nodes = nodes
-    this.#bufferBytesMax = sizeClass(BUFFER_BYTES_MAX / Math.max(1, nodes.length))
+    this.#rankNodes = rankNodes
+    this.#bufferBytesMax = sizeClass(BUFFER_BYTES_MAX / turnsPerRound(rankNodes))
   }
 
   /** Everything that is pinned: used, kept for reuse, shared with trainers and mapped in place. */
@@ -70,7 +70,7 @@ export class Arena {
    * @throws HostMemoryError when the budget or the machine does not hold them; then nothing is taken
    */
   async take(bytes: number): Promise<Taking> {
-    const nodeBytes = new NodeBytes()
+    const nodeBytes = new NodeBytes(this.#rankNodes)
     const reused = this.#reuse(bytes, nodeBytes)
     const missing = bytes - sum(reused)
     const sizes = this.#sizes(missing)
@@ -83,7 +83,7 @@ export class Arena {
     const fresh: ArenaBuffer[] = []
     try {
       for (const size of sizes) {
-        const made = this.#allocateOn(nodeBytes.next(this.#nodes), size)
+        const made = this.#allocateOn(nodeBytes.next(), size)
         nodeBytes.add(made)
         fresh.push(made)
         await turn()

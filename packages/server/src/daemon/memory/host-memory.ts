@@ -32,7 +32,7 @@ export class HostMemory {
 
   constructor(request: StartRequest, broken: (part: PartId, path: string) => void) {
     this.#library = openLibrary(request.library)
-    this.#arena = new Arena(this.#library, request.budgetBytes, request.nodes)
+    this.#arena = new Arena(this.#library, request.budgetBytes, request.rankNodes)
     this.#guard = new PathGuard(request.allowedDirs)
     this.#watch = new LeaseWatch(this.#library, this.#parts, broken)
   }

@@ -10,8 +10,8 @@ export type PartId = number
 export interface StartRequest {
   readonly library: LibraryOptions
   readonly budgetBytes: number
-  /** NUMA nodes that memory is taken from in turn; empty: the kernel's choice. */
-  readonly nodes: readonly number[]
+  /** The NUMA node of each rank, which memory is taken from in turn; empty: the kernel's choice. */
+  readonly rankNodes: readonly number[]
   /** null: any. */
   readonly allowedDirs: readonly string[] | null
 }

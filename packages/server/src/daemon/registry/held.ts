@@ -29,9 +29,9 @@ export async function openHeldCheckpoints(options: DaemonOptions): Promise<Regis
   const { library, allowedDirs, hostMemoryBytes } = options
   const budgetBytes = hostMemoryBytes ?? defaultBudgetBytes()
   const versions = new Versions(options.ranks.map(({ rank }) => rank))
-  const nodes = memoryNodes(options.ranks)
+  const rankNodes = memoryNodes(options.ranks)
   const memory = await MemoryClient.start(
-    { library, allowedDirs, budgetBytes, nodes },
+    { library, allowedDirs, budgetBytes, rankNodes },
     (id, path) => {
       const part = versions.byId(id)
       if (part !== undefined) part.invalid = path
