@@ -19,6 +19,8 @@ class Scene {
   readonly asked: Asked[] = []
   readonly known = new Map<string, number>()
   idle = true
+  /** How often somebody asked whether it is. */
+  looks = 0
   told = 0
   readonly measuring: Measuring
 
@@ -43,7 +45,10 @@ class Scene {
     this.measuring = new Measuring({
       pool: { links: links as unknown as RankLink[] },
       rates: rates as unknown as RateBook,
-      idle: () => this.idle,
+      idle: () => {
+        this.looks++
+        return this.idle
+      },
       measured: () => void this.told++,
     })
   }
@@ -136,6 +141,62 @@ test('what failed is not tried again', async () => {
   await pass(100 * IDLE_MS)
   expect(asked).toHaveLength(2)
   expect([...known.keys()]).toEqual(['b'])
+})
+
+test('a device that cannot be measured yet is asked for again less and less often, also after another one was', async () => {
+  const { measuring, asked } = new Scene(['a', 'b'])
+  measuring.begin()
+  await pass(IDLE_MS)
+  await asked[0]!.answer(1e9)
+  await pass(0)
+  for (const [tries, waitMs] of [IDLE_MS, 2 * IDLE_MS, 4 * IDLE_MS].entries()) {
+    expect(asked).toHaveLength(2 + tries)
+    await asked.at(-1)!.answer(null)
+    await pass(waitMs - 1)
+    expect(asked).toHaveLength(2 + tries)
+    await pass(1)
+  }
+  expect(asked.map(({ uuid }) => uuid)).toEqual(['a', 'b', 'b', 'b', 'b'])
+})
+
+test('a daemon that is not idle after a measurement is looked at less and less often, too', async () => {
+  const scene = new Scene(['a', 'b'])
+  scene.measuring.begin()
+  await pass(IDLE_MS)
+  scene.idle = false
+  await scene.asked[0]!.answer(1e9)
+  scene.looks = 0
+  for (let ms = 0; ms < 3 * IDLE_MS + 10; ms += 10) await pass(10)
+  // at once, and 1 s and 3 s later
+  expect(scene.looks).toBe(3)
+})
+
+test('a pause while a measurement runs lasts until the restart, whatever the measurement tells', async () => {
+  for (const rate of [1e9, null]) {
+    const scene = new Scene(['a', 'b'])
+    const { measuring, asked } = scene
+    measuring.begin()
+    await pass(IDLE_MS)
+    measuring.pause()
+    await asked[0]!.answer(rate)
+    scene.looks = 0
+    await pass(100 * IDLE_MS)
+    expect([scene.looks, asked.length]).toEqual([0, 1])
+    measuring.restart()
+    await pass(IDLE_MS)
+    expect(asked).toHaveLength(2)
+  }
+})
+
+test('a restart while a stopped measurement still runs is made up for when that has ended', async () => {
+  const { measuring, asked } = new Scene(['a'])
+  measuring.begin()
+  await pass(IDLE_MS)
+  measuring.pause()
+  measuring.restart()
+  await asked[0]!.answer(null)
+  await pass(IDLE_MS)
+  expect(asked).toHaveLength(2)
 })
 
 test('a daemon that closes stops it, and nothing is measured any more', async () => {

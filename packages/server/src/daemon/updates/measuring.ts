@@ -54,6 +54,7 @@ export class Measuring {
   #stop: Int32Array | null = null
   #waitMs = IDLE_MS
   #begun = false
+  #paused = false
 
   constructor(host: MeasuringHost) {
     this.#host = host
@@ -67,13 +68,16 @@ export class Measuring {
 
   /** Something has been done: from now on the daemon may be idle. */
   restart(): void {
-    if (!this.#begun || this.#stop !== null) return
+    if (!this.#begun) return
+    this.#paused = false
     this.#waitMs = IDLE_MS
-    this.#schedule()
+    // where one runs, or is being stopped, its end schedules the next
+    if (this.#stop === null) this.#schedule()
   }
 
   /** An update has come: nothing is measured before the next {@link restart}. */
   pause(): void {
+    this.#paused = true
     if (this.#timer !== null) clearTimeout(this.#timer)
     this.#timer = null
     if (this.#stop !== null) Atomics.store(this.#stop, 0, 1)
@@ -104,9 +108,14 @@ export class Measuring {
     this.#timer = null
     const link = this.#next()
     if (link === undefined) return
+    const waitedMs = this.#waitMs
+    this.#waitMs = 0
     const known = this.#host.idle() && (await this.#measure(link))
-    if (!this.#begun) return
-    this.#waitMs = known ? 0 : Math.min(WAIT_MS_MAX, 2 * this.#waitMs)
+    if (!this.#begun || this.#paused) return
+    // a restart meanwhile has set it
+    if (!known && this.#waitMs === 0) {
+      this.#waitMs = Math.min(WAIT_MS_MAX, Math.max(IDLE_MS, 2 * waitedMs))
+    }
     this.#schedule()
   }
 
