@@ -1,7 +1,8 @@
-import { readFile, rename, unlink, writeFile } from 'node:fs/promises'
+import { readFile, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type } from 'arktype'
 import { processStart } from './journal-processes.ts'
+import { removeStaged, replaceFile } from './replace-file.ts'
 
 const FILE = 'journal.json'
 
@@ -50,8 +51,8 @@ const JournalDocument = type({
 export type JournalDocument = typeof JournalDocument.infer
 
 /**
- * What must survive this process, in `STATE_DIR/journal.json`. Replaced as a whole by a rename, so a reader sees one version or
- * the other. It need not survive the machine: after that no engine waits either.
+ * What must survive this process, in `STATE_DIR/journal.json`. It need not survive the machine: after that no engine waits
+ * either.
  */
 export class Journal {
   readonly #path: string
@@ -73,6 +74,7 @@ export class Journal {
     socketDir: string,
   ): Promise<{ journal: Journal; left: JournalDocument | null }> {
     const path = join(stateDir, FILE)
+    await removeStaged(path)
     const journal = new Journal(path, {
       format: 1,
       pid: process.pid,
@@ -145,13 +147,8 @@ export class Journal {
     const text = `${JSON.stringify(this.#document, null, 2)}\n`
     if (text === this.#written) return this.#writing
     this.#written = text
-    const staged = `${this.#path}.${process.pid}.${this.#writes++}`
-    this.#writing = this.#writing
-      .catch(() => {})
-      .then(async () => {
-        await writeFile(staged, text, { mode: 0o600 })
-        await rename(staged, this.#path)
-      })
+    this.#writes++
+    this.#writing = this.#writing.catch(() => {}).then(() => replaceFile(this.#path, text))
     return this.#writing
   }
 }

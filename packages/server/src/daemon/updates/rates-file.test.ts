@@ -1,5 +1,14 @@
 import { afterEach, beforeEach, expect, test } from 'bun:test'
-import { closeSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { resetSync } from '@logtape/logtape'
 import fc from 'fast-check'
@@ -39,7 +48,7 @@ const document: fc.Arbitrary<RatesDocument> = fc.record({
     fc.record({
       uuids: fc.array(fc.string()),
       library: fc.constantFrom('host' as const, 'cuda' as const),
-      bytes_per_second: fc.array(rate),
+      bytes_per_second: fc.array(rate, { maxLength: 5 }),
     }),
   ),
   engines: fc.array(
@@ -47,6 +56,7 @@ const document: fc.Arbitrary<RatesDocument> = fc.record({
       key: fc.string(),
       learnt: fc.array(
         fc.record({ bucket_s: seconds, tensor_s: seconds, reload_bytes_per_second: rate }),
+        { maxLength: 5 },
       ),
     }),
   ),
@@ -69,6 +79,8 @@ test('no file is no news', async () => {
 })
 
 const DEVICE = { uuid: 'GPU-0', library: 'cuda', h2d_bytes_per_second: 5e10 }
+const LEARNT = { bucket_s: 0, tensor_s: 0, reload_bytes_per_second: 1e9 }
+const times = <T>(count: number, one: T): T[] => Array.from({ length: count }, () => one)
 const OTHERS: Record<string, string> = {
   'a damaged one': JSON.stringify({ ...NO_RATES, devices: [DEVICE] }).slice(0, -3),
   'an empty one': '',
@@ -79,6 +91,24 @@ const OTHERS: Record<string, string> = {
     devices: [{ ...DEVICE, h2d_bytes_per_second: 1 }],
   }),
   'something else': '[1, 2]',
+  'more than a mebibyte': JSON.stringify(NO_RATES).padEnd(2 ** 20 + 1),
+  'too many devices': JSON.stringify({ ...NO_RATES, devices: times(65, DEVICE) }),
+  'too many engines': JSON.stringify({
+    ...NO_RATES,
+    engines: times(65, { key: 'k', learnt: [LEARNT] }),
+  }),
+  'too much of an engine': JSON.stringify({
+    ...NO_RATES,
+    engines: [{ key: 'k', learnt: times(6, LEARNT) }],
+  }),
+  'too many groups': JSON.stringify({
+    ...NO_RATES,
+    broadcasts: times(65, { uuids: ['a', 'b'], library: 'cuda', bytes_per_second: [1e9] }),
+  }),
+  'too much of a group': JSON.stringify({
+    ...NO_RATES,
+    broadcasts: [{ uuids: ['a', 'b'], library: 'cuda', bytes_per_second: times(6, 1e9) }],
+  }),
 }
 
 for (const [name, text] of Object.entries(OTHERS)) {
@@ -94,6 +124,21 @@ for (const [name, text] of Object.entries(OTHERS)) {
   })
 }
 
+test('as much as is ever written is read', async () => {
+  const full: RatesDocument = {
+    format: 1,
+    devices: times(64, { ...DEVICE, library: 'cuda' as const }),
+    broadcasts: times(64, {
+      uuids: times(8, 'GPU-01234567-89ab-cdef-0123-456789abcdef'),
+      library: 'cuda' as const,
+      bytes_per_second: times(5, 1e11 / 3),
+    }),
+    engines: times(64, { key: 'http://localhost:19730', learnt: times(5, LEARNT) }),
+  }
+  await new RatesFile(dir.path).write(full)
+  expect(await new RatesFile(dir.path).read()).toEqual(full)
+})
+
 test('a reader that has begun reads what it found, whatever is written meanwhile', async () => {
   const file = new RatesFile(dir.path)
   await file.write({ ...NO_RATES, devices: [{ ...DEVICE, library: 'cuda' }] })
@@ -106,13 +151,13 @@ test('a reader that has begun reads what it found, whatever is written meanwhile
 test('writers at the same time leave one whole document and no other file', async () => {
   const rates = (n: number): RatesDocument => ({
     ...NO_RATES,
-    devices: Array.from({ length: n * 20 }, () => ({ ...DEVICE, library: 'cuda', uuid: `${n}` })),
+    devices: Array.from({ length: n + 20 }, () => ({ ...DEVICE, library: 'cuda', uuid: `${n}` })),
   })
   const files = [new RatesFile(dir.path), new RatesFile(dir.path)]
   const written = Array.from({ length: 40 }, (_, n) => files[n % 2]!.write(rates(n)))
   for (let reads = 0; reads < 20; reads++) {
     const seen = await new RatesFile(dir.path).read()
-    expect(seen).toEqual(rates(seen.devices.length / 20))
+    expect(seen).toEqual(rates(seen.devices.length - 20))
   }
   await Promise.all(written)
   expect(lines).toEqual([])
@@ -126,8 +171,38 @@ test('a directory that is gone is a line in the log, and the next write is made 
   rmSync(dir.path, { recursive: true })
   await file.write(NO_RATES)
   expect(lines).toHaveLength(1)
-  dir = new TestDir()
-  const there = new RatesFile(dir.path)
-  await there.write(NO_RATES)
+  mkdirSync(dir.path)
+  await file.write({ ...NO_RATES, devices: [{ ...DEVICE, library: 'cuda' }] })
+  expect(lines).toHaveLength(1)
   expect(readdirSync(dir.path)).toEqual(['rates.json'])
+  expect((await file.read()).devices).toHaveLength(1)
+})
+
+test('a write that cannot take its place leaves no file, and the next one is made all the same', async () => {
+  const file = new RatesFile(dir.path)
+  mkdirSync(path())
+  await file.write(NO_RATES)
+  await file.write(NO_RATES)
+  expect(lines).toHaveLength(2)
+  expect(readdirSync(dir.path)).toEqual(['rates.json'])
+  rmdirSync(path())
+  await file.write(NO_RATES)
+  expect(lines).toHaveLength(2)
+  expect(readdirSync(dir.path)).toEqual(['rates.json'])
+})
+
+test('who opens it removes what a crash has left, and nothing else', async () => {
+  const others = ['journal.json.12.3', 'rates.json.old', 'rates.json.12.3.old']
+  for (const name of [...others, 'rates.json.12.3', `rates.json.${process.pid}.99999`]) {
+    writeFileSync(join(dir.path, name), '{')
+  }
+  await RatesFile.open(dir.path)
+  expect(readdirSync(dir.path).sort()).toEqual(others.sort())
+})
+
+test('what is no regular file is not waited for', async () => {
+  expect(Bun.spawnSync(['mkfifo', path()]).exitCode).toBe(0)
+  expect(await new RatesFile(dir.path).read()).toEqual(NO_RATES)
+  expect(lines).toHaveLength(1)
+  expect(lines[0]).toContain('no regular file')
 })

@@ -1,10 +1,18 @@
-import { readFile, rename, writeFile } from 'node:fs/promises'
+import { constants } from 'node:fs'
+import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { BYTES_PER_SECOND_MAX, BYTES_PER_SECOND_MIN } from '@ckpt/core'
 import { type } from 'arktype'
 import { log } from '../log.ts'
+import { removeStaged, replaceFile } from './replace-file.ts'
 
 const FILE = 'rates.json'
+/** Ten times what a full one takes. */
+const FILE_BYTES_MAX = 2 ** 20
+/** Entries of each kind that are remembered: the host library's devices get new names with every boot, an engine with every port. */
+export const ENTRIES_MAX = 64
+/** What the last updates told counts by its median: two of them may have been disturbed as much as they like. */
+export const LEARNT_MAX = 5
 
 const BytesPerSecond = type(`${BYTES_PER_SECOND_MIN} <= number <= ${BYTES_PER_SECOND_MAX}`)
 
@@ -23,7 +31,7 @@ const BroadcastRates = type({
   /** Of each rank, in their order. */
   uuids: 'string[]',
   library: "'host' | 'cuda'",
-  bytes_per_second: BytesPerSecond.array(),
+  bytes_per_second: BytesPerSecond.array().atMostLength(LEARNT_MAX),
 })
 export type BroadcastRates = typeof BroadcastRates.infer
 
@@ -38,7 +46,9 @@ const LearntEngine = type({
     bucket_s: Seconds,
     tensor_s: Seconds,
     reload_bytes_per_second: 'number > 0',
-  }).array(),
+  })
+    .array()
+    .atMostLength(LEARNT_MAX),
 })
 export type LearntEngine = typeof LearntEngine.infer
 
@@ -46,20 +56,16 @@ export type LearntEngine = typeof LearntEngine.infer
 export const RatesDocument = type({
   '+': 'reject',
   format: '1',
-  devices: DeviceRates.array(),
-  broadcasts: BroadcastRates.array(),
-  engines: LearntEngine.array(),
+  devices: DeviceRates.array().atMostLength(ENTRIES_MAX),
+  broadcasts: BroadcastRates.array().atMostLength(ENTRIES_MAX),
+  engines: LearntEngine.array().atMostLength(ENTRIES_MAX),
 })
 export type RatesDocument = typeof RatesDocument.infer
 
 export const NO_RATES: RatesDocument = { format: 1, devices: [], broadcasts: [], engines: [] }
 
-/** Names of staged files must differ in the whole process: two files of one directory may be open in it. */
-let writes = 0
-
 /**
- * What a daemon has found out about its devices and engines, in `STATE_DIR/rates.json`. Replaced as a whole by a rename, so a reader sees one
- * version or the other. Losing it costs a measurement, so nothing about it is an error.
+ * What a daemon has found out about its devices and engines, in `STATE_DIR/rates.json`. Losing it costs a measurement, so nothing about it is an error.
  */
 export class RatesFile {
   readonly #path: string
@@ -69,11 +75,18 @@ export class RatesFile {
     this.#path = join(stateDir, FILE)
   }
 
+  /** Of the one daemon of the directory: what those before it had begun to write is removed. */
+  static async open(stateDir: string): Promise<RatesFile> {
+    const file = new RatesFile(stateDir)
+    await removeStaged(file.#path)
+    return file
+  }
+
   /** Nothing, where there is no file or not one of ours. */
   async read(): Promise<RatesDocument> {
     let value: unknown
     try {
-      value = JSON.parse(await readFile(this.#path, 'utf8'))
+      value = JSON.parse(await readText(this.#path))
     } catch (error) {
       const { code, message } = error as NodeJS.ErrnoException
       if (code !== 'ENOENT') this.#ignored(message)
@@ -95,12 +108,8 @@ export class RatesFile {
   /** Resolves also when it could not be written. The document is taken as it is now. */
   write(document: RatesDocument): Promise<void> {
     const text = `${JSON.stringify(document, null, 2)}\n`
-    const staged = `${this.#path}.${process.pid}.${writes++}`
     this.#writing = this.#writing
-      .then(async () => {
-        await writeFile(staged, text, { mode: 0o600 })
-        await rename(staged, this.#path)
-      })
+      .then(() => replaceFile(this.#path, text))
       .catch((error: Error) => {
         log.warn('{path} was not written: {reason}', { path: this.#path, reason: error.message })
       })
@@ -111,4 +120,15 @@ export class RatesFile {
   async close(): Promise<void> {
     await this.#writing
   }
+}
+
+/** Does not wait for a pipe's writer. */
+async function readText(path: string): Promise<string> {
+  await using file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK)
+  const stat = await file.stat()
+  const { size } = stat
+  if (!stat.isFile()) throw new Error('it is no regular file')
+  if (size > FILE_BYTES_MAX)
+    throw new Error(`it has ${size} bytes, at most ${FILE_BYTES_MAX} are read`)
+  return await file.readFile('utf8')
 }

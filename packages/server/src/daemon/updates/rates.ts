@@ -14,12 +14,15 @@ import {
 } from '@ckpt/core'
 import { log } from '../log.ts'
 import type { LibraryOptions, RankInfo } from '../types.ts'
-import { type LearntEngine, NO_RATES, type RatesDocument, RatesFile } from './rates-file.ts'
+import {
+  ENTRIES_MAX,
+  LEARNT_MAX,
+  type LearntEngine,
+  NO_RATES,
+  type RatesDocument,
+  RatesFile,
+} from './rates-file.ts'
 
-/** Entries of each kind that are remembered: the host library's devices get new names with every boot, an engine with every port. */
-const ENTRIES_MAX = 64
-/** What the last updates told counts by its median: two of them may have been disturbed as much as they like. */
-const LEARNT_MAX = 5
 /** Of less a broadcast is over before its clock has ticked often enough. */
 const BROADCAST_BYTES_MIN = 64 * 2 ** 20
 
@@ -46,7 +49,7 @@ export class RateBook {
   }
 
   static async open(stateDir: string, library: LibraryOptions['kind']): Promise<RateBook> {
-    const book = new RateBook(library, new RatesFile(stateDir))
+    const book = new RateBook(library, await RatesFile.open(stateDir))
     book.#document = await book.#file.read()
     return book
   }
