@@ -55,9 +55,9 @@ export type RankRequest =
   | { readonly type: 'plan'; readonly key: string; readonly input: PlanInput | null }
   /** As `plan`, and pickles the lists of the plan it makes. */
   | { readonly type: 'prepare'; readonly key: string; readonly input: PlanInput | null }
-  /** How fast host memory reaches the device. Another number than 0 in `stop` (one int32) ends it early. */
+  /** How fast host memory reaches the device. `stop`, of a {@link StopFlag}, ends it early. */
   | { readonly type: 'measure'; readonly stop: SharedArrayBuffer }
-  /** Makes updates that nobody sees, with a worker of its own at `address`. Another number than 0 in `stop` (one int32) ends it early. */
+  /** Makes updates that nobody sees, with a worker of its own at `address`. `stop`, of a {@link StopFlag}, ends it early. */
   | { readonly type: 'rehearse'; readonly address: string; readonly stop: SharedArrayBuffer }
   | { readonly type: 'group_create'; readonly members: number }
   | { readonly type: 'group_destroy'; readonly group: number }

@@ -20,6 +20,7 @@ import { type KeptRun, Quarantine } from './quarantine.ts'
 import { rehearse } from './rehearsal.ts'
 import { type LeftAddresses, releaseLeft } from './release-left.ts'
 import { RankRun, type RunHost } from './run.ts'
+import { StopFlag } from './stop-flag.ts'
 
 const SWEEP_MS = 100
 /** Runs are counted from 0. */
@@ -192,15 +193,13 @@ class RankWorker implements RunHost {
         return made.summary()
       }
       case 'measure': {
-        const stop = new Int32Array(request.stop)
-        const stopped = () => Atomics.load(stop, 0) !== 0
+        const flag = new StopFlag(request.stop)
+        const stopped = () => flag.stopped
         return { bytesPerSecond: measureH2d(this.library, this.rank.device, stopped) }
       }
       case 'rehearse': {
-        const { address, stop } = request
-        const flag = new Int32Array(stop)
-        const stopped = () => Atomics.load(flag, 0) !== 0
-        return { runs: rehearse(this, address, stopped) }
+        const flag = new StopFlag(request.stop)
+        return { runs: rehearse(this, request.address, () => flag.stopped) }
       }
       case 'group_create':
         return { group: this.library.groupCreate(request.members) }

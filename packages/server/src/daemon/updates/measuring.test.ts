@@ -1,7 +1,8 @@
 import { afterEach, beforeEach, expect, jest, test } from 'bun:test'
-import { CkptError } from '@ckpt/core'
+import { CkptError, type Failure } from '@ckpt/core'
 import type { RankLink } from '../rank/link.ts'
 import { MEASURED_BYTES } from '../rank/measure.ts'
+import type { RankInfo } from '../types.ts'
 import { isIdle, Measuring } from './measuring.ts'
 import type { RateBook } from './rates.ts'
 
@@ -22,11 +23,14 @@ class Scene {
   /** How often somebody asked whether it is. */
   looks = 0
   told = 0
+  readonly failures: Failure[] = []
+  readonly links: (Pick<RankLink, 'rank'> & { dead: Failure | null })[]
   readonly measuring: Measuring
 
   constructor(uuids: readonly string[] = ['a', 'b', 'a']) {
-    const links = uuids.map((uuid) => ({
-      rank: { uuid },
+    this.links = uuids.map((uuid) => ({
+      rank: { uuid } as RankInfo,
+      dead: null,
       request: ({ stop }: { stop: SharedArrayBuffer }) => {
         const { promise, resolve, reject } = Promise.withResolvers()
         this.asked.push({
@@ -43,13 +47,14 @@ class Scene {
       measured: async (uuid: string, rate: number) => void this.known.set(uuid, rate),
     }
     this.measuring = new Measuring({
-      pool: { links: links as unknown as RankLink[] },
+      pool: { links: this.links as unknown as RankLink[] },
       rates: rates as unknown as RateBook,
       idle: () => {
         this.looks++
         return this.idle
       },
       measured: () => void this.told++,
+      failed: (failure) => void this.failures.push(failure),
     })
   }
 }
@@ -195,6 +200,29 @@ test('a restart while a stopped measurement still runs is made up for when that 
   measuring.pause()
   measuring.restart()
   await asked[0]!.answer(null)
+  await pass(IDLE_MS)
+  expect(asked).toHaveLength(2)
+})
+
+test('whoever ends the daemon is told of a failure, such as a lost device', async () => {
+  const { measuring, asked, failures } = new Scene()
+  measuring.begin()
+  await pass(IDLE_MS)
+  await asked[0]!.fail(new CkptError('device_lost', 'Xid 79'))
+  expect(failures).toEqual([{ code: 'device_lost', message: 'Xid 79' }])
+})
+
+test('a Worker that dies meanwhile says nothing of its device', async () => {
+  const { measuring, asked, links } = new Scene(['a'])
+  measuring.begin()
+  await pass(IDLE_MS)
+  const dead: Failure = { code: 'rank_failed', message: 'the rank Worker has ended' }
+  links[0]!.dead = dead
+  await asked[0]!.fail(CkptError.from(dead))
+  // an update starts another Worker
+  measuring.pause()
+  links[0]!.dead = null
+  measuring.restart()
   await pass(IDLE_MS)
   expect(asked).toHaveLength(2)
 })

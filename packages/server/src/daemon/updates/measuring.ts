@@ -1,8 +1,9 @@
-import { CkptError } from '@ckpt/core'
+import { CkptError, type Failure } from '@ckpt/core'
 import { log } from '../log.ts'
 import type { RankLink } from '../rank/link.ts'
 import { MEASURED_BYTES } from '../rank/measure.ts'
 import type { RankPool } from '../rank/pool.ts'
+import { StopFlag } from '../rank/stop-flag.ts'
 import type { Registry } from '../registry/registry.ts'
 import type { UpdateQueue } from './queue.ts'
 import type { RateBook } from './rates.ts'
@@ -40,6 +41,8 @@ export interface MeasuringHost {
   idle(): boolean
   /** New plans are made with other rates now. */
   measured(): void
+  /** A measurement has; not when it only was stopped. */
+  failed(failure: Failure): void
 }
 
 /**
@@ -48,10 +51,10 @@ export interface MeasuringHost {
  */
 export class Measuring {
   readonly #host: MeasuringHost
-  /** Devices whose measurement failed: not tried again. */
+  /** Devices whose measurement failed, other than by the end of a Worker: not tried again. */
   readonly #failed = new Set<string>()
   #timer: ReturnType<typeof setTimeout> | null = null
-  #stop: Int32Array | null = null
+  #stop: StopFlag | null = null
   #waitMs = IDLE_MS
   #begun = false
   #paused = false
@@ -80,7 +83,7 @@ export class Measuring {
     this.#paused = true
     if (this.#timer !== null) clearTimeout(this.#timer)
     this.#timer = null
-    if (this.#stop !== null) Atomics.store(this.#stop, 0, 1)
+    this.#stop?.stop()
   }
 
   close(): void {
@@ -121,11 +124,11 @@ export class Measuring {
 
   /** Whether the device needs no further one. */
   async #measure(link: RankLink): Promise<boolean> {
-    const { rates, measured } = this.#host
+    const { rates, measured, failed } = this.#host
     const { uuid } = link.rank
-    const stop = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT)
-    this.#stop = new Int32Array(stop)
+    this.#stop = new StopFlag()
     try {
+      const stop = this.#stop.memory
       const { bytesPerSecond } = await link.request({ type: 'measure', stop })
       if (bytesPerSecond === null) return false
       await rates.measured(uuid, bytesPerSecond)
@@ -133,8 +136,11 @@ export class Measuring {
       log.info('{uuid} takes {gbPerS} GB/s from pinned memory', { uuid, gbPerS })
       measured()
     } catch (error) {
+      const { failure, message } = CkptError.wrap(error)
+      failed(failure)
+      // its successor may
+      if (link.dead !== null) return false
       this.#failed.add(uuid)
-      const { message } = CkptError.wrap(error)
       if (this.#begun) log.warn('{uuid} could not be measured: {message}', { uuid, message })
     } finally {
       this.#stop = null

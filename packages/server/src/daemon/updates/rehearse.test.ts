@@ -1,7 +1,11 @@
 import { expect, setDefaultTimeout, spyOn, test } from 'bun:test'
+import { resetSync } from '@logtape/logtape'
+import { CkptError, type Failure } from '@ckpt/core'
+import { configureLogging } from '../log.ts'
 import { RankLink } from '../rank/link.ts'
 import type { DaemonOptions } from '../types.ts'
-import { NAME, tensorsOf, withUpdates } from './testing/fixture.ts'
+import type { Updates } from './updates.ts'
+import { NAME, tensorsOf, until, withUpdates } from './testing/fixture.ts'
 
 setDefaultTimeout(60_000)
 
@@ -56,4 +60,43 @@ test('an update that comes meanwhile does not wait for all of them', async () =>
 
 test('where they do not, nobody does', async () => {
   expect(await rehearsed('off', false)).toEqual({ asked: [], answers: [], tensors: 10 })
+})
+
+/** Begins where each rehearsal fails. */
+async function failed(
+  failure: Failure,
+  work: (updates: Updates, lines: readonly string[]) => Promise<void>,
+): Promise<void> {
+  const lines: string[] = []
+  configureLogging({ format: 'text', level: 'debug', write: (line) => void lines.push(line) })
+  const request = spyOn(RankLink.prototype, 'request')
+  try {
+    await withUpdates(
+      async ({ updates }) => {
+        request.mockImplementation(() => Promise.reject(CkptError.from(failure)))
+        updates.begin()
+        await work(updates, lines)
+        request.mockRestore()
+      },
+      { spin: 'on' },
+    )
+  } finally {
+    request.mockRestore()
+    resetSync()
+  }
+}
+
+test('a device that is lost in one ends the daemon', async () => {
+  const lost: Failure = { rank: 0, code: 'device_lost', message: 'Xid 79' }
+  await failed(lost, async ({ deviceLost }) => expect(await deviceLost).toEqual(lost))
+})
+
+test('what else one fails of is said in the log of who looks for it', async () => {
+  const failure: Failure = { rank: 0, code: 'update_timeout', message: 'no answer' }
+  await failed(failure, async ({ deviceLost }, lines) => {
+    const ended = deviceLost.then(() => 'ended')
+    await until(() => lines.length >= 2)
+    expect(lines.join('')).toMatch(/DBG.*no answer|debug.*no answer/i)
+    expect(await Promise.race([ended, Bun.sleep(20)])).toBeUndefined()
+  })
 })

@@ -14,6 +14,7 @@ import { Journal, type JournalDocument } from './journal.ts'
 import { log } from '../log.ts'
 import { RankPool } from '../rank/pool.ts'
 import { ranksSpin } from '../rank/spin.ts'
+import { StopFlag } from '../rank/stop-flag.ts'
 import type { Registry } from '../registry/registry.ts'
 import type { DaemonOptions, HeldVersion } from '../types.ts'
 import { EngineBook } from './engines.ts'
@@ -73,15 +74,17 @@ export async function createUpdates(options: DaemonOptions, registry: Registry):
   const library = openLibrary(options.library)
   const lost = Promise.withResolvers<Failure>()
   const spins = ranksSpin(options.spin, options.ranks.length)
+  const failed = (failure: Failure) => {
+    if (failure.code === 'device_lost') lost.resolve(failure)
+  }
   const watcher = {
-    dead(failure: Failure) {
-      if (failure.code === 'device_lost') lost.resolve(failure)
-    },
+    dead: failed,
     left: (address: string) => void journal.left(address),
   }
   const pool = await RankPool.start(options.library, library, options.ranks, watcher, spins)
-  const parts = { options, library, registry, sockets, journal, left, rates, pool, lost }
-  return new DaemonUpdates(parts)
+  const deviceLost = lost.promise
+  const held = { options, library, registry, sockets, journal, left, rates, pool }
+  return new DaemonUpdates({ ...held, spins, deviceLost, failed })
 }
 
 interface Parts {
@@ -93,7 +96,11 @@ interface Parts {
   readonly left: JournalDocument | null
   readonly rates: RateBook
   readonly pool: RankPool
-  readonly lost: PromiseWithResolvers<Failure>
+  /** Whether ranks do. */
+  readonly spins: boolean
+  readonly deviceLost: Promise<Failure>
+  /** To be told of whatever fails on a rank: resolves {@link deviceLost} where that is why. */
+  failed(failure: Failure): void
 }
 
 class DaemonUpdates implements Updates {
@@ -103,8 +110,8 @@ class DaemonUpdates implements Updates {
   readonly #planner: Planner
   readonly #queue: UpdateQueue
   readonly #measuring: Measuring
-  /** 1: there is something better to do. */
-  readonly #noRehearsal = new Int32Array(new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT))
+  /** Stopped: there is something better to do. */
+  readonly #rehearsal = new StopFlag()
   /** What was registered last. */
   #prepared: HeldVersion | null = null
   readonly #closing = new AbortController()
@@ -114,8 +121,8 @@ class DaemonUpdates implements Updates {
     this.#parts = parts
     this.#book = new EngineBook(parts.journal)
     this.#planner = new Planner(parts.options, parts.rates)
-    const { lost, pool, rates } = parts
-    this.deviceLost = lost.promise
+    const { pool, rates, failed } = parts
+    this.deviceLost = parts.deviceLost
     const context = {
       ...parts,
       book: this.#book,
@@ -123,7 +130,7 @@ class DaemonUpdates implements Updates {
       closing: this.#closing.signal,
     }
     this.#queue = new UpdateQueue(context, (failure) => {
-      if (failure?.code === 'device_lost') lost.resolve(failure)
+      if (failure) failed(failure)
       this.#measuring.restart()
     })
     this.#measuring = new Measuring({
@@ -132,6 +139,7 @@ class DaemonUpdates implements Updates {
       idle: () => isIdle(this.#queue, pool, parts.registry),
       // an update would find another plan than the one that was made when its checkpoint was registered
       measured: () => this.#preparePlan(),
+      failed,
     })
   }
 
@@ -141,13 +149,18 @@ class DaemonUpdates implements Updates {
   }
 
   #rehearse(): void {
-    const { options, pool, sockets } = this.#parts
-    if (!ranksSpin(options.spin, options.ranks.length)) return
-    const stop = this.#noRehearsal.buffer
+    const { spins, pool, sockets, failed } = this.#parts
+    if (!spins) return
+    const stop = this.#rehearsal.memory
     for (const link of pool.links) {
-      const address = sockets.address(link.rank.rank)
-      // updates do without
-      link.request({ type: 'rehearse', address, stop }).catch(() => {})
+      const { rank } = link.rank
+      const address = sockets.address(rank)
+      link.request({ type: 'rehearse', address, stop }).catch((error: unknown) => {
+        // updates do without
+        const { failure, message } = CkptError.wrap(error)
+        log.debug('rank {rank} could not rehearse: {message}', { rank, message })
+        failed(failure)
+      })
     }
   }
 
@@ -166,7 +179,7 @@ class DaemonUpdates implements Updates {
     const spec = makeSpec(name, request, options)
     // says now what is wrong with the checkpoint; the version is chosen when its turn comes
     registry.lease(name).release(false)
-    Atomics.store(this.#noRehearsal, 0, 1)
+    this.#rehearsal.stop()
     this.#measuring.pause()
     const record = this.#queue.add(spec, request.if_busy)
     const giveBack = registry.claim(name)
@@ -252,7 +265,7 @@ class DaemonUpdates implements Updates {
 
   async #close(reason: string): Promise<void> {
     const { pool, sockets, journal, rates } = this.#parts
-    Atomics.store(this.#noRehearsal, 0, 1)
+    this.#rehearsal.stop()
     this.#measuring.close()
     await this.#queue.close(reason)
     this.#closing.abort(new CkptError('shutting_down', reason))
