@@ -11,6 +11,9 @@ export interface RankWorkerStart {
   readonly port: MessagePort
 }
 
+/** In place of the number of a run: it is of no update of this daemon, which are counted from 0. */
+export const NO_RUN = -1
+
 /** What a rank is told before an update runs. */
 export interface OpenOptions {
   /** Ascends with every update of this daemon; messages of an earlier run are ignored. */

@@ -1,9 +1,15 @@
-import { buildTable, dtypeIndex, type PlanInput } from '@ckpt/core'
+import { buildTable, CkptError, dtypeIndex, type Failure, type PlanInput } from '@ckpt/core'
 import { pickleNone } from '@ckpt/core/engine/pickle-writer'
 import { type Handle, type Library, type ZmqContext, type ZmqSocket, zmqPoll } from '@ckpt/cuda'
 import { clockMs } from '../clock.ts'
 import type { RankInfo } from '../types.ts'
-import { PROGRESS_BYTES, PROGRESS_SENT, type RankEvent, type RankMessage } from './messages.ts'
+import {
+  NO_RUN,
+  PROGRESS_BYTES,
+  PROGRESS_SENT,
+  type RankEvent,
+  type RankMessage,
+} from './messages.ts'
 import { HeldPlan } from './plans.ts'
 import type { KeptRun } from './quarantine.ts'
 import { RankRun, type RunHost } from './run.ts'
@@ -16,24 +22,27 @@ const BUCKET_BYTES = 64 * 2 ** 10
 const RING_BYTES = 2 * 2 ** 20
 const LIMIT_MS = 500
 const ARRIVE_MS = 5
-/** Runs of the daemon are counted from 0. */
-const RUN = -1
+/** An update that comes waits no longer until it is seen. */
+const TEND_MS = 5
+const STOPPED: Failure = { code: 'aborted', message: 'there is something better to do' }
 const SUCCESS = new Uint8Array(0)
 const NONE = Buffer.from(pickleNone())
 
+type RehearsalHost = Pick<RunHost, 'library' | 'context' | 'rank' | 'report' | 'quarantine'>
+
 /**
  * Small updates of made-up bytes on this rank's device, with a worker in this thread, so that the first real one finds its code
- * compiled. They take some 10 MiB of pinned and device memory for 0.2 s, and leave nothing. Blocks.
+ * compiled. They take some 10 MiB of pinned and device memory for 0.2 s. Blocks.
  *
- * @param host of the real updates, whose quarantine gets what a failed one leaves
+ * Nothing is left, unless a copy still writes the ring of one that has failed: then that is in quarantine, as {@link NO_RUN}.
+ *
+ * @param host of the real updates, with the quarantine
  * @param address of an engine socket that nobody else uses
- * @returns how many ran; fewer than ten when `stopped` or one has failed
+ * @param stopped asked every few milliseconds
+ * @returns how many ran; fewer than ten when `stopped`
+ * @throws CkptError of what one has failed
  */
-export function rehearse(
-  host: Pick<RunHost, 'library' | 'context' | 'rank' | 'quarantine'>,
-  address: string,
-  stopped: () => boolean,
-): number {
+export function rehearse(host: RehearsalHost, address: string, stopped: () => boolean): number {
   const { library } = host
   using stack = new DisposableStack()
   const buffer = library.bufferAlloc(BUCKETS * BUCKET_BYTES, 0)
@@ -44,7 +53,7 @@ export function rehearse(
   held.pickleAll()
   for (let run = 0; run < RUNS; run++) {
     if (stopped()) return run
-    if (!new Rehearsal(host, signal).run(held, buffer, address)) return run
+    if (!new Rehearsal(host, signal, stopped).run(held, buffer, address)) return run
   }
   return RUNS
 }
@@ -76,7 +85,9 @@ class Rehearsal implements RunHost {
   readonly rank: RankInfo
   readonly signal: Handle
   readonly spins = false
-  readonly #host: Pick<RunHost, 'quarantine'>
+  readonly tendMs = TEND_MS
+  readonly #host: RehearsalHost
+  readonly #stopped: () => boolean
   readonly #progress = new Int32Array(new SharedArrayBuffer(PROGRESS_BYTES))
   readonly #worker: ZmqSocket
   readonly #messages: RankMessage[] = []
@@ -84,23 +95,28 @@ class Rehearsal implements RunHost {
   #replies = 0
   #nones = 0
   #finished = false
+  #failure: Failure | null = null
+  /** It was told to end at once. */
+  #ended = false
+  #ringKept = false
 
-  constructor(host: Pick<RunHost, 'library' | 'context' | 'rank' | 'quarantine'>, signal: Handle) {
+  constructor(host: RehearsalHost, signal: Handle, stopped: () => boolean) {
     this.library = host.library
     this.context = host.context
     this.rank = { ...host.rank, rank: 0 }
     this.signal = signal
     this.#host = host
+    this.#stopped = stopped
     this.#worker = host.context.socket('REP')
   }
 
-  /** Whether it went through. */
+  /** Whether it went through; not when it was stopped. @throws CkptError of what it has failed */
   run(held: HeldPlan, buffer: Handle, address: string): boolean {
     try {
       const run = new RankRun(
         this,
         {
-          run: RUN,
+          run: NO_RUN,
           planKey: '',
           ranks: [0],
           group: 0,
@@ -122,12 +138,23 @@ class Rehearsal implements RunHost {
     } finally {
       this.#worker.close()
     }
+    if (this.#failure !== null) throw CkptError.from(this.#failure)
     return this.#finished
   }
 
-  /** A turn of the worker. */
+  /** The worker is nobody's, so it is not waited for. */
+  #end(failure: Failure): void {
+    if (this.#ended) return
+    this.#ended = true
+    this.#messages.push({ type: 'abort', run: NO_RUN, failure, leaveMs: 0 })
+  }
+
   tend(): void {
-    if (!this.#connected) return
+    if (this.#stopped()) this.#end(STOPPED)
+    else if (this.#connected) this.#tendWorker()
+  }
+
+  #tendWorker(): void {
     // a list that was sent is here in some ten microseconds; the handle and the end may take their time
     const lists = Atomics.load(this.#progress, PROGRESS_SENT)
     const owed = lists > this.#replies - 1
@@ -145,13 +172,24 @@ class Rehearsal implements RunHost {
     return this.#messages.splice(0)
   }
 
-  report(_run: number, event: RankEvent): void {
-    if (event.type === 'transferred') this.#messages.push({ type: 'release', run: RUN })
+  report(run: number, event: RankEvent): void {
+    if (event.type === 'transferred') this.#messages.push({ type: 'release', run: NO_RUN })
     if (event.type === 'finished') this.#finished = true
+    if (event.type === 'failed') {
+      this.#failure = event.failure
+      this.#end(event.failure)
+    }
+    // its bytes are counted until they are freed
+    if (event.type === 'closed' && this.#ringKept) this.#host.report(run, event)
   }
 
-  quarantine(kept: KeptRun): void {
-    this.#host.quarantine(kept)
+  /** Its worker has never mapped the ring. */
+  quarantine({ conversation, ring, ...kept }: KeptRun): void {
+    conversation?.socket.close()
+    if (ring === null) return
+    if (kept.settled) return ring.free()
+    this.#ringKept = true
+    this.#host.quarantine({ ...kept, ring, read: false, conversation: null })
   }
 
   openedAnew(): void {}

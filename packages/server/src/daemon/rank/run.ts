@@ -72,6 +72,8 @@ export interface RunHost {
   openedAnew(engine: string): void
   /** Looks after what earlier runs have left. Does not wait. */
   tend(): void
+  /** So often at least, where it matters. */
+  readonly tendMs?: number
 }
 
 /** One update on one rank: drives the executor and the conversation from one blocking loop. */
@@ -318,7 +320,7 @@ export class RankRun {
   #wait(): void {
     const nowMs = clockMs()
     const warm = nowMs < this.#movedMs + WARM_FOR_MS
-    const pollMs = warm ? NAP_MS : POLL_MS_MAX
+    const pollMs = warm ? NAP_MS : (this.#host.tendMs ?? POLL_MS_MAX)
     const wanted = [this.#endMs, this.#woken ? nowMs : nowMs + pollMs]
     const items: Parameters<typeof zmqPoll>[0][number][] = [{ fd: this.#signalFd }]
     if (this.#engine !== null && !this.#conversationClosed) {

@@ -3,15 +3,16 @@ import { CkptError } from '@ckpt/core'
 import { type Library, openLibrary, ZmqContext } from '@ckpt/cuda'
 import type { RankInfo } from '../types.ts'
 import { clockMs } from '../clock.ts'
-import type {
-  OpenAnswer,
-  OpenOptions,
-  RankAnswers,
-  RankEvent,
-  RankMessage,
-  RankReport,
-  RankRequest,
-  RankWorkerStart,
+import {
+  NO_RUN,
+  type OpenAnswer,
+  type OpenOptions,
+  type RankAnswers,
+  type RankEvent,
+  type RankMessage,
+  type RankReport,
+  type RankRequest,
+  type RankWorkerStart,
 } from './messages.ts'
 import type { EngineSocket } from './engine-socket.ts'
 import { measureH2d } from './measure.ts'
@@ -23,8 +24,6 @@ import { RankRun, type RunHost } from './run.ts'
 import { StopFlag } from './stop-flag.ts'
 
 const SWEEP_MS = 100
-/** Runs are counted from 0. */
-const NO_RUN = -1
 /** The most messages that are taken at once. */
 const MESSAGES_MAX = 10_000
 
