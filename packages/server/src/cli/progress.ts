@@ -16,6 +16,7 @@ export interface ProgressStream {
 export class Progress {
   readonly #stream: ProgressStream | null
   readonly #notes: ProgressStream
+  /** URLs of engines that are waited for. */
   readonly #told = new Set<string>()
   #shownAtMs = 0
   #open = false
@@ -34,10 +35,13 @@ export class Progress {
     this.#open = true
   }
 
-  /** Says once what is waited for where no line can show it: a log must not stay silent for as long as a wait may take. */
-  waits(text: string): void {
-    if (this.#stream !== null || this.#told.has(text)) return
-    this.#told.add(text)
+  /**
+   * Says once of each engine what is waited for where no line can show it: a log must not stay silent for as long as a wait may
+   * take, nor fill with reasons that change.
+   */
+  waits(engineUrl: string, text: string): void {
+    if (this.#stream !== null || this.#told.has(engineUrl)) return
+    this.#told.add(engineUrl)
     this.note(text)
   }
 

@@ -1,5 +1,6 @@
 import { expect, test } from 'bun:test'
-import { engineState } from './status.ts'
+import type { StatusAnswer } from '@ckpt/core'
+import { engineState, statusText } from './status.ts'
 
 const RATES = { bucket_s: 2e-4, tensor_s: 2e-5, bytes_per_second: 1.5e12, from: 'default' } as const
 const ENGINE = {
@@ -20,4 +21,41 @@ test('what is said of an engine', () => {
   expect(engineState({ ...ENGINE, torn: true, engine_restart_needed: true })).toBe(
     'torn: it holds a part of an update; it must be started again',
   )
+})
+
+const STATUS: StatusAnswer = {
+  version: '1.0.0',
+  pid: 1,
+  devices: [0, 1].map((index) => ({
+    index,
+    name: 'GPU',
+    uuid: `GPU-${index}`,
+    free_bytes: 1e9,
+    total_bytes: 2e9,
+    h2d: { bytes_per_second: 54e9, from: 'default' },
+  })),
+  ranks: [0, 1].map((rank) => ({ rank, device: rank, key: `${rank}` })),
+  engines: [ENGINE],
+  broadcast: { bytes_per_second: 250e9, from: 'learnt' },
+  memory: { pinned_bytes: 0, budget_bytes: 1e9, quarantined_bytes: 0 },
+  running_update: null,
+  queued: 0,
+} as unknown as StatusAnswer
+
+test('the status says what plans count on', () => {
+  const lines = statusText(STATUS).split('\n')
+  expect(lines.filter((line) => line.includes('54.0 GB/s, default'))).toHaveLength(2)
+  expect(lines).toContain('broadcast: 250.0 GB/s, learnt')
+  expect(lines.at(-1)).toMatch(/http:\/\/e.* 200 us +20 us +default/)
+})
+
+test('a daemon that does not say it yet has a status all the same', () => {
+  const devices = STATUS.devices.map(({ h2d: _, ...device }) => device)
+  const { rates: _, ...engine } = ENGINE
+  const { broadcast: __, ...rest } = STATUS
+  const older = { ...rest, devices, engines: [engine] } as unknown as StatusAnswer
+  const lines = statusText(older).split('\n')
+  expect(lines.filter((line) => /GPU .* -$/.test(line))).toHaveLength(2)
+  expect(lines).not.toContainEqual(expect.stringContaining('broadcast'))
+  expect(lines.at(-1)).toMatch(/http:\/\/e +- +- +- +- +- +has taken/)
 })

@@ -1,4 +1,4 @@
-import type { PlanRate, StatusAnswer } from '@ckpt/core'
+import type { EnginePlanRates, PlanRate, StatusAnswer } from '@ckpt/core'
 import type { Command } from 'commander'
 import { formatBytes, formatTable } from './format.ts'
 import { clientOf, type DaemonFlags, withDaemon } from './options.ts'
@@ -13,7 +13,8 @@ export function addStatusCommand(program: Command): void {
     })
 }
 
-function statusText(status: StatusAnswer): string {
+/** For people. An older daemon does not say which rates plans count on. */
+export function statusText(status: StatusAnswer): string {
   const { memory } = status
   const onNodes = status.devices.some((device) => device.numa_node !== undefined)
   const quarantined =
@@ -40,32 +41,41 @@ function statusText(status: StatusAnswer): string {
       ]),
     ]),
   ]
-  if (status.ranks.length > 1) sections.push('', `broadcast: ${rateText(status.broadcast)}`)
+  const broadcast: PlanRate | undefined = status.broadcast
+  if (status.ranks.length > 1 && broadcast !== undefined) {
+    sections.push('', `broadcast: ${rateText(broadcast)}`)
+  }
   if (status.engines.length > 0) sections.push('', enginesText(status.engines))
   return sections.join('\n')
 }
 
 /** What a plan counts on: `54.0 GB/s, default`. */
-function rateText({ bytes_per_second: bytesPerSecond, from }: PlanRate): string {
+function rateText(rate: PlanRate | undefined): string {
+  if (rate === undefined) return '-'
+  const { bytes_per_second: bytesPerSecond, from } = rate
   return `${(bytesPerSecond / 1e9).toFixed(1)} GB/s, ${from}`
 }
 
 function enginesText(engines: StatusAnswer['engines']): string {
   return formatTable([
     ['engine', 'dialect', 'version', 'a bucket', 'a tensor', 'rates', 'state'],
-    ...engines.map((engine) => [
-      engine.url,
-      engine.dialect ?? '-',
-      engine.version ?? '-',
-      microseconds(engine.rates.bucket_s),
-      microseconds(engine.rates.tensor_s),
-      engine.rates.from,
-      engineState(engine),
-    ]),
+    ...engines.map((engine) => {
+      const rates: EnginePlanRates | undefined = engine.rates
+      return [
+        engine.url,
+        engine.dialect ?? '-',
+        engine.version ?? '-',
+        microseconds(rates?.bucket_s),
+        microseconds(rates?.tensor_s),
+        rates?.from ?? '-',
+        engineState(engine),
+      ]
+    }),
   ])
 }
 
-function microseconds(seconds: number): string {
+function microseconds(seconds: number | undefined): string {
+  if (seconds === undefined) return '-'
   return `${(seconds * 1e6).toFixed(0)} us`
 }
 

@@ -179,7 +179,7 @@ async function waitForEngines(
         onWait: (reason, waitedMs) => {
           const waited = formatSeconds(waitedMs / 1000)
           progress.show('ready', `waiting for ${engine.url}, ${waited}: ${reason}`)
-          progress.waits(`waiting for the engine at ${engine.url}${most}: ${reason}`)
+          progress.waits(engine.url, `waiting for the engine at ${engine.url}${most}: ${reason}`)
         },
       }),
     ),
