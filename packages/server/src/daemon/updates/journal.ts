@@ -148,8 +148,18 @@ export class Journal {
     if (text === this.#written) return this.#writing
     this.#written = text
     this.#writes++
-    this.#writing = this.#writing.catch(() => {}).then(() => replaceFile(this.#path, text))
+    this.#writing = this.#writing.catch(() => {}).then(() => this.#writeText(text))
     return this.#writing
+  }
+
+  async #writeText(text: string): Promise<void> {
+    try {
+      await replaceFile(this.#path, text)
+    } catch (error) {
+      // the same text is worth another try
+      if (this.#written === text) this.#written = ''
+      throw error
+    }
   }
 }
 
