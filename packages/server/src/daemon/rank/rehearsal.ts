@@ -1,4 +1,4 @@
-import { buildTable, CkptError, dtypeIndex, type Failure, type PlanInput } from '@ckpt/core'
+import { CkptError, type Failure } from '@ckpt/core'
 import { pickleNone } from '@ckpt/core/engine/pickle-writer'
 import { type Handle, type Library, type ZmqContext, type ZmqSocket, zmqPoll } from '@ckpt/cuda'
 import { clockMs } from '../clock.ts'
@@ -13,6 +13,7 @@ import {
 import { HeldPlan } from './plans.ts'
 import type { KeptRun } from './quarantine.ts'
 import { RankRun, type RunHost } from './run.ts'
+import { uniformPlan } from './uniform-plan.ts'
 
 /** After so many buckets the runtime has compiled what an update runs: a list then takes a third of the time of the first ones. */
 const RUNS = 10
@@ -49,33 +50,13 @@ export function rehearse(host: RehearsalHost, address: string, stopped: () => bo
   stack.defer(() => library.bufferFree(buffer))
   const signal = library.signalCreate()
   stack.defer(() => library.signalDestroy(signal))
-  const held = new HeldPlan(planInput())
+  const held = new HeldPlan(uniformPlan(BUCKETS, BUCKET_BYTES, RING_BYTES))
   held.pickleAll()
   for (let run = 0; run < RUNS; run++) {
     if (stopped()) return run
     if (!new Rehearsal(host, signal, stopped).run(held, buffer, address)) return run
   }
   return RUNS
-}
-
-function planInput(): PlanInput {
-  const rows = Array.from({ length: BUCKETS }, (_, i) => ({
-    name: `rehearsal.${i}`,
-    dtype: dtypeIndex('U8'),
-    shape: [BUCKET_BYTES],
-    bytes: BUCKET_BYTES,
-    owner: 0,
-    offset: i * BUCKET_BYTES,
-  }))
-  return {
-    table: buildTable(rows),
-    sources: [{ starts: Float64Array.of(0), bytes: Float64Array.of(BUCKETS * BUCKET_BYTES) }],
-    ownerRanks: [[0]],
-    mode: 'pipelined',
-    ringBytes: RING_BYTES,
-    bucketBytes: BUCKET_BYTES,
-    segmentBytes: BUCKET_BYTES,
-  }
 }
 
 /** One of them. Its worker speaks D4 and acts in the turns of the run's loop. */

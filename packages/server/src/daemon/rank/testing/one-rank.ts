@@ -1,12 +1,5 @@
 /** For tests: one rank's run in the test's own thread, on the host library, with a worker that does only what it is told to. */
-import {
-  buildTable,
-  dtypeIndex,
-  type EngineMessage,
-  type Failure,
-  type PlanInput,
-  readEngineMessage,
-} from '@ckpt/core'
+import { type EngineMessage, type Failure, type PlanInput, readEngineMessage } from '@ckpt/core'
 import {
   type Library,
   openLibrary,
@@ -23,6 +16,7 @@ import { PROGRESS_BYTES, PROGRESS_SENT, type RankEvent, type RankMessage } from 
 import { HeldPlan } from '../plans.ts'
 import { type KeptRun, Quarantine } from '../quarantine.ts'
 import { RankRun, type RunHost } from '../run.ts'
+import { uniformPlan } from '../uniform-plan.ts'
 
 export const RING_BYTES = 2 ** 21
 export const RUN = 1
@@ -38,23 +32,7 @@ const EMPTY = new Uint8Array(0)
 
 /** `buckets` tensors that fill a bucket each, in one source buffer. */
 export function planInput(buckets: number): PlanInput {
-  const rows = Array.from({ length: buckets }, (_, i) => ({
-    name: `tensor.${i}`,
-    dtype: dtypeIndex('U8'),
-    shape: [BUCKET_BYTES],
-    bytes: BUCKET_BYTES,
-    owner: 0,
-    offset: i * BUCKET_BYTES,
-  }))
-  return {
-    table: buildTable(rows),
-    sources: [{ starts: Float64Array.of(0), bytes: Float64Array.of(buckets * BUCKET_BYTES) }],
-    ownerRanks: [[0]],
-    mode: 'pipelined',
-    ringBytes: RING_BYTES,
-    bucketBytes: BUCKET_BYTES,
-    segmentBytes: BUCKET_BYTES,
-  }
+  return uniformPlan(buckets, BUCKET_BYTES, RING_BYTES)
 }
 
 type MessageType = EngineMessage['type']
