@@ -117,17 +117,22 @@ class Recorder(TorchDispatchMode):
         self._list = ListRecording(())
         # of this update, by region
         self._loaded: dict[int, list[tuple[Copy, ListRecording]]] = {}
+        self._replayed: list[ListRecording] = []
 
     def begin(self, tensors: Sequence[Tensor]) -> ListRecording:
         """From now on these are in the ring. What was noted before is in what an earlier call has returned."""
         self._list = ListRecording(tuple(tensors))
         self._temporaries.clear()
+        for recording in self._replayed:
+            for copy in recording.copies:
+                self._loaded.setdefault(copy.region, []).append((copy, recording))
+        self._replayed.clear()
         return self._list
 
     def replayed(self, recording: ListRecording) -> None:
         """Its copies were made without the engine."""
-        for copy in recording.copies:
-            self._loaded.setdefault(copy.region, []).append((copy, recording))
+        # looked at only when the engine loads a list again, which it may not do in this update
+        self._replayed.append(recording)
 
     def finish(self) -> None:
         """The list has been loaded. A tensor that the engine keeps in memory of its own making is ordinary: nobody would bring

@@ -41,7 +41,9 @@ class Reload:
         self._tensors = tensors
         self._recorded: dict[bytes, ListRecording] = {}
         self._generation: tuple[object, ...] | None = None
+        # of the running update only: an engine may free its memory between two
         self._storages: list[torch.UntypedStorage] = []
+        self._regions: list[torch.Tensor] = []
         self._recorder: Recorder | None = None
         self.tally = Tally()
 
@@ -56,12 +58,13 @@ class Reload:
         @param ring: all of its bytes
         """
         self.tally = Tally()
-        self._look()
+        self._look(ring)
         self._recorder = Recorder(ring, self._storages)
 
     def end(self) -> None:
         """The last list was taken, or the update has failed. Nothing of the ring is kept."""
         self._recorder = None
+        self._storages, self._regions = [], []
 
     def take(self, body: bytes, listed: Sequence[Listed], ring: torch.Tensor, run: Run) -> None:
         """Brings the tensors of a list to where `run` brings them.
@@ -73,7 +76,7 @@ class Reload:
         weights: Weights = [(one.tensor.name, one.view(ring)) for one in listed]
         recorded = self._recorded.get(body)
         if recorded is not None and not recorded.reasons:
-            replay(recorded.copies, ring, [bytes_of(storage) for storage in self._storages])
+            replay(recorded.copies, ring, self._regions)
             self._recorder.replayed(recorded)
             self.tally.replayed += len(listed)
             return
@@ -90,7 +93,7 @@ class Reload:
         recording = self._recorder.begin([one.tensor for one in listed])
         # what has moved the tensors may not do it again
         if self._load(recording, weights, ring, run):
-            prove(recording, ring, [bytes_of(storage) for storage in self._storages])
+            prove(recording, ring, self._regions)
             if len(self._recorded) < _LISTS_MAX:
                 self._recorded[body] = recording
         return recording
@@ -107,33 +110,31 @@ class Reload:
             gc.collect()
         if _uses(ring) > uses:
             recording.foreign.append("the engine keeps views of the ring")
-        self._rescue(ring)
-        if not self._look():
+        if not self._look(ring):
             return True
         recording.foreign.append("loading has moved the engine's tensors")
         self._recorder = Recorder(ring, self._storages)
         return False
 
-    def _rescue(self, ring: torch.Tensor) -> None:
-        """A tensor of the model must not lie in the ring, which is written over."""
-        there = ring.untyped_storage()._cdata
-        for tensor in self._tensors():
-            if tensor.device.type != "meta" and tensor.untyped_storage()._cdata == there:
-                tensor.data = tensor.data.clone()
-
-    def _look(self) -> bool:
-        """Whether the model's memory is another one than before; then everything is forgotten."""
+    def _look(self, ring: torch.Tensor) -> bool:
+        """Whether the model's memory is another one than before; then everything is forgotten. A tensor of the model in the
+        ring, which is written over, is taken out of it."""
         tensors = [tensor for tensor in self._tensors() if tensor.device.type != "meta"]
+        for tensor in tensors:
+            if tensor.untyped_storage()._cdata == ring.untyped_storage()._cdata:
+                tensor.data = tensor.data.clone()
         storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
         generation = tuple(
             (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.untyped_storage().nbytes())
             for tensor in tensors
         )
+        # equal generations have their storages in the same order
+        self._storages = list(storages.values())
+        self._regions = [bytes_of(storage) for storage in self._storages]
         if generation == self._generation:
             return False
         self._recorded.clear()
         self._generation = generation
-        self._storages = list(storages.values())
         return True
 
 
