@@ -21,6 +21,7 @@ import {
   type Started,
   scratch,
   start,
+  startHostDaemon,
 } from './support/process.ts'
 
 const PYTHON = python()
@@ -61,19 +62,7 @@ describe.skipIf(PYTHON === null)("checkpoint-engine's own worker", () => {
 
   beforeAll(async () => {
     dir = scratch()
-    socket = join(dir.path, 'ckpt.sock')
-    const serve = [
-      'serve',
-      '--uds',
-      socket,
-      '--devices',
-      'host',
-      '--ranks',
-      '2',
-      '--state-dir',
-      join(dir.path, 'state'),
-    ]
-    daemon = await start([...CKPT, ...serve], /ready/)
+    ;({ daemon, socket } = await startHostDaemon(dir, '--ranks', '2'))
   }, 60_000)
 
   afterAll(async () => {

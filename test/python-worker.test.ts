@@ -9,7 +9,6 @@ import {
   writeSafetensors,
 } from './support/checkpoint.ts'
 import {
-  CKPT,
   python,
   ROOT,
   request,
@@ -18,6 +17,7 @@ import {
   type Started,
   scratch,
   start,
+  startHostDaemon,
 } from './support/process.ts'
 
 const PYTHON = python()
@@ -66,20 +66,7 @@ describe.skipIf(PYTHON === null)('an engine with our worker', () => {
 
   beforeAll(async () => {
     dir = scratch()
-    socket = join(dir.path, 'ckpt.sock')
-    const state = join(dir.path, 'state')
-    const serve = [
-      'serve',
-      '--uds',
-      socket,
-      '--devices',
-      'host',
-      '--ranks',
-      '2',
-      '--state-dir',
-      state,
-    ]
-    daemon = await start([...CKPT, ...serve, '--bucket-mib', '1'], /ready/)
+    ;({ daemon, socket } = await startHostDaemon(dir, '--ranks', '2', '--bucket-mib', '1'))
   }, TIMEOUT_MS)
 
   afterAll(async () => {

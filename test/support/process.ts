@@ -81,6 +81,14 @@ export function scratch(): Scratch {
   return { path, remove: () => rmSync(path, { recursive: true, force: true }) }
 }
 
+/** `ckpt serve` on the host library, its socket and state in `dir`. */
+export async function startHostDaemon(dir: Scratch, ...more: string[]) {
+  const socket = join(dir.path, 'ckpt.sock')
+  const where = ['--uds', socket, '--state-dir', join(dir.path, 'state')]
+  const daemon = await start([...CKPT, 'serve', ...where, '--devices', 'host', ...more], /ready/)
+  return { daemon, socket }
+}
+
 /** A JSON request to the daemon's Unix socket. */
 export async function request(
   socket: string,
