@@ -35,6 +35,8 @@ export interface Bench {
 export const KIB = 2 ** 10
 export const MIB = 2 ** 20
 export const GIB = 2 ** 30
+/** A rate is claimed from this size on: smaller ones are mostly set-up. */
+export const RATE_BYTES_LEAST = 4 * GIB
 
 /** The smallest size of the benches of copies: one page. */
 export const COPY_BYTES_LEAST = 4 * KIB

@@ -1,8 +1,3 @@
-import { GIB } from './bench.ts'
-
-/** A rate is claimed from this size on: smaller ones are mostly set-up. */
-export const RATE_BYTES_LEAST = 4 * GIB
-
 /** A figure that must reach a bound: a line of the verdict. */
 export interface Claim {
   /** Such as `update dense: of the pinned H2D rate`. */

@@ -12,6 +12,12 @@ export interface CostRates {
   readonly tensorSeconds: number
 }
 
+/** What the cost model knows of an engine. */
+export type EngineRates = Pick<
+  CostRates,
+  'bucketSeconds' | 'tensorSeconds' | 'reloadBytesPerSecond'
+>
+
 /**
  * Measured on an H100 with the plain Python worker of checkpoint-engine 0.4.2: pinned copies of 16
  * MiB and more, a broadcast over one host, D2D copies, 20 us a tensor. The round trip of a list

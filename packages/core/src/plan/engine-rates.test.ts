@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'bun:test'
 import fc from 'fast-check'
-import { DEFAULT_RATES } from './cost.ts'
-import { type EngineRates, engineRates, type TakenBuckets } from './engine-rates.ts'
+import { DEFAULT_RATES, type EngineRates } from './cost.ts'
+import { engineRates, type TakenBuckets } from './engine-rates.ts'
 
 const MIB = 2 ** 20
 

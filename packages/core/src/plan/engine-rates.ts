@@ -1,12 +1,6 @@
 import { assert } from '../checkpoint/assert.ts'
-import { type CostRates, DEFAULT_RATES } from './cost.ts'
+import { DEFAULT_RATES, type EngineRates } from './cost.ts'
 import { clamp, medianOf } from './rates.ts'
-
-/** What the cost model knows of an engine. */
-export type EngineRates = Pick<
-  CostRates,
-  'bucketSeconds' | 'tensorSeconds' | 'reloadBytesPerSecond'
->
 
 /** The buckets that one engine took in one update; `seconds`: from the list until its reply. */
 export interface TakenBuckets {

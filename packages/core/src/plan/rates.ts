@@ -1,6 +1,5 @@
 import { assert } from '../checkpoint/assert.ts'
-import { type CostRates, DEFAULT_RATES } from './cost.ts'
-import type { EngineRates } from './engine-rates.ts'
+import { type CostRates, DEFAULT_RATES, type EngineRates } from './cost.ts'
 
 /** No link is slower or faster: what lies outside is an error of a clock, not a rate. */
 export const BYTES_PER_SECOND_MIN = 1e6
