@@ -152,7 +152,7 @@ int32_t ckpt_read_start(const ckpt_read_piece* pieces, uint32_t count, uint32_t 
     resolved.reserve(count);
     for (uint32_t i = 0; i < count; i++) resolved.push_back(resolve(pieces[i]));
     out = add_object(Read::start(std::move(resolved), threads_least, threads_most,
-                                   find_optional<Signal>(signal)));
+                                 find_optional<Signal>(signal)));
   });
 }
 

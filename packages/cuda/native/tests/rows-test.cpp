@@ -3,20 +3,14 @@
 
 #include <cstring>
 
+#include "common/backend.h"
 #include "test.h"
 
 using namespace test;
 
 namespace {
 
-struct Rows {
-  uint64_t to_offset;
-  uint64_t to_pitch;
-  uint64_t from_offset;
-  uint64_t from_pitch;
-  uint64_t width;
-  uint64_t height;
-};
+using Rows = ckpt::CopyRows;
 
 int32_t copy_rows(uint32_t stream, uint32_t memory, uint32_t buffer, const Rows& rows) {
   return ckpt_copy_h2d_2d(stream, memory, rows.to_offset, rows.to_pitch, buffer, rows.from_offset,

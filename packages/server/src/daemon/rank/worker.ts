@@ -193,8 +193,7 @@ class RankWorker implements RunHost {
       }
       case 'measure': {
         const flag = new StopFlag(request.stop)
-        const stopped = () => flag.stopped
-        return { bytesPerSecond: measureH2d(this.library, this.rank.device, stopped) }
+        return { bytesPerSecond: measureH2d(this.library, this.rank.device, () => flag.stopped) }
       }
       case 'rehearse': {
         const flag = new StopFlag(request.stop)

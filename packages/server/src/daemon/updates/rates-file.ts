@@ -65,7 +65,8 @@ export type RatesDocument = typeof RatesDocument.infer
 export const NO_RATES: RatesDocument = { format: 1, devices: [], broadcasts: [], engines: [] }
 
 /**
- * What a daemon has found out about its devices and engines, in `STATE_DIR/rates.json`. Losing it costs a measurement, so nothing about it is an error.
+ * What a daemon has found out about its devices and engines, in `STATE_DIR/rates.json`. Losing it costs a measurement, so nothing
+ * about it is an error.
  */
 export class RatesFile {
   readonly #path: string
