@@ -132,7 +132,7 @@ export class Measuring {
       const { bytesPerSecond } = await link.request({ type: 'measure', stop })
       if (bytesPerSecond === null) return false
       await rates.measured(uuid, bytesPerSecond)
-      const gbPerS = bytesPerSecond / 1e9
+      const gbPerS = Number((bytesPerSecond / 1e9).toFixed(1))
       log.info('{uuid} takes {gbPerS} GB/s from pinned memory', { uuid, gbPerS })
       measured()
     } catch (error) {

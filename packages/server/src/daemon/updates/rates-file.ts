@@ -95,7 +95,7 @@ export class RatesFile {
     }
     const document = RatesDocument(value)
     if (!(document instanceof type.errors)) return document
-    this.#ignored(document.summary)
+    this.#ignored(document.summary.replaceAll('\n', '; '))
     return NO_RATES
   }
 
