@@ -201,7 +201,7 @@ CKPT_API int32_t ckpt_file_sha256(uint32_t file, uint64_t offset, uint64_t bytes
 
 /* --- reads: pread by several threads into buffers --- */
 /* Starts reading with between threads_least and threads_most threads, as many as turn out the fastest: large reads try both numbers,
- * once in the process. Pieces are taken in order; `signal` (0: none) is raised with no bits as the prefix grows and at the end. */
+ * the first ones of the process and then now and again. Pieces are taken in order; `signal` (0: none) is raised with no bits as the prefix grows and at the end. */
 CKPT_API int32_t ckpt_read_start(const ckpt_read_piece* pieces, uint32_t count, uint32_t threads_least, uint32_t threads_most, uint32_t signal, uint32_t* read_p);
 CKPT_API int32_t ckpt_read_query(uint32_t read, ckpt_read_progress* progress_p);
 /* The text of the failed read ("read /path at 123: Input/output error"). */

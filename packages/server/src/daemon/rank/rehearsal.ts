@@ -33,7 +33,7 @@ type RehearsalHost = Pick<RunHost, 'library' | 'context' | 'rank' | 'report' | '
 
 /**
  * Small updates of made-up bytes on this rank's device, with a worker in this thread, so that the first real one finds its code
- * compiled. They take some 10 MiB of pinned and device memory for 0.2 s. Blocks.
+ * compiled. They take some 10 MiB of pinned and device memory for a quarter of a second. Blocks.
  *
  * Nothing is left, unless a copy still writes the ring of one that has failed: then that is in quarantine, as {@link NO_RUN}.
  *

@@ -26,7 +26,7 @@ import {
 /** Of less a broadcast is over before its clock has ticked often enough. */
 const BROADCAST_BYTES_MIN = 64 * 2 ** 20
 
-/** The answer of an update goes out before its rates are worked out, which takes some milliseconds. */
+/** The answer of an update goes out before its rates are worked out, which takes a millisecond or more. */
 const LEARN_AFTER_MS = 20
 
 /** What an update that succeeded tells. */
