@@ -1,6 +1,6 @@
 import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { type Library, openLibrary } from '@ckpt/cuda'
-import type { Bench } from './bench.ts'
+import { type Bench, MIB } from './bench.ts'
 import type { BenchDocument } from './document.ts'
 import { register, registerBench } from './register.ts'
 import { ON_PROCESS, runBenches } from './run.ts'
@@ -36,11 +36,7 @@ const CASES = ['page cache', '/dev/shm'].flatMap((place) =>
 
 describe('bench register', () => {
   test('has a row for each place and way, and no claims with the host library', async () => {
-    const { status, text } = await run(
-      () => ({}),
-      registerBench({ workload: '1 MiB', shareLeast: {} }),
-      '--json',
-    )
+    const { status, text } = await run(() => ({}), registerBench(0), '--json')
     const document = JSON.parse(text) as BenchDocument
     expect([status, document.wrong, document.live_objects]).toEqual([0, 0, 0])
     expect(document.notes).toEqual([])
@@ -67,10 +63,7 @@ describe('bench register', () => {
 
   test('a rate that falls short is told and makes the exit status 1', async () => {
     const never = { 'page cache': 1e6, '/dev/shm': 1e6 }
-    const bench = registerBench({
-      workload: '1 MiB',
-      shareLeast: { 'memory kept': never, 'in place': never },
-    })
+    const bench = registerBench(MIB, { 'memory kept': never, 'in place': never })
     const { status, text } = await run(() => ({ kind: 'cuda' }), bench)
     expect(status).toBe(1)
     const told = text.split('\n').filter((line) => line.includes('FALLS SHORT'))
@@ -83,7 +76,7 @@ describe('bench register', () => {
     expect(text).toMatch(/# FAILED: 0 of \d+ ranges wrong, nothing left/)
   })
 
-  test('nothing is claimed of anything but the dense model', async () => {
+  test('nothing is claimed of less than 4 GiB', async () => {
     const { status, text } = await run(() => ({ kind: 'cuda' }), register)
     expect(status).toBe(0)
     expect(text).not.toMatch(/FALLS SHORT|holds:/)

@@ -2,8 +2,8 @@ import { mkdirSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Library } from '@ckpt/cuda'
 import { createRegistry, type Registry } from 'ckpt/daemon/registry/registry'
-import type { Bench, BenchContext } from './bench.ts'
-import { type BenchCheckpoint, compareHeld, writeVersions } from './checkpoint.ts'
+import { type Bench, type BenchContext, RATE_BYTES_LEAST, sizeName } from './bench.ts'
+import { type BenchCheckpoint, compareHeld, layersOf, writeVersions } from './checkpoint.ts'
 import { atLeast } from './claims.ts'
 import { daemonOptions } from './daemon-options.ts'
 import type { Timed } from './measure.ts'
@@ -11,31 +11,20 @@ import { FileDigests } from './pattern-file.ts'
 import { openPlaces, type Place } from './places.ts'
 import { MapLimit, ReadLimit, type RegisterLimit } from './register-limits.ts'
 import { measureRow, percentOfLimit, type Row } from './row.ts'
-import { type Workload, workloadBytes, workloads } from './workloads.ts'
 
 const NAME = 'bench'
 const CASES = ['memory new', 'memory kept', 'in place'] as const
-/** `fresh` shows what new memory costs a model. */
-const MODEL_CASES = ['memory kept', 'in place'] as const
 /**
- * Percent of the limit, with the CUDA library and the dense model. On the machine where the limits were 47.5 GB/s for reads, 25 for
- * mapping shared memory and 49 for mapping the page cache, they are 38, 22 and 40 GB/s.
+ * Percent of the limit, with the CUDA library. On the machine where the limits were 47.5 GB/s for reads, 25 for mapping shared
+ * memory and 49 for mapping the page cache, they are 38, 22 and 40 GB/s.
  */
-const CLAIMS: Claims = {
-  workload: 'dense',
-  shareLeast: {
-    'memory kept': { 'page cache': 80, '/dev/shm': 80 },
-    'in place': { 'page cache': 82, '/dev/shm': 88 },
-  },
+const SHARE_LEAST: Shares = {
+  'memory kept': { 'page cache': 80, '/dev/shm': 80 },
+  'in place': { 'page cache': 82, '/dev/shm': 88 },
 }
 
 type Case = (typeof CASES)[number]
-
-interface Claims {
-  /** Name of the workload whose rows must reach it. */
-  readonly workload: string
-  readonly shareLeast: Readonly<Record<string, Readonly<Record<Place['name'], number>>>>
-}
+type Shares = Readonly<Record<string, Readonly<Record<Place['name'], number>>>>
 
 /** Two versions that take turns, in files that stay. */
 interface Written {
@@ -43,23 +32,27 @@ interface Written {
   readonly digests: FileDigests
 }
 
-/** Files that were just written into pinned host memory, which is new or was pinned for the version before, or held in place. */
-export function registerBench(claims: Claims): Bench {
+/**
+ * Files that were just written into pinned host memory, which is new or was pinned for the version before, or held in place.
+ *
+ * @param claimedFromBytes checkpoints of this size on must reach a rate, with the CUDA library
+ */
+export function registerBench(claimedFromBytes: number, shareLeast = SHARE_LEAST): Bench {
   return {
     name: 'register',
     async *rows(context) {
-      const { devices, sizes, models, dir, open } = context
+      const { devices, sizes, dir, open } = context
       const options = daemonOptions(devices, null, dir)
       const library = open(options.library)
       await using stack = new AsyncDisposableStack()
       const places = openPlaces(stack, context, 'register')
       const registry = await createRegistry(options)
       stack.defer(() => registry.close())
-      for (const workload of workloads(sizes, models)) {
-        const claimed = library.kind === 'cuda' && workload.name === claims.workload
+      for (const size of sizes) {
         for (const place of places) {
-          for await (const row of placeRows(context, library, registry, place, workload)) {
-            yield claimed ? claim(row, place, claims) : row
+          for await (const row of placeRows(context, library, registry, place, size)) {
+            const claimed = library.kind === 'cuda' && (row.bytes ?? 0) >= claimedFromBytes
+            yield claimed ? claim(row, place, shareLeast) : row
           }
         }
       }
@@ -67,35 +60,30 @@ export function registerBench(claims: Claims): Bench {
   }
 }
 
-export const register = registerBench(CLAIMS)
+export const register = registerBench(RATE_BYTES_LEAST)
 
 async function* placeRows(
   { note }: BenchContext,
   library: Library,
   registry: Registry,
   place: Place,
-  workload: Workload,
+  size: number,
 ): AsyncGenerator<Row> {
   const dir = join(place.dir, 'versions')
   mkdirSync(dir)
   using stack = new DisposableStack()
   try {
-    const versions = await writeVersions(dir, workload.tensors, workloadBytes(workload))
+    const versions = await writeVersions(dir, layersOf(size), size)
     const written = { versions, digests: new FileDigests() }
     const { bytes, tensors } = versions[0]
-    for (const name of workload.model ? MODEL_CASES : CASES) {
+    for (const name of CASES) {
       const refusal = name === 'in place' ? await inPlaceRefusal(registry, versions[0]) : null
       if (refusal !== null) {
         note(`register: ${place.name}, in place left out: ${refusal}`)
         continue
       }
       const limit = limitOf(library, stack, name, versions[0])
-      const head = {
-        bench: 'register',
-        case: `${workload.name} ${place.name}, ${name}`,
-        tensors,
-        bytes,
-      }
+      const head = { bench: 'register', case: caseName(size, place, name), tensors, bytes }
       const row = await measureRow(head, registrations(registry, library, written, name, limit))
       yield limit === null ? row : { ...row, limit_gb_per_s: limit.gbPerSecond }
     }
@@ -103,6 +91,10 @@ async function* placeRows(
     await registry.drop(NAME, { force: true })
     rmSync(dir, { recursive: true, force: true })
   }
+}
+
+function caseName(size: number, place: Place, name: Case): string {
+  return `${sizeName(size)} ${place.name}, ${name}`
 }
 
 /** New memory has none: what the kernel takes for it is measured nowhere else. Nor has a mapping that nothing pins. */
@@ -119,7 +111,7 @@ function limitOf(
   return name === 'in place' && library.kind === 'cuda' ? new MapLimit(library) : null
 }
 
-function claim(row: Row, place: Place, { shareLeast }: Claims): Row {
+function claim(row: Row, place: Place, shareLeast: Shares): Row {
   const name = CASES.find((one) => row.case.endsWith(one)) ?? ''
   const least = shareLeast[name]?.[place.name]
   if (least === undefined) return row
