@@ -20,11 +20,11 @@ export interface BenchCheckpoint extends WrittenCheckpoint {
   readonly ranges: TensorRanges
 }
 
-/** Matrices of 1 MiB, each with a vector of 2 KiB: about `bytes` together. */
-export function layersOf(bytes: number): TensorShape[] {
-  return Array.from({ length: bytes / MIB }, (_, layer) => [
+/** Matrices of `matrixBytes`, a multiple of 2 KiB, each with a vector of 2 KiB: about `bytes` together. */
+export function layersOf(bytes: number, matrixBytes = MIB): TensorShape[] {
+  return Array.from({ length: bytes / matrixBytes }, (_, layer) => [
     { name: `layers.${layer}.norm.weight`, dtype: 'BF16', shape: [1024] },
-    { name: `layers.${layer}.proj.weight`, dtype: 'BF16', shape: [512, 1024] },
+    { name: `layers.${layer}.proj.weight`, dtype: 'BF16', shape: [matrixBytes / 2048, 1024] },
   ]).flat()
 }
 
