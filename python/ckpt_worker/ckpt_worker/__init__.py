@@ -9,8 +9,10 @@ own loading.
 
 from .conversation import DaemonGone, Limits
 from .messages import DaemonError, ProtocolError
+from .regions import index_contents, model_tensors
 from .reload import Reload, Tally
-from .update import model_tensors, update_weights_from_ipc
+from .update import update_weights_from_ipc
+from .vllm import WorkerExtension
 
 __all__ = [
     "DaemonError",
@@ -19,6 +21,8 @@ __all__ = [
     "ProtocolError",
     "Reload",
     "Tally",
+    "WorkerExtension",
+    "index_contents",
     "model_tensors",
     "update_weights_from_ipc",
 ]

@@ -73,18 +73,21 @@ class Conversation:
         with suppress(TimeoutError, DaemonGone):
             self._receive("the message after a refused handle")
 
-    def next(self, what: str) -> tuple[bytes, list[Listed] | None]:
-        """The next list with the bytes that it came in, or None.
+    def next(self, what: str) -> bytes:
+        """The bytes of the next message; `read` tells what it is."""
+        return self._receive(what)
+
+    def read(self, body: bytes) -> list[Listed] | None:
+        """The list that came in these bytes, or None.
 
         @raises DaemonError: the daemon has ended the update
         """
-        body = self._receive(what)
         message = read_message(body)
         if isinstance(message, DaemonError):
             raise message
         if isinstance(message, Handle):
             raise ProtocolError("a second handle of a ring")
-        return body, message
+        return message
 
     def ok(self) -> None:
         self._reply(b"")

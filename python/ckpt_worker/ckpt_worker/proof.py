@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import gcd
 
 import torch
@@ -14,7 +14,7 @@ from .recorder import ListRecording
 NOBODY = -1
 
 
-def prove(recording: ListRecording, ring: torch.Tensor, regions: Sequence[torch.Tensor]) -> None:
+def prove(recording: ListRecording, ring: torch.Tensor, regions: Mapping[int, torch.Tensor]) -> None:
     """After the engine has loaded a list, and before the ring changes: leaves only copies that may be made in any order, and
     makes every tensor ordinary that is not exactly where its copies say.
 
@@ -30,7 +30,7 @@ def prove(recording: ListRecording, ring: torch.Tensor, regions: Sequence[torch.
     recording.copies = [copy for copy in kept if recording.name_at(copy.source) not in recording.ordinary]
 
 
-def last_writers(copies: Iterable[Copy], regions: Sequence[torch.Tensor]) -> tuple[list[Copy], list[Copy]]:
+def last_writers(copies: Iterable[Copy], regions: Mapping[int, torch.Tensor]) -> tuple[list[Copy], list[Copy]]:
     """Those that nobody has written over, and those of which a part was written over. What was written over as a whole is in
     neither: the engine does not have it."""
     by_region: dict[int, list[Copy]] = defaultdict(list)

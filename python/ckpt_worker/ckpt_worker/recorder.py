@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,14 +105,14 @@ class Recorder(TorchDispatchMode):
     of an earlier list in a later one makes the earlier one ordinary.
 
     @param ring: all bytes of the ring
-    @param regions: the storages of the model's parameters, buffers and other tensors; a copy names one by its index
+    @param regions: the storages of the model's parameters, buffers and other tensors; a copy names one by its number
     """
 
-    def __init__(self, ring: torch.Tensor, regions: Sequence[torch.UntypedStorage]):
+    def __init__(self, ring: torch.Tensor, regions: Mapping[int, torch.UntypedStorage]):
         super().__init__()
         self._ring = _key(ring.untyped_storage())
         self._ring_offset = ring.storage_offset() * ring.element_size()
-        self._regions = {_key(storage): index for index, storage in enumerate(regions)}
+        self._regions = {_key(storage): number for number, storage in regions.items()}
         self._temporaries: dict[int, _Temporary] = {}
         self._list = ListRecording(())
         # of this update, by region

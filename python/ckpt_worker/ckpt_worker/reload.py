@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from .copies import bytes_of
+from .copies import Copy
+from .fingerprint import fingerprint
+from .kernel import KernelReplay, has_triton
 from .messages import Listed
 from .proof import prove
 from .recorder import ListRecording, Recorder
+from .regions import Regions, Tensors, Views
 from .replay import replay
 
 Weights = list[tuple[str, torch.Tensor]]
 Run = Callable[[Weights], object]
+PostHook = Callable[[], object]
 
 _LISTS_MAX = 65_536
+HOOK_CHANGES = "the engine's processing after loading changes what was loaded"
 
 
 @dataclass
@@ -29,74 +34,161 @@ class Tally:
     replayed: int = 0
     ordinary: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    #: from each list's arrival to its reply
+    busy_seconds: float = 0.0
+    #: the engine's processing after loading has begun
+    hook: bool = False
+
+    @property
+    def tensors(self) -> int:
+        return self.replayed + self.ordinary
+
+
+@dataclass
+class _Recorded:
+    """A list, and its kernel where it has one."""
+
+    recording: ListRecording
+    kernel: KernelReplay | None = None
 
 
 class Reload:
     """Takes the lists of one update after another.
 
     @param tensors: gives the model's parameters, buffers and other tensors that its weights may be loaded into
+    @param indices: the contents of what says where a weight goes, an expert map for instance
     """
 
-    def __init__(self, tensors: Callable[[], Iterable[torch.Tensor]]):
-        self._tensors = tensors
-        self._recorded: dict[bytes, ListRecording] = {}
-        self._generation: tuple[object, ...] | None = None
+    def __init__(self, tensors: Tensors, indices: Callable[[], tuple[int, ...]] | None = None):
+        self._regions = Regions(tensors)
+        self._indices = indices or (lambda: ())
+        self._recorded: dict[bytes, _Recorded] = {}
+        # what they were recorded with
+        self._views: dict[int, Views | None] = {}
+        self._contents: tuple[int, ...] = ()
         # of the running update only: an engine may free its memory between two
-        self._storages: list[torch.UntypedStorage] = []
-        self._regions: list[torch.Tensor] = []
+        self._bytes: dict[int, torch.Tensor] = {}
         self._recorder: Recorder | None = None
+        # recorded, and not yet seen to outlast the engine's processing, which a failed update does not reach
+        self._unprocessed: list[Copy] = []
+        #: why nothing can be replayed
+        self.refused: str | None = None
         self.tally = Tally()
 
     def forget(self) -> None:
         """Every list is recorded anew."""
-        self._recorded.clear()
-        self._generation = None
+        self._drop()
+        self.refused = None
 
-    def begin(self, ring: torch.Tensor) -> None:
+    def _drop(self) -> None:
+        self._recorded.clear()
+        self._views = {}
+        self._unprocessed = []
+
+    def begin(self, ring: torch.Tensor, tally: Tally) -> None:
         """An update begins: what was recorded holds only for the memory that it was recorded with.
 
         @param ring: all of its bytes
+        @param tally: is filled
         """
-        self.tally = Tally()
+        self.tally = tally
         self._look(ring)
-        self._recorder = Recorder(ring, self._storages)
+        if self._regions.views(self._views) != self._views or self._indices() != self._contents:
+            self._drop()
+        self._contents = self._indices()
+        self._recorder = Recorder(ring, self._regions.storages)
 
-    def end(self) -> None:
+    def release(self) -> None:
         """The last list was taken, or the update has failed. Nothing of the ring is kept."""
         self._recorder = None
-        self._storages, self._regions = [], []
+        self._bytes = {}
 
-    def take(self, body: bytes, listed: Sequence[Listed], ring: torch.Tensor, run: Run) -> None:
-        """Brings the tensors of a list to where `run` brings them.
+    def process(self, post_hook: PostHook) -> None:
+        """Runs what the engine does to its weights after loading. When that changes what was loaded now, nothing is replayed:
+        `refused` says so, and the engine may have loaded into what the hook had made of its tensors before.
 
-        @param body: what the list came in; equal bytes are an equal list
+        After the last list of an update has been loaded.
+        """
+        copies = self._unprocessed
+        before = fingerprint(copies, self._regions.bytes())
+        post_hook()
+        if copies:
+            self._regions.look()
+            moved = self._regions.views(self._views) != self._views
+            if moved or not torch.equal(before, fingerprint(copies, self._regions.bytes())):
+                self.forget()
+                self.refused = HOOK_CHANGES
+        self._unprocessed = []
+        # the update may have brought them
+        self._contents = self._indices()
+
+    def end(self) -> None:
+        """The update is over, however it went."""
+        self.release()
+        self._regions.let_go()
+
+    def replays(self, body: bytes) -> bool:
+        """Whether the list is one that is replayed.
+
+        @param body: what it came in; equal bytes are an equal list
+        """
+        recorded = self._recorded.get(body)
+        return recorded is not None and not recorded.recording.reasons
+
+    def replay(self, body: bytes, ring: torch.Tensor) -> None:
+        """Brings the tensors of a list that is replayed to where the engine had loaded them.
+
+        @param ring: all of its bytes
+        """
+        assert self._recorder is not None, "the update has not begun"
+        recorded = self._recorded[body]
+        if recorded.kernel is None:
+            replay(recorded.recording.copies, ring, self._bytes)
+        else:
+            recorded.kernel.run(ring)
+        self._recorder.replayed(recorded.recording)
+        self.tally.replayed += len(recorded.recording.tensors)
+
+    def load(self, body: bytes, listed: Sequence[Listed], ring: torch.Tensor, run: Run) -> None:
+        """Has the engine load a list that is not replayed.
+
         @param ring: all of its bytes
         """
         assert self._recorder is not None, "the update has not begun"
         weights: Weights = [(one.tensor.name, one.view(ring)) for one in listed]
-        recorded = self._recorded.get(body)
-        if recorded is not None and not recorded.reasons:
-            replay(recorded.copies, ring, self._regions)
-            self._recorder.replayed(recorded)
-            self.tally.replayed += len(listed)
+        self.tally.ordinary += len(listed)
+        if self.refused is not None:
+            self.tally.reasons[self.refused] += 1
+            run(weights)
             return
-        if recorded is None:
-            recorded = self._record(body, listed, weights, ring, run)
+        known = self._recorded.get(body)
+        if known is None:
+            recording = self._record(body, listed, weights, ring, run)
         else:
             # watched all the same: it may read what was replayed
+            recording = known.recording
             self._load(self._recorder.begin([one.tensor for one in listed]), weights, ring, run)
-        self.tally.ordinary += len(listed)
-        self.tally.reasons.update(recorded.reasons)
+        self.tally.reasons.update(recording.reasons)
 
     def _record(self, body: bytes, listed: Sequence[Listed], weights: Weights, ring: torch.Tensor, run: Run) -> ListRecording:
         assert self._recorder is not None
         recording = self._recorder.begin([one.tensor for one in listed])
         # what has moved the tensors may not do it again
-        if self._load(recording, weights, ring, run):
-            prove(recording, ring, self._regions)
-            if len(self._recorded) < _LISTS_MAX:
-                self._recorded[body] = recording
+        if not self._load(recording, weights, ring, run):
+            return recording
+        prove(recording, ring, self._bytes)
+        if len(self._recorded) < _LISTS_MAX:
+            self._recorded[body] = _Recorded(recording, self._kernel(recording, ring))
+            self._unprocessed += recording.copies
+            self._views |= self._regions.views({copy.region for copy in recording.copies})
         return recording
+
+    def _kernel(self, recording: ListRecording, ring: torch.Tensor) -> KernelReplay | None:
+        if ring.device.type != "cuda" or recording.reasons or not has_triton():
+            return None
+        kernel = KernelReplay(recording.copies, self._bytes, ring)
+        kernel.warm(ring)
+        return kernel
 
     def _load(self, recording: ListRecording, weights: Weights, ring: torch.Tensor, run: Run) -> bool:
         """The engine loads the list itself. False: it has made tensors or moved them, so what was noted is of memory that is
@@ -113,29 +205,15 @@ class Reload:
         if not self._look(ring):
             return True
         recording.foreign.append("loading has moved the engine's tensors")
-        self._recorder = Recorder(ring, self._storages)
+        self._drop()
+        self._recorder = Recorder(ring, self._regions.storages)
         return False
 
     def _look(self, ring: torch.Tensor) -> bool:
-        """Whether the model's memory is another one than before; then everything is forgotten. A tensor of the model in the
-        ring, which is written over, is taken out of it."""
-        tensors = [tensor for tensor in self._tensors() if tensor.device.type != "meta"]
-        for tensor in tensors:
-            if tensor.untyped_storage()._cdata == ring.untyped_storage()._cdata:
-                tensor.data = tensor.data.clone()
-        storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
-        generation = tuple(
-            (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.untyped_storage().nbytes())
-            for tensor in tensors
-        )
-        # equal generations have their storages in the same order
-        self._storages = list(storages.values())
-        self._regions = [bytes_of(storage) for storage in self._storages]
-        if generation == self._generation:
-            return False
-        self._recorded.clear()
-        self._generation = generation
-        return True
+        """Whether the model's tensors are at other places than before."""
+        moved = self._regions.look(ring)
+        self._bytes = self._regions.bytes()
+        return moved
 
 
 def _uses(ring: torch.Tensor) -> int:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+import time
 from typing import Any
 
 import torch
 import zmq
 
 from .conversation import Conversation, Limits
-from .reload import Reload, Run
-
-PostHook = Callable[[], object]
+from .reload import PostHook, Reload, Run, Tally
 
 
 def update_weights_from_ipc(
@@ -24,6 +22,7 @@ def update_weights_from_ipc(
     post_hook: PostHook | None = None,
     reload: Reload | None = None,
     limits: Limits | None = None,
+    tally: Tally | None = None,
 ) -> None:
     """Takes an update from a daemon at `zmq_handle`.
 
@@ -31,49 +30,70 @@ def update_weights_from_ipc(
     @param run: loads weights, views of the ring that are gone when it returns
     @param post_hook: after the last of them, when the ring is not mapped any more
     @param reload: replays what it has recorded of `run`; None: `run` loads every list
+    @param tally: is filled
     @raises DaemonError, DaemonGone, ProtocolError, TimeoutError: what the engine holds is then of two versions
     """
-    with Conversation(zmq_ctx, zmq_handle, limits or Limits()) as talk:
-        try:
-            handle = talk.handle()
-            ring = handle.open(device_id)
-        except Exception as error:
-            talk.refuse_handle(error)
-            raise
-        talk.ok()
-        try:
+    tally = tally or Tally()
+    try:
+        with Conversation(zmq_ctx, zmq_handle, limits or Limits()) as talk:
+            device = _take_weights(talk, device_id, run, reload, tally)
+            body = talk.next("the end of the update")
+            if talk.read(body) is not None:
+                raise RuntimeError(f"the daemon sends a list of {len(body)} bytes after the last one")
+            tally.hook = True
             if reload is not None:
-                reload.begin(ring)
-            _take_lists(talk, ring, run, reload)
-        finally:
-            if reload is not None:
-                reload.end()
-            device, weak = ring.device, ring.untyped_storage()._weak_ref()
-            # the mapping ends with its last tensor
-            del ring, handle
-            _release(weak, device)
-        talk.ok()
-        body, message = talk.next("the end of the update")
-        if message is not None:
-            raise RuntimeError(f"the daemon sends a list of {len(body)} bytes after the last one")
-        if post_hook is not None:
-            post_hook()
-        _synchronize(device)
-        talk.ok()
+                reload.process(post_hook or (lambda: None))
+            elif post_hook is not None:
+                post_hook()
+            _synchronize(device)
+            talk.ok()
+    finally:
+        if reload is not None:
+            reload.end()
 
 
-def _take_lists(talk: Conversation, ring: torch.Tensor, run: Run, reload: Reload | None) -> None:
+def _take_weights(talk: Conversation, device_id: int, run: Run, reload: Reload | None, tally: Tally) -> torch.device:
+    """From the handle of the ring to its release. Returns the ring's device."""
+    try:
+        handle = talk.handle()
+        ring = handle.open(device_id)
+    except Exception as error:
+        talk.refuse_handle(error)
+        raise
+    talk.ok()
+    try:
+        if reload is not None:
+            reload.begin(ring, tally)
+        _take_lists(talk, ring, run, reload, tally)
+    finally:
+        if reload is not None:
+            reload.release()
+        device, weak = ring.device, ring.untyped_storage()._weak_ref()
+        # the mapping ends with its last tensor
+        del ring, handle
+        _release(weak, device)
+    talk.ok()
+    return device
+
+
+def _take_lists(talk: Conversation, ring: torch.Tensor, run: Run, reload: Reload | None, tally: Tally) -> None:
     count = 0
     try:
         while True:
-            body, listed = talk.next(f"list {count} or the end of the lists")
+            body = talk.next(f"list {count} or the end of the lists")
+            begin = time.perf_counter()
+            known = reload is not None and reload.replays(body)
+            listed = [] if known else talk.read(body)
             if listed is None:
                 return _synchronize(ring.device)
             try:
                 if reload is None:
+                    tally.ordinary += len(listed)
                     run([(one.tensor.name, one.view(ring)) for one in listed])
+                elif known:
+                    reload.replay(body, ring)
                 else:
-                    reload.take(body, listed, ring, run)
+                    reload.load(body, listed, ring, run)
                 _synchronize(ring.device)
             except Exception as error:
                 # not raised: the daemon tells every worker of the engine to stop, and this one with them
@@ -81,6 +101,7 @@ def _take_lists(talk: Conversation, ring: torch.Tensor, run: Run, reload: Reload
                 _let_go(error)
             else:
                 talk.ok()
+            tally.busy_seconds += time.perf_counter() - begin
             count += 1
     finally:
         # an exception that leaves here keeps this frame
@@ -108,14 +129,3 @@ def _release(weak: int, device: torch.device) -> None:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def model_tensors(*models: torch.nn.Module | None) -> Iterable[torch.Tensor]:
-    """Parameters, buffers and tensors that are plain attributes of the modules: what weights may be loaded into."""
-    for model in models:
-        if model is None:
-            continue
-        yield from model.parameters()
-        yield from model.buffers()
-        for module in model.modules():
-            yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))

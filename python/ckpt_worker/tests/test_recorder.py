@@ -52,12 +52,12 @@ class Engine:
 
     def record(self, ring: Ring, seed: int) -> ListRecording:
         given = ring.fill(seed)
-        recorder = Recorder(ring.bytes, self.storages)
+        recorder = Recorder(ring.bytes, dict(enumerate(self.storages)))
         recording = recorder.begin(ring.tensors)
         with recorder:
             self.load(given)
         recorder.finish()
-        prove(recording, ring.bytes, self.regions)
+        prove(recording, ring.bytes, dict(enumerate(self.regions)))
         return recording
 
     def contents(self) -> list[torch.Tensor]:
@@ -80,7 +80,7 @@ class TestRecorder(unittest.TestCase):
         engine.load(ring.fill(2))
         wanted = engine.contents()
         engine.clear()
-        replay(recording.copies, ring.bytes, engine.regions)
+        replay(recording.copies, ring.bytes, dict(enumerate(engine.regions)))
         for region, (has, want) in enumerate(zip(engine.contents(), wanted)):
             self.assertTrue(torch.equal(has, want), f"region {region} differs")
         return recording

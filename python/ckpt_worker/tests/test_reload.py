@@ -9,7 +9,7 @@ import torch
 
 from ckpt_worker.messages import Listed
 from ckpt_worker.recorder import Tensor
-from ckpt_worker.reload import Reload, Weights
+from ckpt_worker.reload import Reload, Tally, Weights
 
 ROWS = 16
 
@@ -21,6 +21,7 @@ class Updates:
         self.tensors = tensors
         self.reload = Reload(lambda: self.tensors)
         self.loads: list[str] = []
+        self.hook: Callable[[], object] = lambda: None
         self._load = load
         self._ring = torch.zeros(ROWS * 4, dtype=torch.uint8)
 
@@ -33,11 +34,16 @@ class Updates:
         """Returns what was sent. `loads`: names that the engine has loaded itself in this update."""
         self.loads.clear()
         contents = {name: torch.full((ROWS,), 10.0 * version + i) for i, name in enumerate("abc")}
-        self.reload.begin(self._ring)
+        self.reload.begin(self._ring, Tally())
         for name, value in contents.items():
             self._ring.copy_(value.view(torch.uint8))
             listed = Listed(Tensor(name, 0, ROWS * 4), torch.float32, torch.Size((ROWS,)))
-            self.reload.take(name.encode(), [listed], self._ring, self.run)
+            if self.reload.replays(name.encode()):
+                self.reload.replay(name.encode(), self._ring)
+            else:
+                self.reload.load(name.encode(), [listed], self._ring, self.run)
+        self.reload.release()
+        self.reload.process(self.hook)
         self.reload.end()
         return contents
 

@@ -1,0 +1,179 @@
+"""vLLM's worker extension: `--worker-extension-cls ckpt_worker.WorkerExtension`. Written for vLLM 0.26."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import torch
+import zmq
+
+from .conversation import Limits
+from .fingerprint import fingerprint_of
+from .kernel import has_triton
+from .layerwise import LayerwiseReload, changed_by_processing
+from .regions import index_contents, model_tensors
+from .reload import Reload, Tally, Weights
+from .update import update_weights_from_ipc
+
+# vLLM's RPC gives up after 300 s, and whoever called it does not learn anything then
+_TOTAL_SECONDS = 290.0
+_KEY = "_ckpt_engine"
+
+Mode = Literal["recorded", "ordinary", "layerwise"]
+
+
+class WorkerExtension:
+    """Becomes a base of vLLM's worker class, which may have none of these names itself."""
+
+    def update_weights_from_ipc(self, zmq_handles: dict[str, str]) -> dict[str, Any]:
+        """Takes an update from a daemon. It does not raise: vLLM would leave the answers of other workers for the next call.
+
+        @param zmq_handles: the daemon's address for each device, by `GPU-` and its uuid
+        @returns `ok`, `error`, `phase` of it (`begin`, `lists` or `hook`), `torn`: what the engine holds is of two versions;
+            `mode`, how many tensors were `replayed` and how many `ordinary`, the latter with `reasons`; `busy_seconds` between
+            a list and its reply, and `seconds` in all
+        """
+        return _engine(self).update(zmq_handles)
+
+    def ckpt_state(self) -> dict[str, Any]:
+        """`torn`: the last update has failed half way. `mode` of the next one, and the `reason` for another than `recorded`."""
+        return _engine(self).state()
+
+    def ckpt_forget(self) -> None:
+        """Records every list anew."""
+        _engine(self).forget()
+
+    def ckpt_checksum(self) -> dict[str, str]:
+        """A number of the contents of each parameter and buffer, by its name."""
+        return _engine(self).checksum()
+
+
+def _engine(worker: Any) -> VllmEngine:
+    # not an attribute of the class: vLLM has its own
+    engine = vars(worker).get(_KEY)
+    if engine is None:
+        engine = vars(worker)[_KEY] = VllmEngine(worker)
+    assert isinstance(engine, VllmEngine)
+    return engine
+
+
+class VllmEngine:
+    """A worker's models, and how they take updates."""
+
+    def __init__(self, worker: Any):
+        self._worker = worker
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._torn = False
+        self._layerwise: str | None = None
+        self._reload = Reload(lambda: model_tensors(*self._models()), lambda: index_contents(*self._models()))
+
+    def update(self, handles: dict[str, str]) -> dict[str, Any]:
+        begin = time.perf_counter()
+        tally = Tally()
+        failure: dict[str, Any] = {"error": None, "phase": None}
+        mode, reason = self._mode()
+        try:
+            self._update(self._address(handles), mode, tally)
+            self._torn = False
+        except Exception as error:
+            phase = "hook" if tally.hook else "lists" if tally.tensors else "begin"
+            self._torn = self._torn or phase != "begin"
+            failure = {"error": f"{type(error).__name__}: {error}", "phase": phase}
+        if tally.ordinary and self._worker.device.type == "cuda":
+            # what the engine's loading has left to torch would be missing to others
+            torch.cuda.empty_cache()
+        reasons = {**tally.reasons, **({} if reason is None else {reason: tally.ordinary})}
+        return {
+            "ok": failure["error"] is None,
+            **failure,
+            "torn": self._torn,
+            "mode": mode,
+            "replayed": tally.replayed,
+            "ordinary": tally.ordinary,
+            "reasons": reasons,
+            "busy_seconds": tally.busy_seconds,
+            "seconds": time.perf_counter() - begin,
+        }
+
+    def state(self) -> dict[str, Any]:
+        mode, reason = self._mode()
+        return {"torn": self._torn, "mode": mode, "reason": reason}
+
+    def forget(self) -> None:
+        self._reload.forget()
+        self._layerwise = None
+
+    def checksum(self) -> dict[str, str]:
+        sums: dict[str, str] = {}
+        for model in self._models():
+            tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+            sums |= {name: fingerprint_of(tensor) for name, tensor in tensors if tensor.device.type != "meta"}
+        return sums
+
+    def _models(self) -> list[Any]:
+        """The model, and the one that drafts for it."""
+        worker = self._worker
+        draft = worker.get_draft_model() if hasattr(worker, "get_draft_model") else None
+        return [worker.get_model()] if draft is None else [worker.get_model(), draft]
+
+    def _address(self, handles: dict[str, str]) -> str:
+        from vllm.platforms import current_platform
+
+        uuid = current_platform.get_device_uuid(self._worker.device.index)
+        if uuid not in handles:
+            raise KeyError(f"the daemon has no address for device {uuid}, only for {', '.join(sorted(handles)) or 'none'}")
+        return handles[uuid]
+
+    def _mode(self) -> tuple[Mode, str | None]:
+        """How the next update is taken, and why not recorded."""
+        if os.environ.get("CKPT_RELOAD") == "ordinary":
+            return "ordinary", "CKPT_RELOAD=ordinary"
+        quantization = self._worker.model_config.quantization
+        if self._layerwise is None and quantization is not None:
+            self._layerwise = f"the model is quantised ({quantization})"
+        if self._layerwise is None:
+            changed = (changed_by_processing(model) for model in self._models())
+            self._layerwise = next((where for where in changed if where is not None), None)
+        if self._layerwise is not None:
+            return "layerwise", self._layerwise
+        if self._worker.vllm_config.parallel_config.enable_eplb:
+            return "ordinary", "expert load balancing moves experts in place"
+        if self._worker.device.type == "cuda" and not has_triton():
+            return "ordinary", "triton is missing"
+        return "recorded", None
+
+    def _update(self, address: str, mode: Mode, tally: Tally) -> None:
+        models, worker = self._models(), self._worker
+
+        with ExitStack() as stack:
+            if mode == "layerwise":
+                layerwise = stack.enter_context(LayerwiseReload(models, worker.model_config))
+                load, process = layerwise.load, layerwise.finish
+            else:
+                load, process = self._load, self._process
+            update_weights_from_ipc(
+                self._context,
+                address,
+                worker.device.index,
+                run=load,
+                post_hook=process,
+                reload=self._reload if mode == "recorded" else None,
+                limits=Limits(total=_TOTAL_SECONDS),
+                tally=tally,
+            )
+        if mode == "recorded" and self._reload.refused is not None:
+            self._layerwise = self._reload.refused
+            raise RuntimeError(f"{self._reload.refused}: it is right only after the next update, which reloads layer by layer")
+
+    def _load(self, weights: Weights) -> None:
+        for model in self._models():
+            model.load_weights(weights)
+
+    def _process(self) -> None:
+        from vllm.model_executor.model_loader.utils import process_weights_after_loading
+
+        for model in self._models():
+            process_weights_after_loading(model, self._worker.model_config, self._worker.device)
