@@ -39,7 +39,8 @@ class WorkerExtension:
         return _engine(self).update(zmq_handles)
 
     def ckpt_state(self) -> dict[str, Any]:
-        """`torn`: the last update has failed half way. `mode` of the next one, and the `reason` for another than `recorded`."""
+        """`torn`: the last update has failed half way. `mode` of the next one, and the `reason` for another than `recorded`.
+        `last`: what the last update has returned; None: there was none."""
         return _engine(self).state()
 
     def ckpt_forget(self) -> None:
@@ -67,6 +68,7 @@ class VllmEngine:
         self._worker = worker
         self._context: zmq.Context[Any] = zmq.Context()
         self._torn = False
+        self._last: dict[str, Any] | None = None
         self._layerwise: str | None = None
         self._reload = Reload(lambda: model_tensors(*self._models()), lambda: index_contents(*self._models()))
 
@@ -86,7 +88,7 @@ class VllmEngine:
             # what the engine's loading has left to torch would be missing to others
             torch.cuda.empty_cache()
         reasons = {**tally.reasons, **({} if reason is None else {reason: tally.ordinary})}
-        return {
+        self._last = {
             "ok": failure["error"] is None,
             **failure,
             "torn": self._torn,
@@ -97,10 +99,11 @@ class VllmEngine:
             "busy_seconds": tally.busy_seconds,
             "seconds": time.perf_counter() - begin,
         }
+        return self._last
 
     def state(self) -> dict[str, Any]:
         mode, reason = self._mode()
-        return {"torn": self._torn, "mode": mode, "reason": reason}
+        return {"torn": self._torn, "mode": mode, "reason": reason, "last": self._last}
 
     def forget(self) -> None:
         self._reload.forget()

@@ -1,0 +1,96 @@
+"""Who brings the weights into the engine: this daemon, checkpoint-engine, or vLLM itself."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ckpt_client import Daemon
+from vllm_server import VllmServer
+
+_ROOT = Path(__file__).parent.parent.parent
+_CHECKPOINT = "measured"
+_READY_SECONDS = 120
+_UPDATE_SECONDS = 300
+
+
+class CkptWay:
+    """`ckpt serve`, with the engine's worker loading in one of the ways of our extension."""
+
+    def __init__(self, stack: ExitStack, server: VllmServer, files: list[Path], folder: Path):
+        self._server = server
+        address = folder / "ckpt.sock"
+        command = [os.environ.get("BUN", "bun"), str(_ROOT / "packages/server/src/cli/main.ts"), "serve", "--uds", str(address)]
+        command += ["--state-dir", str(folder / "state"), "--devices", "cuda:0", "--ranks", "1"]
+        _start(stack, command, folder / "ckpt.log", {}, address)
+        self._daemon = Daemon(uds=str(address))
+        self._daemon.register_files(_CHECKPOINT, [str(path) for path in files])
+
+    def update(self) -> dict[str, Any]:
+        url = f"{self._server.url}/collective_rpc"
+        engines = [{"url": url, "ranks": [0], "engine": "vllm"}]
+        return self._daemon.update(_CHECKPOINT, engines=engines, pause="none", timeout=_UPDATE_SECONDS)
+
+    def close(self) -> None:
+        self._daemon.delete(_CHECKPOINT, force=True)
+        self._daemon.close()
+
+
+class PeerWay:
+    """checkpoint-engine's own server, its registration and its extension."""
+
+    def __init__(self, stack: ExitStack, server: VllmServer, files: list[Path], folder: Path):
+        self._server = server
+        address = folder / "peer.sock"
+        port = _free_port()
+        env = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        _start(stack, [sys.executable, "-m", "checkpoint_engine", "--uds", str(address)], folder / "peer.log", env, address)
+        self._daemon = Daemon(uds=str(address))
+        # it deletes files in shared memory once it has pinned them
+        links = folder / "peer-files"
+        links.mkdir()
+        for path in files:
+            os.link(path, links / path.name)
+        self._post("files", {"files": [str(links / path.name) for path in files]})
+        self._post("gather-metas", {})
+
+    def update(self) -> dict[str, Any]:
+        self._post("update", {"update_url": f"{self._server.url}/collective_rpc", "timeout": _UPDATE_SECONDS})
+        return {}
+
+    def _post(self, action: str, body: dict[str, Any]) -> None:
+        self._daemon.request("POST", f"/v1/checkpoints/{_CHECKPOINT}/{action}", body, timeout=_UPDATE_SECONDS)
+
+
+def _start(stack: ExitStack, command: list[str], log: Path, env: dict[str, str], address: Path) -> None:
+    """Waits until it listens at the socket; ends it with the stack."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env={**os.environ, **env}, stdout=output, stderr=output)
+
+    def stop() -> None:
+        process.terminate()
+        process.wait(_READY_SECONDS)
+
+    stack.callback(stop)
+    end = time.monotonic() + _READY_SECONDS
+    while not _listens(address):
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"{command[:4]} did not start:\n{log.read_text(errors='replace')[-3000:]}")
+        time.sleep(0.1)
+
+
+def _listens(address: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as one:
+        return address.exists() and one.connect_ex(str(address)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
