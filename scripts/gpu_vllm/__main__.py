@@ -78,13 +78,17 @@ def _run(stack: ExitStack, model: Model, folder: Path, options: argparse.Namespa
     server.post("/pause?mode=abort")
     measured = Measured(server, model, limit)
     for way in options.ways.split(","):
-        with ExitStack() as of_way:
-            kind = PeerWay if way == "checkpoint-engine" else CkptWay
-            daemon = kind(of_way, server, files, folder)
-            server.call("measured_way", way)
-            # the first one pins, compiles or records
-            for number in range(options.rounds + 1):
-                measured.update(way, number, daemon)
+        try:
+            with ExitStack() as of_way:
+                kind = PeerWay if way == "checkpoint-engine" else CkptWay
+                daemon = kind(of_way, server, files, folder)
+                server.call("measured_way", way)
+                # the first one pins, compiles or records
+                for number in range(options.rounds + 1):
+                    measured.update(way, number, daemon)
+        except Exception as error:
+            # a peer may fail where another way does not
+            print(f"{way:18} FAILED: {type(error).__name__}: {str(error)[-3000:]}", flush=True)
     return measured.rows, limit
 
 

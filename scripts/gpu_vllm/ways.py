@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_client import Daemon
+from ckpt_client.connection import UnixConnection
 from vllm_server import VllmServer
 
 _ROOT = Path(__file__).parent.parent.parent
@@ -29,7 +31,7 @@ class CkptWay:
         command = [os.environ.get("BUN", "bun"), str(_ROOT / "packages/server/src/cli/main.ts"), "serve", "--uds", str(address)]
         command += ["--state-dir", str(folder / "state"), "--devices", "cuda:0", "--ranks", "1"]
         _start(stack, command, folder / "ckpt.log", {}, address)
-        self._daemon = Daemon(uds=str(address))
+        self._daemon = Daemon(str(address))
         self._daemon.register_files(_CHECKPOINT, [str(path) for path in files])
 
     def update(self) -> dict[str, Any]:
@@ -51,7 +53,7 @@ class PeerWay:
         port = _free_port()
         env = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         _start(stack, [sys.executable, "-m", "checkpoint_engine", "--uds", str(address)], folder / "peer.log", env, address)
-        self._daemon = Daemon(uds=str(address))
+        self._address = str(address)
         # it deletes files in shared memory once it has pinned them
         links = folder / "peer-files"
         links.mkdir()
@@ -65,7 +67,14 @@ class PeerWay:
         return {}
 
     def _post(self, action: str, body: dict[str, Any]) -> None:
-        self._daemon.request("POST", f"/v1/checkpoints/{_CHECKPOINT}/{action}", body, timeout=_UPDATE_SECONDS)
+        connection = UnixConnection(self._address, _UPDATE_SECONDS)
+        path = f"/v1/checkpoints/{_CHECKPOINT}/{action}"
+        connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read().decode(errors="replace")
+        connection.close()
+        if answer.status != 200:
+            raise RuntimeError(f"{path}: {answer.status} {text[:2000]}")
 
 
 def _start(stack: ExitStack, command: list[str], log: Path, env: dict[str, str], address: Path) -> None:
