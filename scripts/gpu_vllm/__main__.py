@@ -16,20 +16,24 @@ from typing import Any
 from measure import DeviceMemory, pinned_rate
 from models import MODELS, Model
 from vllm_server import VllmServer
-from ways import CkptWay, PeerWay
+from ways import CkptWay, PeerWay, VllmIpcWay
 
 _PORT = 8123
-_WAYS = ("checkpoint-engine", "ordinary", "recorded")
+_WAYS = {"checkpoint-engine": PeerWay, "vllm-ipc": VllmIpcWay, "ordinary": CkptWay, "recorded": CkptWay}
+_IPC = ["--weight-transfer-config", '{"backend":"ipc"}']
+_DUMMY = ["--load-format", "dummy"]
 
 
 @dataclass
 class Row:
-    """Of one update. `seconds`: of the whole call, the engine paused before. `wrong`: tensors of the model that differ from those
-    of the first update, which was an ordinary load by checkpoint-engine's extension."""
+    """Of one update. `seconds`: of the whole call, the engine paused before, without the reset of its caches, which is
+    `apart_seconds`. `wrong`: tensors of the model that differ from those of the server that has loaded the files itself, or without
+    one from those of the first update."""
 
     way: str
     round: int
     seconds: float
+    apart_seconds: float
     gb_per_s: float
     percent: float
     device_mib: float
@@ -47,6 +51,7 @@ def main() -> int:
     parser.add_argument("--ways", default=",".join(_WAYS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--graphs", action="store_true", help="with CUDA graphs instead of --enforce-eager")
+    parser.add_argument("--fresh", action="store_true", help="compare with a server that has loaded the files itself")
     parser.add_argument("--dir", default="/dev/shm", help="where the files go, and the logs")
     parser.add_argument("--json", type=Path, help="write the rows there")
     options = parser.parse_args()
@@ -68,20 +73,23 @@ def main() -> int:
 def _run(stack: ExitStack, model: Model, folder: Path, options: argparse.Namespace) -> tuple[list[Row], float]:
     config = model.write_config(folder / "model")
     arguments = [] if options.graphs else ["--enforce-eager"]
-    server = VllmServer(config, _PORT, folder / "vllm.log", arguments)
+    ipc = _IPC if "vllm-ipc" in options.ways else []
+    server = VllmServer(config, _PORT, folder / "vllm.log", [*_DUMMY, *ipc, *arguments])
     # while the server starts
     files = model.write_files(folder / "files", 1)
     stack.enter_context(server)
+    expected = _fresh_sums(model, folder, files, arguments) if options.fresh else {}
     limit = pinned_rate()
     print(f"# {model.name}: {model.bytes / 1e9:.2f} GB in {len(model.shapes)} tensors; pinned H2D {limit:.1f} GB/s", flush=True)
-    print(f"{'way':18} {'round':>5} {'s':>8} {'GB/s':>7} {'%':>6} {'MiB':>7} {'us/tensor':>9} {'replayed':>8} {'wrong':>6}")
+    print(
+        f"{'way':18} {'round':>5} {'s':>8} {'GB/s':>7} {'%':>6} {'apart s':>7} {'MiB':>7} {'us/tensor':>9} {'replayed':>8} {'wrong':>6}"
+    )
     server.post("/pause?mode=abort")
-    measured = Measured(server, model, limit)
+    measured = Measured(server, model, limit, expected)
     for way in options.ways.split(","):
         try:
             with ExitStack() as of_way:
-                kind = PeerWay if way == "checkpoint-engine" else CkptWay
-                daemon = kind(of_way, server, files, folder)
+                daemon = _WAYS[way](of_way, server, files, folder)
                 server.call("measured_way", way)
                 # the first one pins, compiles or records
                 for number in range(options.rounds + 1):
@@ -92,48 +100,64 @@ def _run(stack: ExitStack, model: Model, folder: Path, options: argparse.Namespa
     return measured.rows, limit
 
 
+def _fresh_sums(model: Model, folder: Path, files: list[Path], arguments: list[str]) -> dict[str, str]:
+    """Of a server that was started with the files."""
+    config = model.write_config(folder / "fresh")
+    for path in files:
+        (config / path.name).hardlink_to(path)
+    with VllmServer(config, _PORT + 1, folder / "fresh.log", arguments) as server:
+        (sums,) = server.call("ckpt_checksum")
+    return dict(sums)
+
+
 class Measured:
-    def __init__(self, server: VllmServer, model: Model, limit: float):
+    def __init__(self, server: VllmServer, model: Model, limit: float, expected: dict[str, str]):
         self.rows: list[Row] = []
         self._server = server
         self._model = model
         self._limit = limit
-        self._expected: dict[str, str] = {}
+        self._expected = expected
 
-    def update(self, way: str, number: int, daemon: CkptWay | PeerWay) -> None:
+    def update(self, way: str, number: int, daemon: CkptWay | PeerWay | VllmIpcWay) -> None:
         self._server.call("measured_zero")
         with DeviceMemory() as memory:
             begin = time.perf_counter()
             report = daemon.update()
-            seconds = time.perf_counter() - begin
+            whole = time.perf_counter() - begin
+        parts = report.get("seconds", {})
+        apart = parts.get("post", 0.0) + parts.get("resume", 0.0)
+        seconds = whole - apart
         (sums,) = self._server.call("ckpt_checksum")
         self._expected = self._expected or sums
-        wrong = sum(sums.get(name) != value for name, value in self._expected.items())
+        different = [name for name, value in self._expected.items() if sums.get(name) != value]
         (state,) = self._server.call("ckpt_state")
         last = state.get("last") or {}
         tensors = last.get("replayed", 0) + last.get("ordinary", 0)
         rate = self._model.bytes / seconds / 1e9
-        busy = last["busy_seconds"] / tensors * 1e6 if tensors and way != "checkpoint-engine" else None
+        busy = last["busy_seconds"] / tensors * 1e6 if tensors and isinstance(daemon, CkptWay) else None
         row = Row(
             way,
             number,
             seconds,
+            apart,
             rate,
             100 * rate / self._limit,
             memory.bytes / 2**20,
             busy,
-            last.get("replayed", 0),
-            wrong,
+            last.get("replayed", 0) if isinstance(daemon, CkptWay) else 0,
+            len(different),
             len(self._expected),
-            {"report": report, "state": state},
+            {"report": report, "state": state, "different": different[:20]},
         )
         self.rows.append(row)
         shown = "-" if busy is None else f"{busy:.1f}"
         print(
-            f"{way:18} {number:5} {seconds:8.3f} {rate:7.1f} {row.percent:6.1f} {row.device_mib:7.0f} {shown:>9}"
-            f" {row.replayed:8} {wrong:6}",
+            f"{way:18} {number:5} {seconds:8.3f} {rate:7.1f} {row.percent:6.1f} {apart:7.3f} {row.device_mib:7.0f}"
+            f" {shown:>9} {row.replayed:8} {row.wrong:6}",
             flush=True,
         )
+        if different:
+            print(f"  different: {', '.join(different[:5])}", flush=True)
 
 
 if __name__ == "__main__":

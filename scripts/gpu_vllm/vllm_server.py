@@ -23,14 +23,14 @@ _WORKER = _HERE.parent.parent / "python/ckpt_worker"
 class VllmServer:
     """Use it as a context: the server ends with it.
 
-    @param model: folder with a `config.json`
+    @param model: folder with a `config.json`, and with weights unless it is to begin with dummies
     """
 
     def __init__(self, model: Path, port: int, log: Path, arguments: list[str]):
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-        command += ["--host", "127.0.0.1", "--port", str(port), "--load-format", "dummy", "--skip-tokenizer-init"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--skip-tokenizer-init"]
         command += ["--max-model-len", "2048", "--gpu-memory-utilization", "0.4"]
         command += ["--worker-extension-cls", "extension.MeasuredExtension", *arguments]
         paths = [str(_HERE), str(_WORKER), os.environ.get("PYTHONPATH", "")]

@@ -14,6 +14,7 @@ from typing import Any
 
 from ckpt_client import Daemon
 from ckpt_client.connection import UnixConnection
+from safetensors.torch import load_file
 from vllm_server import VllmServer
 
 _ROOT = Path(__file__).parent.parent.parent
@@ -75,6 +76,24 @@ class PeerWay:
         connection.close()
         if answer.status != 200:
             raise RuntimeError(f"{path}: {answer.status} {text[:2000]}")
+
+
+class VllmIpcWay:
+    """vLLM's own transfer: this process is a trainer whose tensors are on the same GPU, so that nothing goes over PCIe."""
+
+    def __init__(self, _stack: ExitStack, server: VllmServer, files: list[Path], _folder: Path):
+        from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+
+        self._server = server
+        self._send = IPCWeightTransferEngine.trainer_send_weights
+        self._tensors = {name: tensor for path in files for name, tensor in load_file(path, device="cuda").items()}
+        server.post("/init_weight_transfer_engine", {"init_info": {}})
+
+    def update(self) -> dict[str, Any]:
+        self._server.post("/start_weight_update", {"is_checkpoint_format": True})
+        self._send(iter(self._tensors.items()), {"send_mode": "http", "url": self._server.url, "packed": True})
+        self._server.post("/finish_weight_update", {})
+        return {}
 
 
 def _start(stack: ExitStack, command: list[str], log: Path, env: dict[str, str], address: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -13,13 +14,26 @@ _ODD = 0x5851F42D4C957F2D
 
 
 def fingerprint(copies: Iterable[Copy], regions: Mapping[int, torch.Tensor]) -> torch.Tensor:
-    """One int64 for each copy, of what is where it has written; another value, or another order of the values, gives another
-    number but for a chance of about 2^-63.
+    """Numbers of what is where the copies have written; another value, or another order of the values, gives another number but
+    for a chance of about 2^-63.
 
     @param regions: all bytes of each storage that the copies name
     """
-    sums = [_sum(destination_view(copy, regions[copy.region])) for copy in copies]
+    sums = [_sum(destination_view(copy, regions[copy.region])) for copy in _joined(copies)]
     return torch.stack([one.cpu() for one in sums]) if sums else torch.zeros(0, dtype=torch.int64)
+
+
+def _joined(copies: Iterable[Copy]) -> list[Copy]:
+    """The same places in fewer copies: most of them are neighbours, as the experts of one tensor are."""
+    joined: list[Copy] = []
+    for copy in sorted(copies, key=lambda one: (one.region, one.destination)):
+        last = joined[-1] if joined else None
+        both_runs = last is not None and not last.shape and not copy.shape and last.region == copy.region
+        if last is not None and both_runs and last.destination + last.run == copy.destination:
+            joined[-1] = replace(last, run=last.run + copy.run)
+        else:
+            joined.append(copy)
+    return joined
 
 
 def fingerprint_of(tensor: torch.Tensor) -> str:

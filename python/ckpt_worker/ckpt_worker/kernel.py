@@ -54,14 +54,13 @@ class _Launch:
 
     def __init__(self, unit: int, rows: Sequence[Sequence[int]], device: torch.device):
         self._unit = unit
-        table = torch.tensor(rows, dtype=torch.int64).reshape(-1, _COLUMNS)
-        tiles = (table[:, 3] + _TILE_ITEMS - 1) // _TILE_ITEMS
-        copy = torch.repeat_interleave(torch.arange(len(rows)), tiles)
+        self._table = torch.tensor(rows, dtype=torch.int64).reshape(-1, _COLUMNS).to(device)
+        tiles = (self._table[:, 3] + _TILE_ITEMS - 1) // _TILE_ITEMS
         first = torch.cumsum(tiles, 0) - tiles
-        tile = torch.arange(len(copy)) - first[copy]
+        copy = torch.repeat_interleave(torch.arange(len(rows), device=device), tiles)
         self.programs = len(copy)
-        self._table = table.to(device)
-        self._tiles = torch.stack([copy, tile], dim=1).to(torch.int32).to(device)
+        tile = torch.arange(self.programs, device=device) - first[copy]
+        self._tiles = torch.stack([copy, tile], dim=1).to(torch.int32)
 
     def run(self, ring: torch.Tensor, programs: int) -> None:
         grid = (max(1, programs),)

@@ -150,6 +150,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
         kwargs = kwargs or {}
+        # most of what runs: it neither reads nor writes
+        if func.is_view:
+            return func(*args, **kwargs)
         if func is aten.copy_.default:
             self._copies(args[0], args[1])
             return func(*args, **kwargs)

@@ -93,9 +93,10 @@ class Reload:
         """
         self.tally = tally
         self._look(ring)
-        if self._regions.views(self._views) != self._views or self._indices() != self._contents:
+        contents = self._indices()
+        if self._regions.views(self._views) != self._views or contents != self._contents:
             self._drop()
-        self._contents = self._indices()
+        self._contents = contents
         self._recorder = Recorder(ring, self._regions.storages)
 
     def release(self) -> None:
@@ -119,8 +120,9 @@ class Reload:
                 self.forget()
                 self.refused = HOOK_CHANGES
         self._unprocessed = []
-        # the update may have brought them
-        self._contents = self._indices()
+        # the update may have brought them; what was replayed brings none where there were none
+        if self._contents or self.tally.ordinary:
+            self._contents = self._indices()
 
     def end(self) -> None:
         """The update is over, however it went."""
