@@ -110,9 +110,9 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self, ring: torch.Tensor, regions: Mapping[int, torch.UntypedStorage]):
         super().__init__()
-        self._ring = _key(ring.untyped_storage())
+        self._ring = storage_key(ring.untyped_storage())
         self._ring_offset = ring.storage_offset() * ring.element_size()
-        self._regions = {_key(storage): number for number, storage in regions.items()}
+        self._regions = {storage_key(storage): number for number, storage in regions.items()}
         self._temporaries: dict[int, _Temporary] = {}
         self._list = ListRecording(())
         # of this update, by region
@@ -146,7 +146,7 @@ class Recorder(TorchDispatchMode):
 
     def _kept(self) -> list[_Temporary]:
         # one use is ours
-        return [one for one in self._temporaries.values() if torch._C._storage_Use_Count(_key(one.storage)) > 1]
+        return [one for one in self._temporaries.values() if torch._C._storage_Use_Count(storage_key(one.storage)) > 1]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
         kwargs = kwargs or {}
@@ -156,7 +156,7 @@ class Recorder(TorchDispatchMode):
         if func is aten.copy_.default:
             self._copies(args[0], args[1])
             return func(*args, **kwargs)
-        inputs = list(_tensors((args, kwargs)))
+        inputs = list(tensors_in((args, kwargs)))
         derived = [tensor for tensor in inputs if self._has_origin(tensor)]
         names = self._names(derived)
         out = func(*args, **kwargs)
@@ -171,12 +171,12 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _has_origin(self, tensor: torch.Tensor) -> bool:
-        key = _key(tensor.untyped_storage())
+        key = storage_key(tensor.untyped_storage())
         return key == self._ring or key in self._temporaries
 
     def _copies(self, to: torch.Tensor, source: torch.Tensor) -> None:
         """`to.copy_(source)` is about to run."""
-        key = _key(to.untyped_storage())
+        key = storage_key(to.untyped_storage())
         self._reads_region(source)
         if not self._has_origin(source):
             self._overwrites(to, "copy_ of something else")
@@ -199,7 +199,7 @@ class Recorder(TorchDispatchMode):
         strides = tuple(stride * item for stride in to.stride())
         destination = to.storage_offset() * item
         copies: list[Copy] = []
-        if _key(source.untyped_storage()) == self._ring:
+        if storage_key(source.untyped_storage()) == self._ring:
             offset = source.storage_offset() * item - self._ring_offset
             sources = tuple(stride * item for stride in source.stride())
             copies = simplified(Copy(offset, region, destination, item, tuple(to.shape), sources, strides))
@@ -218,7 +218,7 @@ class Recorder(TorchDispatchMode):
 
     def _into_temporary(self, to: torch.Tensor, source: torch.Tensor) -> None:
         storage, item = to.untyped_storage(), to.element_size()
-        key = _key(storage)
+        key = storage_key(storage)
         known = self._temporaries.get(key)
         if known is None or known.item != item:
             items = storage.nbytes() // item
@@ -228,7 +228,7 @@ class Recorder(TorchDispatchMode):
 
     def _origin(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Of the tensor's items; None where it does not come from the ring, or is looked at with another item size."""
-        key = _key(tensor.untyped_storage())
+        key = storage_key(tensor.untyped_storage())
         if key == self._ring:
             return origin_in_ring(tensor, self._ring_offset)
         temporary = self._temporaries.get(key)
@@ -246,10 +246,10 @@ class Recorder(TorchDispatchMode):
         """Whether the operator only moves items, to a new tensor; then the origins of that are known."""
         if func not in _MOVES or not isinstance(out, torch.Tensor):
             return False
-        sources = list(_tensors(args[:1]))
+        sources = list(tensors_in(args[:1]))
         if any(source.dtype != out.dtype or source.device != out.device for source in sources):
             return False
-        if _key(out.untyped_storage()) in self._regions:
+        if storage_key(out.untyped_storage()) in self._regions:
             return False
         origins = [self._origin_or_unknown(source) for source in sources]
         if func in (aten.clone.default, aten._to_copy.default):
@@ -262,20 +262,20 @@ class Recorder(TorchDispatchMode):
         storage, item = out.untyped_storage(), out.element_size()
         whole = torch.full((storage.nbytes() // item,), UNKNOWN, dtype=torch.int64, device=out.device)
         whole.as_strided(out.shape, out.stride(), out.storage_offset()).copy_(origin)
-        self._temporaries[_key(storage)] = _Temporary(storage, item, whole)
+        self._temporaries[storage_key(storage)] = _Temporary(storage, item, whole)
         return True
 
     def _writes(self, func: Any, args: Any, kwargs: Any) -> None:
         """What the operator writes in place does not come from the ring any more."""
         what = None if func in _CONSTANTS else str(func)
-        for argument, value in _schema_arguments(func, args, kwargs):
+        for argument, value in schema_arguments(func, args, kwargs):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                for tensor in _tensors(value):
+                for tensor in tensors_in(value):
                     self._overwrites(tensor, what)
 
     def _overwrites(self, tensor: torch.Tensor, what: str | None) -> None:
         """@param what: does it that a replay would not do; None: a constant, or of a tensor that is ordinary anyway"""
-        key = _key(tensor.untyped_storage())
+        key = storage_key(tensor.untyped_storage())
         if key in self._regions:
             if what is not None:
                 self._list.foreign.append(f"{what} writes a tensor of the model")
@@ -291,9 +291,9 @@ class Recorder(TorchDispatchMode):
             temporary.origin.fill_(UNKNOWN)
 
     def _reads_regions(self, func: Any, args: Any, kwargs: Any) -> None:
-        for argument, value in _schema_arguments(func, args, kwargs):
+        for argument, value in schema_arguments(func, args, kwargs):
             if argument.alias_info is None or not argument.alias_info.is_write:
-                for tensor in _tensors(value):
+                for tensor in tensors_in(value):
                     self._reads_region(tensor)
 
     def _reads_region(self, tensor: torch.Tensor) -> None:
@@ -302,7 +302,7 @@ class Recorder(TorchDispatchMode):
             recording.refuse([recording.name_at(copy.source)], "the engine reads it again out of its own tensors")
 
     def _loaded_there(self, tensor: torch.Tensor) -> list[tuple[Copy, ListRecording]]:
-        region = self._regions.get(_key(tensor.untyped_storage()))
+        region = self._regions.get(storage_key(tensor.untyped_storage()))
         if region is None or tensor.numel() == 0:
             return []
         begin, end = _extent(tensor)
@@ -316,7 +316,7 @@ class Recorder(TorchDispatchMode):
     def _names_of(self, tensor: torch.Tensor) -> Iterator[str]:
         if tensor.numel() == 0:
             return
-        key = _key(tensor.untyped_storage())
+        key = storage_key(tensor.untyped_storage())
         if key == self._ring:
             begin, end = _extent(tensor)
             yield from self._list.names_between(begin - self._ring_offset, end - 1 - self._ring_offset)
@@ -348,22 +348,23 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     return begin, begin + (last + 1) * item
 
 
-def _key(storage: torch.UntypedStorage) -> int:
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """The same for every tensor of a storage, while it lives."""
     return int(storage._cdata)
 
 
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
+def tensors_in(values: Any) -> Iterator[torch.Tensor]:
     return (value for value in tree_iter(values) if isinstance(value, torch.Tensor))
 
 
 def _is_view(func: Any, inputs: Sequence[torch.Tensor], out: Any) -> bool:
     """Whether what it returns is memory of the only input, looked at in another way (`_unsafe_view` does not say so itself)."""
-    outs = list(_tensors(out))
-    keys = {_key(tensor.untyped_storage()) for tensor in (*inputs, *outs)}
+    outs = list(tensors_in(out))
+    keys = {storage_key(tensor.untyped_storage()) for tensor in (*inputs, *outs)}
     return bool(outs) and len(keys) == 1 and not func._schema.is_mutable
 
 
-def _schema_arguments(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]:
+def schema_arguments(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]:
     for index, argument in enumerate(func._schema.arguments):
         if index < len(args):
             yield argument, args[index]

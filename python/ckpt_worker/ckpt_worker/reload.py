@@ -17,6 +17,7 @@ from .proof import prove
 from .recorder import ListRecording, Recorder
 from .regions import Regions, Tensors, Views
 from .replay import replay
+from .watch import ContentWatch
 
 Weights = list[tuple[str, torch.Tensor]]
 Run = Callable[[Weights], object]
@@ -71,6 +72,9 @@ class Reload:
         self._recorder: Recorder | None = None
         # recorded, and not yet seen to outlast the engine's processing, which a failed update does not reach
         self._unprocessed: list[Copy] = []
+        # the processing looks at no weight, and has been done in this update already
+        self._blind = False
+        self._processed = False
         #: why nothing can be replayed
         self.refused: str | None = None
         self.tally = Tally()
@@ -84,6 +88,7 @@ class Reload:
         self._recorded.clear()
         self._views = {}
         self._unprocessed = []
+        self._blind = False
 
     def begin(self, ring: torch.Tensor, tally: Tally) -> None:
         """An update begins: what was recorded holds only for the memory that it was recorded with.
@@ -92,6 +97,7 @@ class Reload:
         @param tally: is filled
         """
         self.tally = tally
+        self._processed = False
         self._look(ring)
         contents = self._indices()
         if self._regions.views(self._views) != self._views or contents != self._contents:
@@ -110,19 +116,34 @@ class Reload:
 
         After the last list of an update has been loaded.
         """
-        copies = self._unprocessed
-        before = fingerprint(copies, self._regions.bytes())
-        post_hook()
-        if copies:
-            self._regions.look()
-            moved = self._regions.views(self._views) != self._views
-            if moved or not torch.equal(before, fingerprint(copies, self._regions.bytes())):
-                self.forget()
-                self.refused = HOOK_CHANGES
-        self._unprocessed = []
+        if self._unprocessed:
+            self._process_first(post_hook)
+        elif not self._processed or self.tally.ordinary:
+            post_hook()
         # the update may have brought them; what was replayed brings none where there were none
         if self._contents or self.tally.ordinary:
             self._contents = self._indices()
+
+    def _process_first(self, post_hook: PostHook) -> None:
+        """After something has been recorded: looks at what the hook does."""
+        copies, storages = self._unprocessed, self._regions.storages
+        before = fingerprint(copies, self._regions.bytes())
+        with ContentWatch([storages[number] for number in self._views if number in storages]) as watch:
+            post_hook()
+        self._regions.look()
+        moved = self._regions.views(self._views) != self._views
+        if moved or not torch.equal(before, fingerprint(copies, self._regions.bytes())):
+            self.forget()
+            self.refused = HOOK_CHANGES
+        self._unprocessed = []
+        self._blind = not watch.read and self.refused is None
+
+    def process_early(self, post_hook: PostHook) -> None:
+        """Between two lists, while the engine would only wait for the next: when it was seen not to look at any weight, the
+        processing after loading may as well come before the last of them."""
+        if self._blind and not self._unprocessed and not self.tally.ordinary:
+            post_hook()
+            self._processed = True
 
     def end(self) -> None:
         """The update is over, however it went."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import zmq
 
 from .conversation import Conversation, Limits
+from .messages import Listed
 from .reload import PostHook, Reload, Run, Tally
 
 
@@ -33,18 +35,14 @@ def update_weights_from_ipc(
     @param tally: is filled
     @raises DaemonError, DaemonGone, ProtocolError, TimeoutError: what the engine holds is then of two versions
     """
-    tally = tally or Tally()
+    engine = _Engine(run, post_hook or (lambda: None), reload, tally or Tally())
     try:
         with Conversation(zmq_ctx, zmq_handle, limits or Limits()) as talk:
-            device = _take_weights(talk, device_id, run, reload, tally)
+            device = _take_weights(talk, device_id, engine)
             body = talk.next("the end of the update")
             if talk.read(body) is not None:
                 raise RuntimeError(f"the daemon sends a list of {len(body)} bytes after the last one")
-            tally.hook = True
-            if reload is not None:
-                reload.process(post_hook or (lambda: None))
-            elif post_hook is not None:
-                post_hook()
+            engine.process()
             _synchronize(device)
             talk.ok()
     finally:
@@ -52,7 +50,38 @@ def update_weights_from_ipc(
             reload.end()
 
 
-def _take_weights(talk: Conversation, device_id: int, run: Run, reload: Reload | None, tally: Tally) -> torch.device:
+@dataclass
+class _Engine:
+    """What an update does with the engine."""
+
+    run: Run
+    post_hook: PostHook
+    reload: Reload | None
+    tally: Tally
+
+    def knows(self, body: bytes) -> bool:
+        return self.reload is not None and self.reload.replays(body)
+
+    def take(self, body: bytes, listed: list[Listed] | None, ring: torch.Tensor) -> None:
+        """@param listed: None: it is known"""
+        if self.reload is None:
+            weights = [(one.tensor.name, one.view(ring)) for one in listed or ()]
+            self.tally.ordinary += len(weights)
+            self.run(weights)
+        elif listed is None:
+            self.reload.replay(body, ring)
+        else:
+            self.reload.load(body, listed, ring, self.run)
+
+    def process(self) -> None:
+        self.tally.hook = True
+        if self.reload is None:
+            self.post_hook()
+        else:
+            self.reload.process(self.post_hook)
+
+
+def _take_weights(talk: Conversation, device_id: int, engine: _Engine) -> torch.device:
     """From the handle of the ring to its release. Returns the ring's device."""
     try:
         handle = talk.handle()
@@ -62,12 +91,12 @@ def _take_weights(talk: Conversation, device_id: int, run: Run, reload: Reload |
         raise
     talk.ok()
     try:
-        if reload is not None:
-            reload.begin(ring, tally)
-        _take_lists(talk, ring, run, reload, tally)
+        if engine.reload is not None:
+            engine.reload.begin(ring, engine.tally)
+        _take_lists(talk, ring, engine)
     finally:
-        if reload is not None:
-            reload.release()
+        if engine.reload is not None:
+            engine.reload.release()
         device, weak = ring.device, ring.untyped_storage()._weak_ref()
         # the mapping ends with its last tensor
         del ring, handle
@@ -76,24 +105,21 @@ def _take_weights(talk: Conversation, device_id: int, run: Run, reload: Reload |
     return device
 
 
-def _take_lists(talk: Conversation, ring: torch.Tensor, run: Run, reload: Reload | None, tally: Tally) -> None:
+def _take_lists(talk: Conversation, ring: torch.Tensor, engine: _Engine) -> None:
     count = 0
     try:
         while True:
             body = talk.next(f"list {count} or the end of the lists")
             begin = time.perf_counter()
-            known = reload is not None and reload.replays(body)
-            listed = [] if known else talk.read(body)
-            if listed is None:
+            known = engine.knows(body)
+            listed = None if known else talk.read(body)
+            if listed is None and not known:
                 return _synchronize(ring.device)
             try:
-                if reload is None:
-                    tally.ordinary += len(listed)
-                    run([(one.tensor.name, one.view(ring)) for one in listed])
-                elif known:
-                    reload.replay(body, ring)
-                else:
-                    reload.load(body, listed, ring, run)
+                engine.take(body, listed, ring)
+                if count == 1 and engine.reload is not None:
+                    # the daemon has more than one bucket in the ring by now
+                    engine.reload.process_early(engine.post_hook)
                 _synchronize(ring.device)
             except Exception as error:
                 # not raised: the daemon tells every worker of the engine to stop, and this one with them
@@ -101,7 +127,7 @@ def _take_lists(talk: Conversation, ring: torch.Tensor, run: Run, reload: Reload
                 _let_go(error)
             else:
                 talk.ok()
-            tally.busy_seconds += time.perf_counter() - begin
+            engine.tally.busy_seconds += time.perf_counter() - begin
             count += 1
     finally:
         # an exception that leaves here keeps this frame

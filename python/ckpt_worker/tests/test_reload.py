@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import unittest
 from collections.abc import Callable
 
 import torch
 
+from ckpt_worker import index_contents
 from ckpt_worker.messages import Listed
 from ckpt_worker.recorder import Tensor
-from ckpt_worker.reload import Reload, Tally, Weights
+from ckpt_worker.reload import HOOK_CHANGES, Reload, Tally, Weights
 
 ROWS = 16
 
@@ -19,7 +21,9 @@ class Updates:
 
     def __init__(self, tensors: list[torch.Tensor], load: Callable[[str, torch.Tensor], object]):
         self.tensors = tensors
-        self.reload = Reload(lambda: self.tensors)
+        self.contents: Callable[[int, int], torch.Tensor] = lambda version, i: torch.full((ROWS,), 10.0 * version + i)
+        self.indices: tuple[int, ...] = ()
+        self.reload = Reload(lambda: self.tensors, lambda: self.indices)
         self.loads: list[str] = []
         self.hook: Callable[[], object] = lambda: None
         self._load = load
@@ -33,13 +37,15 @@ class Updates:
     def update(self, version: int) -> dict[str, torch.Tensor]:
         """Returns what was sent. `loads`: names that the engine has loaded itself in this update."""
         self.loads.clear()
-        contents = {name: torch.full((ROWS,), 10.0 * version + i) for i, name in enumerate("abc")}
+        contents = {name: self.contents(version, i) for i, name in enumerate("abc")}
         self.reload.begin(self._ring, Tally())
         for name, value in contents.items():
             self._ring.copy_(value.view(torch.uint8))
             listed = Listed(Tensor(name, 0, ROWS * 4), torch.float32, torch.Size((ROWS,)))
             if self.reload.replays(name.encode()):
                 self.reload.replay(name.encode(), self._ring)
+                if name == "b":
+                    self.reload.process_early(self.hook)
             else:
                 self.reload.load(name.encode(), [listed], self._ring, self.run)
         self.reload.release()
@@ -123,6 +129,104 @@ class TestReload(unittest.TestCase):
 
         updates = Updates([], load)
         self.check(updates, lambda sent: list(sent.values()), "")
+
+
+class TestProcessing(unittest.TestCase):
+    """What the engine does after loading, and what it has to do with replays."""
+
+    def setUp(self) -> None:
+        self.a, self.b, self.c, self.derived = (torch.zeros(ROWS) for _ in range(4))
+        self.tensors = [self.a, self.b, self.c, self.derived]
+        self.updates = Updates(self.tensors, lambda name, tensor: getattr(self, name).copy_(tensor))
+        self.seen: list[float] = []
+
+    def test_a_hook_that_looks_at_no_weight_runs_once_in_each_update_between_two_lists(self) -> None:
+        # not by an operator of torch, which would be seen
+        held = ctypes.c_float.from_address(self.c.data_ptr())
+        self.updates.hook = lambda: self.seen.append(held.value)
+        for version in range(3):
+            self.updates.update(version)
+        self.assertEqual(self.seen, [2.0, 2.0, 12.0])
+
+    def test_what_a_hook_derives_of_a_weight_is_of_the_new_version(self) -> None:
+        self.updates.hook = lambda: self.derived.copy_(self.c * 2)
+        for version in range(3):
+            sent = self.updates.update(version)
+            self.assertTrue(torch.equal(self.derived, sent["c"] * 2))
+        self.assertEqual(self.updates.loads, [])
+
+    def test_after_a_hook_that_changes_a_loaded_weight_nothing_is_replayed(self) -> None:
+        self.updates.hook = lambda: self.b.add_(1)
+        for version in range(3):
+            sent = self.updates.update(version)
+            self.assertTrue(torch.equal(self.b, sent["b"] + 1))
+            self.assertEqual("".join(self.updates.loads), "abc")
+        self.assertEqual(self.updates.reload.refused, HOOK_CHANGES)
+
+    def test_after_a_hook_that_exchanges_items_of_a_weight_nothing_is_replayed(self) -> None:
+        self.updates.hook = lambda: self.b.copy_(self.b.flip(0))
+        self.updates.contents = lambda version, i: 10.0 * version + i + torch.arange(ROWS)
+        self.updates.update(1)
+        self.assertEqual(self.updates.reload.refused, HOOK_CHANGES)
+
+    def test_after_a_hook_that_moves_a_loaded_weight_nothing_is_replayed(self) -> None:
+        def move() -> None:
+            self.b.data = self.b.clone()
+
+        self.updates.hook = move
+        for version in range(2):
+            sent = self.updates.update(version)
+            self.assertTrue(torch.equal(self.b, sent["b"]))
+        self.assertEqual(self.updates.reload.refused, HOOK_CHANGES)
+
+    def test_a_tensor_that_the_hook_makes_anew_each_time_is_no_reason_to_record_again(self) -> None:
+        def make() -> None:
+            self.tensors[3] = self.c * 2
+
+        self.updates.hook = make
+        for version in range(3):
+            sent = self.updates.update(version)
+            self.assertTrue(torch.equal(self.tensors[3], sent["c"] * 2))
+        self.assertEqual(self.updates.loads, [])
+
+    def test_other_contents_of_an_expert_map_have_everything_recorded_again(self) -> None:
+        for version, (indices, loads) in enumerate([((1,), "abc"), ((1,), ""), ((2,), "abc"), ((2,), "")]):
+            self.updates.indices = indices
+            self.updates.update(version)
+            self.assertEqual("".join(self.updates.loads), loads)
+
+    def test_another_tensor_at_the_same_numbers_of_a_loaded_one_has_everything_recorded_again(self) -> None:
+        self.updates.update(0)
+        self.b.data = self.b.clone()
+        sent = self.updates.update(1)
+        self.assertEqual("".join(self.updates.loads), "abc")
+        self.assertTrue(torch.equal(self.b, sent["b"]))
+
+    def test_a_hook_that_fails_does_not_make_a_recording_good(self) -> None:
+        def fail() -> None:
+            raise RuntimeError("no")
+
+        self.updates.hook = fail
+        with self.assertRaises(RuntimeError):
+            self.updates.update(0)
+        self.updates.reload.end()
+        self.updates.hook = lambda: self.b.add_(1)
+        self.updates.update(1)
+        self.assertEqual(self.updates.reload.refused, HOOK_CHANGES)
+
+
+class TestIndexContents(unittest.TestCase):
+    def test_finds_maps_of_modules_and_of_what_they_hold(self) -> None:
+        class Held:
+            def __init__(self) -> None:
+                self.physical = torch.tensor([7, 8])
+                self.scale = torch.ones(3)
+
+        model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        model[0].register_buffer("_expert_map", torch.tensor([1, 0, -1], dtype=torch.int32))
+        vars(model[0])["expert_map_holder"] = Held()
+        self.assertEqual(index_contents(model, None), (1, 0, -1, 7, 8))
+        self.assertEqual(index_contents(torch.nn.Linear(2, 2)), ())
 
 
 if __name__ == "__main__":

@@ -4,70 +4,22 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-import threading
 import unittest
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import zmq
+from played_daemon import Daemon, Messages, handle
 from torch.multiprocessing import reductions
 
 from ckpt_worker import DaemonError, DaemonGone, Limits, ProtocolError, Reload, update_weights_from_ipc
 
 NAMES = ("a", "b", "c")
 SHAPES = {"a": (64, 32), "b": (64, 32), "c": (7,)}
-LOOK_MS = 20
-Messages = list[bytes | Callable[[], bytes]]
 SOON = Limits(total=2.0, grace=0.2)
-
-
-def handle(size: int) -> bytes:
-    arguments = (
-        torch.Tensor,
-        (size,),
-        (1,),
-        0,
-        torch.UntypedStorage,
-        torch.uint8,
-        0,
-        b"h" * 64,
-        size,
-        0,
-        False,
-        b"/r",
-        0,
-        b"",
-        False,
-    )
-    return pickle.dumps((reductions.rebuild_cuda_tensor, arguments))
-
-
-class Daemon(threading.Thread):
-    """Sends one message after another, each after the reply to the one before, and keeps the replies."""
-
-    def __init__(self, context: zmq.Context[Any], address: str, messages: Messages):
-        super().__init__(daemon=True)
-        self.replies: list[bytes] = []
-        self.worker_left = threading.Event()
-        self._messages = messages
-        self._socket = context.socket(zmq.REQ)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(address)
-
-    def run(self) -> None:
-        try:
-            for message in self._messages:
-                self._socket.send(message() if callable(message) else message)
-                while not self._socket.poll(LOOK_MS):
-                    if self.worker_left.is_set() and not self._socket.poll(LOOK_MS):
-                        return
-                self.replies.append(self._socket.recv())
-        finally:
-            self._socket.close()
 
 
 class Model:

@@ -1,0 +1,60 @@
+"""A daemon that a test plays, with pickles as checkpoint-engine's daemon makes them."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import zmq
+from torch.multiprocessing import reductions
+
+LOOK_MS = 20
+Messages = list[bytes | Callable[[], bytes]]
+
+
+def handle(size: int) -> bytes:
+    arguments = (
+        torch.Tensor,
+        (size,),
+        (1,),
+        0,
+        torch.UntypedStorage,
+        torch.uint8,
+        0,
+        b"h" * 64,
+        size,
+        0,
+        False,
+        b"/r",
+        0,
+        b"",
+        False,
+    )
+    return pickle.dumps((reductions.rebuild_cuda_tensor, arguments))
+
+
+class Daemon(threading.Thread):
+    """Sends one message after another, each after the reply to the one before, and keeps the replies."""
+
+    def __init__(self, context: zmq.Context[Any], address: str, messages: Messages):
+        super().__init__(daemon=True)
+        self.replies: list[bytes] = []
+        self.worker_left = threading.Event()
+        self._messages = messages
+        self._socket = context.socket(zmq.REQ)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(address)
+
+    def run(self) -> None:
+        try:
+            for message in self._messages:
+                self._socket.send(message() if callable(message) else message)
+                while not self._socket.poll(LOOK_MS):
+                    if self.worker_left.is_set() and not self._socket.poll(LOOK_MS):
+                        return
+                self.replies.append(self._socket.recv())
+        finally:
+            self._socket.close()
