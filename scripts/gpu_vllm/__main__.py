@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -18,17 +19,18 @@ from models import MODELS, Model
 from vllm_server import VllmServer
 from ways import CkptWay, PeerWay, VllmIpcWay
 
-_PORT = 8123
 _WAYS = {"checkpoint-engine": PeerWay, "vllm-ipc": VllmIpcWay, "ordinary": CkptWay, "recorded": CkptWay}
 _IPC = ["--weight-transfer-config", '{"backend":"ipc"}']
+_LOG_CHARACTERS = 3000
+_COLUMNS = ("round", "s", "GB/s", "percent", "apart s", "MiB", "us/tensor", "replayed", "wrong")
 _DUMMY = ["--load-format", "dummy"]
 
 
 @dataclass
 class Row:
     """Of one update. `seconds`: of the whole call, the engine paused before, without the reset of its caches, which is
-    `apart_seconds`. `wrong`: tensors of the model that differ from those of the server that has loaded the files itself, or without
-    one from those of the first update."""
+    `apart_seconds`. `wrong`: tensors of the model that differ from those of the server that has loaded the files itself, or
+    without one from those of the first update."""
 
     way: str
     round: int
@@ -52,40 +54,42 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--graphs", action="store_true", help="with CUDA graphs instead of --enforce-eager")
     parser.add_argument("--fresh", action="store_true", help="compare with a server that has loaded the files itself")
+    parser.add_argument("--port", type=int, default=8123, help="of the server; the next one is used too")
     parser.add_argument("--dir", default="/dev/shm", help="where the files go, and the logs")
     parser.add_argument("--json", type=Path, help="write the rows there")
     options = parser.parse_args()
+    # the servers end with the stack
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     model = MODELS[options.model](**({} if options.layers is None else {"layers": options.layers}))
     folder = Path(tempfile.mkdtemp(prefix="gpu-vllm-", dir=options.dir))
     try:
         with ExitStack() as stack:
-            rows, limit = _run(stack, model, folder, options)
+            rows, limit, failed = _run(stack, model, folder, options)
     finally:
         for log in folder.glob("*.log"):
-            print(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}", file=sys.stderr)
+            print(f"--- {log.name}\n{log.read_text(errors='replace')[-_LOG_CHARACTERS:]}", file=sys.stderr)
         shutil.rmtree(folder)
     document = {"model": model.name, "bytes": model.bytes, "tensors": len(model.shapes), "limit_gb_per_s": limit}
     if options.json is not None:
         options.json.write_text(json.dumps({**document, "graphs": options.graphs, "rows": [asdict(row) for row in rows]}))
-    return 1 if any(row.wrong for row in rows) else 0
+    return 1 if failed or any(row.wrong for row in rows) else 0
 
 
-def _run(stack: ExitStack, model: Model, folder: Path, options: argparse.Namespace) -> tuple[list[Row], float]:
+def _run(stack: ExitStack, model: Model, folder: Path, options: argparse.Namespace) -> tuple[list[Row], float, list[str]]:
     config = model.write_config(folder / "model")
     arguments = [] if options.graphs else ["--enforce-eager"]
     ipc = _IPC if "vllm-ipc" in options.ways else []
-    server = VllmServer(config, _PORT, folder / "vllm.log", [*_DUMMY, *ipc, *arguments])
+    server = stack.enter_context(VllmServer(config, options.port, folder / "vllm.log", [*_DUMMY, *ipc, *arguments]))
     # while the server starts
     files = model.write_files(folder / "files", 1)
-    stack.enter_context(server)
-    expected = _fresh_sums(model, folder, files, arguments) if options.fresh else {}
+    expected = _fresh_sums(model, folder, files, options.port + 1, arguments) if options.fresh else {}
+    server.wait()
     limit = pinned_rate()
     print(f"# {model.name}: {model.bytes / 1e9:.2f} GB in {len(model.shapes)} tensors; pinned H2D {limit:.1f} GB/s", flush=True)
-    print(
-        f"{'way':18} {'round':>5} {'s':>8} {'GB/s':>7} {'%':>6} {'apart s':>7} {'MiB':>7} {'us/tensor':>9} {'replayed':>8} {'wrong':>6}"
-    )
+    print(f"{'way':18}" + "".join(f"{column:>10}" for column in _COLUMNS), flush=True)
     server.post("/pause?mode=abort")
     measured = Measured(server, model, limit, expected)
+    failed: list[str] = []
     for way in options.ways.split(","):
         try:
             with ExitStack() as of_way:
@@ -95,17 +99,20 @@ def _run(stack: ExitStack, model: Model, folder: Path, options: argparse.Namespa
                 for number in range(options.rounds + 1):
                     measured.update(way, number, daemon)
         except Exception as error:
-            # a peer may fail where another way does not
+            # a peer may fail where we do not
+            if _WAYS[way] is CkptWay:
+                failed.append(way)
             print(f"{way:18} FAILED: {type(error).__name__}: {str(error)[-3000:]}", flush=True)
-    return measured.rows, limit
+    return measured.rows, limit, failed
 
 
-def _fresh_sums(model: Model, folder: Path, files: list[Path], arguments: list[str]) -> dict[str, str]:
+def _fresh_sums(model: Model, folder: Path, files: list[Path], port: int, arguments: list[str]) -> dict[str, str]:
     """Of a server that was started with the files."""
     config = model.write_config(folder / "fresh")
     for path in files:
         (config / path.name).hardlink_to(path)
-    with VllmServer(config, _PORT + 1, folder / "fresh.log", arguments) as server:
+    with VllmServer(config, port, folder / "fresh.log", arguments) as server:
+        server.wait()
         (sums,) = server.call("ckpt_checksum")
     return dict(sums)
 
@@ -150,12 +157,10 @@ class Measured:
             {"report": report, "state": state, "different": different[:20]},
         )
         self.rows.append(row)
+        numbers = (f"{seconds:.3f}", f"{rate:.1f}", f"{row.percent:.1f}", f"{apart:.3f}", f"{row.device_mib:.0f}")
         shown = "-" if busy is None else f"{busy:.1f}"
-        print(
-            f"{way:18} {number:5} {seconds:8.3f} {rate:7.1f} {row.percent:6.1f} {apart:7.3f} {row.device_mib:7.0f}"
-            f" {shown:>9} {row.replayed:8} {row.wrong:6}",
-            flush=True,
-        )
+        columns = (str(number), *numbers, shown, str(row.replayed), str(row.wrong))
+        print(f"{way:18}" + "".join(f"{column:>10}" for column in columns), flush=True)
         if different:
             print(f"  different: {', '.join(different[:5])}", flush=True)
 

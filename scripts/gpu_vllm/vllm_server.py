@@ -15,23 +15,26 @@ from typing import Any
 
 _READY_SECONDS = 300
 _STOP_SECONDS = 20
+_CACHE_BYTES = 2 * 2**30
 _LOG_CHARACTERS = 4000
 _HERE = Path(__file__).parent
 _WORKER = _HERE.parent.parent / "python/ckpt_worker"
 
 
 class VllmServer:
-    """Use it as a context: the server ends with it.
+    """Use it as a context: the server, which starts at once, ends with it.
 
     @param model: folder with a `config.json`, and with weights unless it is to begin with dummies
     """
 
     def __init__(self, model: Path, port: int, log: Path, arguments: list[str]):
+        self._begin = time.monotonic()
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
         command += ["--host", "127.0.0.1", "--port", str(port), "--skip-tokenizer-init"]
-        command += ["--max-model-len", "2048", "--gpu-memory-utilization", "0.4"]
+        # a fixed cache: no profiling, which fails where another server starts at the same time
+        command += ["--max-model-len", "2048", "--gpu-memory-utilization", "0.2", "--kv-cache-memory-bytes", str(_CACHE_BYTES)]
         command += ["--worker-extension-cls", "extension.MeasuredExtension", *arguments]
         paths = [str(_HERE), str(_WORKER), os.environ.get("PYTHONPATH", "")]
         env = {
@@ -40,6 +43,7 @@ class VllmServer:
             "VLLM_SERVER_DEV_MODE": "1",
             "VLLM_USE_FLASHINFER_SAMPLER": "0",
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_DEEP_GEMM_WARMUP": "skip",
             "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
             "HF_HUB_OFFLINE": "1",
         }
@@ -47,22 +51,22 @@ class VllmServer:
             self._process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
 
     def __enter__(self) -> VllmServer:
-        end = time.monotonic() + _READY_SECONDS
+        return self
+
+    def wait(self) -> None:
+        """Until it serves. @raises RuntimeError: with its last words"""
         while True:
             try:
                 self.get("/health")
-                return self
+                print(f"# vLLM is up after {time.monotonic() - self._begin:.0f} s", flush=True)
+                return
             except OSError:
                 pass
-            if self._process.poll() is not None or time.monotonic() > end:
-                self._stop()
+            if self._process.poll() is not None or time.monotonic() > self._begin + _READY_SECONDS:
                 raise RuntimeError(f"vLLM did not start:\n{self.log()}")
             time.sleep(0.5)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
         self._process.terminate()
         try:
             self._process.wait(_STOP_SECONDS)

@@ -97,12 +97,13 @@ class TestWorkerExtension(unittest.TestCase):
         self.ring = torch.zeros(RING, dtype=torch.uint8)
         self.vllm = Vllm()
         self.handle = handle(RING)
-        for patch in (
-            mock.patch.object(reductions, "rebuild_cuda_tensor", self.rebuild),
-            mock.patch.dict(sys.modules, self.vllm.modules),  # type: ignore[arg-type]
-        ):
-            patch.start()
-            self.addCleanup(patch.stop)
+        # not `patch.dict`, which would also forget what torch imports meanwhile
+        for name, module in self.vllm.modules.items():
+            sys.modules[name] = module  # type: ignore[assignment]
+            self.addCleanup(sys.modules.pop, name)
+        patch = mock.patch.object(reductions, "rebuild_cuda_tensor", self.rebuild)
+        patch.start()
+        self.addCleanup(patch.stop)
         self.worker = Worker()
 
     def rebuild(self, *_: Any) -> torch.Tensor:
