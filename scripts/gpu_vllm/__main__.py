@@ -77,9 +77,13 @@ def main() -> int:
 
 def _run(stack: ExitStack, model: Model, folder: Path, options: argparse.Namespace) -> tuple[list[Row], float, list[str]]:
     config = model.write_config(folder / "model")
+    if options.fresh:
+        # other weights of the same files: what neither of them has is then the same too
+        model.write_files(config, 2)
     arguments = [] if options.graphs else ["--enforce-eager"]
+    load = [] if options.fresh else _DUMMY
     ipc = _IPC if "vllm-ipc" in options.ways else []
-    server = stack.enter_context(VllmServer(config, options.port, folder / "vllm.log", [*_DUMMY, *ipc, *arguments]))
+    server = stack.enter_context(VllmServer(config, options.port, folder / "vllm.log", [*load, *ipc, *arguments]))
     # while the server starts
     files = model.write_files(folder / "files", 1)
     expected = _fresh_sums(model, folder, files, options.port + 1, arguments) if options.fresh else {}

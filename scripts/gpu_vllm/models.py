@@ -42,7 +42,7 @@ class Model:
 
     def write_files(self, folder: Path, seed: int) -> list[Path]:
         """Safetensors files with random weights, made on the GPU."""
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         generator = torch.Generator("cuda").manual_seed(seed)
         paths: list[Path] = []
         shard: dict[str, torch.Tensor] = {}
@@ -171,7 +171,8 @@ def qwen3_moe_fp8(layers: int = 2) -> Model:
         dtypes[scale] = torch.float32
         shapes.append((scale, tuple(-(-size // _BLOCK) for size in shape)))
     quantization = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [_BLOCK, _BLOCK]}
-    config = {**model.config, "quantization_config": quantization}
+    kept = [f"model.layers.{layer}.mlp.gate" for layer in range(layers)]
+    config = {**model.config, "quantization_config": {**quantization, "modules_to_not_convert": ["lm_head", *kept]}}
     return replace(model, name="moe-fp8", config=config, shapes=shapes, dtypes=dtypes)
 
 

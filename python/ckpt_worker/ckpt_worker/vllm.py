@@ -15,7 +15,7 @@ from .fingerprint import fingerprint_of
 from .kernel import has_triton
 from .layerwise import LayerwiseReload, changed_by_processing
 from .regions import index_contents, model_tensors
-from .reload import Reload, Tally, Weights
+from .reload import HOOK_CHANGES, Reload, Tally, Weights
 from .update import update_weights_from_ipc
 
 # vLLM's RPC gives up after 300 s, and whoever called it does not learn anything then
@@ -70,6 +70,7 @@ class VllmEngine:
         self._torn = False
         self._last: dict[str, Any] | None = None
         self._layerwise: str | None = None
+        self._processed_again = False
         self._reload = Reload(lambda: model_tensors(*self._models()), lambda: index_contents(*self._models()))
 
     def update(self, handles: dict[str, str]) -> dict[str, Any]:
@@ -78,11 +79,15 @@ class VllmEngine:
         failure: dict[str, Any] = {"error": None, "phase": None}
         mode, reason = self._mode()
         try:
-            self._update(self._address(handles), mode, tally)
+            address = self._address(handles)
+            if mode == "recorded" and not self._processed_again:
+                self._process_again()
+                mode, reason = self._mode()
+            self._update(address, mode, tally)
             self._torn = False
         except Exception as error:
             phase = "hook" if tally.hook else "lists" if tally.tensors else "begin"
-            self._torn = self._torn or phase != "begin"
+            self._torn |= phase != "begin"
             failure = {"error": f"{type(error).__name__}: {error}", "phase": phase}
         if tally.ordinary and self._worker.device.type == "cuda":
             # what the engine's loading has left to torch would be missing to others
@@ -101,6 +106,18 @@ class VllmEngine:
         }
         return self._last
 
+    def _process_again(self) -> None:
+        """Before the first update, which writes all weights anew anyway: whether what vLLM has processed can be processed again.
+        Where it cannot, weights that are loaded into it may be processed wrongly too."""
+        before, torn = self.checksum(), self._torn
+        self._torn = True
+        self._process()
+        if self.checksum() == before:
+            self._torn = torn
+        else:
+            self._layerwise = HOOK_CHANGES
+        self._processed_again = True
+
     def state(self) -> dict[str, Any]:
         mode, reason = self._mode()
         return {"torn": self._torn, "mode": mode, "reason": reason, "last": self._last}
@@ -108,6 +125,7 @@ class VllmEngine:
     def forget(self) -> None:
         self._reload.forget()
         self._layerwise = None
+        self._processed_again = False
 
     def checksum(self) -> dict[str, str]:
         sums: dict[str, str] = {}

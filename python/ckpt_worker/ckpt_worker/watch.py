@@ -39,11 +39,20 @@ class ContentWatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
         kwargs = kwargs or {}
-        if not func.is_view and not self.read:
+        if not func.is_view and not self.read and not _onto_itself(func, args):
             for argument, value in schema_arguments(func, args, kwargs):
                 if argument.alias_info is None or not argument.alias_info.is_write:
                     self.read |= any(storage_key(one.untyped_storage()) in self._keys for one in tensors_in(value))
         return func(*args, **kwargs)
+
+
+def _onto_itself(func: Any, args: Any) -> bool:
+    """A copy to where it comes from, which torch leaves out. vLLM's `replace_parameter` makes such ones."""
+    if func is not torch.ops.aten.copy_.default:
+        return False
+    to, source = args[0], args[1]
+    places = [(one.data_ptr(), one.shape, one.stride(), one.dtype, one.device) for one in (to, source)]
+    return bool(places[0] == places[1])
 
 
 def _launch_hooks() -> Any:

@@ -148,6 +148,18 @@ class TestProcessing(unittest.TestCase):
             self.updates.update(version)
         self.assertEqual(self.seen, [2.0, 2.0, 12.0])
 
+    def test_a_copy_of_a_weight_onto_itself_is_no_look_at_it(self) -> None:
+        held = ctypes.c_float.from_address(self.c.data_ptr())
+
+        def hook() -> None:
+            self.c.copy_(self.c.detach())
+            self.seen.append(held.value)
+
+        self.updates.hook = hook
+        for version in range(3):
+            self.updates.update(version)
+        self.assertEqual(self.seen, [2.0, 2.0, 12.0])
+
     def test_what_a_hook_derives_of_a_weight_is_of_the_new_version(self) -> None:
         self.updates.hook = lambda: self.derived.copy_(self.c * 2)
         for version in range(3):

@@ -19,6 +19,7 @@ from played_daemon import Daemon, Messages, handle
 from torch.multiprocessing import reductions
 
 from ckpt_worker import WorkerExtension
+from ckpt_worker.reload import HOOK_CHANGES
 
 UUID = "GPU-0"
 RING = 4096
@@ -177,8 +178,16 @@ class TestWorkerExtension(unittest.TestCase):
         self.worker.model.fails = False
         self.expect(self.update(2), ok=True, torn=False)
 
-    def test_a_hook_that_changes_weights_has_the_next_update_go_layer_by_layer(self) -> None:
+    def test_a_hook_that_changes_what_it_has_processed_has_weights_reloaded_layer_by_layer(self) -> None:
         self.vllm.process = lambda model: model.weight.data.add_(1)
+        self.expect(self.update(1), ok=True, mode="layerwise", torn=False, reasons={HOOK_CHANGES: 1})
+
+    def test_a_hook_that_changes_only_other_weights_has_the_next_update_go_layer_by_layer(self) -> None:
+        def process(model: Model) -> None:
+            if float(model.weight.mean()) != 0:
+                model.weight.data.add_(1)
+
+        self.vllm.process = process
         answer = self.update(1)
         self.expect(answer, ok=False, phase="hook", torn=True)
         self.assertIn("only after the next update", answer["error"])
