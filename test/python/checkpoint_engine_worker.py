@@ -87,7 +87,7 @@ class Engine:
     def __init__(self, device, fault, in_place, own):
         self.device, self.fault, self.in_place, self.own = device, fault, in_place or own, own
         self.ranks, self.updates, self.torn = {}, 0, False
-        self.reloads = {}
+        self.reloads, self.results = {}, {}
 
     def run(self, key, timeout, address, index):
         held = self.ranks.get(key, {}) if self.in_place else {}
@@ -124,10 +124,12 @@ class Engine:
         reload = self.reloads.get(key)
         if reload is None:
             reload = self.reloads[key] = ckpt_worker.Reload(lambda: list(self.ranks.get(key, {}).values()))
+        tally = ckpt_worker.Tally()
         ckpt_worker.update_weights_from_ipc(
             zmq.Context.instance(), address, index, run=load, post_hook=post_hook, reload=reload,
-            limits=ckpt_worker.Limits(total=timeout),
+            limits=ckpt_worker.Limits(total=timeout), tally=tally,
         )
+        self.results[key] = {"ok": True, **vars(tally)}
 
     def update(self, handles, timeout):
         errors = []
@@ -198,7 +200,7 @@ def handler_of(engine):
             errors = engine.update(body["args"][0], float(body.get("timeout", 300)))
             if errors:
                 return self.answer(500, {"error": "; ".join(errors)})
-            return self.answer(200, {"results": [None] * len(body["args"][0])})
+            return self.answer(200, {"results": [engine.results.get(key) for key in body["args"][0]]})
 
     return Handler
 

@@ -72,6 +72,8 @@ class Reload:
         self._recorder: Recorder | None = None
         # recorded, and not yet seen to outlast the engine's processing, which a failed update does not reach
         self._unprocessed: list[Copy] = []
+        # some tensor, by the processing
+        self._moved = False
         # the processing looks at no weight, and has been done in this update already
         self._blind = False
         self._processed = False
@@ -98,7 +100,10 @@ class Reload:
         """
         self.tally = tally
         self._processed = False
-        self._look(ring)
+        if self._look(ring) or self._moved:
+            # what could not be replayed may be with other tensors
+            self._recorded = {body: one for body, one in self._recorded.items() if not one.recording.reasons}
+        self._moved = False
         contents = self._indices()
         if self._regions.views(self._views) != self._views or contents != self._contents:
             self._drop()
@@ -130,7 +135,7 @@ class Reload:
         before = fingerprint(copies, self._regions.bytes())
         with ContentWatch([storages[number] for number in self._views if number in storages]) as watch:
             post_hook()
-        self._regions.look()
+        self._moved |= self._regions.look()
         moved = self._regions.views(self._views) != self._views
         if moved or not torch.equal(before, fingerprint(copies, self._regions.bytes())):
             self.forget()

@@ -107,8 +107,8 @@ class VllmEngine:
         return self._last
 
     def _process_again(self) -> None:
-        """Before the first update, which writes all weights anew anyway: whether what vLLM has processed can be processed again.
-        Where it cannot, weights that are loaded into it may be processed wrongly too."""
+        """Before the first update, which writes all weights anew anyway: whether what vLLM has processed can be processed
+        again. Where it cannot, weights that are loaded into it may be processed wrongly too."""
         before, torn = self.checksum(), self._torn
         self._torn = True
         self._process()

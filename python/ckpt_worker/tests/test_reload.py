@@ -201,6 +201,23 @@ class TestProcessing(unittest.TestCase):
             self.assertTrue(torch.equal(self.tensors[3], sent["c"] * 2))
         self.assertEqual(self.updates.loads, [])
 
+    def test_a_list_that_could_not_be_replayed_may_be_with_other_tensors(self) -> None:
+        """An engine that makes its tensors in the first update."""
+        held: dict[str, torch.Tensor] = {}
+
+        def load(name: str, tensor: torch.Tensor) -> None:
+            if name not in held:
+                held[name] = torch.empty_like(tensor)
+            held[name].copy_(tensor)
+
+        updates = Updates([], load)
+        updates.hook = lambda: setattr(updates, "tensors", list(held.values()))
+        for version, loads in enumerate(["abc", "abc", "", ""]):
+            sent = updates.update(version)
+            self.assertEqual("".join(updates.loads), loads)
+            for name, value in sent.items():
+                self.assertTrue(torch.equal(held[name], value))
+
     def test_other_contents_of_an_expert_map_have_everything_recorded_again(self) -> None:
         for version, (indices, loads) in enumerate([((1,), "abc"), ((1,), ""), ((2,), "abc"), ((2,), "")]):
             self.updates.indices = indices

@@ -58,6 +58,17 @@ export const UpdateRequest = type({
 })
 export type UpdateRequest = typeof UpdateRequest.infer
 
+/** What workers of `ckpt_worker` say of how they took an update, over all of them. */
+export const ReloadCounts = type({
+  /** Tensors that were brought to their places as the engine had once loaded them. */
+  replayed: Count,
+  /** Tensors that the engine's own code has loaded. */
+  ordinary: Count,
+  /** Why tensors have to be loaded so, and how many; none: they are replayed the next time. */
+  reasons: 'Record<string, number>',
+})
+export type ReloadCounts = typeof ReloadCounts.infer
+
 export const EngineReport = type({
   url: 'string',
   dialect: DialectName.or('null'),
@@ -68,6 +79,8 @@ export const EngineReport = type({
   /** It is torn and could not be paused. */
   'serving_torn?': 'boolean',
   'engine_restart_needed?': 'boolean',
+  /** Only of an engine with our worker extension. */
+  'reload?': ReloadCounts,
   'error?': FailureBody,
 })
 export type EngineReport = typeof EngineReport.infer

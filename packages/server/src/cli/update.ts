@@ -5,6 +5,7 @@ import {
   type RegisterRequest,
   UPDATE_TIMEOUT_SECONDS,
   type UpdateRequest,
+  type EngineReport,
 } from '@ckpt/core'
 import { type Command, Option } from 'commander'
 import { configureLogging } from '../daemon/log.ts'
@@ -344,6 +345,14 @@ function interruptBySignal(): { signal: AbortSignal; happened: Promise<void> } {
   return { signal: controller.signal, happened }
 }
 
+/** What an engine with our worker extension had to load itself, which is slow where it is every time. */
+function reloadLines({ url, reload }: EngineReport): string[] {
+  if (reload === undefined) return []
+  const { replayed, ordinary, reasons } = reload
+  const why = Object.entries(reasons).map(([reason, count]) => `note: ${count} of them: ${reason}`)
+  return [`${url}: ${replayed} tensors replayed, ${ordinary} loaded by the engine`, ...why]
+}
+
 function resultText(name: string, result: JobResult, notes: readonly string[]): string {
   const { seconds: s, registered } = result
   const before = [
@@ -359,6 +368,7 @@ function resultText(name: string, result: JobResult, notes: readonly string[]): 
     lines.push(
       `${name} -> ${engines.join(', ')}: ${report.tensors} tensors on ${report.ranks} ranks, ${s.total.toFixed(3)} s from files to engine`,
       stageTable(report, before, s.total),
+      ...report.engines.flatMap(reloadLines),
     )
   }
   return lines.join('\n')

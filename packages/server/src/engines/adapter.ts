@@ -1,4 +1,4 @@
-import type { Failure } from '@ckpt/core'
+import type { Failure, ReloadCounts } from '@ckpt/core'
 import type { EngineClient, EngineReply } from './client.ts'
 
 export type EngineKind = 'vllm' | 'sglang' | 'lmdeploy' | 'post'
@@ -31,6 +31,8 @@ export interface UpdateVerdict {
   readonly message: string
   /** The workers answered in our extension's form, so that none of them raised out of the call. */
   readonly structured: boolean
+  /** Null: nothing was said of it. */
+  readonly reload: ReloadCounts | null
 }
 
 /** One kind of inference server; wire facts in `docs/engines.md`. Every call ends when its signal does. */

@@ -75,3 +75,18 @@ test('what the answer of a collective RPC means', () => {
   expect(judge({ results: [{ ok: true }, failed] })).toEqual([false, true, 'out of memory'])
   expect(judge({ error: 'x' }, 500)).toEqual([false, false, 'words'])
 })
+
+test('what workers say of how they have reloaded', () => {
+  const reload = (...results: unknown[]) =>
+    vllm.judge({ status: 200, ok: true, text: '', json: { results }, words: '' }).reload
+  const one = { ok: true, replayed: 3, ordinary: 2, reasons: { 'it is converted': 1 } }
+  const other = { ok: true, replayed: 5, ordinary: 0, reasons: { 'it is converted': 2, moved: 1 } }
+  const reasons = { 'it is converted': 3, moved: 1 }
+  expect(reload(one, other)).toEqual({ replayed: 8, ordinary: 2, reasons })
+  expect(reload(null, null)).toBeNull()
+  expect(reload({ ok: true })).toBeNull()
+  expect(reload(one, { ok: true, replayed: -1, ordinary: 0 })).toBeNull()
+  expect(reload({ ...one, reasons: { x: 'many', y: 1 } })?.reasons).toEqual({ y: 1 })
+  const many = Object.fromEntries(Array.from({ length: 99 }, (_, i) => [`reason ${i}`, 1]))
+  expect(Object.keys(reload({ ...one, reasons: many })?.reasons ?? {}).length).toBe(32)
+})

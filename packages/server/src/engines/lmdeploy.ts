@@ -22,7 +22,12 @@ export const lmdeploy: EngineAdapter = {
 
   judge(reply: EngineReply): UpdateVerdict {
     const { success } = (reply.json ?? {}) as { success?: unknown }
-    return { ok: reply.ok && success !== false, message: reply.words, structured: false }
+    return {
+      ok: reply.ok && success !== false,
+      message: reply.words,
+      structured: false,
+      reload: null,
+    }
   },
 
   /**

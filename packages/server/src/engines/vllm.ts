@@ -1,8 +1,12 @@
-import { CkptError, type Failure } from '@ckpt/core'
+import { CkptError, type Failure, type ReloadCounts } from '@ckpt/core'
 import type { EngineAdapter, PauseMode, UpdateVerdict } from './adapter.ts'
 import type { EngineClient, EngineReply } from './client.ts'
 import { isMissing, lookAt, must } from './routes.ts'
 import { engineWords } from './words.ts'
+
+/** Of an engine's answer: what is kept of it. */
+const REASONS_MAX = 32
+const REASON_MAX = 300
 
 /** vLLM >= 0.10.2 with `VLLM_SERVER_DEV_MODE=1` and a worker extension; `ckpt engine` speaks it too. */
 export const vllm: EngineAdapter = {
@@ -19,12 +23,14 @@ export const vllm: EngineAdapter = {
 
   judge(reply: EngineReply): UpdateVerdict {
     if (!reply.ok) {
-      return { ok: false, message: reply.words, structured: resultsOf(reply.json) !== null }
+      const structured = resultsOf(reply.json) !== null
+      return { ok: false, message: reply.words, structured, reload: null }
     }
     const results = resultsOf(reply.json)
     const failed = results?.filter((one) => !one.ok) ?? []
     const message = engineWords(failed, '') || 'a worker of the engine failed'
-    return { ok: failed.length === 0, message, structured: results !== null }
+    const reload = reloadOf(results ?? [])
+    return { ok: failed.length === 0, message, structured: results !== null, reload }
   },
 
   async pause(client, mode: PauseMode, signal, beforePost): Promise<boolean> {
@@ -69,6 +75,9 @@ export const vllm: EngineAdapter = {
 /** What our worker extension returns per worker instead of raising. */
 interface WorkerResult {
   readonly ok: boolean
+  readonly replayed?: unknown
+  readonly ordinary?: unknown
+  readonly reasons?: unknown
 }
 
 /** Null unless every result has our extension's form; checkpoint-engine's returns None. */
@@ -77,4 +86,27 @@ function resultsOf(json: unknown): WorkerResult[] | null {
   if (!Array.isArray(results) || results.length === 0) return null
   const ours = results.filter((one): one is WorkerResult => typeof one?.ok === 'boolean')
   return ours.length === results.length ? ours : null
+}
+
+/** Sums over the workers. Null: one of them does not say. */
+function reloadOf(results: readonly WorkerResult[]): ReloadCounts | null {
+  if (results.length === 0) return null
+  const counts = { replayed: 0, ordinary: 0 }
+  const reasons = new Map<string, number>()
+  for (const result of results) {
+    const { replayed, ordinary } = result
+    if (!isCount(replayed) || !isCount(ordinary)) return null
+    counts.replayed += replayed
+    counts.ordinary += ordinary
+    for (const [reason, count] of Object.entries(result.reasons ?? {})) {
+      const words = reason.slice(0, REASON_MAX)
+      if (!isCount(count) || (reasons.size === REASONS_MAX && !reasons.has(words))) continue
+      reasons.set(words, (reasons.get(words) ?? 0) + count)
+    }
+  }
+  return { ...counts, reasons: Object.fromEntries(reasons) }
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0
 }

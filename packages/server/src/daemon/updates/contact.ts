@@ -253,7 +253,7 @@ export class EngineContact {
         (reply) => ({ ...adapter.judge(reply), status: reply.status }),
         (error) => {
           const { message } = CkptError.wrap(error)
-          return { ok: false, status: 0, message, structured: false }
+          return { ok: false, status: 0, message, structured: false, reload: null }
         },
       )
       .then((result) => {
@@ -354,6 +354,7 @@ export class EngineContact {
       torn: record.tornBy !== null,
       ...(this.#servingTorn ? { serving_torn: true } : {}),
       ...(record.restart !== null ? { engine_restart_needed: true } : {}),
+      ...(this.#result?.reload ? { reload: this.#result.reload } : {}),
       ...(error === null ? {} : { error }),
     }
   }
