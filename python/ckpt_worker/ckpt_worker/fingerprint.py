@@ -8,8 +8,11 @@ from dataclasses import replace
 import torch
 
 from .copies import Copy, destination_view
+from .kernel import has_triton
 
 _CHUNK_ITEMS = 2**20
+_BLOCK_ITEMS = 4096
+_WORD = 8
 _ODD = 0x5851F42D4C957F2D
 
 
@@ -43,17 +46,31 @@ def fingerprint_of(tensor: torch.Tensor) -> str:
 
 def _sum(view: torch.Tensor) -> torch.Tensor:
     flat = view.reshape(-1)
-    whole = flat.numel() // 8 * 8
+    whole = flat.numel() // _WORD * _WORD
+    if flat.data_ptr() % _WORD:
+        flat = flat.clone()
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
-    aligned = flat.data_ptr() % 8 == 0
-    words = flat[:whole].view(torch.int64) if aligned else flat[:whole].clone().view(torch.int64)
-    rest = flat[whole:].to(torch.int64)
-    for items in (words, rest):
-        for start in range(0, items.numel(), _CHUNK_ITEMS):
-            chunk = items[start : start + _CHUNK_ITEMS]
-            at = torch.arange(start, start + chunk.numel(), dtype=torch.int64, device=flat.device)
-            total += _mixed(chunk ^ _mixed(at + items.numel())).sum()
+    add = _add_by_kernel if flat.device.type == "cuda" and has_triton() else _add_by_torch
+    for items in (flat[:whole].view(torch.int64), flat[whole:]):
+        if items.numel():
+            add(items, total)
     return total
+
+
+def _add_by_torch(items: torch.Tensor, total: torch.Tensor) -> None:
+    for start in range(0, items.numel(), _CHUNK_ITEMS):
+        chunk = items[start : start + _CHUNK_ITEMS].to(torch.int64)
+        at = torch.arange(start, start + chunk.numel(), dtype=torch.int64, device=items.device)
+        total += _mixed(chunk ^ _mixed(at + items.numel())).sum()
+
+
+def _add_by_kernel(items: torch.Tensor, total: torch.Tensor) -> None:
+    from .triton_fingerprint import add_mixed
+
+    programs = -(-items.numel() // _BLOCK_ITEMS)
+    add_mixed[(programs,)](
+        items.data_ptr(), items.numel(), total, UNIT=items.element_size(), ODD=_ODD, BLOCK=_BLOCK_ITEMS, num_warps=8
+    )
 
 
 def _mixed(words: torch.Tensor) -> torch.Tensor:

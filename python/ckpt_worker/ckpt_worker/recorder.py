@@ -70,9 +70,13 @@ class ListRecording:
         """Why the list cannot be replayed; empty: it can."""
         return [*self.ordinary.values(), *self.foreign]
 
+    def tensor_at(self, offset: int) -> Tensor:
+        """The one that has this byte of the ring."""
+        return self._by_start[max(0, bisect_right(self.starts, offset) - 1)]
+
     def name_at(self, offset: int) -> str:
         """Of the tensor that has this byte of the ring."""
-        return self._by_start[max(0, bisect_right(self.starts, offset) - 1)].name
+        return self.tensor_at(offset).name
 
     def names_between(self, first: int, last: int) -> Iterator[str]:
         """Of the tensors that have some of these bytes of the ring, both included."""

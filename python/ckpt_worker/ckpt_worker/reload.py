@@ -13,6 +13,7 @@ from .copies import Copy
 from .fingerprint import fingerprint
 from .kernel import KernelReplay, has_triton
 from .messages import Listed
+from .placement import Allocation, NotPlaced, PlacementMap, make_map
 from .proof import prove
 from .recorder import ListRecording, Recorder
 from .regions import Regions, Tensors, Views
@@ -70,6 +71,8 @@ class Reload:
         # of the running update only: an engine may free its memory between two
         self._bytes: dict[int, torch.Tensor] = {}
         self._recorder: Recorder | None = None
+        # of the last update, in its order
+        self._lists: list[ListRecording] = []
         # recorded, and not yet seen to outlast the engine's processing, which a failed update does not reach
         self._unprocessed: list[Copy] = []
         # some tensor, by the processing
@@ -90,6 +93,7 @@ class Reload:
         self._recorded.clear()
         self._views = {}
         self._unprocessed = []
+        self._lists = []
         self._blind = False
 
     def begin(self, ring: torch.Tensor, tally: Tally) -> None:
@@ -99,6 +103,7 @@ class Reload:
         @param tally: is filled
         """
         self.tally = tally
+        self._lists = []
         self._processed = False
         if self._look(ring) or self._moved:
             # what could not be replayed may be with other tensors
@@ -150,6 +155,23 @@ class Reload:
             post_hook()
             self._processed = True
 
+    def placement(self, allocation_of: Callable[[int], Allocation]) -> PlacementMap:
+        """Where the tensors of the last update belong, while the engine's memory is what it was then.
+
+        @raises NotPlaced: not all of them could be replayed, or something has moved since
+        """
+        if self.refused is not None:
+            raise NotPlaced(self.refused)
+        if self._unprocessed or not self._lists:
+            raise NotPlaced("no update has gone through")
+        self._moved |= self._regions.look()
+        try:
+            if self._regions.views(self._views) != self._views or self._indices() != self._contents:
+                raise NotPlaced("the engine's tensors are at other places since the last update")
+            return make_map(self._lists, allocation_of, self._regions.bytes())
+        finally:
+            self._regions.let_go()
+
     def end(self) -> None:
         """The update is over, however it went."""
         self.release()
@@ -175,6 +197,7 @@ class Reload:
         else:
             recorded.kernel.run(ring)
         self._recorder.replayed(recorded.recording)
+        self._lists.append(recorded.recording)
         self.tally.replayed += len(recorded.recording.tensors)
 
     def load(self, body: bytes, listed: Sequence[Listed], ring: torch.Tensor, run: Run) -> None:
@@ -196,6 +219,7 @@ class Reload:
             # watched all the same: it may read what was replayed
             recording = known.recording
             self._load(self._recorder.begin([one.tensor for one in listed]), weights, ring, run)
+        self._lists.append(recording)
         self.tally.reasons.update(recording.reasons)
 
     def _record(self, body: bytes, listed: Sequence[Listed], weights: Weights, ring: torch.Tensor, run: Run) -> ListRecording:

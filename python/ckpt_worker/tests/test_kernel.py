@@ -4,17 +4,23 @@ where there is a GPU."""
 from __future__ import annotations
 
 import ctypes
+import os
 import random
+import subprocess
+import sys
 import unittest
+from pathlib import Path
 
 import torch
 
+from ckpt_worker import fingerprint
 from ckpt_worker.copies import Copy, bytes_of
 from ckpt_worker.kernel import _TILE_ITEMS, KernelReplay, has_triton
 from ckpt_worker.replay import replay
 
 ROUNDS = 40
 _BLOCK = 1 << 16
+INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 
 
 def random_copies(numbers: random.Random) -> list[Copy]:
@@ -53,7 +59,7 @@ def play(kernel: KernelReplay, ring: torch.Tensor) -> None:
                 ctypes.memmove(destination + to_item * unit, ring.data_ptr() + source + from_item * unit, unit)
 
 
-class TestKernelReplay(unittest.TestCase):
+class TestKernels(unittest.TestCase):
     def check(self, device: str) -> None:
         numbers = random.Random(7)
         for _ in range(ROUNDS):
@@ -62,7 +68,7 @@ class TestKernelReplay(unittest.TestCase):
             wanted, got = (torch.zeros(8 * _BLOCK, dtype=torch.uint8, device=device) for _ in range(2))
             replay(copies, ring, {1: bytes_of(wanted.untyped_storage())})
             kernel = KernelReplay(copies, {1: bytes_of(got.untyped_storage())}, ring)
-            if device == "cpu":
+            if device == "cpu" and not INTERPRETED:
                 play(kernel, ring)
             else:
                 kernel.warm(ring)
@@ -70,12 +76,67 @@ class TestKernelReplay(unittest.TestCase):
                 kernel.run(ring)
             self.assertTrue(torch.equal(got, wanted), copies)
 
-    def test_its_tables_say_what_the_copies_say(self) -> None:
+    def check_fingerprints(self, device: str) -> None:
+        for size in (8, 9, 8 * 4096, 8 * 4096 + 3, 100_001):
+            bytes_ = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
+            for items in (bytes_[: size // 8 * 8].view(torch.int64), bytes_[:7]):
+                by_torch, by_kernel = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
+                fingerprint._add_by_torch(items, by_torch)
+                fingerprint._add_by_kernel(items, by_kernel)
+                self.assertEqual(int(by_torch), int(by_kernel))
+
+    def test_the_tables_say_what_the_copies_say(self) -> None:
         self.check("cpu")
+
+    @unittest.skipUnless(has_triton() and not INTERPRETED, "needs triton")
+    def test_the_kernels_interpreted_on_the_cpu(self) -> None:
+        """Triton decides when it is imported."""
+        command = [sys.executable, "-W", "ignore", "-m", "unittest", "test_kernel.TestInterpreted"]
+        paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+        env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        self.assertRegex(done.stderr, r"Ran 2 tests[^O]*OK\n$")
 
     @unittest.skipUnless(torch.cuda.is_available() and has_triton(), "needs a GPU and triton")
     def test_on_a_gpu(self) -> None:
         self.check("cuda")
+        self.check_fingerprints("cuda")
+
+
+@unittest.skipUnless(INTERPRETED, "is run by the test before")
+class TestInterpreted(TestKernels):
+    def test_the_tables_say_what_the_copies_say(self) -> None:
+        self.check("cpu")
+
+    def test_the_kernels_interpreted_on_the_cpu(self) -> None:
+        self.check_fingerprints("cpu")
+
+    test_on_a_gpu = None  # type: ignore[assignment]
+
+
+class TestFingerprint(unittest.TestCase):
+    def test_other_values_and_other_orders_give_other_numbers(self) -> None:
+        one = torch.arange(1000, dtype=torch.float32)
+        others = [one.flip(0), one.roll(1), one + 1, one[:-1], one.view(10, 100).t().contiguous()]
+        swapped = one.clone()
+        swapped[[0, 2]] = one[[2, 0]]
+        numbers = [fingerprint.fingerprint_of(value) for value in (one, swapped, *others)]
+        self.assertEqual(len(set(numbers)), len(numbers))
+        self.assertEqual(fingerprint.fingerprint_of(one.clone()), numbers[0])
+
+    def test_of_memory_that_is_not_aligned(self) -> None:
+        value = torch.arange(64, dtype=torch.uint8)
+        self.assertEqual(fingerprint.fingerprint_of(value[3:40]), fingerprint.fingerprint_of(value[3:40].clone()))
+
+    def test_every_byte_that_the_copies_have_written_counts(self) -> None:
+        storage = torch.zeros(4096, dtype=torch.uint8)
+        regions = {1: bytes_of(storage.untyped_storage())}
+        copies = [Copy(0, 1, 0, 64), Copy(64, 1, 64, 64), Copy(0, 1, 1024, 8, (4,), (8,), (32,))]
+        before = fingerprint.fingerprint(copies, regions)
+        for at, counts in ((0, True), (127, True), (128, False), (1024 + 32, True), (1024 + 40, False)):
+            storage[at] = 1
+            self.assertEqual(not torch.equal(before, fingerprint.fingerprint(copies, regions)), counts, at)
+            storage[at] = 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,163 @@
+import type { SourceSpace, TensorTable } from '../checkpoint/table.ts'
+import { SourceMap } from '../plan/source-map.ts'
+import { COPY_DIMENSIONS, copyEnd, type PlacementMap } from './placement-map.ts'
+
+/**
+ * Rows of `width` bytes, `height` of them, from one owner's source space into one allocation of an engine worker. Offsets and
+ * pitches are bytes; a row that is alone has pitches of `width`. All of it lies in one source buffer.
+ */
+export interface DirectCopy {
+  readonly owner: number
+  readonly source: number
+  readonly sourcePitch: number
+  readonly allocation: number
+  readonly destination: number
+  readonly destinationPitch: number
+  readonly width: number
+  readonly height: number
+}
+
+/** A map that does not fit the checkpoint: the update goes through the ring, and the reason is told. */
+export interface NotDirect {
+  readonly reason: string
+}
+
+/**
+ * The copies that bring a checkpoint to the places of the map, in the order of their sources, so that those whose files are read
+ * first come first. Neighbours on both sides are one copy.
+ *
+ * @param sources of each owner
+ */
+export function planDirect(
+  map: PlacementMap,
+  table: TensorTable,
+  sources: readonly SourceSpace[],
+): readonly DirectCopy[] | NotDirect {
+  const rows = new Map(table.names.map((name, row) => [name, row]))
+  const known = new Set(map.tensors)
+  const missing = table.names.find((name) => !known.has(name))
+  if (missing !== undefined) return { reason: `the engine's placement map has no ${missing}` }
+  const copies: DirectCopy[] = []
+  for (let copy = 0; copy < map.run.length; copy++) {
+    const name = map.tensors[map.tensor[copy] as number] as string
+    const row = rows.get(name)
+    if (row === undefined) return { reason: `the checkpoint has no ${name}` }
+    if (copyEnd(map, copy, map.source, map.sourceStrides) > (table.bytes[row] as number)) {
+      return { reason: `${name} is smaller than in the engine's placement map` }
+    }
+    const start = (table.offsets[row] as number) + (map.source[copy] as number)
+    addCopy(copies, map, copy, table.owners[row] as number, start)
+  }
+  return inOrder(cutAtBuffers(joinNeighbours(copies), sources))
+}
+
+interface Dimension {
+  readonly size: number
+  readonly source: number
+  readonly destination: number
+}
+
+/** As copies of two dimensions: the largest that a pitch can be made of, for each index of the others. */
+function addCopy(
+  copies: DirectCopy[],
+  map: PlacementMap,
+  copy: number,
+  owner: number,
+  source: number,
+): void {
+  const width = map.run[copy] as number
+  const dimensions: Dimension[] = []
+  for (let d = 0; d < COPY_DIMENSIONS; d++) {
+    const size = map.sizes[d]?.[copy] as number
+    const sourceStride = map.sourceStrides[d]?.[copy] as number
+    const destinationStride = map.destinationStrides[d]?.[copy] as number
+    if (size > 1) dimensions.push({ size, source: sourceStride, destination: destinationStride })
+  }
+  const pitched = dimensions.filter((one) => one.source >= width && one.destination >= width)
+  const rows = pitched.reduce<Dimension | null>(
+    (best, one) => (best === null || one.size > best.size ? one : best),
+    null,
+  )
+  const add = (at: number, to: number, left: readonly Dimension[]): void => {
+    const [outer, ...inner] = left
+    if (outer !== undefined) {
+      for (let i = 0; i < outer.size; i++) {
+        add(at + i * outer.source, to + i * outer.destination, inner)
+      }
+      return
+    }
+    copies.push({
+      owner,
+      source: at,
+      sourcePitch: rows?.source ?? width,
+      allocation: map.allocation[copy] as number,
+      destination: to,
+      destinationPitch: rows?.destination ?? width,
+      width,
+      height: rows?.size ?? 1,
+    })
+  }
+  const destination = map.destination[copy] as number
+  add(
+    source,
+    destination,
+    dimensions.filter((one) => one !== rows),
+  )
+}
+
+/** A copy may not cross from one source buffer into the next: such a one becomes single rows, cut where the buffer ends. */
+function cutAtBuffers(
+  copies: readonly DirectCopy[],
+  sources: readonly SourceSpace[],
+): readonly DirectCopy[] {
+  const maps = sources.map((space) => new SourceMap(space))
+  return copies.flatMap((copy) => {
+    const source = maps[copy.owner] as SourceMap
+    const end = copy.source + (copy.height - 1) * copy.sourcePitch + copy.width
+    return source.covers(copy.source, end) ? copy : cutRows(copy, source)
+  })
+}
+
+function cutRows(copy: DirectCopy, map: SourceMap): DirectCopy[] {
+  const parts: DirectCopy[] = []
+  for (let row = 0; row < copy.height; row++) {
+    let source = copy.source + row * copy.sourcePitch
+    let destination = copy.destination + row * copy.destinationPitch
+    const end = source + copy.width
+    while (source < end) {
+      const width = Math.min(end, map.bufferEnd(source)) - source
+      const pitches = { sourcePitch: width, destinationPitch: width }
+      parts.push({ ...copy, source, destination, width, height: 1, ...pitches })
+      source += width
+      destination += width
+    }
+  }
+  return parts
+}
+
+function inOrder(copies: readonly DirectCopy[]): readonly DirectCopy[] {
+  return copies.toSorted((a, b) => a.owner - b.owner || a.source - b.source)
+}
+
+function joinNeighbours(copies: readonly DirectCopy[]): readonly DirectCopy[] {
+  const joined: DirectCopy[] = []
+  for (const copy of inOrder(copies)) {
+    const last = joined.at(-1)
+    if (last !== undefined && isNeighbour(last, copy)) {
+      const width = last.width + copy.width
+      joined[joined.length - 1] = { ...last, width, sourcePitch: width, destinationPitch: width }
+    } else joined.push(copy)
+  }
+  return joined
+}
+
+function isNeighbour(before: DirectCopy, after: DirectCopy): boolean {
+  return (
+    before.height === 1 &&
+    after.height === 1 &&
+    before.owner === after.owner &&
+    before.allocation === after.allocation &&
+    before.source + before.width === after.source &&
+    before.destination + before.width === after.destination
+  )
+}
