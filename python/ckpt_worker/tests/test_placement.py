@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from ckpt_worker.copies import bytes_of
 from ckpt_worker.messages import Listed
 from ckpt_worker.placement import Allocation, NotPlaced, PlacementMap
 from ckpt_worker.recorder import Tensor
@@ -90,10 +91,8 @@ class TestPlacement(unittest.TestCase):
     def apply(self, map_: PlacementMap) -> None:
         """Copies out of the tensors as they were sent."""
         sources = [self.contents[name].contiguous().view(-1).view(torch.uint8) for name in map_.tensors]
-        storages = [
-            torch.empty(0, dtype=torch.uint8).set_(self.engine.tensors[one.handle[0]].untyped_storage())
-            for one in map_.allocations
-        ]
+        held = [self.engine.tensors[one.handle[0]].untyped_storage() for one in map_.allocations]
+        storages = [bytes_of(storage) for storage in held]
         for tensor, source, allocation, destination, run, *rest in map_.columns.tolist():
             sizes, of, to = rest[:3], rest[3:6], rest[6:9]
             view = sources[tensor].as_strided((*sizes, run), (*of, 1), source)
@@ -122,7 +121,7 @@ class TestPlacement(unittest.TestCase):
         self.assertEqual(head["allocation_bytes"], [allocation.bytes for allocation in one.allocations])
 
     def test_what_is_no_copy_has_no_place(self) -> None:
-        self.engine.extra = lambda name, tensor: self.engine.embed.mul_(2) if name == "embed" else None
+        self.engine.extra = lambda name, _: self.engine.embed.mul_(2) if name == "embed" else None
         self.update(1)
         with self.assertRaisesRegex(NotPlaced, "written over in place|writes a tensor"):
             self.reload.placement(self.allocation_of)
