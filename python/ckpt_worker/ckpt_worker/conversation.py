@@ -90,13 +90,13 @@ class Conversation:
         return message
 
     def ok(self) -> None:
-        self._reply(b"")
+        self.reply(b"")
 
     def fail(self, error: BaseException) -> None:
         """The traceback, which the daemon passes on; it answers with the end of the update."""
-        self._reply("".join(traceback.format_exception(type(error), error, error.__traceback__)).encode())
+        self.reply("".join(traceback.format_exception(type(error), error, error.__traceback__)).encode())
 
-    def _reply(self, body: bytes) -> None:
+    def reply(self, body: bytes) -> None:
         self._socket.send(body)
         self._owes = False
 

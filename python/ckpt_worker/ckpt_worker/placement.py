@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from .copies import DIMENSIONS_MAX, Copy
+from .frames import pack
 from .proof import last_writers
 from .recorder import ListRecording
 
 FORMAT = 1
-_HEAD_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -41,22 +40,17 @@ class PlacementMap:
     columns: torch.Tensor
 
     def encode(self) -> bytes:
-        """Four bytes with the length of a JSON object, that object, and the columns one after another, all little-endian."""
-        names = ("tensor", "source", "allocation", "destination", "run")
-        per_dimension = [
-            f"{kind}_{i}" for kind in ("size", "source_stride", "destination_stride") for i in range(DIMENSIONS_MAX)
-        ]
+        """A frame: a JSON object, and the columns one after another, little-endian."""
+        dimensions = range(DIMENSIONS_MAX)
+        per_dimension = [f"{kind}_{i}" for kind in ("size", "source_stride", "destination_stride") for i in dimensions]
         head = {
             "format": FORMAT,
             "copies": len(self.columns),
-            "columns": [*names, *per_dimension],
+            "columns": ["tensor", "source", "allocation", "destination", "run", *per_dimension],
             "tensors": self.tensors,
             "allocation_bytes": [one.bytes for one in self.allocations],
         }
-        text = json.dumps(head).encode()
-        text += b" " * (-(len(text) + _HEAD_BYTES) % 8)
-        columns = bytes(self.columns.t().contiguous().numpy().tobytes())
-        return len(text).to_bytes(_HEAD_BYTES, "little") + text + columns
+        return pack(head, bytes(self.columns.t().contiguous().numpy().tobytes()))
 
     @property
     def digest(self) -> str:

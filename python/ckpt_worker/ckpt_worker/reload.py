@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -171,6 +172,14 @@ class Reload:
             return make_map(self._lists, allocation_of, self._regions.bytes())
         finally:
             self._regions.let_go()
+
+    def generation(self) -> str:
+        """Of the memory that the recordings hold for: another one where a tensor of theirs is elsewhere, or of another form, or
+        an expert map says something else."""
+        self._moved |= self._regions.look()
+        self._regions.let_go()
+        held = sorted((number, sorted(map(repr, views or ()))) for number, views in self._regions.views(self._views).items())
+        return hashlib.sha256(repr((held, self._indices())).encode()).hexdigest()
 
     def end(self) -> None:
         """The update is over, however it went."""
