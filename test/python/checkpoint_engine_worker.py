@@ -123,7 +123,7 @@ class Engine:
 
         reload = self.reloads.get(key)
         if reload is None:
-            reload = self.reloads[key] = ckpt_worker.Reload(lambda: list(self.ranks.get(key, {}).values()))
+            reload = self.reloads[key] = ckpt_worker.Reload(lambda: list(self.ranks.get(key, {}).items()))
         tally = ckpt_worker.Tally()
         ckpt_worker.update_weights_from_ipc(
             zmq.Context.instance(), address, index, run=load, post_hook=post_hook, reload=reload,

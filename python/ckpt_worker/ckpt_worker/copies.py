@@ -31,9 +31,32 @@ class Copy:
         return total
 
     @property
+    def source_end(self) -> int:
+        """Behind the last byte that is read."""
+        return self.source + self.run + sum((n - 1) * s for n, s in zip(self.shape, self.source_strides))
+
+    @property
     def destination_end(self) -> int:
         """Behind the last byte that is written."""
         return self.destination + self.run + sum((n - 1) * s for n, s in zip(self.shape, self.destination_strides))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A value that the engine writes to its own memory while it loads, whatever the weights are: padding, mostly. `offset` and
+    `strides` are items of the storage `region`."""
+
+    region: int
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    value: bool | int | float | complex
+
+    def write(self, storage: torch.UntypedStorage) -> None:
+        """@param storage: the region"""
+        whole = torch.empty(0, dtype=self.dtype, device=storage.device)
+        whole.set_(storage, self.offset, self.shape, self.strides).fill_(self.value)
 
 
 def simplified(copy: Copy) -> list[Copy]:

@@ -34,7 +34,7 @@ class KernelReplay:
     def __init__(self, copies: Iterable[Copy], regions: Mapping[int, torch.Tensor], ring: torch.Tensor):
         by_unit: dict[int, list[Sequence[int]]] = defaultdict(list)
         for copy in copies:
-            row = _row(copy, regions[copy.region].data_ptr(), ring.data_ptr())
+            row = _row(copy, regions[copy.region].data_ptr())
             by_unit[row[0]].append(row[1:])
         self._launches = [_Launch(unit, rows, ring.device) for unit, rows in sorted(by_unit.items())]
 
@@ -44,7 +44,8 @@ class KernelReplay:
             launch.run(ring, 0)
 
     def run(self, ring: torch.Tensor) -> None:
-        """@param ring: all of its bytes"""
+        """@param ring: all of its bytes, at a multiple of 8"""
+        assert ring.data_ptr() % max(_UNITS) == 0, "the ring is not aligned"
         for launch in self._launches:
             launch.run(ring, launch.programs)
 
@@ -76,10 +77,10 @@ class _Launch:
         )
 
 
-def _row(copy: Copy, region: int, ring: int) -> tuple[int, ...]:
+def _row(copy: Copy, region: int) -> tuple[int, ...]:
     """The unit, and the copy's row of the table. Addresses are bytes (the ring's is added when it runs), all else units."""
     destination = region + copy.destination
-    common = gcd(ring, copy.source, destination, copy.run, *copy.source_strides, *copy.destination_strides)
+    common = gcd(copy.source, destination, copy.run, *copy.source_strides, *copy.destination_strides)
     unit = next(unit for unit in _UNITS if common % unit == 0)
     fill = DIMENSIONS_MAX - len(copy.shape)
     sizes = (*(1,) * fill, *copy.shape)

@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from .copies import Copy, simplified
+from .copies import Constant, Copy, simplified
 from .origins import UNKNOWN, affine_pieces, origin_in_ring
 
 aten = torch.ops.aten
@@ -31,12 +31,13 @@ _MOVES = {
     aten.flip.default,
     aten.roll.default,
     aten.repeat.default,
-    aten.index_select.default,
 }
 
 _READ_NOTHING = {aten.record_stream.default}
-# the same in every update: what they leave stays, unless a copy comes there
 _CONSTANTS = {aten.zero_.default, aten.fill_.Scalar}
+# whoever has their answer can do one thing or the other
+_HOST_READS = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default}
+STEERED = "what the engine does depends on what is in its weights"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class ListRecording:
 
     tensors: tuple[Tensor, ...]
     copies: list[Copy] = field(default_factory=list)
+    # to be written before the copies are made
+    constants: list[Constant] = field(default_factory=list)
     # why a tensor has to take the ordinary path, by its name
     ordinary: dict[str, str] = field(default_factory=dict)
     # what else the engine has done to its tensors: the whole list has to take the ordinary path
@@ -122,16 +125,28 @@ class Recorder(TorchDispatchMode):
         # of this update, by region
         self._loaded: dict[int, list[tuple[Copy, ListRecording]]] = {}
         self._replayed: list[ListRecording] = []
+        self._recorded: list[ListRecording] = []
+        self._steered = False
+        # by region, whatever was written there by an operator of torch
+        self._written: dict[int, list[tuple[int, int]]] = {}
 
     def begin(self, tensors: Sequence[Tensor]) -> ListRecording:
         """From now on these are in the ring. What was noted before is in what an earlier call has returned."""
         self._list = ListRecording(tuple(tensors))
+        self._recorded.append(self._list)
+        if self._steered:
+            self._list.foreign.append(STEERED)
         self._temporaries.clear()
         for recording in self._replayed:
             for copy in recording.copies:
                 self._loaded.setdefault(copy.region, []).append((copy, recording))
         self._replayed.clear()
         return self._list
+
+    def refuse_all(self, reason: str) -> None:
+        """Of every list that the engine has loaded in this update."""
+        for recording in self._recorded:
+            recording.foreign.append(reason)
 
     def replayed(self, recording: ListRecording) -> None:
         """Its copies were made without the engine."""
@@ -154,25 +169,61 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
         kwargs = kwargs or {}
-        # most of what runs: it neither reads nor writes
-        if func.is_view:
-            return func(*args, **kwargs)
         if func is aten.copy_.default:
             self._copies(args[0], args[1])
             return func(*args, **kwargs)
+        # most of what runs: it neither reads nor writes
+        view = func(*args, **kwargs) if func.is_view else None
+        if view is not None and is_plain_view(args, view):
+            return view
         inputs = list(tensors_in((args, kwargs)))
         derived = [tensor for tensor in inputs if self._has_origin(tensor)]
         names = self._names(derived)
-        out = func(*args, **kwargs)
+        out = func(*args, **kwargs) if view is None else view
+        self._steers(func, inputs, derived, out)
         if func in _READ_NOTHING or _is_view(func, inputs, out):
             return out
         self._reads_regions(func, args, kwargs)
         if derived and self._moves(func, args, kwargs, out):
             return out
         self._writes(func, args, kwargs)
+        self._note_constant(func, args)
         self._list.read.update(names)
         self._list.refuse(names, f"{func} is no copy")
         return out
+
+    def _steers(self, func: Any, inputs: Sequence[torch.Tensor], derived: Sequence[torch.Tensor], out: Any) -> None:
+        """Contents of weights that reach the host may decide what becomes of any list."""
+        leaves = any(one.device != tensor.device for tensor in derived for one in tensors_in(out))
+        loaded = func in _HOST_READS and any(derived or self._loaded_there(tensor) for tensor in inputs)
+        if leaves or loaded:
+            self._steer()
+
+    def _steer(self) -> None:
+        if self._steered:
+            return
+        self._steered = True
+        self.refuse_all(STEERED)
+
+    def _note_constant(self, func: Any, args: Any) -> None:
+        if func not in _CONSTANTS:
+            return
+        to = args[0]
+        region = self._regions.get(storage_key(to.untyped_storage()))
+        if region is None or to.numel() == 0:
+            return
+        value = args[1] if func is aten.fill_.Scalar else 0
+        self._list.constants.append(Constant(region, to.storage_offset(), to.dtype, tuple(to.shape), tuple(to.stride()), value))
+
+    @property
+    def written(self) -> dict[int, list[tuple[int, int]]]:
+        """By region, begin and end of what was written in this update: seen, or replayed."""
+        extents = {region: list(of_region) for region, of_region in self._written.items()}
+        loaded = [copy for of_region in self._loaded.values() for copy, _ in of_region]
+        replayed = [copy for recording in self._replayed for copy in recording.copies]
+        for copy in (*loaded, *replayed):
+            extents.setdefault(copy.region, []).append((copy.destination, copy.destination_end))
+        return extents
 
     def _has_origin(self, tensor: torch.Tensor) -> bool:
         key = storage_key(tensor.untyped_storage())
@@ -193,10 +244,16 @@ class Recorder(TorchDispatchMode):
         elif reason is not None:
             self._list.refuse(names, reason)
             self._overwrites(to, None)
+            if source.device != to.device:
+                self._steer()
         elif key in self._regions:
             self._into_region(self._regions[key], to, source.expand(to.shape), names)
         else:
-            self._into_temporary(to, source.expand(to.shape))
+            try:
+                self._into_temporary(to, source.expand(to.shape))
+            except RuntimeError as error:
+                self._temporaries.pop(key, None)
+                self._list.refuse(names, f"where it comes from cannot be followed: {error}")
 
     def _into_region(self, region: int, to: torch.Tensor, source: torch.Tensor, names: set[str]) -> None:
         item = to.element_size()
@@ -255,6 +312,15 @@ class Recorder(TorchDispatchMode):
             return False
         if storage_key(out.untyped_storage()) in self._regions:
             return False
+        try:
+            self._follow(func, args, kwargs, sources, out)
+        except RuntimeError:
+            # it takes memory: what is copied from there is then of unknown origin
+            self._temporaries.pop(storage_key(out.untyped_storage()), None)
+            return False
+        return True
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, sources: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         origins = [self._origin_or_unknown(source) for source in sources]
         if func in (aten.clone.default, aten._to_copy.default):
             origin = origins[0]
@@ -267,7 +333,6 @@ class Recorder(TorchDispatchMode):
         whole = torch.full((storage.nbytes() // item,), UNKNOWN, dtype=torch.int64, device=out.device)
         whole.as_strided(out.shape, out.stride(), out.storage_offset()).copy_(origin)
         self._temporaries[storage_key(storage)] = _Temporary(storage, item, whole)
-        return True
 
     def _writes(self, func: Any, args: Any, kwargs: Any) -> None:
         """What the operator writes in place does not come from the ring any more."""
@@ -281,6 +346,8 @@ class Recorder(TorchDispatchMode):
         """@param what: does it that a replay would not do; None: a constant, or of a tensor that is ordinary anyway"""
         key = storage_key(tensor.untyped_storage())
         if key in self._regions:
+            if tensor.numel():
+                self._written.setdefault(self._regions[key], []).append(_extent(tensor))
             if what is not None:
                 self._list.foreign.append(f"{what} writes a tensor of the model")
             for copy, recording in self._loaded_there(tensor):
@@ -332,6 +399,15 @@ class Recorder(TorchDispatchMode):
         indices = torch.searchsorted(starts, origin[origin != UNKNOWN], right=True) - 1
         for index in indices.unique().tolist():
             yield self._list.name_at(self._list.starts[index])
+
+
+def is_plain_view(args: Any, out: Any) -> bool:
+    """Whether all of it is memory of the first argument: an operator that may also copy is not, where it has."""
+    if not args or not isinstance(args[0], torch.Tensor):
+        return False
+    key = storage_key(args[0].untyped_storage())
+    outs = (out,) if isinstance(out, torch.Tensor) else out
+    return all(isinstance(one, torch.Tensor) and storage_key(one.untyped_storage()) == key for one in outs)
 
 
 def _why_no_copy(to: torch.Tensor, source: torch.Tensor) -> str | None:

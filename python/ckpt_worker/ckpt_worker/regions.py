@@ -18,18 +18,18 @@ _INDEX_ITEMS_MAX = 65_536
 
 # address, bytes, and the number that the driver gives each allocation only once
 Place = tuple[int, int, int]
-# of its tensors: address, shape, strides, dtype
-Views = frozenset[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]]
-Tensors = Callable[[], Iterable[torch.Tensor]]
+# of its tensors: name, address, shape, strides, dtype
+Views = frozenset[tuple[str, int, tuple[int, ...], tuple[int, ...], torch.dtype]]
+Named = Iterable[tuple[str, torch.Tensor]]
 
 
 class Regions:
     """Storages of a model's tensors, each with a number that stays its own while it is at the same place.
 
-    @param tensors: gives the model's parameters, buffers and other tensors that its weights may be loaded into
+    @param tensors: gives the model's parameters, buffers and other tensors that its weights may be loaded into, with names
     """
 
-    def __init__(self, tensors: Tensors):
+    def __init__(self, tensors: Callable[[], Named]):
         self._tensors = tensors
         self._numbers: dict[Place, int] = {}
         self._next = count(1)
@@ -46,7 +46,7 @@ class Regions:
         storages: dict[Place, torch.UntypedStorage] = {}
         views: dict[Place, set[Any]] = {}
         places: dict[int, Place] = {}
-        for tensor in self._tensors():
+        for name, tensor in self._tensors():
             if tensor.device.type == "meta":
                 continue
             if tensor.untyped_storage()._cdata == in_ring:
@@ -56,7 +56,7 @@ class Regions:
             if place is None:
                 place = places[storage._cdata] = _place(storage)
                 storages[place] = storage
-            view = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+            view = (name, tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
             views.setdefault(place, set()).add(view)
         now = {place: frozenset(of_place) for place, of_place in views.items()}
         moved = now != self._views
@@ -64,6 +64,11 @@ class Regions:
         self._numbers = {place: self._numbers.get(place) or next(self._next) for place in storages}
         self.storages = {self._numbers[place]: one for place, one in storages.items()}
         return moved
+
+    @property
+    def names(self) -> set[str]:
+        """Of the tensors that were seen the last time."""
+        return {name for views in self._views.values() for name, *_ in views}
 
     def let_go(self) -> None:
         """The engine may free its memory."""
@@ -96,13 +101,14 @@ def _driver() -> ctypes.CDLL:
     return ctypes.CDLL("libcuda.so.1")
 
 
-def model_tensors(*models: torch.nn.Module | None) -> Iterator[torch.Tensor]:
+def model_tensors(*models: torch.nn.Module | None) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters, buffers and tensors that are plain attributes of the modules: what weights may be loaded into."""
-    for model in models:
-        for module in () if model is None else model.modules():
-            yield from (one for one in module._parameters.values() if one is not None)
-            yield from (one for one in module._buffers.values() if one is not None)
-            yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))
+    for number, model in enumerate(models):
+        for path, module in () if model is None else model.named_modules():
+            for held in (module._parameters, module._buffers, vars(module)):
+                for name, value in held.items():
+                    if isinstance(value, torch.Tensor):
+                        yield f"{number}:{path}.{name}", value
 
 
 def index_contents(*models: torch.nn.Module | None) -> tuple[int, ...]:

@@ -13,19 +13,23 @@ import torch
 from .copies import Copy
 from .fingerprint import fingerprint
 from .kernel import KernelReplay, has_triton
-from .messages import Listed
+from .messages import Listed, ProtocolError
 from .placement import Allocation, NotPlaced, PlacementMap, make_map
 from .proof import prove
 from .recorder import ListRecording, Recorder
-from .regions import Regions, Tensors, Views
+from .regions import Named, Regions, Views
 from .replay import replay
-from .watch import ContentWatch
+from .unseen import MemoryBefore
+from .watch import ContentWatch, watch_launches
 
 Weights = list[tuple[str, torch.Tensor]]
 Run = Callable[[Weights], object]
 PostHook = Callable[[], object]
 
 _LISTS_MAX = 65_536
+_UPDATES_KEPT = 2
+_UNSEEN = "the engine's memory is written by something that torch does not see"
+_LAUNCHES = "a Triton kernel runs while it is loaded"
 HOOK_CHANGES = "the engine's processing after loading changes what was loaded"
 
 
@@ -53,24 +57,40 @@ class _Recorded:
 
     recording: ListRecording
     kernel: KernelReplay | None = None
+    #: the update that it was last part of
+    used: int = 0
+    #: behind the last byte of the ring that its copies read
+    source_end: int = 0
 
 
 class Reload:
     """Takes the lists of one update after another.
 
-    @param tensors: gives the model's parameters, buffers and other tensors that its weights may be loaded into
+    @param tensors: gives the model's parameters, buffers and other tensors that its weights may be loaded into, with names
     @param indices: the contents of what says where a weight goes, an expert map for instance
+    @param strict: a hook that changes what was loaded is an error, because the engine has a better way for the next update
     """
 
-    def __init__(self, tensors: Tensors, indices: Callable[[], tuple[int, ...]] | None = None):
+    def __init__(
+        self,
+        tensors: Callable[[], Named],
+        indices: Callable[[], tuple[int, ...]] | None = None,
+        strict: bool = False,
+    ):
         self._regions = Regions(tensors)
         self._indices = indices or (lambda: ())
+        self._strict = strict
+        self._updates = 0
+        # that were there when something was recorded
+        self._names: set[str] = set()
         self._recorded: dict[bytes, _Recorded] = {}
         # what they were recorded with
         self._views: dict[int, Views | None] = {}
         self._contents: tuple[int, ...] = ()
         # of the running update only: an engine may free its memory between two
         self._bytes: dict[int, torch.Tensor] = {}
+        # what the engine's memory was like before something was recorded
+        self._before: MemoryBefore | None = None
         self._recorder: Recorder | None = None
         # of the last update, in its order
         self._lists: list[ListRecording] = []
@@ -106,18 +126,25 @@ class Reload:
         self.tally = tally
         self._lists = []
         self._processed = False
+        self._updates += 1
         if self._look(ring) or self._moved:
             # what could not be replayed may be with other tensors
             self._recorded = {body: one for body, one in self._recorded.items() if not one.recording.reasons}
         self._moved = False
         contents = self._indices()
-        if self._regions.views(self._views) != self._views or contents != self._contents:
+        names = self._regions.names
+        # one that was not there may be what a weight is for
+        if not self._holds() or contents != self._contents or names - self._names:
             self._drop()
-        self._contents = contents
+        self._contents, self._names = contents, names
         self._recorder = Recorder(ring, self._regions.storages)
 
     def release(self) -> None:
         """The last list was taken, or the update has failed. Nothing of the ring is kept."""
+        recorder, before = self._recorder, self._before
+        if recorder is not None and before is not None and before.changed_beside(self._bytes, recorder.written):
+            recorder.refuse_all(_UNSEEN)
+        self._before = None
         self._recorder = None
         self._bytes = {}
 
@@ -131,9 +158,11 @@ class Reload:
             self._process_first(post_hook)
         elif not self._processed or self.tally.ordinary:
             post_hook()
-        # the update may have brought them; what was replayed brings none where there were none
+        # what was replayed brings none where there were none
         if self._contents or self.tally.ordinary:
-            self._contents = self._indices()
+            self._check_indices()
+        if self._strict and self.refused is not None:
+            raise RuntimeError(f"{self.refused}: it is right only after the next update, which goes another way")
 
     def _process_first(self, post_hook: PostHook) -> None:
         """After something has been recorded: looks at what the hook does."""
@@ -142,19 +171,36 @@ class Reload:
         with ContentWatch([storages[number] for number in self._views if number in storages]) as watch:
             post_hook()
         self._moved |= self._regions.look()
-        moved = self._regions.views(self._views) != self._views
-        if moved or not torch.equal(before, fingerprint(copies, self._regions.bytes())):
+        self._names |= self._regions.names
+        if not self._holds() or not torch.equal(before, fingerprint(copies, self._regions.bytes())):
             self.forget()
             self.refused = HOOK_CHANGES
         self._unprocessed = []
-        self._blind = not watch.read and self.refused is None
+        self._blind = not watch.touched and self.refused is None
 
-    def process_early(self, post_hook: PostHook) -> None:
-        """Between two lists, while the engine would only wait for the next: when it was seen not to look at any weight, the
+    def _check_indices(self) -> None:
+        contents = self._indices()
+        if contents == self._contents:
+            return
+        self._contents = contents
+        self._drop()
+        if self.tally.replayed:
+            raise RuntimeError("the update has changed what says where weights go; lists were replayed to the places of before")
+
+    def _holds(self) -> bool:
+        """Whether everything that was recorded is of memory that is still the engine's."""
+        return self._regions.views(self._views) == self._views
+
+    def process_early(self, post_hook: PostHook, ring: torch.Tensor) -> None:
+        """Between two lists, while the engine would only wait for the next: when it was seen not to touch any weight, the
         processing after loading may as well come before the last of them."""
-        if self._blind and not self._unprocessed and not self.tally.ordinary:
-            post_hook()
-            self._processed = True
+        if not self._blind or self._unprocessed or self.tally.ordinary:
+            return
+        post_hook()
+        self._processed = True
+        if self._look(ring) and not self._holds():
+            self._drop()
+            self._recorder, self._before = Recorder(ring, self._regions.storages), None
 
     def placement(self, allocation_of: Callable[[int], Allocation]) -> PlacementMap:
         """Where the tensors of the last update belong, while the engine's memory is what it was then.
@@ -167,7 +213,7 @@ class Reload:
             raise NotPlaced("no update has gone through")
         self._moved |= self._regions.look()
         try:
-            if self._regions.views(self._views) != self._views or self._indices() != self._contents:
+            if not self._holds() or self._indices() != self._contents:
                 raise NotPlaced("the engine's tensors are at other places since the last update")
             return make_map(self._lists, allocation_of, self._regions.bytes())
         finally:
@@ -185,6 +231,9 @@ class Reload:
         """The update is over, however it went."""
         self.release()
         self._regions.let_go()
+        # another plan, or another ring: it will not come back
+        old = self._updates - _UPDATES_KEPT
+        self._recorded = {body: one for body, one in self._recorded.items() if one.used > old}
 
     def replays(self, body: bytes) -> bool:
         """Whether the list is one that is replayed.
@@ -201,13 +250,20 @@ class Reload:
         """
         assert self._recorder is not None, "the update has not begun"
         recorded = self._recorded[body]
+        recording = recorded.recording
+        recorded.used = self._updates
+        if recorded.source_end > ring.numel():
+            raise ProtocolError(f"the ring has {ring.numel()} bytes, the list's tensors end at {recorded.source_end}")
+        # before the first byte is written
+        self.tally.replayed += len(recording.tensors)
+        for constant in recording.constants:
+            constant.write(self._regions.storages[constant.region])
         if recorded.kernel is None:
-            replay(recorded.recording.copies, ring, self._bytes)
+            replay(recording.copies, ring, self._bytes)
         else:
             recorded.kernel.run(ring)
-        self._recorder.replayed(recorded.recording)
-        self._lists.append(recorded.recording)
-        self.tally.replayed += len(recorded.recording.tensors)
+        self._recorder.replayed(recording)
+        self._lists.append(recording)
 
     def load(self, body: bytes, listed: Sequence[Listed], ring: torch.Tensor, run: Run) -> None:
         """Has the engine load a list that is not replayed.
@@ -218,8 +274,11 @@ class Reload:
         weights: Weights = [(one.tensor.name, one.view(ring)) for one in listed]
         self.tally.ordinary += len(listed)
         if self.refused is not None:
-            self.tally.reasons[self.refused] += 1
-            run(weights)
+            self.tally.reasons[self.refused] += len(listed)
+            try:
+                run(weights)
+            finally:
+                self._look(ring)
             return
         known = self._recorded.get(body)
         if known is None:
@@ -227,21 +286,26 @@ class Reload:
         else:
             # watched all the same: it may read what was replayed
             recording = known.recording
+            known.used = self._updates
             self._load(self._recorder.begin([one.tensor for one in listed]), weights, ring, run)
         self._lists.append(recording)
         self.tally.reasons.update(recording.reasons)
 
     def _record(self, body: bytes, listed: Sequence[Listed], weights: Weights, ring: torch.Tensor, run: Run) -> ListRecording:
         assert self._recorder is not None
+        if self._before is None:
+            self._before = MemoryBefore(self._bytes)
         recording = self._recorder.begin([one.tensor for one in listed])
         # what has moved the tensors may not do it again
         if not self._load(recording, weights, ring, run):
             return recording
         prove(recording, ring, self._bytes)
         if len(self._recorded) < _LISTS_MAX:
-            self._recorded[body] = _Recorded(recording, self._kernel(recording, ring))
+            end = max((copy.source_end for copy in recording.copies), default=0)
+            self._recorded[body] = _Recorded(recording, self._kernel(recording, ring), self._updates, end)
             self._unprocessed += recording.copies
-            self._views |= self._regions.views({copy.region for copy in recording.copies})
+            written = {copy.region for copy in recording.copies} | {constant.region for constant in recording.constants}
+            self._views |= self._regions.views(written)
         return recording
 
     def _kernel(self, recording: ListRecording, ring: torch.Tensor) -> KernelReplay | None:
@@ -256,18 +320,21 @@ class Reload:
         not the model's any more."""
         assert self._recorder is not None
         uses = _uses(ring)
-        with self._recorder:
-            run(weights)
-        self._recorder.finish()
+        try:
+            with watch_launches(lambda: recording.foreign.append(_LAUNCHES)), self._recorder:
+                run(weights)
+            self._recorder.finish()
+        finally:
+            moved = self._look(ring)
         if _uses(ring) > uses:
             gc.collect()
         if _uses(ring) > uses:
             recording.foreign.append("the engine keeps views of the ring")
-        if not self._look(ring):
+        if not moved:
             return True
         recording.foreign.append("loading has moved the engine's tensors")
         self._drop()
-        self._recorder = Recorder(ring, self._regions.storages)
+        self._recorder, self._before = Recorder(ring, self._regions.storages), None
         return False
 
     def _look(self, ring: torch.Tensor) -> bool:

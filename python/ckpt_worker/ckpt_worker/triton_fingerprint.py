@@ -20,8 +20,10 @@ def add_mixed(
     UNIT: tl.constexpr,
     ODD: tl.constexpr,
     BLOCK: tl.constexpr,
+    EACH: tl.constexpr,
 ):
-    """Adds to the int64 `total` what `fingerprint.py` makes of `items` items of `UNIT` bytes (8 or 1) at `address`."""
+    """Adds to the int64 `total` what `fingerprint.py` makes of `items` items of `UNIT` bytes (8 or 1) at `address`. `EACH`:
+    `total` has one place for each block."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < items
     if UNIT == 8:
@@ -29,4 +31,8 @@ def add_mixed(
     else:
         words = tl.load(address.to(tl.pointer_type(tl.uint8)) + at, mask=inside, other=0).to(tl.int64)
     values = mixed(words ^ mixed(at + items, ODD), ODD)
-    tl.atomic_add(total, tl.sum(tl.where(inside, values, 0)))
+    of_block = tl.sum(tl.where(inside, values, 0))
+    if EACH:
+        tl.store(total + tl.program_id(0), of_block)
+    else:
+        tl.atomic_add(total, of_block)

@@ -11,7 +11,7 @@ import torch
 import zmq
 
 from .conversation import Conversation, Limits
-from .messages import Listed
+from .messages import Listed, ProtocolError
 from .reload import PostHook, Reload, Run, Tally
 
 
@@ -42,8 +42,13 @@ def update_weights_from_ipc(
             body = talk.next("the end of the update")
             if talk.read(body) is not None:
                 raise RuntimeError(f"the daemon sends a list of {len(body)} bytes after the last one")
-            engine.process()
-            _synchronize(device)
+            try:
+                engine.process()
+                _synchronize(device)
+            except Exception as error:
+                # checkpoint-engine's worker leaves without a reply; ours tells the daemon at once
+                talk.fail(error)
+                raise
             talk.ok()
     finally:
         if reload is not None:
@@ -107,6 +112,7 @@ def _take_weights(talk: Conversation, device_id: int, engine: _Engine) -> torch.
 
 def _take_lists(talk: Conversation, ring: torch.Tensor, engine: _Engine) -> None:
     count = 0
+    failed: str | None = None
     try:
         while True:
             body = talk.next(f"list {count} or the end of the lists")
@@ -114,16 +120,19 @@ def _take_lists(talk: Conversation, ring: torch.Tensor, engine: _Engine) -> None
             known = engine.knows(body)
             listed = None if known else talk.read(body)
             if listed is None and not known:
+                if failed is not None:
+                    raise ProtocolError(f"the daemon goes on after a list that has failed: {failed}")
                 return _synchronize(ring.device)
             try:
                 engine.take(body, listed, ring)
                 if count == 1 and engine.reload is not None:
                     # the daemon has more than one bucket in the ring by now
-                    engine.reload.process_early(engine.post_hook)
+                    engine.reload.process_early(engine.post_hook, ring)
                 _synchronize(ring.device)
             except Exception as error:
                 # not raised: the daemon tells every worker of the engine to stop, and this one with them
                 talk.fail(error)
+                failed = f"{type(error).__name__}: {error}"
                 _let_go(error)
             else:
                 talk.ok()

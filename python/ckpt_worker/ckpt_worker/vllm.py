@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Literal
 
 import torch
@@ -71,27 +71,32 @@ class VllmEngine:
         self._last: dict[str, Any] | None = None
         self._layerwise: str | None = None
         self._processed_again = False
-        self._reload = Reload(lambda: model_tensors(*self._models()), lambda: index_contents(*self._models()))
+        self._reload = Reload(lambda: model_tensors(*self._models()), lambda: index_contents(*self._models()), True)
 
     def update(self, handles: dict[str, str]) -> dict[str, Any]:
         begin = time.perf_counter()
         tally = Tally()
         failure: dict[str, Any] = {"error": None, "phase": None}
-        mode, reason = self._mode()
+        mode: Mode = "ordinary"
+        reason: str | None = None
         try:
+            mode, reason = self._mode()
             address = self._address(handles)
             if mode == "recorded" and not self._processed_again:
                 self._process_again()
                 mode, reason = self._mode()
-            self._update(address, mode, tally)
+            self._update(address, mode, tally, begin + _TOTAL_SECONDS - time.perf_counter())
             self._torn = False
         except Exception as error:
             phase = "hook" if tally.hook else "lists" if tally.tensors else "begin"
             self._torn |= phase != "begin"
             failure = {"error": f"{type(error).__name__}: {error}", "phase": phase}
+        if self._reload.refused is not None:
+            self._layerwise = self._reload.refused
         if tally.ordinary and self._worker.device.type == "cuda":
-            # what the engine's loading has left to torch would be missing to others
-            torch.cuda.empty_cache()
+            # what the engine's loading has left to torch would be missing to others; a broken device is told otherwise
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
         reasons = {**tally.reasons, **({} if reason is None else {reason: tally.ordinary})}
         self._last = {
             "ok": failure["error"] is None,
@@ -166,7 +171,7 @@ class VllmEngine:
             return "ordinary", "triton is missing"
         return "recorded", None
 
-    def _update(self, address: str, mode: Mode, tally: Tally) -> None:
+    def _update(self, address: str, mode: Mode, tally: Tally, seconds: float) -> None:
         models, worker = self._models(), self._worker
 
         with ExitStack() as stack:
@@ -182,12 +187,9 @@ class VllmEngine:
                 run=load,
                 post_hook=process,
                 reload=self._reload if mode == "recorded" else None,
-                limits=Limits(total=_TOTAL_SECONDS),
+                limits=Limits(total=max(0.0, seconds)),
                 tally=tally,
             )
-        if mode == "recorded" and self._reload.refused is not None:
-            self._layerwise = self._reload.refused
-            raise RuntimeError(f"{self._reload.refused}: it is right only after the next update, which reloads layer by layer")
 
     def _load(self, weights: Weights) -> None:
         for model in self._models():

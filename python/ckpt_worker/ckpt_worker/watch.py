@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .kernel import has_triton
-from .recorder import schema_arguments, storage_key, tensors_in
+from .recorder import is_plain_view, storage_key, tensors_in
 
 
 class ContentWatch(TorchDispatchMode):
-    """A context. `read` afterwards: an operator of torch has read one of the storages, or a Triton kernel ran, whose arguments
-    are not looked at."""
+    """A context. `touched` afterwards: an operator of torch has read or written one of the storages, or a Triton kernel ran,
+    whose arguments are not looked at."""
 
     def __init__(self, storages: Iterable[torch.UntypedStorage]):
         super().__init__()
         self._keys = {storage_key(storage) for storage in storages}
-        self.read = False
+        self.touched = False
 
     def __enter__(self) -> Any:
-        self._hooks = _launch_hooks()
-        if self._hooks is None:
-            self.read = has_triton()
-        else:
-            self._hooks.add(self._launched)
+        self._launches = watch_launches(self._launched)
+        self._launches.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        if self._hooks is not None:
-            self._hooks.remove(self._launched)
+        self._launches.__exit__(*error)
         super().__exit__(*error)
 
-    def _launched(self, *_: Any, **__: Any) -> None:
-        self.read = True
+    def _launched(self) -> None:
+        self.touched = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
         kwargs = kwargs or {}
-        if not func.is_view and not self.read and not _onto_itself(func, args):
-            for argument, value in schema_arguments(func, args, kwargs):
-                if argument.alias_info is None or not argument.alias_info.is_write:
-                    self.read |= any(storage_key(one.untyped_storage()) in self._keys for one in tensors_in(value))
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if not (func.is_view and is_plain_view(args, out)) and not _onto_itself(func, args):
+            self.touched |= any(storage_key(one.untyped_storage()) in self._keys for one in tensors_in((args, kwargs)))
+        return out
 
 
 def _onto_itself(func: Any, args: Any) -> bool:
@@ -55,11 +51,24 @@ def _onto_itself(func: Any, args: Any) -> bool:
     return bool(places[0] == places[1])
 
 
-def _launch_hooks() -> Any:
-    """What Triton calls before each kernel; None: there is none, or an old one."""
+@contextmanager
+def watch_launches(launched: Callable[[], object]) -> Iterator[None]:
+    """Calls `launched` for each Triton kernel that runs meanwhile; at once, where Triton cannot tell."""
     if not has_triton():
-        return None
+        yield
+        return
     import triton
 
-    hooks = getattr(getattr(getattr(triton, "knobs", None), "runtime", None), "launch_enter_hook", None)
-    return hooks if hasattr(hooks, "add") else None
+    def on_launch(*_: Any, **__: Any) -> None:
+        launched()
+
+    hooks: Any = getattr(getattr(getattr(triton, "knobs", None), "runtime", None), "launch_enter_hook", None)
+    if not hasattr(hooks, "add"):
+        launched()
+        yield
+        return
+    hooks.add(on_launch)
+    try:
+        yield
+    finally:
+        hooks.remove(on_launch)

@@ -34,7 +34,7 @@ class TestDirect(unittest.TestCase):
         self.context: zmq.Context[Any] = zmq.Context()
         self.addCleanup(self.context.destroy, 0)
         self.weight = torch.zeros(8, 8)
-        self.reload = Reload(lambda: [self.weight])
+        self.reload = Reload(lambda: [("w", self.weight)])
         self.events: list[str] = []
         self.hook_fails = False
         self.record()

@@ -84,6 +84,11 @@ class TestKernels(unittest.TestCase):
                 fingerprint._add_by_torch(items, by_torch)
                 fingerprint._add_by_kernel(items, by_kernel)
                 self.assertEqual(int(by_torch), int(by_kernel))
+        words = torch.randint(-(2**62), 2**62, (3 * fingerprint._BLOCK_ITEMS,), device=device)
+        by_torch, by_kernel = (torch.zeros(3, dtype=torch.int64, device=device) for _ in range(2))
+        fingerprint._add_by_torch(words, by_torch)
+        fingerprint._add_by_kernel(words, by_kernel)
+        self.assertEqual(by_torch.tolist(), by_kernel.tolist())
 
     def test_the_tables_say_what_the_copies_say(self) -> None:
         self.check("cpu")

@@ -57,7 +57,7 @@ SHAPES = {
 class TestPlacement(unittest.TestCase):
     def setUp(self) -> None:
         self.engine = Engine()
-        self.reload = Reload(lambda: self.engine.tensors)
+        self.reload = Reload(lambda: ((str(i), one) for i, one in enumerate(self.engine.tensors)))
         self.ring = torch.zeros(RING, dtype=torch.uint8)
         self.contents: dict[str, torch.Tensor] = {}
 

@@ -23,7 +23,7 @@ class Updates:
         self.tensors = tensors
         self.contents: Callable[[int, int], torch.Tensor] = lambda version, i: torch.full((ROWS,), 10.0 * version + i)
         self.indices: tuple[int, ...] = ()
-        self.reload = Reload(lambda: self.tensors, lambda: self.indices)
+        self.reload = Reload(lambda: ((str(i), one) for i, one in enumerate(self.tensors)), lambda: self.indices)
         self.loads: list[str] = []
         self.hook: Callable[[], object] = lambda: None
         self._load = load
@@ -45,7 +45,7 @@ class Updates:
             if self.reload.replays(name.encode()):
                 self.reload.replay(name.encode(), self._ring)
                 if name == "b":
-                    self.reload.process_early(self.hook)
+                    self.reload.process_early(self.hook, self._ring)
             else:
                 self.reload.load(name.encode(), [listed], self._ring, self.run)
         self.reload.release()

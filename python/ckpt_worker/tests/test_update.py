@@ -32,8 +32,8 @@ class Model:
         self.refuses: str | None = None
         self.hooks = 0
 
-    def tensors(self) -> list[torch.Tensor]:
-        return [self.fused, self.single]
+    def tensors(self) -> list[tuple[str, torch.Tensor]]:
+        return [("fused", self.fused), ("single", self.single)]
 
     def load(self, weights: list[tuple[str, torch.Tensor]]) -> None:
         for name, tensor in weights:
