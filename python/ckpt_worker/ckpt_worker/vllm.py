@@ -71,6 +71,7 @@ class VllmEngine:
         self._last: dict[str, Any] | None = None
         self._layerwise: str | None = None
         self._processed_again = False
+        self._partly: dict[str, int] = {}
         self._reload = Reload(lambda: model_tensors(*self._models()), lambda: index_contents(*self._models()), True)
 
     def update(self, handles: dict[str, str]) -> dict[str, Any]:
@@ -176,7 +177,7 @@ class VllmEngine:
 
         with ExitStack() as stack:
             if mode == "layerwise":
-                layerwise = stack.enter_context(LayerwiseReload(models, worker.model_config))
+                layerwise = stack.enter_context(LayerwiseReload(models, worker.model_config, self._partly))
                 load, process = layerwise.load, layerwise.finish
             else:
                 load, process = self._load, self._process

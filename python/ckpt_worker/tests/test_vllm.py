@@ -9,6 +9,7 @@ import sys
 import tempfile
 import types
 import unittest
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +20,7 @@ from played_daemon import Daemon, Messages, handle
 from torch.multiprocessing import reductions
 
 from ckpt_worker import WorkerExtension
+from ckpt_worker import reload as reload_module
 from ckpt_worker.reload import HOOK_CHANGES
 
 UUID = "GPU-0"
@@ -48,6 +50,15 @@ class Layer:
         self.load_numel = 0
         self.loaded_weights: list[Any] = []
 
+        self.load_numel_total: int | None = None
+        self.kernel_tensors: Any = None
+
+    def can_load(self) -> bool:
+        return self.load_numel_total is not None
+
+    def reset(self) -> None:
+        self.load_numel_total = None
+
 
 class Vllm:
     """The modules of it that the extension imports."""
@@ -56,7 +67,8 @@ class Vllm:
         self.made: dict[str, torch.Tensor] = {}
         self.steps: list[str] = []
         self.process = lambda _model: None
-        layerwise = types.SimpleNamespace(get_layerwise_info=lambda layer: Layer(self.made if isinstance(layer, Model) else {}))
+        self.layer: Layer | None = None
+        layerwise = types.SimpleNamespace(get_layerwise_info=self.info_of, _place_kernel_tensors=self.place)
         reload = types.SimpleNamespace(
             initialize_layerwise_reload=lambda _model: self.steps.append("initialize"),
             finalize_layerwise_reload=lambda _model, _config: self.steps.append("finalize"),
@@ -71,6 +83,12 @@ class Vllm:
             f"{loader}.utils": utils,
             "vllm.platforms": types.SimpleNamespace(current_platform=platform),
         }
+
+    def info_of(self, layer: Any) -> Layer:
+        return self.layer or Layer(self.made if isinstance(layer, Model) else {})
+
+    def place(self, _layer: Any, _info: Layer) -> None:
+        self.steps.append("place")
 
 
 class Worker(WorkerExtension):
@@ -110,15 +128,19 @@ class TestWorkerExtension(unittest.TestCase):
     def rebuild(self, *_: Any) -> torch.Tensor:
         return self.ring[:]
 
-    def update(self, version: float, messages: Messages | None = None) -> dict[str, Any]:
+    def one_list(self, version: float) -> Callable[[], bytes]:
         value = torch.full((8, 8), float(version))
 
-        def one_list() -> bytes:
+        def message() -> bytes:
             self.ring[:256].copy_(value.view(-1).view(torch.uint8))
             return pickle.dumps([{"name": "weight", "dtype": value.dtype, "shape": value.shape, "offset": 0}])
 
+        return message
+
+    def update(self, version: float, messages: Messages | None = None) -> dict[str, Any]:
         end = pickle.dumps(None)
-        daemon = Daemon(self.context, self.address, messages or [self.handle, one_list, end, end])
+        whole: Messages = [self.handle, self.one_list(version), end, end]
+        self.daemon = daemon = Daemon(self.context, self.address, messages or whole)
         daemon.start()
         answer = self.worker.update_weights_from_ipc({UUID: self.address})
         daemon.worker_left.set()
@@ -168,15 +190,34 @@ class TestWorkerExtension(unittest.TestCase):
     def test_a_layerwise_reload_that_fails_is_undone(self) -> None:
         self.worker.model_config.quantization = "fp8"
         self.worker.model.fails = True
+        self.vllm.layer = Layer({})
+        self.vllm.layer.load_numel_total, self.vllm.layer.kernel_tensors = 64, ({}, {})
         stop = pickle.dumps(RuntimeError("stop"))
         value = torch.zeros(8, 8)
         listed = pickle.dumps([{"name": "weight", "dtype": value.dtype, "shape": value.shape, "offset": 0}])
         answer = self.update(1, [self.handle, listed, stop])
         self.expect(answer, ok=False, phase="lists", torn=True, error="DaemonError: stop")
-        self.assertEqual(self.vllm.steps, ["initialize", "finalize"])
+        self.assertEqual(self.vllm.steps, ["initialize", "place"])
         self.expect(self.worker.ckpt_state(), torn=True)
         self.worker.model.fails = False
+        self.vllm.layer = None
         self.expect(self.update(2), ok=True, torn=False)
+
+    def test_a_layer_that_gets_only_a_part_of_its_weights(self) -> None:
+        """vLLM would make up the rest; what is never loaded, as padding, is as much in every update."""
+        self.worker.model_config.quantization = "fp8"
+        for version, numel, name, ok in (
+            (1, 40, "weight", True),
+            (2, 40, "weight", True),
+            (3, 30, "weight", False),
+            (4, 40, "bias", False),
+        ):
+            layer = self.vllm.layer = Layer({})
+            layer.load_numel_total, layer.load_numel, layer.loaded_weights = 64, numel, [(name, None)]
+            answer = self.update(version)
+            self.expect(answer, ok=ok, torn=not ok)
+            if not ok:
+                self.assertRegex(answer["error"], "the update has (30 items of its weights|bias, but not weight)")
 
     def test_a_hook_that_changes_what_it_has_processed_has_weights_reloaded_layer_by_layer(self) -> None:
         self.vllm.process = lambda model: model.weight.data.add_(1)
@@ -192,6 +233,41 @@ class TestWorkerExtension(unittest.TestCase):
         self.expect(answer, ok=False, phase="hook", torn=True)
         self.assertIn("only after the next update", answer["error"])
         self.expect(self.update(2), ok=True, mode="layerwise", torn=False)
+
+    def test_a_replay_that_fails_half_way_leaves_the_engine_torn(self) -> None:
+        self.update(1)
+        real = reload_module.replay
+
+        def half(*arguments: Any) -> None:
+            real(*arguments)
+            raise RuntimeError("the second launch has failed")
+
+        with mock.patch.object(reload_module, "replay", half):
+            answer = self.update(2, [self.handle, self.one_list(2), pickle.dumps(RuntimeError("stop"))])
+        self.expect(answer, ok=False, torn=True, phase="lists")
+
+    def test_a_daemon_that_goes_on_after_a_list_that_has_failed(self) -> None:
+        self.worker.model.fails = True
+        end = pickle.dumps(None)
+        self.expect(self.update(1, [self.handle, self.one_list(1), end, end]), ok=False, torn=True)
+
+    def test_a_hook_that_fails_is_told_to_the_daemon_too(self) -> None:
+        self.update(1)
+
+        def process(_model: Model) -> None:
+            raise ValueError("no scales")
+
+        self.vllm.process = process
+        self.worker.ckpt_forget()
+        self.worker.ckpt_state()
+        vars(self.worker)["_ckpt_engine"]._processed_again = True
+        self.expect(self.update(2), ok=False, torn=True, phase="hook", error="ValueError: no scales")
+        self.assertIn(b"no scales", self.daemon.replies[-1])
+
+    def test_a_worker_whose_model_cannot_be_had(self) -> None:
+        with mock.patch.object(self.worker, "get_model", side_effect=RuntimeError("no model")):
+            answer = self.worker.update_weights_from_ipc({UUID: self.address})
+        self.expect(answer, ok=False, phase="begin", torn=False, error="RuntimeError: no model")
 
     def test_a_device_that_the_daemon_does_not_know(self) -> None:
         answer = self.worker.update_weights_from_ipc({"GPU-1": self.address})
