@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import DeviceMemory, pinned_rate
+from measure import DeviceMemory, header, pinned_rate
 from models import MODELS, Model
 from vllm_server import VllmServer
 from ways import CkptWay, PeerWay, VllmIpcWay
@@ -69,7 +69,13 @@ def main() -> int:
         for log in folder.glob("*.log"):
             print(f"--- {log.name}\n{log.read_text(errors='replace')[-_LOG_CHARACTERS:]}", file=sys.stderr)
         shutil.rmtree(folder)
-    document = {"model": model.name, "bytes": model.bytes, "tensors": len(model.shapes), "limit_gb_per_s": limit}
+    document = {
+        "header": header(),
+        "model": model.name,
+        "bytes": model.bytes,
+        "tensors": len(model.shapes),
+        "limit_gb_per_s": limit,
+    }
     if options.json is not None:
         options.json.write_text(json.dumps({**document, "graphs": options.graphs, "rows": [asdict(row) for row in rows]}))
     return 1 if failed or any(row.wrong for row in rows) else 0

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from checkpoint_engine.worker import VllmColocateWorkerExtension
-
 from ckpt_worker import WorkerExtension
 
 

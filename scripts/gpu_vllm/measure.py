@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
+from datetime import date
+from importlib.metadata import version
 from types import TracebackType
 
 import torch
@@ -11,6 +15,21 @@ import torch
 _PINNED_BYTES = 2**30
 _COPIES = 12
 _SAMPLE_SECONDS = 0.002
+
+
+def header() -> dict[str, str]:
+    """What a document of figures begins with."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    packages = {name: version(name) for name in ("vllm", "torch", "checkpoint-engine")}
+    command = " ".join(["scripts/gpu-vllm", *sys.argv[1:]])
+    return {
+        "date": date.today().isoformat(),
+        "command": command,
+        "device": torch.cuda.get_device_name(),
+        "driver": driver,
+        **packages,
+    }
 
 
 def pinned_rate() -> float:

@@ -1,10 +1,9 @@
 """The engine side of ckpt: takes updates as checkpoint-engine's worker does, and replays what it has recorded of the engine's
 own loading.
 
-    from ckpt_worker import Reload, model_tensors, update_weights_from_ipc
+    from ckpt_worker import update_weights_from_ipc
 
-    reload = Reload(lambda: model_tensors(model))
-    update_weights_from_ipc(zmq.Context.instance(), address, 0, run=model.load_weights, reload=reload)
+    update_weights_from_ipc(zmq.Context.instance(), address, 0, run=model.load_weights)
 """
 
 from .conversation import DaemonGone, Limits

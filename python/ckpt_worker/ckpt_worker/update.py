@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import zmq
 
 from .conversation import Conversation, Limits
+from .found import reload_of
 from .messages import Listed, ProtocolError
 from .reload import PostHook, Reload, Run, Tally
 
@@ -22,7 +23,7 @@ def update_weights_from_ipc(
     *,
     run: Run,
     post_hook: PostHook | None = None,
-    reload: Reload | None = None,
+    reload: Reload | None | Literal["of run"] = "of run",
     limits: Limits | None = None,
     tally: Tally | None = None,
 ) -> None:
@@ -31,10 +32,13 @@ def update_weights_from_ipc(
     @param device_id: of the device that the ring is mapped on
     @param run: loads weights, views of the ring that are gone when it returns
     @param post_hook: after the last of them, when the ring is not mapped any more
-    @param reload: replays what it has recorded of `run`; None: `run` loads every list
+    @param reload: replays what it has recorded of `run`; None: `run` loads every list; "of run": one that is kept for the model
+        whose method `run` is, None where it is not
     @param tally: is filled
     @raises DaemonError, DaemonGone, ProtocolError, TimeoutError: what the engine holds is then of two versions
     """
+    if reload == "of run":
+        reload = reload_of(run)
     engine = _Engine(run, post_hook or (lambda: None), reload, tally or Tally())
     try:
         with Conversation(zmq_ctx, zmq_handle, limits or Limits()) as talk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import tempfile
 import unittest
@@ -15,7 +16,8 @@ import zmq
 from played_daemon import Daemon, Messages, handle
 from torch.multiprocessing import reductions
 
-from ckpt_worker import DaemonError, DaemonGone, Limits, ProtocolError, Reload, update_weights_from_ipc
+from ckpt_worker import DaemonError, DaemonGone, Limits, ProtocolError, Reload, Tally, update_weights_from_ipc
+from ckpt_worker.found import reload_of
 
 NAMES = ("a", "b", "c")
 SHAPES = {"a": (64, 32), "b": (64, 32), "c": (7,)}
@@ -47,6 +49,19 @@ class Model:
 
     def hook(self) -> None:
         self.hooks += 1
+
+
+class Module(torch.nn.Module):
+    """The same as an engine has it."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.register_buffer("fused", model.fused)
+        self.register_buffer("single", model.single)
+        self._load = model.load
+
+    def load_weights(self, weights: list[tuple[str, torch.Tensor]]) -> None:
+        self._load(weights)
 
 
 class TestUpdate(unittest.TestCase):
@@ -92,8 +107,9 @@ class TestUpdate(unittest.TestCase):
         self.daemon = daemon = Daemon(self.context, self.address, messages)
         daemon.start()
         options.setdefault("reload", self.reload)
+        options.setdefault("run", self.model.load)
         try:
-            update_weights_from_ipc(self.context, self.address, 3, run=self.model.load, post_hook=self.model.hook, **options)
+            update_weights_from_ipc(self.context, self.address, 3, post_hook=self.model.hook, **options)
         finally:
             daemon.worker_left.set()
             daemon.join()
@@ -102,6 +118,23 @@ class TestUpdate(unittest.TestCase):
     def expect_held(self, contents: dict[str, torch.Tensor]) -> None:
         self.assertTrue(torch.equal(self.model.fused, torch.cat([contents["a"], contents["b"]])))
         self.assertTrue(torch.equal(self.model.single, contents["c"]))
+
+    def test_a_method_of_a_model_is_recorded_without_being_told(self) -> None:
+        model = Module(self.model)
+        for replayed in (0, 3, 3):
+            lists, contents = self.lists(replayed)
+            tally = Tally()
+            whole = [self.handle, *lists, pickle.dumps(None), pickle.dumps(None)]
+            self.update(whole, run=model.load_weights, reload="of run", tally=tally)
+            self.expect_held(contents)
+            self.assertEqual(tally.replayed, replayed)
+        self.assertIs(reload_of(model.load_weights), reload_of(model.load_weights))
+        with mock.patch.dict(os.environ, {"CKPT_RELOAD": "ordinary"}):
+            self.assertIsNone(reload_of(model.load_weights))
+        self.assertIsNone(reload_of(self.model.load))
+        gone = weakref.ref(model)
+        del model
+        self.assertIsNone(gone())
 
     def test_the_first_update_is_loaded_and_the_others_are_replayed(self) -> None:
         for version in range(3):

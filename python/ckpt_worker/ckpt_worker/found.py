@@ -1,0 +1,31 @@
+"""The recordings of a model that is known only by its `load_weights`: what an engine hands over that imports our function in
+the place of checkpoint-engine's, as SGLang could."""
+
+from __future__ import annotations
+
+import os
+import weakref
+
+import torch
+
+from .regions import Named, index_contents, model_tensors
+from .reload import Reload, Run
+
+_reloads: weakref.WeakKeyDictionary[torch.nn.Module, Reload] = weakref.WeakKeyDictionary()
+
+
+def reload_of(run: Run) -> Reload | None:
+    """The same for each update of a model. None: `run` is no method of one, or `CKPT_RELOAD=ordinary` is in the environment."""
+    model = getattr(run, "__self__", None)
+    if not isinstance(model, torch.nn.Module) or os.environ.get("CKPT_RELOAD") == "ordinary":
+        return None
+    reload = _reloads.get(model)
+    if reload is None:
+        # it must not keep the model
+        held = weakref.ref(model)
+
+        def tensors() -> Named:
+            return model_tensors(held())
+
+        reload = _reloads[model] = Reload(tensors, lambda: index_contents(held()))
+    return reload
