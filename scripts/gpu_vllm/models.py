@@ -14,6 +14,8 @@ _SHARD_BYTES = 4 * 2**30
 _SCALE = 0.02
 
 _BLOCK = 128
+# of the Qwen3 models
+_HEADS, _HEAD, _VOCABULARY = 32, 128, 151936
 
 Shapes = list[tuple[str, tuple[int, ...]]]
 
@@ -70,81 +72,74 @@ def _items(shape: tuple[int, ...]) -> int:
 
 def qwen3_moe(layers: int = 12, experts: int = 128, hidden: int = 2048, inner: int = 768) -> Model:
     """Qwen3-30B-A3B with fewer layers: with the default 15.2 GB in 4,719 tensors."""
-    heads, kv_heads, head, vocabulary = 32, 4, 128, 151936
+    kv_heads = 4
     config = {
+        **_qwen3(layers, hidden, 3 * hidden, kv_heads),
         "architectures": ["Qwen3MoeForCausalLM"],
         "model_type": "qwen3_moe",
-        "torch_dtype": "bfloat16",
-        "attention_bias": False,
         "decoder_sparse_step": 1,
-        "head_dim": head,
-        "hidden_act": "silu",
-        "hidden_size": hidden,
-        "intermediate_size": 3 * hidden,
-        "max_position_embeddings": 40960,
         "mlp_only_layers": [],
         "moe_intermediate_size": inner,
         "norm_topk_prob": True,
-        "num_attention_heads": heads,
         "num_experts": experts,
         "num_experts_per_tok": 8,
-        "num_hidden_layers": layers,
-        "num_key_value_heads": kv_heads,
-        "rms_norm_eps": 1e-06,
-        "rope_theta": 1000000.0,
-        "tie_word_embeddings": False,
-        "vocab_size": vocabulary,
     }
-    shapes: Shapes = [("model.embed_tokens.weight", (vocabulary, hidden))]
+    shapes: Shapes = [("model.embed_tokens.weight", (_VOCABULARY, hidden))]
     for layer in range(layers):
-        shapes += _attention(f"model.layers.{layer}", hidden, heads, kv_heads, head)
+        shapes += _attention(f"model.layers.{layer}", hidden, kv_heads)
         mlp = f"model.layers.{layer}.mlp"
         shapes.append((f"{mlp}.gate.weight", (experts, hidden)))
         for expert in range(experts):
             shapes += _mlp(f"{mlp}.experts.{expert}", hidden, inner)
-    shapes += [("model.norm.weight", (hidden,)), ("lm_head.weight", (vocabulary, hidden))]
+    shapes += [("model.norm.weight", (hidden,)), ("lm_head.weight", (_VOCABULARY, hidden))]
     return Model("moe", config, shapes)
 
 
 def qwen3_dense(layers: int = 36, hidden: int = 4096, inner: int = 12288) -> Model:
     """Qwen3-8B: with the default 16.4 GB in 399 tensors."""
-    heads, kv_heads, head, vocabulary = 32, 8, 128, 151936
+    kv_heads = 8
     config = {
+        **_qwen3(layers, hidden, inner, kv_heads),
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
+    }
+    shapes: Shapes = [("model.embed_tokens.weight", (_VOCABULARY, hidden))]
+    for layer in range(layers):
+        shapes += _attention(f"model.layers.{layer}", hidden, kv_heads)
+        shapes += _mlp(f"model.layers.{layer}.mlp", hidden, inner)
+    shapes += [("model.norm.weight", (hidden,)), ("lm_head.weight", (_VOCABULARY, hidden))]
+    return Model("dense", config, shapes)
+
+
+def _qwen3(layers: int, hidden: int, inner: int, kv_heads: int) -> dict[str, Any]:
+    return {
         "torch_dtype": "bfloat16",
         "attention_bias": False,
-        "head_dim": head,
+        "head_dim": _HEAD,
         "hidden_act": "silu",
         "hidden_size": hidden,
         "intermediate_size": inner,
         "max_position_embeddings": 40960,
-        "num_attention_heads": heads,
+        "num_attention_heads": _HEADS,
         "num_hidden_layers": layers,
         "num_key_value_heads": kv_heads,
         "rms_norm_eps": 1e-06,
         "rope_theta": 1000000.0,
         "tie_word_embeddings": False,
-        "vocab_size": vocabulary,
+        "vocab_size": _VOCABULARY,
     }
-    shapes: Shapes = [("model.embed_tokens.weight", (vocabulary, hidden))]
-    for layer in range(layers):
-        shapes += _attention(f"model.layers.{layer}", hidden, heads, kv_heads, head)
-        shapes += _mlp(f"model.layers.{layer}.mlp", hidden, inner)
-    shapes += [("model.norm.weight", (hidden,)), ("lm_head.weight", (vocabulary, hidden))]
-    return Model("dense", config, shapes)
 
 
-def _attention(layer: str, hidden: int, heads: int, kv_heads: int, head: int) -> Shapes:
+def _attention(layer: str, hidden: int, kv_heads: int) -> Shapes:
     attention = f"{layer}.self_attn"
     return [
         (f"{layer}.input_layernorm.weight", (hidden,)),
-        (f"{attention}.q_proj.weight", (heads * head, hidden)),
-        (f"{attention}.k_proj.weight", (kv_heads * head, hidden)),
-        (f"{attention}.v_proj.weight", (kv_heads * head, hidden)),
-        (f"{attention}.o_proj.weight", (hidden, heads * head)),
-        (f"{attention}.q_norm.weight", (head,)),
-        (f"{attention}.k_norm.weight", (head,)),
+        (f"{attention}.q_proj.weight", (_HEADS * _HEAD, hidden)),
+        (f"{attention}.k_proj.weight", (kv_heads * _HEAD, hidden)),
+        (f"{attention}.v_proj.weight", (kv_heads * _HEAD, hidden)),
+        (f"{attention}.o_proj.weight", (hidden, _HEADS * _HEAD)),
+        (f"{attention}.q_norm.weight", (_HEAD,)),
+        (f"{attention}.k_norm.weight", (_HEAD,)),
         (f"{layer}.post_attention_layernorm.weight", (hidden,)),
     ]
 
