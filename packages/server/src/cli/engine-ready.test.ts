@@ -93,3 +93,9 @@ test('an interrupt ends the wait at once', async () => {
   expect(await done.catch((error) => error.code)).toBe('aborted')
   expect(performance.now() - startMs).toBeLessThan(1_500)
 })
+
+test('an endpoint that names the route of the update is asked at its server', async () => {
+  await using vllm = engine({ '/health': ok })
+  await wait({ url: `${vllm.url}/collective_rpc`, engine: 'vllm' }).done
+  expect(vllm.asked).toEqual(['/health'])
+})

@@ -1,5 +1,6 @@
 import type { EngineTarget } from '@ckpt/core'
 import { CkptError } from '@ckpt/core'
+import { EngineClient } from '../engines/client.ts'
 
 export interface ReadyOptions {
   /** 0: for ever, as checkpoint-engine's client waits. */
@@ -72,7 +73,9 @@ async function ask(
   const init: BunFetchRequestInit = { signal: limit, proxy: false }
   if (target.uds !== undefined) init.unix = target.uds
   try {
-    const response = await fetch(target.url + path, init)
+    // an endpoint may name the route of the update, as the HTTP API's `update_url` does
+    const { base } = new EngineClient({ url: target.url, uds: null, token: null })
+    const response = await fetch(base + path, init)
     return { status: response.status, text: await response.text() }
   } catch (error) {
     return error instanceof Error ? error.message : String(error)
