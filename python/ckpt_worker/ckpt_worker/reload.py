@@ -294,6 +294,9 @@ class Reload:
     def _record(self, body: bytes, listed: Sequence[Listed], weights: Weights, ring: torch.Tensor, run: Run) -> ListRecording:
         assert self._recorder is not None
         if self._before is None:
+            if ring.device.type == "cuda":
+                # the engine's last step may still be writing, to its cache for instance
+                torch.cuda.synchronize(ring.device)
             self._before = MemoryBefore(self._bytes)
         recording = self._recorder.begin([one.tensor for one in listed])
         # what has moved the tensors may not do it again
