@@ -151,7 +151,7 @@ class VllmEngine:
 
         uuid = current_platform.get_device_uuid(self._worker.device.index)
         if uuid not in handles:
-            raise KeyError(f"the daemon has no address for device {uuid}, only for {', '.join(sorted(handles)) or 'none'}")
+            raise ValueError(f"the daemon has no address for device {uuid}, only for {', '.join(sorted(handles)) or 'none'}")
         return handles[uuid]
 
     def _mode(self) -> tuple[Mode, str | None]:

@@ -272,7 +272,7 @@ class TestWorkerExtension(unittest.TestCase):
     def test_a_device_that_the_daemon_does_not_know(self) -> None:
         answer = self.worker.update_weights_from_ipc({"GPU-1": self.address})
         self.expect(answer, ok=False, phase="begin", torn=False)
-        self.assertIn("no address for device GPU-0, only for GPU-1", answer["error"])
+        self.assertEqual(answer["error"], "ValueError: the daemon has no address for device GPU-0, only for GPU-1")
 
     def test_a_daemon_that_ends_the_update_before_a_list(self) -> None:
         answer = self.update(1, [self.handle, pickle.dumps(RuntimeError("another rank has failed"))])
