@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import tempfile
 import threading
+import unittest
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,3 +61,14 @@ class Daemon(threading.Thread):
                 self.replies.append(self._socket.recv())
         finally:
             self._socket.close()
+
+
+class DaemonTest(unittest.TestCase):
+    """With an address for a daemon, and the context of its worker."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.address = f"ipc://{Path(folder.name) / 'rank.sock'}"
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.addCleanup(self.context.destroy, 0)

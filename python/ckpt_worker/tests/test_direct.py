@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import unittest
-from pathlib import Path
 from typing import Any
 
 import torch
-import zmq
-from played_daemon import Daemon, Messages
+from played_daemon import Daemon, DaemonTest, Messages
 
 from ckpt_worker import DaemonError, DaemonGone, Limits, ProtocolError
 from ckpt_worker.copies import bytes_of
@@ -26,13 +23,9 @@ LEAVE = pack({"type": "leave", "reason": "another rank has failed"})
 END = pack({"type": "end"})
 
 
-class TestDirect(unittest.TestCase):
+class TestDirect(DaemonTest):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.address = f"ipc://{Path(folder.name) / 'rank.sock'}"
-        self.context: zmq.Context[Any] = zmq.Context()
-        self.addCleanup(self.context.destroy, 0)
+        super().setUp()
         self.weight = torch.zeros(8, 8)
         self.reload = Reload(lambda: [("w", self.weight)])
         self.events: list[str] = []

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 import unittest
 import weakref
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-import zmq
-from played_daemon import Daemon, Messages, handle
+from played_daemon import Daemon, DaemonTest, Messages, handle
 from torch.multiprocessing import reductions
 
 from ckpt_worker import DaemonError, DaemonGone, Limits, ProtocolError, Reload, Tally, update_weights_from_ipc
@@ -64,11 +61,9 @@ class Module(torch.nn.Module):
         self._load(weights)
 
 
-class TestUpdate(unittest.TestCase):
+class TestUpdate(DaemonTest):
     def setUp(self) -> None:
-        self.context: zmq.Context[Any] = zmq.Context()
-        folder = tempfile.TemporaryDirectory()
-        self.address = f"ipc://{Path(folder.name) / 'rank.sock'}"
+        super().setUp()
         self.model = Model()
         self.reload = Reload(self.model.tensors)
         self.rings: list[weakref.ref[torch.Tensor]] = []
@@ -77,8 +72,6 @@ class TestUpdate(unittest.TestCase):
         self.handle = handle(self.ring.numel())
         patch.start()
         self.addCleanup(patch.stop)
-        self.addCleanup(folder.cleanup)
-        self.addCleanup(self.context.destroy, 0)
 
     def _rebuild(self, *arguments: Any) -> torch.Tensor:
         self.assertEqual(arguments[6:8], (3, b"h" * 64))

@@ -6,17 +6,14 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-import tempfile
 import types
 import unittest
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-import zmq
-from played_daemon import Daemon, Messages, handle
+from played_daemon import Daemon, DaemonTest, Messages, handle
 from torch.multiprocessing import reductions
 
 from ckpt_worker import WorkerExtension
@@ -106,13 +103,9 @@ class Worker(WorkerExtension):
         return None
 
 
-class TestWorkerExtension(unittest.TestCase):
+class TestWorkerExtension(DaemonTest):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.address = f"ipc://{Path(folder.name) / 'rank.sock'}"
-        self.context: zmq.Context[Any] = zmq.Context()
-        self.addCleanup(self.context.destroy, 0)
+        super().setUp()
         self.ring = torch.zeros(RING, dtype=torch.uint8)
         self.vllm = Vllm()
         self.handle = handle(RING)

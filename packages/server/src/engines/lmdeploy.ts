@@ -1,6 +1,6 @@
-import type { EngineAdapter, Readiness, UpdateVerdict } from './adapter.ts'
-import type { EngineClient, EngineReply } from './client.ts'
-import { must } from './routes.ts'
+import type { EngineAdapter, Readiness } from './adapter.ts'
+import type { EngineClient } from './client.ts'
+import { judgeSuccess, must } from './routes.ts'
 
 /** LMDeploy: it tells its devices before anything is sent. */
 export const lmdeploy: EngineAdapter = {
@@ -20,15 +20,7 @@ export const lmdeploy: EngineAdapter = {
 
   updateBody: ({ map }) => ({ zmq_handles: map }),
 
-  judge(reply: EngineReply): UpdateVerdict {
-    const { success } = (reply.json ?? {}) as { success?: unknown }
-    return {
-      ok: reply.ok && success !== false,
-      message: reply.words,
-      structured: false,
-      reload: null,
-    }
-  },
+  judge: judgeSuccess,
 
   /**
    * Level 2 gives weights and cache up; the weights' memory comes back at once, to be written, also when someone else has put it

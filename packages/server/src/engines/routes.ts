@@ -1,5 +1,5 @@
 import { CkptError, type Phase } from '@ckpt/core'
-import type { Readiness } from './adapter.ts'
+import type { Readiness, UpdateVerdict } from './adapter.ts'
 import type { EngineClient, EngineReply } from './client.ts'
 
 /** The server does not have this route (405: not with this method). */
@@ -17,6 +17,13 @@ export function must(reply: EngineReply, phase: Phase): void {
       phase,
     },
   )
+}
+
+/** An answer that may say `success: false` in a 200; nothing of its workers is in it. */
+export function judgeSuccess(reply: EngineReply): UpdateVerdict {
+  const { success } = (reply.json ?? {}) as { success?: unknown }
+  const ok = reply.ok && success !== false
+  return { ok, message: reply.words, structured: false, reload: null }
 }
 
 /**

@@ -1,7 +1,7 @@
 import type { Failure } from '@ckpt/core'
-import type { EngineAdapter, PauseMode, UpdateVerdict } from './adapter.ts'
-import type { EngineClient, EngineReply } from './client.ts'
-import { lookAt, must } from './routes.ts'
+import type { EngineAdapter, PauseMode } from './adapter.ts'
+import type { EngineClient } from './client.ts'
+import { judgeSuccess, lookAt, must } from './routes.ts'
 
 const FLUSH_RETRY_MS = 100
 /** An engine that serves requests cannot be flushed: it is tried this often, then the report says so. */
@@ -23,15 +23,7 @@ export const sglang: EngineAdapter = {
     ...(weightVersion === null ? {} : { weight_version: weightVersion }),
   }),
 
-  judge(reply: EngineReply): UpdateVerdict {
-    const { success } = (reply.json ?? {}) as { success?: unknown }
-    return {
-      ok: reply.ok && success !== false,
-      message: reply.words,
-      structured: false,
-      reload: null,
-    }
-  },
+  judge: judgeSuccess,
 
   /**
    * Retracted requests go on afterwards; SGLang has no mode that lets them end first. It has no route that tells whether it is
