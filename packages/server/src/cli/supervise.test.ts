@@ -41,14 +41,42 @@ test('a device that stays lost is given up', async () => {
 }, 30_000)
 
 test('SIGTERM goes on to the daemon and ends the supervision', async () => {
-  const { file, runs } = await supervised('term', 'trap "exit 4" TERM; while :; do sleep 0.1; done')
+  const ready = join(dir.path, 'ready')
+  const { file, runs } = await supervised(
+    'term',
+    `trap "exit 4" TERM; touch ${ready}; while :; do sleep 0.1; done`,
+  )
   const child = Bun.spawn([process.execPath, file], { stdout: 'ignore', stderr: 'ignore' })
-  const deadlineMs = performance.now() + 10_000
-  while (!(await Bun.file(join(dir.path, 'term')).exists())) {
-    if (performance.now() > deadlineMs) throw new Error('it did not start')
-    await Bun.sleep(20)
-  }
+  await appears(ready)
   child.kill('SIGTERM')
   expect(await child.exited).toBe(4)
   expect(await runs()).toBe(1)
 }, 20_000)
+
+test('SIGTERM between two runs ends the supervision, too', async () => {
+  const { file, runs } = await supervised('between', 'exit 4')
+  const child = Bun.spawn([process.execPath, file], { stdout: 'ignore', stderr: 'pipe' })
+  await toldLost(child.stderr)
+  child.kill('SIGTERM')
+  expect(await child.exited).toBe(4)
+  expect(await runs()).toBe(1)
+}, 20_000)
+
+/** Waits until the supervised script has got as far as to make this file. */
+async function appears(path: string): Promise<void> {
+  const deadlineMs = performance.now() + 10_000
+  while (!(await Bun.file(path).exists())) {
+    if (performance.now() > deadlineMs) throw new Error('it did not start')
+    await Bun.sleep(20)
+  }
+}
+
+/** Waits until the supervision says that it starts the daemon again. */
+async function toldLost(stderr: ReadableStream<Uint8Array>): Promise<void> {
+  let text = ''
+  for await (const chunk of stderr) {
+    text += new TextDecoder().decode(chunk)
+    if (text.includes('starting the daemon again')) return
+  }
+  throw new Error(`it ended: ${text}`)
+}

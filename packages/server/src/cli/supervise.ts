@@ -33,6 +33,7 @@ export async function supervise(command: readonly string[] = withoutSupervise())
     process.stderr.write('ckpt: the device was lost, starting the daemon again\n')
     // the driver needs a moment to clear what the process left
     await Bun.sleep(1000)
+    if (stopping) return status
   }
 }
 
