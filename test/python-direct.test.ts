@@ -91,7 +91,7 @@ test.skipIf(PYTHON === null)(
       library.memoryOpen(0, Uint8Array.fromHex(handle), map.allocationBytes[i]!),
     )
     const stream = library.streamCreate(0)
-    for (const copy of plan) {
+    for (const copy of plan.copies) {
       const { source, sourcePitch, destination, destinationPitch, width, height } = copy
       const memory = opened[copy.allocation]!
       const to = [memory, destination, destinationPitch] as const

@@ -1,8 +1,9 @@
 import { expect, test } from 'bun:test'
+import { encodePlacementMap, MAP_COLUMNS, type MapCopy } from './encode-map.ts'
+import { packFrame, unpackFrame } from './frame.ts'
 import { decodePlacementMap } from './placement-map.ts'
-import { COLUMNS, type CopyDraw, encodeMap } from './placement-map-encoding.test.ts'
 
-const COPY: CopyDraw = {
+const COPY: MapCopy = {
   tensor: 0,
   source: 4,
   allocation: 0,
@@ -14,9 +15,22 @@ const COPY: CopyDraw = {
 }
 const END = COPY.destination + 32 + 2 * 8 + 2
 
+function encodeMap(
+  names: readonly string[],
+  allocationBytes: readonly number[],
+  copies: readonly MapCopy[],
+  changed: object = {},
+): Uint8Array {
+  const tensors = names.map((name) => ({ name, dtype: 'bfloat16', shape: [2, 3] }))
+  const { head, body } = unpackFrame(encodePlacementMap(tensors, allocationBytes, copies))!
+  return packFrame({ ...(head as object), ...changed }, body)
+}
+
 test('a map is read as it was written', () => {
   const map = decodePlacementMap(encodeMap(['a'], [END], [COPY, { ...COPY, run: 1 }]))
   expect(map.tensors).toEqual(['a'])
+  expect(map.dtypes).toEqual(['bfloat16'])
+  expect(map.shapes).toEqual([[2, 3]])
   expect(map.allocationBytes).toEqual([END])
   expect([...map.destination]).toEqual([2 ** 40, 2 ** 40])
   expect([...map.run]).toEqual([2, 1])
@@ -30,11 +44,12 @@ test.each([
   ['a part of it', () => encodeMap(['a'], [END], [COPY]).subarray(0, -1), 'it is cut off'],
   ['a length beyond it', () => Uint8Array.of(255, 255, 255, 255), 'it is cut off'],
   ['no JSON', () => Uint8Array.of(1, 0, 0, 0, 123), 'its head is no JSON'],
-  ['another format', () => encodeMap(['a'], [END], [COPY], { format: 2 }), 'format must be 1'],
+  ['a dtype less', () => encodeMap(['a'], [END], [COPY], { dtypes: [] }), 'not every tensor'],
+  ['another format', () => encodeMap(['a'], [END], [COPY], { format: 1 }), 'format must be 2'],
   ['another key', () => encodeMap(['a'], [END], [COPY], { more: 1 }), 'more must be removed'],
   [
     'another order of columns',
-    () => encodeMap(['a'], [END], [COPY], { columns: COLUMNS.toReversed() }),
+    () => encodeMap(['a'], [END], [COPY], { columns: MAP_COLUMNS.toReversed() }),
     'it has other columns',
   ],
   ['a name twice', () => encodeMap(['a', 'a'], [END], [COPY]), 'a tensor is named twice'],

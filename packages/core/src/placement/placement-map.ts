@@ -1,31 +1,18 @@
 import { type } from 'arktype'
 import { CkptError } from '../api/errors.ts'
+import { COPY_DIMENSIONS, MAP_COLUMNS, MAP_FORMAT } from './encode-map.ts'
+import { unpackFrame } from './frame.ts'
 
-/** Dimensions of a copy beside its run. */
-export const COPY_DIMENSIONS = 3
-
-const FORMAT = 1
-const HEAD_BYTES = 4
-const HEAD_BYTES_MAX = 2 ** 28
 const HIGH_WORD = 2 ** 32
-
-const perDimension = (kind: string) =>
-  Array.from({ length: COPY_DIMENSIONS }, (_, i) => `${kind}_${i}`)
-const COLUMNS = [
-  'tensor',
-  'source',
-  'allocation',
-  'destination',
-  'run',
-  ...['size', 'source_stride', 'destination_stride'].flatMap(perDimension),
-]
 
 const Head = type({
   '+': 'reject',
-  format: type.unit(FORMAT),
+  format: type.unit(MAP_FORMAT),
   copies: 'number.integer >= 0',
   columns: 'string[]',
   tensors: 'string[]',
+  dtypes: 'string[]',
+  shapes: '(number.integer >= 0)[][]',
   allocation_bytes: '(number.integer > 0)[]',
 })
 
@@ -36,6 +23,10 @@ const Head = type({
  */
 export interface PlacementMap {
   readonly tensors: readonly string[]
+  /** Of each tensor: attribute of the module `torch`. */
+  readonly dtypes: readonly string[]
+  /** Of each tensor, as torch sees it. */
+  readonly shapes: readonly (readonly number[])[]
   readonly allocationBytes: readonly number[]
   readonly tensor: Float64Array
   readonly source: Float64Array
@@ -54,17 +45,19 @@ export interface PlacementMap {
  * @throws CkptError `engine_protocol`: it is none, or names memory outside its allocations
  */
 export function decodePlacementMap(body: Uint8Array): PlacementMap {
-  const view = new DataView(body.buffer, body.byteOffset, body.byteLength)
-  const headBytes = body.length < HEAD_BYTES ? Number.NaN : view.getUint32(0, true)
-  const start = HEAD_BYTES + headBytes
-  if (!(headBytes <= HEAD_BYTES_MAX && start <= body.length)) throw wrong('it is cut off')
-  const head = readHead(body.subarray(HEAD_BYTES, start))
+  const frame = unpackFrame(body)
+  if (frame === null) throw wrong('it is cut off, or its head is no JSON')
+  const head = readHead(frame.head)
   const { copies } = head
-  if (body.length !== start + copies * COLUMNS.length * 8) throw wrong('it is cut off')
-  const column = (index: number) => readColumn(view, start + index * copies * 8, copies)
+  const columns = frame.body
+  if (columns.length !== copies * MAP_COLUMNS.length * 8) throw wrong('it is cut off')
+  const view = new DataView(columns.buffer, columns.byteOffset, columns.byteLength)
+  const column = (index: number) => readColumn(view, index * copies * 8, copies)
   const three = (first: number) => [column(first), column(first + 1), column(first + 2)]
   const map: PlacementMap = {
     tensors: head.tensors,
+    dtypes: head.dtypes,
+    shapes: head.shapes,
     allocationBytes: head.allocation_bytes,
     tensor: column(0),
     source: column(1),
@@ -79,17 +72,15 @@ export function decodePlacementMap(body: Uint8Array): PlacementMap {
   return map
 }
 
-function readHead(bytes: Uint8Array) {
-  let json: unknown
-  try {
-    json = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
-  } catch {
-    throw wrong('its head is no JSON')
-  }
+function readHead(json: unknown) {
   const head = Head(json)
   if (head instanceof type.errors) throw wrong(head.summary)
-  if (head.columns.join() !== COLUMNS.join()) throw wrong('it has other columns')
-  if (new Set(head.tensors).size !== head.tensors.length) throw wrong('a tensor is named twice')
+  if (head.columns.join() !== MAP_COLUMNS.join()) throw wrong('it has other columns')
+  const { tensors, dtypes, shapes } = head
+  if (new Set(tensors).size !== tensors.length) throw wrong('a tensor is named twice')
+  if (dtypes.length !== tensors.length || shapes.length !== tensors.length) {
+    throw wrong('not every tensor has a dtype and a shape')
+  }
   return head
 }
 

@@ -1,14 +1,16 @@
 import { describe, expect, test } from 'bun:test'
 import fc from 'fast-check'
 import { planInputs } from '../plan/plan-arbitraries.test.ts'
+import { dtypeIndex, torchView } from '../safetensors/dtypes.ts'
+import type { TensorTable } from '../checkpoint/table.ts'
+import { encodePlacementMap, type MapCopy } from './encode-map.ts'
 import { decodePlacementMap } from './placement-map.ts'
-import { type CopyDraw, encodeMap } from './placement-map-encoding.test.ts'
 import { planDirect } from './plan-direct.ts'
 
 const ONE = { sizes: [1, 1, 1], sourceStrides: [0, 0, 0], destinationStrides: [0, 0, 0] } as const
 
 /** Every byte of the table's tensors, cut into boxes of up to three dimensions that lie anywhere in two allocations. */
-function placements(bytes: readonly number[]): fc.Arbitrary<CopyDraw[]> {
+function placements(bytes: readonly number[]): fc.Arbitrary<MapCopy[]> {
   const draw = fc.record({
     shape: fc.tuple(fc.integer({ min: 1, max: 4 }), fc.integer({ min: 1, max: 3 })),
     gaps: fc.tuple(fc.nat({ max: 5 }), fc.nat({ max: 9 }), fc.nat({ max: 40 })),
@@ -16,13 +18,13 @@ function placements(bytes: readonly number[]): fc.Arbitrary<CopyDraw[]> {
   })
   return fc.array(draw, { minLength: bytes.length, maxLength: bytes.length }).map((draws) => {
     const next = [0, 0]
-    return bytes.flatMap((size, tensor): CopyDraw[] => {
+    return bytes.flatMap((size, tensor): MapCopy[] => {
       const { shape, gaps, allocation } = draws[tensor]!
       const begin = next[allocation]! + gaps[2]
       if (size === 0) return []
       const [outer, inner] = shape
       const run = Math.floor(size / (outer * inner))
-      const copies: CopyDraw[] = []
+      const copies: MapCopy[] = []
       let destination = begin
       if (run > 0) {
         const pitch = run + gaps[0]
@@ -43,48 +45,85 @@ function placements(bytes: readonly number[]): fc.Arbitrary<CopyDraw[]> {
   })
 }
 
+/** As its worker says it. */
+function encoded(table: TensorTable, allocationBytes: readonly number[], draws: readonly MapCopy[]) {
+  const tensors = table.names.map((name, row) => {
+    const { torch: dtype, shape } = torchView(table.dtypes[row]!, table.shapes[row]!)!
+    return { name, dtype, shape }
+  })
+  return encodePlacementMap(tensors, allocationBytes, draws)
+}
+
+const knownToTorch = planInputs.filter(({ table }) => {
+  return table.names.every((_, row) => torchView(table.dtypes[row]!, table.shapes[row]!) !== null)
+})
+
+/** Of each byte of an allocation, as `allocation:offset`, where it comes from, as `owner:offset`. */
+function wantedBytes(table: TensorTable, draws: readonly MapCopy[]): Map<string, string> {
+  const wanted = new Map<string, string>()
+  for (const draw of draws) {
+    const { sizes, sourceStrides: of, destinationStrides: to } = draw
+    const start = table.offsets[draw.tensor]! + draw.source
+    for (let i = 0; i < sizes[0]!; i++) {
+      for (let j = 0; j < sizes[1]!; j++) {
+        for (let k = 0; k < draw.run; k++) {
+          const at = `${draw.allocation}:${draw.destination + i * to[0]! + j * to[1]! + k}`
+          const from = start + i * of[0]! + j * of[1]! + k
+          wanted.set(at, `${table.owners[draw.tensor]}:${from}`)
+        }
+      }
+    }
+  }
+  return wanted
+}
+
 describe('planDirect', () => {
   test('brings every byte where the map says, out of one source buffer at a time', () => {
-    const inputs = planInputs.chain((input) =>
+    const inputs = knownToTorch.chain((input) =>
       placements([...input.table.bytes]).map((draws) => ({ input, draws })),
     )
     fc.assert(
       fc.property(inputs, ({ input: { table, sources }, draws }) => {
-        const allocationBytes = [2 ** 20, 2 ** 20]
-        const map = decodePlacementMap(encodeMap(table.names, allocationBytes, draws))
+        const map = decodePlacementMap(encoded(table, [2 ** 20, 2 ** 20], draws))
         const plan = planDirect(map, table, sources)
         if ('reason' in plan) throw new Error(plan.reason)
-        // of each byte of an allocation where it comes from
-        const wanted = new Map<string, string>()
-        for (const draw of draws) {
-          const { sizes, sourceStrides: of, destinationStrides: to } = draw
-          const start = (table.offsets[draw.tensor] as number) + draw.source
-          for (let i = 0; i < sizes[0]; i++) {
-            for (let j = 0; j < sizes[1]; j++) {
-              for (let k = 0; k < draw.run; k++) {
-                const at = `${draw.allocation}:${draw.destination + i * to[0] + j * to[1] + k}`
-                const from = start + i * of[0] + j * of[1] + k
-                wanted.set(at, `${table.owners[draw.tensor]}:${from}`)
-              }
-            }
-          }
+        const wanted = wantedBytes(table, draws)
+        expect(plan.bytes).toBe(wanted.size)
+        const arrives = (at: string, from: string | undefined) => {
+          expect(wanted.get(at)).toBe(from)
+          wanted.delete(at)
+        }
+        const inOneBuffer = (owner: number, begin: number, end: number) => {
+          const { starts, bytes } = sources[owner]!
+          const holds = (start: number, k: number) => start <= begin && end <= start + bytes[k]!
+          expect([...starts].some(holds)).toBe(true)
         }
         let last = [-1, -1]
-        for (const copy of plan) {
+        for (const copy of plan.copies) {
           const { owner, source, sourcePitch, destination, destinationPitch, width, height } = copy
           expect(owner > last[0]! || source >= last[1]!).toBe(true)
           last = [owner, source]
           expect(height === 1 || Math.min(sourcePitch, destinationPitch) >= width).toBe(true)
-          const end = source + (height - 1) * sourcePitch + width
-          const { starts, bytes } = sources[owner]!
-          const holds = (start: number, k: number) => start <= source && end <= start + bytes[k]!
-          expect([...starts].some(holds)).toBe(true)
+          inOneBuffer(owner, source, source + (height - 1) * sourcePitch + width)
           for (let row = 0; row < height; row++) {
             for (let k = 0; k < width; k++) {
               const at = `${copy.allocation}:${destination + row * destinationPitch + k}`
-              expect(wanted.get(at)).toBe(`${owner}:${source + row * sourcePitch + k}`)
-              wanted.delete(at)
+              arrives(at, `${owner}:${source + row * sourcePitch + k}`)
             }
+          }
+        }
+        const gathered = new Map<number, string>()
+        for (const { owner, source, sourcePitch, offset, width, height } of plan.staging.pieces) {
+          inOneBuffer(owner, source, source + (height - 1) * sourcePitch + width)
+          for (let i = 0; i < width * height; i++) {
+            const from = source + Math.floor(i / width) * sourcePitch + (i % width)
+            gathered.set(offset + i, `${owner}:${from}`)
+          }
+        }
+        expect(gathered.size).toBe(plan.staging.bytes)
+        for (const { offset, allocation, destination, bytes } of plan.staging.copies) {
+          for (let i = 0; i < bytes; i++) {
+            arrives(`${allocation}:${destination + i}`, gathered.get(offset + i))
           }
         }
         expect(wanted.size).toBe(0)
@@ -95,33 +134,55 @@ describe('planDirect', () => {
 
   const table = {
     names: ['a', 'b'],
-    dtypes: new Uint8Array(2),
+    dtypes: new Uint8Array(2).fill(dtypeIndex('U8')),
     shapes: [[8], [8]],
     bytes: Float64Array.of(8, 8),
     owners: new Uint32Array(2),
     offsets: Float64Array.of(0, 8),
   }
   const sources = [{ starts: Float64Array.of(0), bytes: Float64Array.of(16) }]
-  const copy = (tensor: number, destination: number, run = 8): CopyDraw => {
+  const copy = (tensor: number, destination: number, run = 8): MapCopy => {
     return { tensor, source: 0, allocation: 0, destination, run, ...ONE }
   }
-  const plan = (names: string[], ...copies: CopyDraw[]) =>
-    planDirect(decodePlacementMap(encodeMap(names, [64], copies)), table, sources)
+  const tensor = (name: string) => ({ name, dtype: 'uint8', shape: [8] })
+  const plan = (names: string[], ...copies: MapCopy[]) =>
+    planDirect(
+      decodePlacementMap(encodePlacementMap(names.map(tensor), [64], copies)),
+      table,
+      sources,
+    )
 
   test('neighbours on both sides are one copy', () => {
     const one = { owner: 0, source: 0, allocation: 0, height: 1 }
     const whole = { ...one, sourcePitch: 16, destinationPitch: 16, destination: 4, width: 16 }
-    expect(plan(['a', 'b'], copy(1, 12), copy(0, 4))).toEqual([whole])
-    expect(plan(['a', 'b'], copy(1, 13), copy(0, 4))).toHaveLength(2)
+    const none = { bytes: 0, pieces: [], copies: [] }
+    const joined = { copies: [whole], groups: [0, 1], staging: none, bytes: 16 }
+    expect(plan(['a', 'b'], copy(1, 12), copy(0, 4))).toEqual(joined)
+    expect(plan(['a', 'b'], copy(1, 13), copy(0, 4))).toMatchObject({ groups: [0, 2] })
   })
 
   test('the largest dimension becomes the rows of one copy', () => {
     const strides = [12, 2, 0] as const
     const box = { sizes: [2, 3, 1], sourceStrides: [3, 1, 0], destinationStrides: strides } as const
-    expect(plan(['a', 'b'], { ...copy(0, 0, 1), ...box })).toMatchObject([
-      { source: 0, destination: 0, width: 1, height: 3, sourcePitch: 1, destinationPitch: 2 },
-      { source: 3, destination: 12, width: 1, height: 3 },
-    ])
+    expect(plan(['a', 'b'], { ...copy(0, 0, 1), ...box })).toMatchObject({
+      copies: [
+        { source: 0, destination: 0, width: 1, height: 3, sourcePitch: 1, destinationPitch: 2 },
+        { source: 3, destination: 12, width: 1, height: 3 },
+      ],
+    })
+  })
+
+  test('small neighbours of places that come from elsewhere are gathered and are one copy', () => {
+    const staging = {
+      bytes: 16,
+      pieces: [
+        { owner: 0, source: 8, sourcePitch: 8, offset: 0, width: 8, height: 1 },
+        { owner: 0, source: 0, sourcePitch: 8, offset: 8, width: 8, height: 1 },
+      ],
+      copies: [{ offset: 0, allocation: 0, destination: 4, bytes: 16 }],
+    }
+    const swapped = { copies: [], groups: [0], staging, bytes: 16 }
+    expect(plan(['a', 'b'], copy(0, 12), copy(1, 4))).toEqual(swapped)
   })
 
   test('a map of another checkpoint is told', () => {
@@ -129,5 +190,14 @@ describe('planDirect', () => {
     expect(plan(['a', 'b', 'c'], copy(2, 0))).toEqual({ reason: 'the checkpoint has no c' })
     const reason = "a is smaller than in the engine's placement map"
     expect(plan(['a', 'b'], copy(0, 0, 9))).toEqual({ reason })
+    const other = [tensor('a'), { name: 'b', dtype: 'int8', shape: [8] }]
+    const map = decodePlacementMap(encodePlacementMap(other, [64], [copy(0, 0)]))
+    const words = "b is uint8 [8], in the engine's placement map int8 [8]"
+    expect(planDirect(map, table, sources)).toEqual({ reason: words })
+    const shaped = [tensor('a'), { name: 'b', dtype: 'uint8', shape: [2, 4] }]
+    const reshaped = decodePlacementMap(encodePlacementMap(shaped, [64], [copy(0, 0)]))
+    expect(planDirect(reshaped, table, sources)).toMatchObject({
+      reason: "b is uint8 [8], in the engine's placement map uint8 [2,4]",
+    })
   })
 })

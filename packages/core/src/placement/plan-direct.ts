@@ -1,6 +1,12 @@
 import type { SourceSpace, TensorTable } from '../checkpoint/table.ts'
 import { SourceMap } from '../plan/source-map.ts'
-import { COPY_DIMENSIONS, copyEnd, type PlacementMap } from './placement-map.ts'
+import { torchView } from '../safetensors/dtypes.ts'
+import { COPY_DIMENSIONS } from './encode-map.ts'
+import { copyEnd, type PlacementMap } from './placement-map.ts'
+import { type Staging, stageSmall } from './stage-small.ts'
+
+/** Copies are waited for in groups of about this size: what is on its way cannot be called back. */
+const GROUP_BYTES = 64 * 2 ** 20
 
 /**
  * Rows of `width` bytes, `height` of them, from one owner's source space into one allocation of an engine worker. Offsets and
@@ -22,9 +28,20 @@ export interface NotDirect {
   readonly reason: string
 }
 
+/** How a checkpoint comes to its places in the memory of one engine worker. */
+export interface DirectPlan {
+  /** In the order of their sources, so that those whose files are read first come first. */
+  readonly copies: readonly DirectCopy[]
+  /** Index of the first copy of each group, and the number of copies. */
+  readonly groups: readonly number[]
+  /** To be gathered and copied after them. */
+  readonly staging: Staging
+  /** That are copied, which is less than the checkpoint has where the engine worker holds slices. */
+  readonly bytes: number
+}
+
 /**
- * The copies that bring a checkpoint to the places of the map, in the order of their sources, so that those whose files are read
- * first come first. Neighbours on both sides are one copy.
+ * Plans a direct update of one engine worker. Neighbours on both sides are one copy.
  *
  * @param sources of each owner
  */
@@ -32,23 +49,61 @@ export function planDirect(
   map: PlacementMap,
   table: TensorTable,
   sources: readonly SourceSpace[],
-): readonly DirectCopy[] | NotDirect {
-  const rows = new Map(table.names.map((name, row) => [name, row]))
-  const known = new Set(map.tensors)
-  const missing = table.names.find((name) => !known.has(name))
-  if (missing !== undefined) return { reason: `the engine's placement map has no ${missing}` }
+): DirectPlan | NotDirect {
+  const all = placeTensors(map, table)
+  if ('reason' in all) return all
+  const { copies, staging } = stageSmall(inOrder(cutAtBuffers(joinNeighbours(all), sources)))
+  const bytes = copies.reduce((sum, { width, height }) => sum + width * height, staging.bytes)
+  return { copies, groups: groupsOf(copies), staging, bytes }
+}
+
+function placeTensors(map: PlacementMap, table: TensorTable): readonly DirectCopy[] | NotDirect {
+  const rows = rowsOf(map, table)
+  if ('reason' in rows) return rows
   const copies: DirectCopy[] = []
   for (let copy = 0; copy < map.run.length; copy++) {
-    const name = map.tensors[map.tensor[copy] as number] as string
-    const row = rows.get(name)
-    if (row === undefined) return { reason: `the checkpoint has no ${name}` }
+    const row = rows[map.tensor[copy] as number] as number
     if (copyEnd(map, copy, map.source, map.sourceStrides) > (table.bytes[row] as number)) {
-      return { reason: `${name} is smaller than in the engine's placement map` }
+      return { reason: `${table.names[row]} is smaller than in the engine's placement map` }
     }
     const start = (table.offsets[row] as number) + (map.source[copy] as number)
     addCopy(copies, map, copy, table.owners[row] as number, start)
   }
-  return inOrder(cutAtBuffers(joinNeighbours(copies), sources))
+  return copies
+}
+
+/** Of each tensor of the map its row in the table. Another tensor, type or shape would be loaded otherwise by the engine. */
+function rowsOf(map: PlacementMap, table: TensorTable): readonly number[] | NotDirect {
+  const rows = new Map(table.names.map((name, row) => [name, row]))
+  const known = new Set(map.tensors)
+  const missing = table.names.find((name) => !known.has(name))
+  if (missing !== undefined) return { reason: `the engine's placement map has no ${missing}` }
+  const found: number[] = []
+  for (const [tensor, name] of map.tensors.entries()) {
+    const row = rows.get(name)
+    if (row === undefined) return { reason: `the checkpoint has no ${name}` }
+    const view = torchView(table.dtypes[row] as number, table.shapes[row] as readonly number[])
+    const theirs = `${map.dtypes[tensor]} [${map.shapes[tensor]}]`
+    const ours = view === null ? 'unknown to torch' : `${view.torch} [${view.shape}]`
+    if (ours !== theirs) {
+      return { reason: `${name} is ${ours}, in the engine's placement map ${theirs}` }
+    }
+    found.push(row)
+  }
+  return found
+}
+
+function groupsOf(copies: readonly DirectCopy[]): number[] {
+  const groups: number[] = []
+  let bytes = GROUP_BYTES
+  for (const [index, { width, height }] of copies.entries()) {
+    if (bytes >= GROUP_BYTES) {
+      groups.push(index)
+      bytes = 0
+    }
+    bytes += width * height
+  }
+  return [...groups, copies.length]
 }
 
 interface Dimension {

@@ -1,0 +1,57 @@
+import type { ConversationEvent, ConversationLimits } from '../engine/conversation-types.ts'
+import type { Failure } from '../api/errors.ts'
+import type { LookAnswer } from './direct-messages.ts'
+
+export interface DirectOptions {
+  readonly rank: number
+  /** Digest of the map that is known of this engine worker; null: none is. */
+  readonly knownMap: string | null
+  /** `openMs`: until the worker has said where its weights lie; `leaveMs`: from a failure, or from `leave`. */
+  readonly limits: Omit<ConversationLimits, 'replyMs'>
+  /** See `ConversationOptions`. */
+  readonly http: boolean
+}
+
+/** As of `Conversation`, with its own commands. */
+export type DirectEvent =
+  | Extract<
+      ConversationEvent,
+      { type: 'start' | 'connected' | 'disconnected' | 'reply' | 'http' | 'abort' | 'tick' }
+    >
+  /** Copies are to be made: the worker may not change or use its weights any more. After `looked`. */
+  | { readonly type: 'begin'; readonly nowMs: number }
+  /** The first byte is about to be copied: from here on the engine is of two versions. After `begun`. */
+  | { readonly type: 'copying'; readonly nowMs: number }
+  /** All is copied. After `copying`. */
+  | { readonly type: 'end'; readonly nowMs: number }
+  /** It will not be done this way. Before `copying`. */
+  | { readonly type: 'leave'; readonly reason: string; readonly nowMs: number }
+
+export type DirectAction =
+  /** See `ConversationAction`. */
+  | { readonly type: 'send'; readonly body: Uint8Array }
+  | { readonly type: 'looked'; readonly answer: LookAnswer }
+  | { readonly type: 'begun' }
+  /** It cannot be done this way; nothing was changed. `leave` is to follow. */
+  | { readonly type: 'refused'; readonly reason: string }
+  /** The worker serves the new weights, and its engine's request has returned. */
+  | { readonly type: 'finished' }
+  | { readonly type: 'failed'; readonly failure: Failure }
+  /** The socket may be closed, with a linger long enough for what was just sent. */
+  | { readonly type: 'close' }
+
+export type DirectPhase =
+  | 'open'
+  /** The worker waits for `begin`, or to be told that it is done another way. */
+  | 'looked'
+  | 'beginning'
+  /** It waits for `end`. */
+  | 'begun'
+  | 'copying'
+  | 'ending'
+  /** It has all, its engine's request has not returned yet. */
+  | 'post'
+  /** It could not be done this way, or `leave` was said. */
+  | 'withdrawn'
+  | 'failed'
+  | 'closed'

@@ -1,0 +1,321 @@
+import type { Failure, Phase } from '../api/errors.ts'
+import { assert } from '../checkpoint/assert.ts'
+import type {
+  DirectAction,
+  DirectEvent,
+  DirectOptions,
+  DirectPhase,
+} from './direct-conversation-types.ts'
+import {
+  packBegin,
+  packEnd,
+  packLeave,
+  packLook,
+  readGrant,
+  readLookAnswer,
+} from './direct-messages.ts'
+
+/** After a disconnect: how long the engine's answer, which says more, may still take. */
+const GRACE_MS = 2000
+
+const WAITS_FOR: Partial<Record<DirectPhase, string>> = {
+  open: 'the engine to say where its weights lie',
+  beginning: 'the engine to hold still',
+  ending: "the engine's processing after the copies",
+  post: "the engine's request to return",
+}
+
+/**
+ * The daemon's side of a direct update with one engine worker (reload.md, section 4; the worker's side is
+ * `ckpt_worker/direct.py`), without I/O: events in, actions out.
+ *
+ * 1. `look`, its answer; 2. `begin`, its answer: the worker holds still; 3. the copies, which are not part of it; 4. `end`,
+ * its answer after the engine's processing; 5. the engine's request returns. What the worker or its engine refuses before
+ * `begin` is granted fails nothing: `refused`. A failure after it leaves the engine torn unless nothing was `copying` yet.
+ *
+ * Promises: of `finished` and `failed` at most one comes, and once; `begun` only after `looked`; with ticks at `deadlineMs` it
+ * always ends in one `close`.
+ */
+export class DirectConversation {
+  readonly #options: DirectOptions
+  #phase: DirectPhase = 'open'
+  #out: DirectAction[] = []
+  #started = false
+  #generation = ''
+  #openUntilMs = 0
+  #totalUntilMs = 0
+  #leaveUntilMs = 0
+  #connected = false
+  #everConnected = false
+  /** A message of ours has no reply yet. */
+  #owes = false
+  #http: { readonly ok: boolean; readonly words: string } | null = null
+  /** The moment at which a disconnect that nothing explains has failed. */
+  #lostAtMs: number | null = null
+
+  constructor(options: DirectOptions) {
+    this.#options = options
+  }
+
+  get phase(): DirectPhase {
+    return this.#phase
+  }
+
+  /** The phase of an update that this is. */
+  get updatePhase(): Phase {
+    if (this.#phase === 'ending' || this.#phase === 'post') return 'release'
+    const opening: readonly DirectPhase[] = ['open', 'looked', 'beginning', 'begun']
+    return opening.includes(this.#phase) ? 'open' : 'transfer'
+  }
+
+  get everConnected(): boolean {
+    return this.#everConnected
+  }
+
+  /** See `Conversation.worker`: nothing of ours is read by it, so only whether it still waits for a word matters. */
+  get worker(): { readonly connected: boolean; readonly owes: boolean } {
+    return { connected: this.#connected, owes: this.#owes }
+  }
+
+  /** Whether the worker has taken everything, though its engine's request may not have returned. */
+  get hasLeft(): boolean {
+    return this.#phase === 'post'
+  }
+
+  /** The next moment at which a `tick` is wanted; null when closed or not started. */
+  get deadlineMs(): number | null {
+    if (!this.#started || this.#phase === 'closed') return null
+    const limitMs = this.#limitMs()
+    return this.#lostAtMs === null ? limitMs : Math.min(limitMs, this.#lostAtMs)
+  }
+
+  step(event: DirectEvent): DirectAction[] {
+    if (this.#phase === 'closed') return []
+    assert(this.#started === (event.type !== 'start'), 'start is the first event and comes once')
+    this.#out = []
+    this.#dispatch(event)
+    this.#expire(event.nowMs)
+    return this.#out
+  }
+
+  #dispatch(event: DirectEvent): void {
+    const { nowMs } = event
+    switch (event.type) {
+      case 'start':
+        return this.#onStart(nowMs)
+      case 'connected':
+        return this.#onConnected(nowMs)
+      case 'disconnected':
+        return this.#onDisconnected(nowMs)
+      case 'reply':
+        return this.#onReply(event.body, nowMs)
+      case 'http':
+        return this.#onHttp(event.ok, event.message, nowMs)
+      case 'begin':
+        return this.#command('looked', 'beginning', packBegin(this.#generation))
+      case 'copying':
+        return this.#command('begun', 'copying', null)
+      case 'end':
+        return this.#command('copying', 'ending', packEnd())
+      case 'leave':
+        return this.#onLeave(event.reason, nowMs)
+      case 'abort':
+        return this.#fail(event.failure, nowMs)
+      case 'tick':
+    }
+  }
+
+  #onStart(nowMs: number): void {
+    const { openMs, totalMs } = this.#options.limits
+    this.#started = true
+    this.#openUntilMs = nowMs + openMs
+    this.#totalUntilMs = nowMs + totalMs
+  }
+
+  /** What a failure has overtaken is not done any more. */
+  #command(from: DirectPhase, to: DirectPhase, body: Uint8Array | null): void {
+    const over: readonly DirectPhase[] = ['withdrawn', 'failed']
+    if (over.includes(this.#phase)) return
+    assert(this.#phase === from, `${to} comes after ${from}, not in ${this.#phase}`)
+    this.#phase = to
+    if (body !== null) this.#ask(body)
+  }
+
+  #ask(body: Uint8Array): void {
+    this.#owes = true
+    this.#out.push({ type: 'send', body })
+  }
+
+  #onConnected(nowMs: number): void {
+    if (this.#connected) return
+    const again = this.#everConnected
+    this.#connected = true
+    this.#everConnected = true
+    if (this.#phase === 'failed' || this.#phase === 'withdrawn') {
+      return this.#sendLeave('the update has ended')
+    }
+    if (this.#phase === 'open') {
+      // one that closed before it replied, and one that takes its place
+      this.#lostAtMs = null
+      return this.#ask(packLook(this.#options.knownMap))
+    }
+    assert(again, 'a worker that is spoken to has connected')
+    const message = 'a worker connected again in the middle of a direct update'
+    this.#fail(this.#failure('engine_protocol', message), nowMs)
+  }
+
+  #onDisconnected(nowMs: number): void {
+    if (!this.#connected) return
+    this.#connected = false
+    this.#owes = false
+    if (this.#phase === 'post') return this.#mayFinish()
+    if (this.#phase === 'failed' || this.#phase === 'withdrawn') return this.#mayClose()
+    this.#lostAtMs = nowMs + (this.#options.http ? GRACE_MS : 0)
+  }
+
+  #onReply(body: Uint8Array, nowMs: number): void {
+    this.#owes = false
+    switch (this.#phase) {
+      case 'open':
+        return this.#onLooked(body, nowMs)
+      case 'beginning':
+      case 'ending':
+        return this.#onGrant(body, nowMs)
+      case 'withdrawn':
+      case 'failed':
+        return
+      default:
+        return this.#fail(this.#failure('engine_protocol', 'the worker replies unasked'), nowMs)
+    }
+  }
+
+  #onLooked(body: Uint8Array, nowMs: number): void {
+    const answer = readLookAnswer(body)
+    if (answer === null) return this.#fail(this.#noAnswer(), nowMs)
+    if ('refused' in answer) return this.#refuse(answer.refused, nowMs)
+    this.#generation = answer.generation
+    this.#phase = 'looked'
+    this.#out.push({ type: 'looked', answer })
+  }
+
+  #onGrant(body: Uint8Array, nowMs: number): void {
+    const answer = readGrant(body)
+    if (answer === null) return this.#fail(this.#noAnswer(), nowMs)
+    const { refused } = answer
+    if (this.#phase === 'beginning') {
+      if (refused !== null) return this.#refuse(refused, nowMs)
+      this.#phase = 'begun'
+      this.#out.push({ type: 'begun' })
+      return
+    }
+    if (refused !== null) return this.#fail(this.#failure('engine_failed', refused), nowMs)
+    this.#phase = 'post'
+    this.#mayFinish()
+  }
+
+  #noAnswer(): Failure {
+    return this.#failure('engine_protocol', 'the reply of the worker is none of ckpt_worker')
+  }
+
+  #onHttp(ok: boolean, message: string, nowMs: number): void {
+    if (!this.#options.http || this.#http !== null) return
+    const words = ok ? 'success' : message
+    this.#http = { ok, words }
+    this.#lostAtMs = null
+    switch (this.#phase) {
+      case 'open':
+      case 'looked':
+      case 'beginning':
+        // its worker has left without having begun
+        return this.#refuse(`the engine answered ${words}`, nowMs)
+      case 'begun':
+      case 'copying':
+      case 'ending': {
+        const text = `the engine answered before the update had ended: ${words}`
+        return this.#fail(this.#failure('engine_failed', ok ? text : message), nowMs)
+      }
+      case 'post':
+        return this.#mayFinish(nowMs)
+      default:
+        return this.#mayClose()
+    }
+  }
+
+  /** Before it is granted to copy: nothing was changed. */
+  #refuse(reason: string, nowMs: number): void {
+    this.#phase = 'withdrawn'
+    this.#leaveUntilMs = nowMs + this.#options.limits.leaveMs
+    this.#out.push({ type: 'refused', reason })
+    this.#mayClose()
+  }
+
+  #onLeave(reason: string, nowMs: number): void {
+    assert(this.#phase !== 'copying', 'what is being copied cannot be left')
+    if (this.#phase === 'failed' || this.#phase === 'post') return
+    this.#phase = 'withdrawn'
+    this.#lostAtMs = null
+    this.#leaveUntilMs = nowMs + this.#options.limits.leaveMs
+    this.#sendLeave(reason)
+    this.#mayClose()
+  }
+
+  #sendLeave(reason: string, untouched = true): void {
+    if (this.#connected) this.#out.push({ type: 'send', body: packLeave(reason, untouched) })
+  }
+
+  #mayFinish(nowMs?: number): void {
+    const { http } = this.#options
+    if (http && this.#http === null) return
+    if (this.#http !== null && !this.#http.ok && nowMs !== undefined) {
+      // another worker of it has failed
+      return this.#fail(this.#failure('engine_failed', this.#http.words), nowMs)
+    }
+    this.#out.push({ type: 'finished' })
+    this.#close()
+  }
+
+  /** The engine's request tells that all its workers have left; where there is none, the connection does. */
+  #mayClose(): void {
+    const left = this.#options.http ? this.#http !== null : !this.#connected
+    if (left) this.#close()
+  }
+
+  #close(): void {
+    this.#phase = 'closed'
+    this.#out.push({ type: 'close' })
+  }
+
+  #failure(code: Failure['code'], message: string): Failure {
+    return { code, message, rank: this.#options.rank, phase: this.updatePhase }
+  }
+
+  #fail(failure: Failure, nowMs: number): void {
+    if (this.#phase === 'failed' || this.#phase === 'closed') return
+    const untouched = this.updatePhase === 'open' || this.#phase === 'withdrawn'
+    const told = this.#phase === 'post'
+    this.#phase = 'failed'
+    this.#lostAtMs = null
+    this.#leaveUntilMs = nowMs + this.#options.limits.leaveMs
+    this.#out.push({ type: 'failed', failure })
+    if (!told) this.#sendLeave(failure.message, untouched)
+    this.#mayClose()
+  }
+
+  #limitMs(): number {
+    if (this.#phase === 'withdrawn' || this.#phase === 'failed') return this.#leaveUntilMs
+    if (this.#phase === 'open') return Math.min(this.#openUntilMs, this.#totalUntilMs)
+    return this.#totalUntilMs
+  }
+
+  #expire(nowMs: number): void {
+    if (this.#phase === 'closed') return
+    if (this.#lostAtMs !== null && nowMs >= this.#lostAtMs) {
+      const message = "the engine's worker closed its connection in the middle of a direct update"
+      this.#fail(this.#failure('engine_disconnected', message), nowMs)
+    }
+    if (this.phase === 'closed' || nowMs < this.#limitMs()) return
+    if (this.#phase === 'withdrawn' || this.#phase === 'failed') return this.#close()
+    const what = WAITS_FOR[this.#phase] ?? 'the copies'
+    this.#fail(this.#failure('engine_timeout', `timed out waiting for ${what}`), nowMs)
+  }
+}
