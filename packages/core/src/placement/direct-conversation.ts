@@ -148,7 +148,6 @@ export class DirectConversation {
 
   #onConnected(nowMs: number): void {
     if (this.#connected) return
-    const again = this.#everConnected
     this.#connected = true
     this.#everConnected = true
     if (this.#phase === 'failed' || this.#phase === 'withdrawn') {
@@ -159,7 +158,6 @@ export class DirectConversation {
       this.#lostAtMs = null
       return this.#ask(packLook(this.#options.knownMap))
     }
-    assert(again, 'a worker that is spoken to has connected')
     const message = 'a worker connected again in the middle of a direct update'
     this.#fail(this.#failure('engine_protocol', message), nowMs)
   }
@@ -174,19 +172,16 @@ export class DirectConversation {
   }
 
   #onReply(body: Uint8Array, nowMs: number): void {
-    this.#owes = false
-    switch (this.#phase) {
-      case 'open':
-        return this.#onLooked(body, nowMs)
-      case 'beginning':
-      case 'ending':
-        return this.#onGrant(body, nowMs)
-      case 'withdrawn':
-      case 'failed':
-        return
-      default:
-        return this.#fail(this.#failure('engine_protocol', 'the worker replies unasked'), nowMs)
+    if (this.#phase === 'failed' || this.#phase === 'withdrawn') {
+      this.#owes = false
+      return
     }
+    if (!this.#owes) {
+      return this.#fail(this.#failure('engine_protocol', 'the worker replies unasked'), nowMs)
+    }
+    this.#owes = false
+    if (this.#phase === 'open') this.#onLooked(body, nowMs)
+    else this.#onGrant(body, nowMs)
   }
 
   #onLooked(body: Uint8Array, nowMs: number): void {

@@ -46,7 +46,11 @@ function placements(bytes: readonly number[]): fc.Arbitrary<MapCopy[]> {
 }
 
 /** As its worker says it. */
-function encoded(table: TensorTable, allocationBytes: readonly number[], draws: readonly MapCopy[]) {
+function encoded(
+  table: TensorTable,
+  allocationBytes: readonly number[],
+  draws: readonly MapCopy[],
+) {
   const tensors = table.names.map((name, row) => {
     const { torch: dtype, shape } = torchView(table.dtypes[row]!, table.shapes[row]!)!
     return { name, dtype, shape }
