@@ -1,5 +1,13 @@
 import type { MessagePort } from 'node:worker_threads'
-import type { Dialect, Failure, PlanInput, RingMode } from '@ckpt/core'
+import type {
+  Dialect,
+  Failure,
+  PlacementMap,
+  PlanInput,
+  RingMode,
+  SourceSpace,
+  TensorTable,
+} from '@ckpt/core'
 import type { LibraryOptions, RankInfo, SourceReading } from '../types.ts'
 
 /** What a rank Worker is started with. */
@@ -15,27 +23,20 @@ export interface RankWorkerStart {
 export const NO_RUN = -1
 
 /** What a rank is told before an update runs. */
-export interface OpenOptions {
-  /** Ascends with every update of this daemon; messages of an earlier run are ignored. */
+export interface RunOptions {
+  /** Ascends with every run of this daemon; messages of an earlier run are ignored. */
   readonly run: number
-  /** A plan that this Worker holds, see the request `plan`. */
-  readonly planKey: string
-  /** The ranks of the update, ascending; a rank's position is its member number in the group. */
-  readonly ranks: readonly number[]
-  /** Native broadcast group; 0 when the rank is alone. */
-  readonly group: number
   /** Where the engine's worker connects to; null: no engine, the rank acknowledges by itself. */
   readonly address: string | null
   /** Whether an HTTP request starts the engine's worker. */
   readonly http: boolean
   /** Of one engine always the same; null: nobody knows whose worker connects. */
   readonly engine: string | null
-  readonly dialect: Dialect | null
   /** Per owner: native handles of its source buffers. */
   readonly buffers: readonly Uint32Array[]
   /** Per owner: the read that fills them; null: the bytes are there. */
   readonly readings: readonly (SourceReading | null)[]
-  /** Milliseconds from the beginning until the engine's worker must have mapped the ring. */
+  /** Milliseconds from the beginning until the engine's worker must have opened: mapped the ring, or said where its weights lie. */
   readonly openMs: number
   /** When the update must have ended, of {@link clockMs}. */
   readonly deadlineMs: number
@@ -43,9 +44,35 @@ export interface OpenOptions {
   readonly progress: SharedArrayBuffer
 }
 
-/** Index into {@link OpenOptions.progress}: buckets acknowledged. */
+/** An update through a ring. */
+export interface OpenOptions extends RunOptions {
+  /** A plan that this Worker holds, see the request `plan`. */
+  readonly planKey: string
+  /** The ranks of the update, ascending; a rank's position is its member number in the group. */
+  readonly ranks: readonly number[]
+  /** Native broadcast group; 0 when the rank is alone. */
+  readonly group: number
+  readonly dialect: Dialect | null
+}
+
+/** An update straight into the engine's memory. */
+export interface DirectOpenOptions extends RunOptions {
+  /** A layout that this Worker holds, see the request `layout`. */
+  readonly layoutKey: string
+  readonly address: string
+  readonly engine: string
+}
+
+/** What a direct update of any engine worker is planned from. */
+export interface SourceLayout {
+  readonly table: TensorTable
+  /** Of each owner. */
+  readonly sources: readonly SourceSpace[]
+}
+
+/** Index into {@link RunOptions.progress}: buckets acknowledged; of a direct update: groups of copies that are complete. */
 export const PROGRESS_ACKED = 0
-/** Lists sent. */
+/** Lists sent; 1 when a direct update has begun to copy. From 1 on a failure leaves the engine torn. */
 export const PROGRESS_SENT = 1
 /** 1: the engine's worker has taken everything and has left, whatever its engine's request still waits for. */
 export const PROGRESS_LEFT = 2
@@ -66,6 +93,12 @@ export type RankRequest =
   | { readonly type: 'group_destroy'; readonly group: number }
   /** Allocates and exports the ring, joins the group, binds the engine's address. */
   | { readonly type: 'open'; readonly options: OpenOptions }
+  /** Without input it asks whether the layout is held; with it the rank keeps it. */
+  | { readonly type: 'layout'; readonly key: string; readonly input: SourceLayout | null }
+  /** Binds the engine's address. */
+  | { readonly type: 'open_direct'; readonly options: DirectOpenOptions }
+  /** The map that this engine's worker has sent last. */
+  | { readonly type: 'engine_map'; readonly engine: string }
   /** Sends the abort message to whoever still waits at these addresses, until they are gone. */
   | {
       readonly type: 'release_left'
@@ -101,6 +134,12 @@ export interface OpenAnswer {
   readonly bytesAfter: number
 }
 
+/** A placement map with what tells it from others. */
+export interface EngineMap {
+  readonly digest: string
+  readonly map: PlacementMap
+}
+
 export interface RankAnswers {
   memory: MemoryAnswer
   plan: PlanSummary | null
@@ -111,6 +150,9 @@ export interface RankAnswers {
   group_create: { readonly group: number }
   group_destroy: null
   open: OpenAnswer
+  layout: boolean
+  open_direct: OpenAnswer
+  engine_map: EngineMap | null
   release_left: { readonly left: readonly string[] }
 }
 
@@ -126,8 +168,21 @@ export type RankMessage =
       readonly status: number
       readonly message: string
     }
-  /** Every engine worker has mapped its ring: lists may be sent. Until then no engine is torn by a failure. */
+  /**
+   * Every engine worker has opened: lists may be sent, or, in a direct update, its weights be held still. Until then no engine
+   * is torn by a failure.
+   */
   | { readonly type: 'announce'; readonly run: number }
+  /** Every engine worker holds its weights still: copy. */
+  | { readonly type: 'copy'; readonly run: number }
+  /** It will not be done directly. */
+  | {
+      readonly type: 'leave'
+      readonly run: number
+      readonly reason: string
+      /** Until the engine's worker must have left. */
+      readonly leaveMs: number
+    }
   /** Every rank has every bucket: end the conversation. */
   | { readonly type: 'release'; readonly run: number }
   /** `leaveMs`: until the engine's worker must have left. */
@@ -149,7 +204,13 @@ export interface StageIntervals {
 export type RankEvent =
   /** The engine's worker has mapped the ring. */
   | { readonly type: 'opened' }
-  /** Every bucket is acknowledged. */
+  /** The engine's worker has said where its weights lie, and the copies are planned: so many groups of so many bytes in all. */
+  | { readonly type: 'looked'; readonly groups: number; readonly bytes: number }
+  /** The engine's worker holds its weights still. */
+  | { readonly type: 'begun' }
+  /** Nothing was changed, and `leave` is to follow. */
+  | { readonly type: 'not_direct'; readonly reason: string }
+  /** Every bucket is acknowledged, or every copy complete. */
   | { readonly type: 'transferred' }
   | { readonly type: 'finished'; readonly dialect: Dialect | null }
   /** `connected`: whether a worker of the engine has ever connected. */

@@ -1,5 +1,6 @@
 import { makePlan, pickleList, type Plan, type PlanInput } from '@ckpt/core'
 import type { PlanSummary } from './messages.ts'
+import type { CopyOrder } from './source-reads.ts'
 
 /** Plans that a rank keeps, with their pickled lists: one layout of a large model has some ten megabytes of lists. */
 const PLANS_MAX = 4
@@ -23,6 +24,18 @@ export class HeldPlan {
 
   bucketOf(segment: number): number {
     return this.#buckets[segment] as number
+  }
+
+  /** Of its segments. */
+  get order(): CopyOrder {
+    const { plan } = this
+    return {
+      count: plan.segmentCount,
+      source: (segment) => ({
+        owner: plan.bucketOwner[this.bucketOf(segment)] as number,
+        end: plan.segmentSource[segment]! + plan.segmentSize[segment]!,
+      }),
+    }
   }
 
   hasList(bucket: number): boolean {

@@ -1,6 +1,5 @@
 import { Keeper, type LeftConversation } from './keeper.ts'
 import { clockMs } from '../clock.ts'
-import type { Ring } from './ring.ts'
 
 /** The most sockets that are kept for workers of which nothing but a word is owed; the oldest go first. */
 const SOCKETS_MAX = 64
@@ -9,11 +8,19 @@ const SWEEP_SETTLE_MS = 5
 /** For copies in flight when the process ends. */
 const SETTLE_MS = 250
 
+/** Device memory that copies write. */
+export interface KeptMemory {
+  readonly bytes: number
+  /** See `Ring`. */
+  settle(timeoutMs: number): boolean
+  free(): void
+}
+
 /** What a run leaves behind. */
 export interface KeptRun {
   readonly run: number
   /** null: freed. */
-  readonly ring: Ring | null
+  readonly ring: KeptMemory | null
   /** A worker may still read the ring. */
   readonly read: boolean
   /** No copy writes the ring any more, nor reads the checkpoint for it. */
@@ -32,7 +39,7 @@ export interface QuarantineListener {
 
 interface Kept {
   readonly run: number
-  ring: Ring | null
+  ring: KeptMemory | null
   read: boolean
   settled: boolean
   keeper: Keeper | null
@@ -85,7 +92,7 @@ export class Quarantine {
     }
   }
 
-  #sweepRing(kept: Kept, ring: Ring, nowMs: number): void {
+  #sweepRing(kept: Kept, ring: KeptMemory, nowMs: number): void {
     if (!kept.settled && ring.settle(SWEEP_SETTLE_MS)) {
       kept.settled = true
       this.#listener.settled(kept.run)

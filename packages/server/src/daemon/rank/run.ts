@@ -147,7 +147,7 @@ export class RankRun {
         member,
         ranks: options.ranks,
       })
-      this.#reads = new SourceReads(library, host.signal, held, options.readings)
+      this.#reads = new SourceReads(library, host.signal, held.order, options.readings)
       this.#executor = new Executor(held.plan, rank.rank, options.ranks, this.#reads.take())
       // what follows, and what the engine does before it has mapped the ring, takes its time
       if (options.group === 0) this.#turn(() => this.#startCopies())
@@ -284,7 +284,7 @@ export class RankRun {
   /** What has come into host memory since, of a checkpoint that is still being read. */
   #takeRead(): void {
     if (this.#failure !== null) return
-    const before = this.#reads.segments
+    const before = this.#reads.parts
     if (before === this.#held.plan.segmentCount) return
     const segments = this.#reads.take()
     if (segments === before) return

@@ -35,7 +35,7 @@ function setUp(sizes: readonly number[], pieceStarts: readonly number[], segment
   } as unknown as Library
   const times = { bytes: offset, startedMs: 0 }
   const reading = { read: READ, pieceStarts: Float64Array.from(pieceStarts), ...times }
-  const reads = new SourceReads(library, SIGNAL, held, [reading])
+  const reads = new SourceReads(library, SIGNAL, held.order, [reading])
   return { held, state, reads, library }
 }
 
@@ -75,7 +75,7 @@ describe('segments of a checkpoint that is being read', () => {
 
   test('without a read are all there, and nothing is asked', () => {
     const { held, library, state } = setUp([1000, 2000], [0], 1024)
-    const reads = new SourceReads(library, SIGNAL, held, [null])
+    const reads = new SourceReads(library, SIGNAL, held.order, [null])
     expect(reads.take()).toBe(held.plan.segmentCount)
     expect(state.notified).toEqual([])
   })

@@ -1,17 +1,23 @@
 import type { Handle, Library } from '@ckpt/cuda'
 import type { SourceReading } from '../types.ts'
-import type { HeldPlan } from './plans.ts'
+
+/** What is copied, in the order of the source space: parts `[0, count)`. */
+export interface CopyOrder {
+  readonly count: number
+  /** Whose memory a part is copied from, and the offset in its source space behind the last byte. */
+  source(part: number): { readonly owner: number; readonly end: number }
+}
 
 /**
- * How much of a checkpoint that is still being read can be copied already. Both the read and the plan follow the order of the
- * source space, so it is a number of segments that grows. A read that has failed stops to grow: whoever started it says why.
+ * How much of a checkpoint that is still being read can be copied already. Both the read and the copies follow the order of the
+ * source space, so it is a number of parts that grows. A read that has failed stops to grow: whoever started it says why.
  */
 export class SourceReads {
   readonly #library: Library
   readonly #signal: Handle
-  readonly #held: HeldPlan
+  readonly #order: CopyOrder
   readonly #readings: readonly (SourceReading | null)[]
-  #segments = 0
+  #parts = 0
   /** Whoever waits for more would be woken at once, again and again. */
   #failed = false
 
@@ -19,32 +25,32 @@ export class SourceReads {
   constructor(
     library: Library,
     signal: Handle,
-    held: HeldPlan,
+    order: CopyOrder,
     readings: readonly (SourceReading | null)[],
   ) {
     this.#library = library
     this.#signal = signal
-    this.#held = held
+    this.#order = order
     this.#readings = readings
   }
 
-  /** Segments `[0, n)` were in host memory at the last look. */
-  get segments(): number {
-    return this.#segments
+  /** Parts `[0, n)` were in host memory at the last look. */
+  get parts(): number {
+    return this.#parts
   }
 
   /** Looks how many are there now. While there are more to come, the signal is woken when the next one is there. */
   take(): number {
-    const { segmentCount } = this.#held.plan
-    if (this.#readings.every((reading) => reading === null)) this.#segments = segmentCount
+    const { count } = this.#order
+    if (this.#readings.every((reading) => reading === null)) this.#parts = count
     const filled = this.#readings.map((reading) => this.#filledTo(reading))
-    while (this.#segments < segmentCount) {
-      const { owner, end } = this.#source(this.#segments)
+    while (this.#parts < count) {
+      const { owner, end } = this.#order.source(this.#parts)
       if (end > (filled[owner] as number)) break
-      this.#segments++
+      this.#parts++
     }
-    if (this.#segments < segmentCount) this.#awaitSegment(this.#segments)
-    return this.#segments
+    if (this.#parts < count) this.#awaitPart(this.#parts)
+    return this.#parts
   }
 
   /** Offset up to which the source space of an owner is filled. */
@@ -55,15 +61,9 @@ export class SourceReads {
     return reading.pieceStarts[piecesPrefix] ?? Number.POSITIVE_INFINITY
   }
 
-  #source(segment: number): { owner: number; end: number } {
-    const { plan } = this.#held
-    const owner = plan.bucketOwner[this.#held.bucketOf(segment)] as number
-    return { owner, end: plan.segmentSource[segment]! + plan.segmentSize[segment]! }
-  }
-
-  #awaitSegment(segment: number): void {
+  #awaitPart(part: number): void {
     if (this.#failed) return
-    const { owner, end } = this.#source(segment)
+    const { owner, end } = this.#order.source(part)
     const reading = this.#readings[owner] as SourceReading
     this.#library.readNotify(reading.read, piecesBelow(reading.pieceStarts, end), this.#signal)
   }

@@ -3,7 +3,10 @@ import { CkptError } from '@ckpt/core'
 import { type Library, openLibrary, ZmqContext } from '@ckpt/cuda'
 import type { RankInfo } from '../types.ts'
 import { clockMs } from '../clock.ts'
+import { DirectPlans } from './direct-plans.ts'
+import { DirectRun } from './direct-run.ts'
 import {
+  type DirectOpenOptions,
   NO_RUN,
   type OpenAnswer,
   type OpenOptions,
@@ -24,6 +27,15 @@ import { RankRun, type RunHost } from './run.ts'
 import { StopFlag } from './stop-flag.ts'
 
 const SWEEP_MS = 100
+/** Messages of a run that goes on. */
+const FOR_RUN: readonly RankMessage['type'][] = [
+  'announce',
+  'copy',
+  'http',
+  'leave',
+  'release',
+  'abort',
+]
 /** The most messages that are taken at once. */
 const MESSAGES_MAX = 10_000
 
@@ -36,10 +48,11 @@ class RankWorker implements RunHost {
   readonly spins: boolean
   readonly #port: RankWorkerStart['port']
   readonly #plans = new PlanShelf()
+  readonly #directPlans = new DirectPlans()
   readonly #quarantine: Quarantine
   readonly #later: RankMessage[] = []
   #sweeper: ReturnType<typeof setInterval> | null = null
-  #run: RankRun | null = null
+  #run: RankRun | DirectRun | null = null
   #sweptMs = 0
 
   constructor({ library, rank, spins, port }: RankWorkerStart) {
@@ -114,8 +127,7 @@ class RankWorker implements RunHost {
   }
 
   #isForRun(message: RankMessage): boolean {
-    const forRun: readonly RankMessage['type'][] = ['announce', 'http', 'release', 'abort']
-    if (!forRun.includes(message.type) || !('run' in message)) return false
+    if (!FOR_RUN.includes(message.type) || !('run' in message)) return false
     return message.run === this.#run?.options.run
   }
 
@@ -146,11 +158,11 @@ class RankWorker implements RunHost {
     }
   }
 
-  #runToEnd(run: RankRun): void {
+  #runToEnd(run: RankRun | DirectRun): void {
     this.#endRun(() => run.loop())
   }
 
-  #endRun(end: (run: RankRun) => void): void {
+  #endRun(end: (run: RankRun | DirectRun) => void): void {
     const run = this.#run
     if (run === null) return
     try {
@@ -206,6 +218,13 @@ class RankWorker implements RunHost {
         return null
       case 'open':
         return this.#open(request.options)
+      case 'layout':
+        if (request.input !== null) this.#directPlans.keep(request.key, request.input)
+        return this.#directPlans.holds(request.key)
+      case 'open_direct':
+        return this.#openDirect(request.options)
+      case 'engine_map':
+        return this.#directPlans.map(request.engine)
       case 'release_left':
         return { left: this.#releaseLeft(request) }
     }
@@ -226,9 +245,17 @@ class RankWorker implements RunHost {
     return { bytesBefore: this.#run.bytesBefore, bytesAfter: this.#run.bytesInUse() }
   }
 
+  #openDirect(options: DirectOpenOptions): OpenAnswer {
+    if (this.#run !== null) throw new Error('a run is open')
+    if (!this.#directPlans.holds(options.layoutKey)) throw new Error('the layout is not held')
+    this.#run = new DirectRun(this, options, this.#directPlans)
+    return { bytesBefore: this.#run.bytesBefore, bytesAfter: this.#run.bytesInUse() }
+  }
+
   #close(): void {
     if (this.#run !== null) this.#endRun((run) => run.close())
     this.#quarantine.freeAll()
+    this.#directPlans.free(this.library)
     if (this.#sweeper !== null) clearInterval(this.#sweeper)
     this.context.close()
     this.library.signalDestroy(this.signal)

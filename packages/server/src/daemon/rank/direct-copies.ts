@@ -1,0 +1,150 @@
+import type { DirectCopy, DirectPlan } from '@ckpt/core'
+import type { Handle, Library } from '@ckpt/cuda'
+import { bufferAt } from './copies.ts'
+import type { EngineMemory } from './engine-memory.ts'
+import { BusyIntervals } from './intervals.ts'
+import type { SourceLayout } from './messages.ts'
+import type { CopyOrder } from './source-reads.ts'
+
+/** Groups of copies on their way at a time: enough for the device never to wait, few enough to stop soon. */
+const IN_FLIGHT_MAX = 4
+
+export interface DirectTarget {
+  readonly library: Library
+  readonly signal: Handle
+  readonly plan: DirectPlan
+  readonly layout: SourceLayout
+  /** Per owner: native handles of its source buffers. */
+  readonly buffers: readonly Uint32Array[]
+  /** Pinned memory of at least so many bytes, for this update alone. */
+  staging(bytes: number): Handle
+}
+
+/** Enqueues the copies of a direct update on one rank. Nothing here waits. */
+export class DirectCopies {
+  readonly h2d = new BusyIntervals()
+  readonly #target: DirectTarget
+  readonly #memory: EngineMemory
+  /** In the order in which they complete. */
+  readonly #inFlight: Handle[] = []
+  #enqueued = 0
+  #complete = 0
+
+  constructor(target: DirectTarget, memory: EngineMemory) {
+    this.#target = target
+    this.#memory = memory
+  }
+
+  get complete(): number {
+    return this.#complete
+  }
+
+  get done(): boolean {
+    return this.#complete === groupCount(this.#target.plan)
+  }
+
+  /** Enqueues what is readable, of {@link copyOrder}, as far as that is not too much at a time. */
+  enqueue(readable: number, nowMs: number): void {
+    const { groups, copies, staging } = this.#target.plan
+    while (
+      this.#inFlight.length < IN_FLIGHT_MAX &&
+      this.#enqueued < groupCount(this.#target.plan)
+    ) {
+      const first = groups[this.#enqueued] as number
+      const end = groups[this.#enqueued + 1]
+      if (end !== undefined) {
+        if (readable < end) return
+        for (let index = first; index < end; index++) this.#copy(copies[index] as DirectCopy)
+      } else {
+        if (readable < copyOrder(this.#target.plan, this.#target.layout).count) return
+        if (staging.bytes > 0) this.#copyGathered()
+      }
+      this.#record(nowMs)
+    }
+  }
+
+  #record(nowMs: number): void {
+    const { library, signal } = this.#target
+    const event = this.#memory.event()
+    library.eventRecord(event, this.#memory.stream)
+    library.eventNotify(event, signal)
+    this.#inFlight.push(event)
+    this.#enqueued++
+    this.h2d.begin(nowMs)
+  }
+
+  #copy(copy: DirectCopy): void {
+    const { library } = this.#target
+    const { owner, source, sourcePitch, destinationPitch, width, height } = copy
+    const bytes = (height - 1) * sourcePitch + width
+    const { buffer, offset } = this.#place(owner, source, bytes)
+    const memory = this.#memory.memory(copy.allocation)
+    const { stream } = this.#memory
+    if (height === 1) library.copyH2d(stream, memory, copy.destination, buffer, offset, width)
+    else {
+      const to = [memory, copy.destination, destinationPitch] as const
+      library.copyH2d2d(stream, ...to, buffer, offset, sourcePitch, width, height)
+    }
+  }
+
+  #place(owner: number, source: number, bytes: number): { buffer: Handle; offset: number } {
+    const { layout, buffers } = this.#target
+    const space = layout.sources[owner]
+    if (space === undefined) throw new Error(`there is no owner ${owner}`)
+    const index = bufferAt(space, source, bytes)
+    const buffer = buffers[owner]?.[index]
+    if (buffer === undefined) throw new Error(`owner ${owner} has no buffer ${index}`)
+    return { buffer, offset: source - (space.starts[index] as number) }
+  }
+
+  /** While the last groups are still on their way. */
+  #copyGathered(): void {
+    const { library, plan } = this.#target
+    const gathered = this.#target.staging(plan.staging.bytes)
+    const pieces = plan.staging.pieces.map((piece) => {
+      const { owner, source, sourcePitch, offset: dstOffset, width, height } = piece
+      const bytes = (height - 1) * sourcePitch + width
+      const { buffer, offset } = this.#place(owner, source, bytes)
+      const from = { srcBuffer: buffer, srcOffset: offset, srcPitch: sourcePitch }
+      return { ...from, dstOffset, dstPitch: width, width, height }
+    })
+    library.bufferGather(gathered, pieces)
+    for (const { offset, allocation, destination, bytes } of plan.staging.copies) {
+      const memory = this.#memory.memory(allocation)
+      library.copyH2d(this.#memory.stream, memory, destination, gathered, offset, bytes)
+    }
+  }
+
+  /** @throws NativeError what failed in a copy */
+  takeComplete(nowMs: number): void {
+    const { library } = this.#target
+    while (this.#inFlight.length > 0) {
+      const event = this.#inFlight[0] as Handle
+      if (!library.eventQuery(event)) return
+      this.#inFlight.shift()
+      this.#memory.reuse(event)
+      this.h2d.end(nowMs)
+      this.#complete++
+    }
+  }
+}
+
+/** Of copies, and what is gathered as one more. */
+export function groupCount({ groups }: DirectPlan): number {
+  return groups.length
+}
+
+/** The copies, and then what is gathered, for which all owners' bytes must be there. */
+export function copyOrder({ copies }: DirectPlan, { sources }: SourceLayout): CopyOrder {
+  return {
+    count: copies.length + sources.length,
+    source(part) {
+      const copy = copies[part]
+      if (copy === undefined) {
+        return { owner: part - copies.length, end: Number.POSITIVE_INFINITY }
+      }
+      const { owner, source, sourcePitch, width, height } = copy
+      return { owner, end: source + (height - 1) * sourcePitch + width }
+    },
+  }
+}

@@ -1,0 +1,105 @@
+import {
+  CkptError,
+  type DirectPlan,
+  decodePlacementMap,
+  type LookAnswer,
+  type NotDirect,
+  type PlacementMap,
+  planDirect,
+} from '@ckpt/core'
+import type { Handle, Library } from '@ckpt/cuda'
+import type { EngineMap, SourceLayout } from './messages.ts'
+
+/** Engines whose map a rank keeps: one of a large model has some ten megabytes. */
+const ENGINES_MAX = 4
+/** Layouts of checkpoints that a rank keeps, and plans of each engine. */
+const LAYOUTS_MAX = 4
+
+interface KnownEngine extends EngineMap {
+  readonly plans: Map<string, DirectPlan | NotDirect>
+}
+
+/** What a rank keeps for direct updates: the map that each engine has sent last, and what was planned from it. */
+export class DirectPlans {
+  readonly #engines = new Map<string, KnownEngine>()
+  readonly #layouts = new Map<string, SourceLayout>()
+  #staging: { readonly buffer: Handle; readonly bytes: number } | null = null
+
+  /** Null: this engine has sent none. */
+  map(engine: string): EngineMap | null {
+    const known = this.#engines.get(engine)
+    return known === undefined ? null : { digest: known.digest, map: known.map }
+  }
+
+  holds(layoutKey: string): boolean {
+    return this.#layouts.has(layoutKey)
+  }
+
+  keep(layoutKey: string, layout: SourceLayout): void {
+    putLast(this.#layouts, layoutKey, layout, LAYOUTS_MAX)
+  }
+
+  /** @throws CkptError `engine_protocol`: the map is none, or another one than the answer names */
+  take(engine: string, answer: LookAnswer): PlacementMap {
+    const known = this.#engines.get(engine)
+    if (answer.encodedMap.length > 0) {
+      const map = decodePlacementMap(answer.encodedMap)
+      const fresh = { digest: answer.map, map, plans: new Map() }
+      putLast(this.#engines, engine, fresh, ENGINES_MAX)
+    } else if (known?.digest !== answer.map) {
+      throw new CkptError('engine_protocol', 'the engine did not send its placement map')
+    }
+    const { map } = this.#engines.get(engine) as KnownEngine
+    if (map.allocationBytes.length !== answer.handles.length) {
+      const message = `the engine's placement map has ${map.allocationBytes.length} allocations, but ${answer.handles.length} handles came`
+      throw new CkptError('engine_protocol', message)
+    }
+    return map
+  }
+
+  /** For the map that the engine has sent last. */
+  plan(engine: string, layoutKey: string): DirectPlan | NotDirect {
+    const known = this.#engines.get(engine)
+    const layout = this.#layouts.get(layoutKey)
+    if (known === undefined || layout === undefined) throw new Error('no map, or no layout')
+    const plan = known.plans.get(layoutKey) ?? planDirect(known.map, layout.table, layout.sources)
+    putLast(known.plans, layoutKey, plan, LAYOUTS_MAX)
+    putLast(this.#layouts, layoutKey, layout, LAYOUTS_MAX)
+    return plan
+  }
+
+  layout(layoutKey: string): SourceLayout {
+    const layout = this.#layouts.get(layoutKey)
+    if (layout === undefined) throw new Error('the layout is not held')
+    return layout
+  }
+
+  /** Pinned memory in which small tensors are gathered; the same for every update that it is large enough for. */
+  staging(library: Library, bytes: number): Handle {
+    if (this.#staging === null || this.#staging.bytes < bytes) {
+      this.free(library)
+      this.#staging = { buffer: library.bufferAlloc(bytes, 0), bytes }
+    }
+    return this.#staging.buffer
+  }
+
+  /** A copy that could not be stopped may still read it: it stays as it is. */
+  abandonStaging(): void {
+    this.#staging = null
+  }
+
+  free(library: Library): void {
+    if (this.#staging !== null) library.bufferFree(this.#staging.buffer)
+    this.#staging = null
+  }
+}
+
+/** A Map keeps the order of insertion: the first is the one used longest ago. */
+function putLast<T>(kept: Map<string, T>, key: string, value: T, countMax: number): void {
+  kept.delete(key)
+  kept.set(key, value)
+  for (const oldest of kept.keys()) {
+    if (kept.size <= countMax) break
+    kept.delete(oldest)
+  }
+}

@@ -1,0 +1,368 @@
+import {
+  CkptError,
+  type DirectAction,
+  DirectConversation,
+  type DirectEvent,
+  type Failure,
+  type LookAnswer,
+} from '@ckpt/core'
+import { SIGNAL_ABORT, zmqPoll } from '@ckpt/cuda'
+import { clockMs } from '../clock.ts'
+import { copyOrder, DirectCopies, groupCount } from './direct-copies.ts'
+import type { DirectPlans } from './direct-plans.ts'
+import { EngineMemory } from './engine-memory.ts'
+import { EngineSocket } from './engine-socket.ts'
+import type { LeftConversation } from './keeper.ts'
+import {
+  type DirectOpenOptions,
+  PROGRESS_ACKED,
+  PROGRESS_LEFT,
+  PROGRESS_SENT,
+  type RankMessage,
+} from './messages.ts'
+import type { RunHost } from './run.ts'
+import { SourceReads } from './source-reads.ts'
+
+/** A wake-up that got lost costs no more than this. */
+const POLL_MS_MAX = 200
+/** See `run.ts`: while something moves, a rank does not sleep, or not for long. */
+const NAP_MS = 1
+const WARM_FOR_MS = 100
+/** For copies in flight, after everything else has ended. */
+const SETTLE_MS = 250
+/** Between the conversation's own deadline, which says what was waited for, and the end of the loop. */
+const LEAVE_MS_AT_DEADLINE = 1000
+const NOTHING = new Float64Array(0)
+
+/** One update of one rank straight into its engine's memory, without a ring. */
+export class DirectRun {
+  readonly options: DirectOpenOptions
+  readonly bytesBefore: number
+  readonly #host: RunHost
+  readonly #plans: DirectPlans
+  readonly #engine: EngineSocket
+  readonly #conversation: DirectConversation
+  readonly #progress: Int32Array
+  readonly #signalFd: number
+  #look: LookAnswer | null = null
+  #memory: EngineMemory | null = null
+  #copies: DirectCopies | null = null
+  #reads: SourceReads | null = null
+  #bytesPeak: number | null = null
+  #endMs: number
+  #movedMs = clockMs()
+  #woken = false
+  #transferred = false
+  #finished = false
+  #withdrawn = false
+  #failure: Failure | null = null
+  /** The main thread has told every rank to stop. */
+  #stopped = false
+  #closed = false
+  #answer: { readonly status: number } | null = null
+
+  /** Binds the address. */
+  constructor(host: RunHost, options: DirectOpenOptions, plans: DirectPlans) {
+    const { library, rank, signal } = host
+    this.#host = host
+    this.options = options
+    this.#plans = plans
+    this.#progress = new Int32Array(options.progress)
+    this.#signalFd = library.signalFd(signal)
+    this.#endMs = options.deadlineMs + LEAVE_MS_AT_DEADLINE
+    library.signalReset(signal)
+    this.bytesBefore = this.bytesInUse()
+    const totalMs = Math.max(1, options.deadlineMs - clockMs())
+    this.#conversation = new DirectConversation({
+      rank: rank.rank,
+      knownMap: plans.map(options.engine)?.digest ?? null,
+      // the loop's own end bounds it, see `#stop`
+      limits: { openMs: options.openMs, totalMs, leaveMs: totalMs + LEAVE_MS_AT_DEADLINE },
+      http: options.http,
+    })
+    this.#engine = new EngineSocket(host.context, options.address)
+  }
+
+  bytesInUse(): number {
+    const { freeBytes, totalBytes } = this.#host.library.deviceMemory(this.#host.rank.device)
+    return totalBytes - freeBytes
+  }
+
+  /** Runs until the engine's worker has left and its memory is closed or in quarantine. Blocks. */
+  loop(): void {
+    this.#turn(() => this.#step({ type: 'start', nowMs: clockMs() }))
+    while (!this.#done()) {
+      this.#turn(() => this.#work())
+      if (this.#done()) break
+      this.#turn(() => this.#wait())
+    }
+    this.close()
+  }
+
+  #done(): boolean {
+    if (clockMs() >= this.#endMs) return true
+    return this.#closed && (this.#stopped || this.#finished || this.#withdrawn)
+  }
+
+  /** What fails in a turn fails the update, never the Worker. */
+  #turn(work: () => void): void {
+    try {
+      work()
+    } catch (error) {
+      if (this.#failure !== null) {
+        // leaving failed too: do not try for ever
+        this.#endMs = Math.min(this.#endMs, clockMs() + LEAVE_MS_AT_DEADLINE)
+        this.#closed = true
+      }
+      this.#fail(CkptError.wrap(error).failure)
+    }
+  }
+
+  #work(): void {
+    this.#takeEngine()
+    this.#takeComplete()
+    // drained before anything is looked at: what arrives from here on wakes the next wait
+    this.#woken = false
+    const aborting = (this.#host.library.signalTake(this.#host.signal) & SIGNAL_ABORT) !== 0
+    this.#host.tend()
+    for (const message of this.#host.takeMessages()) this.handle(message)
+    if (!aborting) this.#copy()
+    const { deadlineMs } = this.#conversation
+    if (deadlineMs !== null && clockMs() >= deadlineMs) {
+      // what has come since the wait is in time
+      this.#takeEngine()
+      this.#step({ type: 'tick', nowMs: clockMs() })
+    }
+  }
+
+  #wait(): void {
+    const nowMs = clockMs()
+    const warm = nowMs < this.#movedMs + WARM_FOR_MS
+    const pollMs = this.#woken ? 0 : warm ? NAP_MS : (this.#host.tendMs ?? POLL_MS_MAX)
+    const { deadlineMs } = this.#conversation
+    const wanted = [this.#endMs, nowMs + pollMs, deadlineMs ?? this.#endMs]
+    const items: Parameters<typeof zmqPoll>[0][number][] = [{ fd: this.#signalFd }]
+    if (!this.#closed) {
+      items.push(...this.#engine.pollItems)
+      const { retryMs } = this.#engine
+      if (retryMs !== null) wanted.push(nowMs + retryMs)
+    }
+    const waitMs = Math.max(0, Math.ceil(Math.min(...wanted) - nowMs))
+    zmqPoll(items, waitMs, warm && this.#host.spins)
+  }
+
+  #takeEngine(): void {
+    if (this.#closed) return
+    this.#engine.flush()
+    for (let link = this.#engine.nextLink(); link !== null; link = this.#engine.nextLink()) {
+      // a reply that came before the worker closed belongs before the disconnect
+      if (link === 'disconnected') this.#takeReplies()
+      this.#step({ type: link, nowMs: clockMs() })
+    }
+    this.#takeReplies()
+  }
+
+  #takeReplies(): void {
+    for (let body = this.#engine.receive(); body !== null; body = this.#engine.receive()) {
+      this.#step({ type: 'reply', body, nowMs: clockMs() })
+    }
+  }
+
+  /** What the main thread says about this run. */
+  handle(message: RankMessage): void {
+    const nowMs = clockMs()
+    switch (message.type) {
+      case 'http': {
+        const { ok, status, message: words } = message
+        this.#answer = { status }
+        // a worker replies, and its engine answers, within microseconds
+        this.#takeEngine()
+        return this.#step({ type: 'http', ok, status, message: words, nowMs })
+      }
+      case 'announce':
+        return this.#step({ type: 'begin', nowMs })
+      case 'copy':
+        return this.#startCopies()
+      case 'leave':
+        this.#withdrawn = true
+        this.#endMs = Math.min(this.#endMs, nowMs + message.leaveMs)
+        return this.#step({ type: 'leave', reason: message.reason, nowMs })
+      case 'release':
+        return this.#release()
+      case 'abort':
+        return this.#stop(message.failure, message.leaveMs)
+      default:
+        throw new Error(`a direct run does not take ${message.type}`)
+    }
+  }
+
+  /** From here on the engine is torn until it has all. */
+  #startCopies(): void {
+    if (this.#failure !== null) return
+    const look = this.#look as LookAnswer
+    const { library, signal, rank } = this.#host
+    const { engine, layoutKey, buffers, readings } = this.options
+    const { map } = this.#plans.map(engine) ?? {}
+    const allocations = look.handles.map((handle, index) => {
+      return { handle, bytes: map?.allocationBytes[index] as number }
+    })
+    const plan = this.#plans.plan(engine, layoutKey)
+    if ('reason' in plan) throw new Error(plan.reason)
+    const layout = this.#plans.layout(layoutKey)
+    this.#memory = new EngineMemory(library, rank.device, allocations)
+    this.#reads = new SourceReads(library, signal, copyOrder(plan, layout), readings)
+    const staging = (bytes: number) => this.#plans.staging(library, bytes)
+    const target = { library, signal, plan, layout, buffers, staging }
+    this.#copies = new DirectCopies(target, this.#memory)
+    this.#step({ type: 'copying', nowMs: clockMs() })
+    Atomics.store(this.#progress, PROGRESS_SENT, 1)
+    this.#woken = true
+  }
+
+  #takeComplete(): void {
+    const copies = this.#copies
+    if (copies === null || this.#failure !== null || this.#transferred) return
+    const before = copies.complete
+    copies.takeComplete(clockMs())
+    if (copies.complete === before) return
+    this.#movedMs = clockMs()
+    Atomics.store(this.#progress, PROGRESS_ACKED, copies.complete)
+  }
+
+  #copy(): void {
+    const [copies, reads] = [this.#copies, this.#reads]
+    if (copies === null || reads === null || this.#failure !== null || this.#transferred) return
+    copies.enqueue(reads.take(), clockMs())
+    if (!copies.done) return
+    this.#transferred = true
+    this.#bytesPeak = this.bytesInUse()
+    this.#host.report(this.options.run, { type: 'transferred' })
+  }
+
+  /** Before the engine goes on, nothing of it is open here any more. */
+  #release(): void {
+    if (this.#failure !== null) return
+    this.#memory?.free()
+    this.#step({ type: 'end', nowMs: clockMs() })
+  }
+
+  /** Every rank's signal has its abort bit before any rank gets here. */
+  #stop(failure: Failure, leaveMs: number): void {
+    if (this.#stopped) return
+    this.#stopped = true
+    this.#endMs = Math.min(this.#endMs, clockMs() + leaveMs)
+    const told = this.#failure !== null
+    this.#failure ??= failure
+    if (!told) this.#step({ type: 'abort', failure, nowMs: clockMs() })
+  }
+
+  #step(event: DirectEvent): void {
+    if (this.#closed) return
+    for (const action of this.#conversation.step(event)) this.#act(action)
+    if (this.#conversation.hasLeft) Atomics.store(this.#progress, PROGRESS_LEFT, 1)
+  }
+
+  #act(action: DirectAction): void {
+    const { run } = this.options
+    switch (action.type) {
+      case 'send':
+        return this.#engine.send(action.body)
+      case 'looked':
+        return this.#looked(action.answer)
+      case 'begun':
+        return this.#host.report(run, { type: 'begun' })
+      case 'refused':
+        return this.#host.report(run, { type: 'not_direct', reason: action.reason })
+      case 'finished':
+        this.#finished = true
+        return this.#host.report(run, { type: 'finished', dialect: null })
+      case 'failed':
+        return this.#noteFailure(action.failure)
+      case 'close':
+        this.#closed = true
+    }
+  }
+
+  #looked(answer: LookAnswer): void {
+    const { run, engine, layoutKey } = this.options
+    this.#host.openedAnew(engine)
+    this.#look = answer
+    this.#plans.take(engine, answer)
+    const plan = this.#plans.plan(engine, layoutKey)
+    if ('reason' in plan) {
+      return this.#host.report(run, { type: 'not_direct', reason: plan.reason })
+    }
+    const { bytes } = plan
+    this.#host.report(run, { type: 'looked', groups: groupCount(plan), bytes })
+  }
+
+  /** Something of this rank failed: its engine must be told. */
+  #fail(failure: Failure): void {
+    if (this.#failure !== null) return
+    const phase = this.#conversation.updatePhase
+    const whole = { rank: this.#host.rank.rank, phase, ...failure }
+    this.#noteFailure(whole)
+    try {
+      this.#step({ type: 'abort', failure: whole, nowMs: clockMs() })
+    } catch {
+      // it cannot even be told
+      this.#closed = true
+    }
+  }
+
+  #noteFailure(failure: Failure): void {
+    if (this.#failure !== null) return
+    this.#failure = { rank: this.#host.rank.rank, ...failure }
+    const connected = this.#conversation.everConnected
+    this.#host.report(this.options.run, { type: 'failed', failure: this.#failure, connected })
+  }
+
+  /** Whether no copy writes the engine's memory any more. Blocks shortly. */
+  settle(): boolean {
+    return this.#memory?.settle(SETTLE_MS) ?? true
+  }
+
+  /** What is left of a conversation whose worker may still connect, or has not left. */
+  #leftConversation(): LeftConversation | null {
+    if (this.#finished) return null
+    const { http, engine } = this.options
+    const { everConnected, worker } = this.#conversation
+    const gone = everConnected && !worker.connected && (this.#answer !== null || !http)
+    if (gone) return null
+    const answer = this.#answer
+    // nothing of ours is read by it
+    const { connected } = worker
+    const left = { dialect: null, everConnected, connected, owes: false }
+    return { socket: this.#engine, engine, http, answer, ...left }
+  }
+
+  /** Closes everything, or leaves it in quarantine. Also ends a run that has not begun. Blocks shortly. */
+  close(): void {
+    const { library, signal } = this.#host
+    const { run } = this.options
+    const nowMs = clockMs()
+    const settled = this.settle()
+    if (!settled) this.#plans.abandonStaging()
+    const conversation = this.#leftConversation()
+    if (conversation === null) this.#engine.close()
+    if (!settled || conversation !== null) {
+      const ring = settled ? null : this.#memory
+      this.#host.quarantine({ run, ring, read: false, settled, conversation })
+    }
+    if (settled) this.#memory?.free()
+    library.signalReset(signal)
+    this.#host.report(run, {
+      type: 'closed',
+      quarantinedBytes: 0,
+      settled,
+      bytesPeak: this.#bytesPeak,
+      bytesAfter: this.bytesInUse(),
+      stages: {
+        h2d: this.#copies?.h2d.take(nowMs) ?? NOTHING,
+        broadcast: NOTHING,
+        reload: NOTHING,
+      },
+      turnaroundsMs: NOTHING,
+    })
+  }
+}
