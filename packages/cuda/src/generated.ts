@@ -1,6 +1,6 @@
 // Made from native/include/ckpt.h by scripts/generate-ffi.ts. Do not edit.
 
-export const ABI_VERSION = 2
+export const ABI_VERSION = 3
 export const HANDLE_BYTES = 64
 
 // ckpt_status
@@ -111,6 +111,20 @@ export const STRUCTS = {
       bytes: { type: 'uint64_t', offset: 16 },
     },
   },
+  gatherPiece: {
+    name: 'ckpt_gather_piece',
+    bytes: 56,
+    fields: {
+      srcBuffer: { type: 'uint32_t', offset: 0 },
+      reserved: { type: 'uint32_t', offset: 4 },
+      srcOffset: { type: 'uint64_t', offset: 8 },
+      dstOffset: { type: 'uint64_t', offset: 16 },
+      srcPitch: { type: 'uint64_t', offset: 24 },
+      dstPitch: { type: 'uint64_t', offset: 32 },
+      width: { type: 'uint64_t', offset: 40 },
+      height: { type: 'uint64_t', offset: 48 },
+    },
+  },
 } as const
 
 /** Symbol table for `dlopen`. */
@@ -146,6 +160,7 @@ export const SYMBOLS = {
   ckpt_buffer_sha256: { args: ['u32', 'u64', 'u64', 'buffer'], returns: 'i32' },
   ckpt_buffer_bytes: { args: ['u32', 'buffer'], returns: 'i32' },
   ckpt_buffer_path: { args: ['u32', 'buffer', 'u32'], returns: 'i32' },
+  ckpt_buffer_gather: { args: ['u32', 'buffer', 'u32'], returns: 'i32' },
   ckpt_file_open: { args: ['buffer', 'buffer'], returns: 'i32' },
   ckpt_file_close: { args: ['u32'], returns: 'i32' },
   ckpt_file_describe: { args: ['u32', 'buffer'], returns: 'i32' },

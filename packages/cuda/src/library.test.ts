@@ -11,7 +11,7 @@ import { openLibrary } from './library.ts'
 import { NativeError } from './native-error.ts'
 import { numaNodeCount } from './numa.ts'
 import { openSymbols } from './symbols.ts'
-import type { Library } from './types.ts'
+import type { GatherPiece, Library } from './types.ts'
 import { zmqPoll } from './zmq.ts'
 
 const WAIT_MS = 20_000
@@ -180,6 +180,158 @@ test('rows of a buffer: they land where they should and nowhere else', () => {
   library.streamDestroy(stream)
   library.memoryFree(memory)
   library.bufferFree(buffer)
+})
+
+/** What a gather of these pieces makes of `before`; `contents`: of each source, by its handle. */
+function gathered(
+  before: Uint8Array,
+  contents: ReadonlyMap<number, Uint8Array>,
+  pieces: readonly GatherPiece[],
+): Uint8Array {
+  const bytes = before.slice()
+  for (const piece of pieces) {
+    const content = contents.get(piece.srcBuffer)!
+    for (let row = 0; row < piece.height; row++) {
+      const at = piece.srcOffset + row * piece.srcPitch
+      bytes.set(content.subarray(at, at + piece.width), piece.dstOffset + row * piece.dstPitch)
+    }
+  }
+  return bytes
+}
+
+test('a gather: contiguous and pitched pieces of buffers and a mapped file, also over each other', () => {
+  const [first, second, inFile] = [pattern(MIB, 7), pattern(5000, 3), pattern(MIB, 11)]
+  const before = pattern(MIB, 13)
+  const file = library.fileOpen(fileWith('gathered.bin', inFile))
+  library.fileLease(file, 0)
+  const [a, b, mapped] = [bufferWith(first), bufferWith(second), library.bufferMap(file)]
+  const contents = new Map([
+    [a, first],
+    [b, second],
+    [mapped, inFile],
+  ])
+  const dst = bufferWith(before)
+  const one = { srcPitch: 0, dstPitch: 0, height: 1 }
+  const pieces: GatherPiece[] = [
+    { ...one, srcBuffer: a, srcOffset: 17, dstOffset: 3, width: 384 },
+    { ...one, srcBuffer: b, srcOffset: 4999, dstOffset: MIB - 1, width: 1 },
+    {
+      srcBuffer: a,
+      srcOffset: 30,
+      srcPitch: 1536,
+      dstOffset: 1000,
+      dstPitch: 192,
+      width: 192,
+      height: 600,
+    },
+    {
+      srcBuffer: mapped,
+      srcOffset: 1,
+      srcPitch: 300,
+      dstOffset: 200_000,
+      dstPitch: 700,
+      width: 299,
+      height: 900,
+    },
+    {
+      srcBuffer: b,
+      srcOffset: 0,
+      srcPitch: 50,
+      dstOffset: 900_000,
+      dstPitch: 50,
+      width: 50,
+      height: 100,
+    },
+    { ...one, srcBuffer: mapped, srcOffset: 9, dstOffset: 900_100, width: 1000 },
+    { ...one, srcBuffer: a, srcOffset: 0, dstOffset: 900_500, width: 7 },
+    { ...one, srcBuffer: a, srcOffset: MIB, dstOffset: MIB, width: 0 },
+    { ...one, srcBuffer: a, srcOffset: MIB, dstOffset: MIB, width: 8, height: 0 },
+  ]
+  library.bufferGather(dst, pieces)
+  const expected = sha256(gathered(before, contents, pieces))
+  expect(hex(library.bufferSha256(dst, 0, MIB))).toBe(expected)
+  library.bufferGather(dst, [])
+  expect(hex(library.bufferSha256(dst, 0, MIB))).toBe(expected)
+  for (const buffer of [a, b, mapped, dst]) library.bufferFree(buffer)
+  library.fileClose(file)
+})
+
+test('a gather of a wrong piece says which one it is, and writes nothing', () => {
+  const content = pattern(10_000, 7)
+  const [src, dst, stale] = [bufferWith(content), bufferWith(content), bufferWith(content)]
+  library.bufferFree(stale)
+  const file = library.fileOpen(fileWith('read-only.bin', content))
+  library.fileLease(file, 0)
+  const mapped = library.bufferMap(file)
+  const good = {
+    srcBuffer: src,
+    srcOffset: 0,
+    srcPitch: 20,
+    dstOffset: 500,
+    dstPitch: 30,
+    width: 20,
+    height: 9,
+  }
+  const refuses = (change: Partial<GatherPiece>, status: number, to = dst) => {
+    const error = failure(() => library.bufferGather(to, [good, { ...good, ...change }, good]))
+    expect([error.code, error.symbol]).toEqual(['internal', 'ckpt_buffer_gather'])
+    expect([change, error.nativeStatus]).toEqual([change, status])
+    return error.message
+  }
+  const wrong: Partial<GatherPiece>[] = [
+    { srcOffset: 10_000 - 9 * 20 + 1 },
+    { dstOffset: 10_000 - 8 * 30 - 19 },
+    { srcPitch: 19 },
+    { dstPitch: 19 },
+    { width: 21 },
+    { height: 501 },
+    { height: 2 ** 53 - 1, srcPitch: 2 ** 53 - 1, dstPitch: 2 ** 53 - 1 },
+    { srcOffset: 2 ** 53 - 1 },
+    { srcOffset: 10_001, height: 0 },
+    { srcBuffer: dst },
+  ]
+  for (const change of wrong) expect(refuses(change, 2)).toStartWith('piece 1: ')
+  for (const srcBuffer of [stale, 0, file])
+    expect(refuses({ srcBuffer }, 3)).toStartWith('piece 1: ')
+  refuses({}, 2, mapped)
+  refuses({}, 3, stale)
+  for (const number of [-1, 1.5, Number.NaN, 2 ** 53]) {
+    for (const field of Object.keys(good)) {
+      const piece = { ...good, [field]: number }
+      expect(() => library.bufferGather(dst, [good, piece])).toThrow(RangeError)
+    }
+  }
+  expect(() => library.bufferGather(dst, [{ ...good, srcBuffer: src + 2 ** 32 }])).toThrow(
+    RangeError,
+  )
+  expect(() => library.bufferGather(2 ** 32, [good])).toThrow(RangeError)
+  expect(hex(library.bufferSha256(dst, 0, content.length))).toBe(sha256(content))
+  for (const buffer of [src, dst, mapped]) library.bufferFree(buffer)
+  library.fileClose(file)
+})
+
+test('a gather out of a mapped file that has changed is file_changed', () => {
+  const path = fileWith('gathered-late.bin', pattern(1000, 7))
+  const file = library.fileOpen(path)
+  const signal = library.signalCreate()
+  library.fileLease(file, signal)
+  const [mapped, dst] = [library.bufferMap(file), bufferWith(pattern(1000, 3))]
+  truncateSync(path, 10)
+  library.signalWait(signal, WAIT_MS)
+  const piece = {
+    srcBuffer: mapped,
+    srcOffset: 0,
+    srcPitch: 0,
+    dstOffset: 0,
+    dstPitch: 0,
+    width: 5,
+    height: 1,
+  }
+  expect(failure(() => library.bufferGather(dst, [piece])).code).toBe('file_changed')
+  expect(hex(library.bufferSha256(dst, 0, 1000))).toBe(sha256(pattern(1000, 3)))
+  for (const buffer of [mapped, dst]) library.bufferFree(buffer)
+  library.signalDestroy(signal)
+  library.fileClose(file)
 })
 
 test('signals: bits are sticky, the fd wakes a poll, the abort bit ends a wait', () => {

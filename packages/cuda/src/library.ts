@@ -5,6 +5,7 @@ import {
   cString,
   cText,
   encodeCopyPieces,
+  encodeGatherPieces,
   encodeReadPieces,
   safeNumber,
   StructView,
@@ -256,6 +257,10 @@ class FfiLibrary implements types.Library {
 
   bufferPath(buffer: Handle): string {
     return this.#textOf('ckpt_buffer_path', buffer)
+  }
+
+  bufferGather(dst: Handle, pieces: readonly types.GatherPiece[]): void {
+    this.#guard('ckpt_buffer_gather', dst, encodeGatherPieces(pieces), pieces.length)
   }
 
   fileOpen(path: string): Handle {

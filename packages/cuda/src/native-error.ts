@@ -28,7 +28,7 @@ const CODES: Readonly<Record<number, ErrorCode>> = {
 /** Functions whose memory is the host's; of the others it is the device's. */
 const HOST_MEMORY = /^ckpt_(buffer|file|read|refcounter)_/
 /** Functions whose I/O is on the user's files; of the others it is on shared memory. */
-const USER_FILES = /^ckpt_(file|read)_|^ckpt_buffer_map$/
+const USER_FILES = /^ckpt_(file|read)_|^ckpt_buffer_(map|gather)$/
 
 function errorCode(symbol: string, status: number, text: string): ErrorCode {
   if (status === abi.STATUS_ERR_MEMORY) {

@@ -1,5 +1,5 @@
 import { STRUCTS } from './generated.ts'
-import type { CopyPiece, ReadPiece } from './types.ts'
+import type { CopyPiece, GatherPiece, ReadPiece } from './types.ts'
 
 type Structs = typeof STRUCTS
 
@@ -80,6 +80,13 @@ function putU64(words: Uint32Array, index: number, value: number): void {
   words[index + 1] = Math.floor(value / TWO_32)
 }
 
+function putU32(words: Uint32Array, index: number, value: number): void {
+  if (!Number.isSafeInteger(value) || value < 0 || value >= TWO_32) {
+    throw new RangeError(`${value} is not an unsigned integer of 32 bits`)
+  }
+  words[index] = value
+}
+
 /** `ckpt_read_piece[]`; at least one element long, because an empty typed array has no address. */
 export function encodeReadPieces(pieces: readonly ReadPiece[]): Uint8Array {
   const { bytes, fields } = STRUCTS.readPiece
@@ -105,6 +112,24 @@ export function encodeCopyPieces(pieces: readonly CopyPiece[]): Uint8Array {
     putU64(words, base + fields.dstOffset.offset / 4, piece.dstOffset)
     putU64(words, base + fields.srcOffset.offset / 4, piece.srcOffset)
     putU64(words, base + fields.bytes.offset / 4, piece.bytes)
+    base += bytes / 4
+  }
+  return new Uint8Array(words.buffer)
+}
+
+/** `ckpt_gather_piece[]`; at least one element long. */
+export function encodeGatherPieces(pieces: readonly GatherPiece[]): Uint8Array {
+  const { bytes, fields } = STRUCTS.gatherPiece
+  const words = new Uint32Array(new ArrayBuffer(bytes * Math.max(1, pieces.length)))
+  let base = 0
+  for (const piece of pieces) {
+    putU32(words, base + fields.srcBuffer.offset / 4, piece.srcBuffer)
+    putU64(words, base + fields.srcOffset.offset / 4, piece.srcOffset)
+    putU64(words, base + fields.dstOffset.offset / 4, piece.dstOffset)
+    putU64(words, base + fields.srcPitch.offset / 4, piece.srcPitch)
+    putU64(words, base + fields.dstPitch.offset / 4, piece.dstPitch)
+    putU64(words, base + fields.width.offset / 4, piece.width)
+    putU64(words, base + fields.height.offset / 4, piece.height)
     base += bytes / 4
   }
   return new Uint8Array(words.buffer)

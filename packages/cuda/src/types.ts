@@ -79,6 +79,20 @@ export interface CopyPiece {
 }
 
 /**
+ * One piece of a gather: `height` rows of `width` bytes, row r from `srcOffset + r * srcPitch` to `dstOffset + r * dstPitch`. All in
+ * bytes but the height; where that is 1 or 0 the pitches are not looked at.
+ */
+export interface GatherPiece {
+  readonly srcBuffer: Handle
+  readonly srcOffset: number
+  readonly srcPitch: number
+  readonly dstOffset: number
+  readonly dstPitch: number
+  readonly width: number
+  readonly height: number
+}
+
+/**
  * The native library: one method per function of `ckpt.h`, where each is described. Every method throws a `NativeError`
  * when the function fails; arguments out of range are asserted before the call. Methods that wait take a timeout and a
  * signal (0: none) whose abort bit ends the wait from another thread; they block the calling thread.
@@ -132,6 +146,13 @@ export interface Library {
   bufferBytes(buffer: Handle): number
   /** The `/dev/shm/...` path of a shared buffer. */
   bufferPath(buffer: Handle): string
+  /**
+   * Copies small pieces of host memory into one buffer, in order, so that one copy takes them to a device. Blocks. Sources may be
+   * mapped files; `dst` may be neither one nor a source. Throws `internal` where a piece lies outside or a pitch is less than the
+   * width, with its index in the text, and `file_changed` where a mapped file's lease was broken; then, unless a lease breaks
+   * while it copies, nothing was written.
+   */
+  bufferGather(dst: Handle, pieces: readonly GatherPiece[]): void
 
   fileOpen(path: string): Handle
   fileClose(file: Handle): void

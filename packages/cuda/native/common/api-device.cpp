@@ -7,6 +7,7 @@
 #include "backend.h"
 #include "buffer.h"
 #include "init.h"
+#include "rows.h"
 #include "signals.h"
 
 using namespace ckpt;
@@ -20,15 +21,6 @@ void require_device(uint32_t device) {
   require_initialized();
   const uint32_t count = backend::device_count();
   if (device >= count) fail(CKPT_ERR_INVALID, "device %u: there are %u", device, count);
-}
-
-// From the first byte of the first row to the last one of the last row; UINT64_MAX, which is
-// outside of everything, where that is no number of 64 bits.
-uint64_t rows_bytes(uint64_t pitch, uint64_t width, uint64_t height) {
-  if (width == 0 || height == 0) return 0;
-  uint64_t bytes = 0;
-  if (__builtin_mul_overflow(height - 1, pitch, &bytes)) return UINT64_MAX;
-  return __builtin_add_overflow(bytes, width, &bytes) ? UINT64_MAX : bytes;
 }
 
 void copy_rows(uint32_t stream, uint32_t memory, uint32_t buffer, const CopyRows& rows) {

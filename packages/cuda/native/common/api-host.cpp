@@ -3,6 +3,7 @@
 
 #include "buffer.h"
 #include "file.h"
+#include "gather.h"
 #include "init.h"
 #include "read.h"
 #include "refcounter.h"
@@ -14,6 +15,7 @@ namespace {
 constexpr uint64_t kFileReadBytesMax = 128ull << 20;
 constexpr uint32_t kReadThreadsMax = 64;
 constexpr uint32_t kReadPiecesMax = 1u << 24;
+constexpr uint32_t kGatherPiecesMax = 1u << 20;
 
 Read::Piece resolve(const ckpt_read_piece& piece) {
   Read::Piece resolved{find_object<File>(piece.file), find_object<Buffer>(piece.buffer),
@@ -76,6 +78,14 @@ int32_t ckpt_buffer_bytes(uint32_t buffer, uint64_t* bytes_p) {
 int32_t ckpt_buffer_path(uint32_t buffer, char* text, uint32_t text_bytes) {
   return guard(
       [&] { copy_text(find_object<Buffer>(buffer)->shared_path().c_str(), text, text_bytes); });
+}
+
+int32_t ckpt_buffer_gather(uint32_t dst_buffer, const ckpt_gather_piece* pieces, uint32_t count) {
+  return guard([&] {
+    if (count > kGatherPiecesMax) fail(CKPT_ERR_INVALID, "more than %u pieces", kGatherPiecesMax);
+    if (count > 0) require(pieces, "pieces");
+    gather(dst_buffer, pieces, count);
+  });
 }
 
 int32_t ckpt_file_open(const char* path, uint32_t* file_p) {

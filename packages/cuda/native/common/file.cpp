@@ -241,17 +241,36 @@ std::unique_ptr<File::Reader> File::enter() {
 }
 
 void File::read_leased(uint64_t offset, uint64_t bytes, void* to) {
+  LeasedReads reads(shared_from_this());
+  reads.read(offset, bytes, to);
+  reads.end();
+}
+
+void File::LeasedReads::read(uint64_t offset, uint64_t bytes, void* to) {
   for (uint64_t done = 0; done < bytes;) {
-    const uint64_t count = std::min(kChunkBytes, bytes - done);
-    const auto reader = enter();
-    if (reader == nullptr) fail_changed("its lease is broken");
-    if (read_some(offset + done, count, static_cast<uint8_t*>(to) + done) < count)
-      fail_changed("it is shorter");
-    // Broken meanwhile: the kernel takes the lease from a process that was stopped for longer than
-    // lease-break-time.
-    require_lease();
+    if (bytes_left_ == 0) renew();
+    const uint64_t count = std::min(bytes_left_, bytes - done);
+    if (file_->read_some(offset + done, count, static_cast<uint8_t*>(to) + done) < count)
+      file_->fail_changed("it is shorter");
+    bytes_left_ -= count;
     done += count;
   }
+}
+
+void File::LeasedReads::renew() {
+  end();
+  reader_ = file_->enter();
+  if (reader_ == nullptr) file_->fail_changed("its lease is broken");
+  bytes_left_ = kChunkBytes;
+}
+
+void File::LeasedReads::end() {
+  if (reader_ == nullptr) return;
+  // Broken meanwhile: the kernel takes the lease from a process that was stopped for longer than
+  // lease-break-time.
+  file_->require_lease();
+  reader_ = nullptr;
+  bytes_left_ = 0;
 }
 
 void File::leave() {

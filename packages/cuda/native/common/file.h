@@ -91,6 +91,21 @@ class File : public Object, public std::enable_shared_from_this<File> {
     bool inside_;
   };
   std::unique_ptr<Reader> enter();
+  // Many reads like read_leased's: they pass the gate and look at the lease once for each chunk of
+  // bytes, because for a few bytes that costs more than to read them.
+  class LeasedReads {
+   public:
+    explicit LeasedReads(std::shared_ptr<File> file) : file_(std::move(file)) {}
+    void read(uint64_t offset, uint64_t bytes, void* to);
+    // CKPT_ERR_CHANGED: what was read last may not be the file's content.
+    void end();
+
+   private:
+    void renew();
+    std::shared_ptr<File> file_;
+    std::unique_ptr<Reader> reader_;
+    uint64_t bytes_left_ = 0;  // of the chunk
+  };
 
  private:
   friend class LeaseWatch;

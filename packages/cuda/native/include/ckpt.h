@@ -16,7 +16,7 @@
 
 #include <stdint.h>
 
-#define CKPT_ABI_VERSION 2
+#define CKPT_ABI_VERSION 3
 #define CKPT_HANDLE_BYTES 64
 #define CKPT_API __attribute__((visibility("default")))
 
@@ -117,6 +117,18 @@ typedef struct ckpt_copy_piece {
   uint64_t bytes;
 } ckpt_copy_piece;
 
+/* One piece of a gather: rows of a buffer into rows of another. All in bytes but the height. */
+typedef struct ckpt_gather_piece {
+  uint32_t src_buffer;
+  uint32_t reserved;    /* 0 */
+  uint64_t src_offset;
+  uint64_t dst_offset;
+  uint64_t src_pitch;   /* from a row to the next; not looked at where there is one row or none */
+  uint64_t dst_pitch;
+  uint64_t width;
+  uint64_t height;
+} ckpt_gather_piece;
+
 /* --- library --- */
 CKPT_API uint32_t ckpt_abi_version(void);
 /* Size of the struct with this name ("ckpt_config"), 0 when unknown: checked at load. */
@@ -178,6 +190,12 @@ CKPT_API int32_t ckpt_buffer_sha256(uint32_t buffer, uint64_t offset, uint64_t b
 CKPT_API int32_t ckpt_buffer_bytes(uint32_t buffer, uint64_t* bytes_p);
 /* The shared-memory path ("/dev/shm/...") of a CKPT_BUFFER_SHARED buffer. */
 CKPT_API int32_t ckpt_buffer_path(uint32_t buffer, char* text, uint32_t text_bytes);
+/* Brings small pieces together, so that one copy takes them to a device: row r of a piece goes from src_offset + r * src_pitch to
+ * dst_offset + r * dst_pitch. The calling thread copies, in order, so that a later piece may overwrite an earlier one. A source
+ * may be a file's mapping (CKPT_ERR_CHANGED when its lease is broken), the destination may not, nor be a source. Every piece is
+ * checked before the first byte is written: CKPT_ERR_INVALID for a range outside or a pitch below the width, with the piece's
+ * index in the text. A range ends with the last row, not with its pitch; where width or height is 0 it is empty. */
+CKPT_API int32_t ckpt_buffer_gather(uint32_t dst_buffer, const ckpt_gather_piece* pieces, uint32_t count);
 
 /* --- files --- */
 CKPT_API int32_t ckpt_file_open(const char* path, uint32_t* file_p);
