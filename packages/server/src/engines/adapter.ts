@@ -33,6 +33,8 @@ export interface UpdateVerdict {
   readonly structured: boolean
   /** Null: nothing was said of it. */
   readonly reload: ReloadCounts | null
+  /** Why the next update cannot go straight into the engine's memory; null: it may be tried; absent: nothing was said of it. */
+  readonly notDirect?: string | null
 }
 
 /** One kind of inference server; wire facts in `docs/engines.md`. Every call ends when its signal does. */

@@ -30,7 +30,14 @@ export const vllm: EngineAdapter = {
     const failed = results?.filter((one) => !one.ok) ?? []
     const message = engineWords(failed, '') || 'a worker of the engine failed'
     const reload = reloadOf(results ?? [])
-    return { ok: failed.length === 0, message, structured: results !== null, reload }
+    const notDirect = notDirectOf(results ?? [])
+    return {
+      ok: failed.length === 0,
+      message,
+      structured: results !== null,
+      reload,
+      ...(notDirect === undefined ? {} : { notDirect }),
+    }
   },
 
   async pause(client, mode: PauseMode, signal, beforePost): Promise<boolean> {
@@ -78,6 +85,7 @@ interface WorkerResult {
   readonly replayed?: unknown
   readonly ordinary?: unknown
   readonly reasons?: unknown
+  readonly not_direct?: unknown
 }
 
 /** Null unless every result has our extension's form; checkpoint-engine's returns None. */
@@ -105,6 +113,14 @@ function reloadOf(results: readonly WorkerResult[]): ReloadCounts | null {
     }
   }
   return { ...counts, reasons: Object.fromEntries(reasons) }
+}
+
+/** What the first worker says that has something against it. */
+function notDirectOf(results: readonly WorkerResult[]): string | null | undefined {
+  const words = results.map((result) => result.not_direct)
+  const against = words.find((one) => typeof one === 'string')
+  if (against !== undefined) return against.slice(0, REASON_MAX)
+  return words.length > 0 && words.every((one) => one === null) ? null : undefined
 }
 
 function isCount(value: unknown): value is number {

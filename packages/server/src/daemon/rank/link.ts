@@ -156,6 +156,14 @@ export class RankLink {
     this.#post({ type: 'announce', run }, SIGNAL_USER)
   }
 
+  copy(run: number): void {
+    this.#post({ type: 'copy', run }, SIGNAL_USER)
+  }
+
+  leave(run: number, reason: string, leaveMs: number): void {
+    this.#post({ type: 'leave', run, reason, leaveMs }, SIGNAL_USER)
+  }
+
   release(run: number): void {
     this.#post({ type: 'release', run }, SIGNAL_USER)
   }

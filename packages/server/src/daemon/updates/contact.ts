@@ -10,6 +10,8 @@ import type { EngineSpec, UpdateSpec } from './spec.ts'
 
 const LOOK_MS = 5000
 const LOOK_AGAIN_MS = 200
+/** Of our own worker extension. */
+const DIRECT_METHOD = 'ckpt_direct'
 
 export interface HttpResult extends UpdateVerdict {
   /** 0: there was no answer. */
@@ -239,11 +241,14 @@ export class EngineContact {
     update: UpdateSpec,
     timeoutSeconds: number,
     closing: AbortSignal,
+    direct = false,
   ): Promise<HttpResult> {
     const adapter = this.#knownAdapter()
-    const { method, weightVersion } = update
+    const { weightVersion } = update
+    const method = direct ? DIRECT_METHOD : update.method
     const body = adapter.updateBody({ map, method, weightVersion, timeoutSeconds })
     this.#posted = true
+    this.#result = null
     const request = new EngineRequest(this.#client.address, timeoutSeconds * 1000)
     this.#record.request = request
     const signal = AbortSignal.any([closing, request.signal])
@@ -251,13 +256,14 @@ export class EngineContact {
       .postUpdate(adapter.updatePath, body, signal)
       .then(
         (reply) => ({ ...adapter.judge(reply), status: reply.status }),
-        (error) => {
+        (error): HttpResult => {
           const { message } = CkptError.wrap(error)
           return { ok: false, status: 0, message, structured: false, reload: null }
         },
       )
       .then((result) => {
         this.#result = result
+        if (result.notDirect !== undefined) this.#record.notDirect = result.notDirect
         request.answered()
         if (this.#record.request === request) this.#record.request = null
         return result

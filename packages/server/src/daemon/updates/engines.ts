@@ -27,6 +27,8 @@ export interface EngineRecord {
   paused: boolean
   /** Its answers to RPCs are out of step until it is started again; `listener` tells this start from later ones. */
   restart: { readonly listener: string | null } | null
+  /** Why its next update cannot go straight into its memory; null: it may be tried; undefined: it has said nothing of it. */
+  notDirect: string | null | undefined
   /** The update request that it has not answered yet. */
   request: EngineRequest | null
   /** Writes the marks of all engines. */
@@ -61,6 +63,7 @@ export class EngineBook {
       pausedByUs: false,
       paused: false,
       restart: null,
+      notDirect: undefined,
       request: null,
       save: () => this.save(),
     }

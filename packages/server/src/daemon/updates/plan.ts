@@ -15,6 +15,7 @@ import type { UpdateSpec } from './spec.ts'
 /** Layouts whose decision is kept. */
 const KEPT_MAX = 64
 
+type RingOrAuto = Exclude<UpdateSpec['mode'], 'direct'>
 type FreeBytes = readonly { readonly rank: number; readonly bytes: number }[]
 
 type Decided = Exclude<ModeDecision, { mode: 'refuse' }>
@@ -54,7 +55,9 @@ export class Planner {
     spec: UpdateSpec,
     links: readonly RankLink[],
   ): Promise<PlannedUpdate> {
-    const anyEngines = layoutOf(version, spec.ranks, spec.mode)
+    const { mode } = spec
+    if (mode === 'direct') throw new Error('a direct update has no ring')
+    const anyEngines = layoutOf(version, spec.ranks, mode)
     const engines = spec.engines.map((engine) => [engine.key, engine.ranks])
     const layout = JSON.stringify([anyEngines, engines])
     const before = this.#kept.get(layout)?.decided
@@ -68,7 +71,7 @@ export class Planner {
     }
     const keys = spec.engines.map((engine) => engine.key)
     const rates = this.#rates.ratesOf(ranksOf(links), keys)
-    const decided = this.#decide(version, spec, freeBytes, rates)
+    const decided = this.#decide(version, mode, freeBytes, rates)
     this.#keep(layout, { decided, anyEngines })
     return planned(version, spec.ranks, decided, decided.reason, links)
   }
@@ -91,15 +94,15 @@ export class Planner {
     await planOn(links, { type: 'prepare', key, input })
   }
 
-  #decide(version: HeldVersion, spec: UpdateSpec, freeBytes: FreeBytes, rates: CostRates): Decided {
-    const decision = this.#decideMode(version, spec.mode, freeBytes, rates)
+  #decide(version: HeldVersion, mode: RingOrAuto, freeBytes: FreeBytes, rates: CostRates): Decided {
+    const decision = this.#decideMode(version, mode, freeBytes, rates)
     if (decision.mode === 'refuse') throw CkptError.from({ phase: 'plan', ...decision.failure })
     return decision
   }
 
   #decideMode(
     { table, bytes }: HeldVersion,
-    mode: UpdateSpec['mode'],
+    mode: RingOrAuto,
     freeBytes: FreeBytes,
     rates: CostRates,
   ): ModeDecision {
@@ -129,6 +132,20 @@ export class Planner {
   }
 }
 
+/** Has every rank keep what direct updates of this version are planned from. Returns its key. */
+export async function keepLayout(
+  { layoutDigest: key, table, sources }: HeldVersion,
+  links: readonly RankLink[],
+): Promise<string> {
+  await Promise.all(
+    links.map(async (link) => {
+      const held = await link.request({ type: 'layout', key, input: null })
+      if (!held) await link.request({ type: 'layout', key, input: { table, sources } })
+    }),
+  )
+  return key
+}
+
 function ranksOf(links: readonly RankLink[]): RankInfo[] {
   return links.map(({ rank }) => rank)
 }
@@ -137,7 +154,7 @@ function ranksOf(links: readonly RankLink[]): RankInfo[] {
 function layoutOf(
   { layoutDigest, ownerRanks }: HeldVersion,
   ranks: readonly number[],
-  mode: UpdateSpec['mode'],
+  mode: RingOrAuto,
 ): string {
   return JSON.stringify([layoutDigest, ranks, ownerRanks, mode])
 }

@@ -11,6 +11,8 @@ import { type RunContext, UpdateRun } from './run.ts'
 import type { UpdateSpec } from './spec.ts'
 
 const QUEUED_MAX = 16
+/** One straight into the engines' memory, and, where that cannot be, one through the ring. */
+const RUNS_PER_UPDATE = 2
 /** Ended updates that are remembered. */
 const ENDED_MAX = 100
 /** Those whose timelines are kept: they have a span per bucket, stage and rank. */
@@ -105,7 +107,8 @@ export class UpdateQueue {
     clearTimeout(queued.timer)
     const { spec, record, acceptedMs } = queued
     const times = { startMs: acceptedMs, deadlineMs: acceptedMs + spec.timeoutMs }
-    const run = new UpdateRun(this.#context, spec, record, ++this.#runs, times)
+    this.#runs += RUNS_PER_UPDATE
+    const run = new UpdateRun(this.#context, spec, record, this.#runs, times)
     this.#running = { id: spec.id, run }
     record.start(new Date())
     void this.#execute(run, record)

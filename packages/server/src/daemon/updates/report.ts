@@ -2,7 +2,6 @@ import type { EngineReport, Phase, TimelineRow, UpdateReport } from '@ckpt/core'
 import { unionSeconds } from '../rank/intervals.ts'
 import { clockMs } from '../clock.ts'
 import type { HeldVersion, SourceReading } from '../types.ts'
-import type { PlannedUpdate } from './plan.ts'
 import type { UpdateSpec } from './spec.ts'
 import type { RankTeam } from './team.ts'
 
@@ -53,11 +52,25 @@ export class PhaseClock {
   }
 }
 
+/** What was copied, and how that was decided. */
+export interface Transferred {
+  readonly mode: UpdateReport['mode']
+  readonly reason: string
+  readonly tensors: number
+  /** Of the checkpoint. */
+  readonly bytes: number
+  readonly buckets: number
+  readonly ringBytes: number
+  readonly bucketBytes: number
+  /** Over all links into devices. */
+  readonly h2dBytes: number
+}
+
 /** What a report is made of. */
 export interface ReportParts {
   readonly spec: UpdateSpec
   readonly version: HeldVersion
-  readonly planned: PlannedUpdate
+  readonly transferred: Transferred
   readonly team: RankTeam
   readonly clock: PhaseClock
   /** Reads that went on when the update began. */
@@ -72,10 +85,9 @@ export interface ReportParts {
  * bytes over the time in which any stage had work, so waiting for an engine to begin is not counted.
  */
 export function makeReport(parts: ReportParts): UpdateReport {
-  const { spec, version, planned, team, clock, readings, readSpan, engines } = parts
-  const { summary } = planned
+  const { spec, version, transferred, team, clock, readings, readSpan, engines } = parts
+  const { mode, bytes } = transferred
   const { stages, turnaround } = team
-  const bytes = summary.totalBytes
   const of = (name: 'h2d' | 'broadcast' | 'reload') => unionSeconds(stages.map((one) => one[name]))
   // of the update, so what was read before it does not count
   const reading = readSpan.map((ms) => Math.max(ms, clock.startMs))
@@ -87,21 +99,27 @@ export function makeReport(parts: ReportParts): UpdateReport {
     update_id: spec.id,
     checkpoint: spec.checkpoint,
     version: version.version,
-    mode: summary.mode,
-    mode_reason: planned.reason,
+    mode,
+    mode_reason: transferred.reason,
     ranks: spec.ranks.length,
-    tensors: summary.tensorCount,
+    tensors: transferred.tensors,
     bytes,
-    buckets: summary.bucketCount,
-    ring_bytes: summary.ringBytes,
-    bucket_bytes: summary.bucketBytes,
+    buckets: transferred.buckets,
+    ring_bytes: transferred.ringBytes,
+    bucket_bytes: transferred.bucketBytes,
     gb_per_s: busy === 0 ? 0 : bytes / busy / GIGA,
     seconds: clock.seconds,
     stages: {
       ...(readings.length === 0 ? {} : { read: readStage(readings, readSpan) }),
-      h2d: { busy_s: of('h2d'), bytes },
-      broadcast: { busy_s: of('broadcast'), bytes: spec.ranks.length > 1 ? bytes : 0 },
-      reload: { busy_s: of('reload'), bytes: engines.length > 0 || of('reload') > 0 ? bytes : 0 },
+      h2d: { busy_s: of('h2d'), bytes: transferred.h2dBytes },
+      broadcast: {
+        busy_s: of('broadcast'),
+        bytes: spec.ranks.length > 1 && mode !== 'direct' ? bytes : 0,
+      },
+      reload: {
+        busy_s: of('reload'),
+        bytes: mode !== 'direct' && (engines.length > 0 || of('reload') > 0) ? bytes : 0,
+      },
     },
     ...(turnaround === null ? {} : { turnaround }),
     device_bytes: team.deviceBytes,

@@ -7,23 +7,26 @@ import {
   type UpdateReport,
 } from '@ckpt/core'
 import { signalWithin } from '../../engines/client.ts'
-import type { Journal, JournalConversation } from './journal.ts'
+import type { Journal } from './journal.ts'
 import { clockMs } from '../clock.ts'
+import type { RankLink } from '../rank/link.ts'
 import type { RankPool } from '../rank/pool.ts'
 import type { Registry } from '../registry/registry.ts'
-import type { DaemonOptions, HeldVersion, RankInfo, SourceReading, VersionLease } from '../types.ts'
+import type { DaemonOptions, HeldVersion, RankInfo, VersionLease } from '../types.ts'
 import type { Library } from '@ckpt/cuda'
-import { readState, waitForFiles } from './head-start.ts'
 import { abortOf, EngineContact } from './contact.ts'
+import { UpdateConversations } from './conversations.ts'
+import { directObstacle, type NotDirectly } from './direct-obstacle.ts'
 import type { EngineBook } from './engines.ts'
-import type { PlannedUpdate, Planner } from './plan.ts'
+import { keepLayout, type PlannedUpdate, type Planner } from './plan.ts'
 import type { RateBook } from './rates.ts'
 import type { UpdateRecord } from './record.ts'
-import { makeReport, PhaseClock } from './report.ts'
+import { makeReport, PhaseClock, type Transferred } from './report.ts'
 import type { EngineSockets } from './sockets.ts'
 import type { UpdateSpec } from './spec.ts'
 import { RankTeam } from './team.ts'
 import { toldBy } from './told.ts'
+import { VersionReading } from './version-reading.ts'
 
 /** After a failure: until the engines' workers must have left. Rings of those that have not go into quarantine. */
 const LEAVE_MS = 5000
@@ -65,10 +68,11 @@ export class UpdateRun {
   #team: RankTeam | null = null
   #lease: VersionLease | null = null
   #planned: PlannedUpdate | null = null
-  /** Reads that went on when the update began. */
-  #readings: readonly SourceReading[] = []
-  /** Begin and end of reading, of `clockMs`; empty: it goes on, or there was none. */
-  #readSpan = new Float64Array(0)
+  #transferred: (() => Transferred) | null = null
+  /** Looked at, and paused where asked for. */
+  #enginesPrepared = false
+  #conversations: UpdateConversations | null = null
+  #reading: VersionReading
   #failure: Failure | null = null
   #ended = false
 
@@ -86,6 +90,7 @@ export class UpdateRun {
     this.#run = run
     this.#deadlineMs = times.deadlineMs
     this.#clock = new PhaseClock(times.startMs)
+    this.#reading = new VersionReading(context.library, null)
   }
 
   /** The engines as they stand, for the state of an update that failed. */
@@ -98,7 +103,7 @@ export class UpdateRun {
 
   /** When what went on: the phases, the reading, the stages of each rank. */
   get timeline(): TimelineRow[] {
-    const read = { group: 'update', name: 'read', spans: this.#readSpan }
+    const read = { group: 'update', name: 'read', spans: this.#reading.span }
     return [this.#clock.row, read, ...(this.#team?.rows ?? [])]
   }
 
@@ -158,7 +163,7 @@ export class UpdateRun {
   #lateFailure(): Failure {
     const seconds = this.#spec.timeoutMs / 1000
     const phase = this.#clock.phase ?? 'gather'
-    const message = `the ${seconds} s of the update have passed in phase ${phase}${this.#readingWords()}`
+    const message = `the ${seconds} s of the update have passed in phase ${phase}${this.#reading.words}`
     const rank = RANK_PHASES.has(phase) ? this.#team?.slowestRank : undefined
     return { code: 'update_timeout', message, phase, ...(rank === undefined ? {} : { rank }) }
   }
@@ -177,33 +182,133 @@ export class UpdateRun {
     const version = this.#gather()
     const contacts = this.#makeContacts()
     // as long as the plan takes; while files are read an engine need not be there yet
-    const ready = this.#reading ? Promise.resolve(false) : this.#areReady(contacts)
-    await this.#plan(version)
-    await this.#headStart()
-    this.#contacts = contacts
-    this.#enter('open')
-    const openUntilMs = clockMs() + this.#spec.openMs
-    if (!(await this.#race(ready))) await this.#race(this.#lookAt(contacts, openUntilMs))
-    await this.#pauseEngines()
-    await this.#openRanks(version)
+    const ready = this.#reading.goesOn ? Promise.resolve(false) : this.#areReady(contacts)
+    const prepared = () => this.#prepareEngines(contacts, ready)
+    const notDirect = await this.#placeDirectly(version, contacts, prepared)
+    if (notDirect !== null) await this.#openRing(version, contacts, prepared, notDirect.told)
     await this.#transfer(version)
     await this.#afterwards()
     await this.#context.book.save()
     this.#clock.enter(null)
-    const planned = this.#planned as PlannedUpdate
-    const team = this.#team as RankTeam
     const report = makeReport({
       spec: this.#spec,
       version,
-      planned,
-      team,
+      transferred: (this.#transferred as () => Transferred)(),
+      team: this.#team as RankTeam,
       clock: this.#clock,
-      readings: this.#readings,
-      readSpan: this.#readSpan,
+      readings: this.#reading.readings,
+      readSpan: this.#reading.span,
       engines: this.engineReports,
     })
-    this.#learn(planned, report)
+    if (this.#planned !== null) this.#learn(this.#planned, report)
     return report
+  }
+
+  async #prepareEngines(
+    contacts: readonly EngineContact[],
+    ready: Promise<boolean>,
+  ): Promise<void> {
+    if (this.#enginesPrepared) return
+    this.#contacts = [...contacts]
+    this.#enter('open')
+    const openUntilMs = clockMs() + this.#spec.openMs
+    if (!(await this.#race(ready))) await this.#race(this.#lookAt(contacts, openUntilMs))
+    await this.#pauseEngines()
+    this.#enginesPrepared = true
+  }
+
+  async #openRing(
+    version: HeldVersion,
+    contacts: readonly EngineContact[],
+    prepared: () => Promise<void>,
+    notDirect: string | null,
+  ): Promise<void> {
+    await this.#plan(version, contacts.length, notDirect)
+    await this.#headStart()
+    await prepared()
+    await this.#openRanks(version)
+  }
+
+  /**
+   * Tries to copy straight into the engines' memory. Null: their weights are held still and the copies may begin. Otherwise
+   * nothing was changed; `told` is why, where somebody has said so.
+   */
+  async #placeDirectly(
+    version: HeldVersion,
+    contacts: readonly EngineContact[],
+    prepared: () => Promise<void>,
+  ): Promise<NotDirectly | null> {
+    const obstacle = directObstacle(this.#spec, contacts)
+    const refused = obstacle ?? (await this.#holdEngines(version, contacts, prepared))
+    if (refused === null) return null
+    if (this.#spec.mode !== 'direct') return refused
+    const message = `the engines cannot be updated directly: ${refused.told}`
+    throw new CkptError('not_supported', message, { phase: this.#clock.phase ?? 'plan' })
+  }
+
+  async #holdEngines(
+    version: HeldVersion,
+    contacts: readonly EngineContact[],
+    prepared: () => Promise<void>,
+  ): Promise<NotDirectly | null> {
+    const { registry, pool } = this.#context
+    this.#enter('plan')
+    const links = await this.#race(pool.use(this.#spec.ranks))
+    const layoutKey = await this.#race(keepLayout(version, links))
+    await this.#headStart()
+    await prepared()
+    this.#enter('open')
+    const team = this.#makeTeam(links, this.#run)
+    if (version.files.length > 0) await this.#race(registry.check(version))
+    await this.#openDirectly(version, team, layoutKey)
+    const told =
+      (await this.#race(team.reachedDirectly('looked'))) ?? (await this.#race(this.#hold(team)))
+    if (told === null) {
+      this.#transferred = () => this.#directly(version, team)
+      const { groups, bytes } = team.placed
+      this.#record.size(groups, bytes)
+      team.copy()
+      return null
+    }
+    team.leave(told, this.#leaveMs)
+    await this.#race(team.left())
+    return { told }
+  }
+
+  #hold(team: RankTeam): Promise<string | null> {
+    team.hold()
+    return team.reachedDirectly('begun')
+  }
+
+  async #openDirectly(version: HeldVersion, team: RankTeam, layoutKey: string): Promise<void> {
+    const { journal } = this.#context
+    const { buffers, readings } = version
+    const conversations = this.#converse()
+    const { addresses } = conversations
+    const times = { openMs: this.#spec.openMs, deadlineMs: this.#deadlineMs }
+    await this.#race(
+      team.openDirect({ layoutKey, buffers, readings, ...times }, (rank) => ({
+        address: addresses.get(rank) as string,
+        engine: conversations.engineKey(rank) as string,
+      })),
+    )
+    await this.#race(journal.conversations(conversations.journalled(version)))
+    team.begin()
+    for (const contact of this.#contacts) this.#post(contact, addresses, team, true)
+  }
+
+  #directly({ table, bytes }: HeldVersion, team: RankTeam): Transferred {
+    const asked = this.#spec.mode === 'direct' ? 'asked for; ' : ''
+    return {
+      mode: 'direct',
+      reason: `${asked}the engine has told where its weights lie`,
+      tensors: table.names.length,
+      bytes,
+      buckets: team.placed.groups,
+      ringBytes: 0,
+      bucketBytes: 0,
+      h2dBytes: team.placed.bytes,
+    }
   }
 
   /** Not waited for. */
@@ -219,9 +324,9 @@ export class UpdateRun {
     this.#enter('gather')
     this.#lease = registry.lease(this.#spec.checkpoint)
     const { version, complete } = this.#lease
-    this.#readings = version.readings.filter((reading) => reading !== null)
+    this.#reading = new VersionReading(this.#context.library, version)
     complete.then(
-      (seconds) => this.#noteRead(seconds),
+      (seconds) => this.#reading.ended(seconds),
       // no rank can go on
       (error) => this.fail(CkptError.wrap(error).failure),
     )
@@ -229,39 +334,32 @@ export class UpdateRun {
     return version
   }
 
-  async #plan(version: HeldVersion): Promise<void> {
+  async #plan(version: HeldVersion, engines: number, notDirect: string | null): Promise<void> {
     const { pool, planner } = this.#context
     this.#enter('plan')
     const links = await this.#race(pool.use(this.#spec.ranks))
-    this.#planned = await this.#race(planner.plan(version, this.#spec, links))
-    this.#team = new RankTeam(this.#run, links, (failure, rank, connected) =>
+    const planned = await this.#race(planner.plan(version, this.#spec, links))
+    this.#planned = planned
+    this.#makeTeam(links, this.#run + 1)
+    const { summary, reason } = planned
+    this.#record.size(summary.bucketCount, summary.totalBytes)
+    const { mode, tensorCount: tensors, totalBytes: bytes, ringBytes, bucketBytes } = summary
+    const why = notDirect === null || engines === 0 ? reason : `${reason}; not direct: ${notDirect}`
+    const sizes = { tensors, bytes, buckets: summary.bucketCount, ringBytes, bucketBytes }
+    this.#transferred = () => ({ mode, reason: why, ...sizes, h2dBytes: bytes })
+  }
+
+  #makeTeam(links: readonly RankLink[], run: number): RankTeam {
+    this.#team = new RankTeam(run, links, (failure, rank, connected) =>
       this.#onRankFailure(this.#asMissingDevice(failure, rank, connected)),
     )
-    this.#record.size(this.#planned.summary.bucketCount, this.#planned.summary.totalBytes)
-  }
-
-  #noteRead(seconds: number): void {
-    if (this.#readings.length === 0) return
-    const beginMs = Math.min(...this.#readings.map(({ startedMs }) => startedMs))
-    this.#readSpan = Float64Array.of(beginMs, beginMs + seconds * 1000)
-  }
-
-  get #reading(): boolean {
-    return this.#readings.length > 0 && this.#readSpan.length === 0
+    return this.#team
   }
 
   async #headStart(): Promise<void> {
-    if (!this.#reading) return
+    if (!this.#reading.goesOn) return
     this.#enter('register')
-    const stopped = () => !this.#reading || this.#ended || this.#failure !== null
-    await this.#race(waitForFiles(this.#context.library, this.#readings, stopped))
-  }
-
-  /** What a wait that was too long has to do with files that are not read yet. */
-  #readingWords(): string {
-    if (!this.#reading) return ''
-    const { bytes, bytesDone } = readState(this.#context.library, this.#readings)
-    return `; ${bytesDone} of the ${bytes} bytes of its files have been read so far`
+    await this.#race(this.#reading.headStart(() => this.#ended || this.#failure !== null))
   }
 
   /**
@@ -271,7 +369,7 @@ export class UpdateRun {
   #onRankFailure(failure: Failure): void {
     const slowest = this.#team?.slowestRank
     if (failure.code !== 'update_timeout') return this.fail(failure)
-    const late = { ...failure, message: `${failure.message}${this.#readingWords()}` }
+    const late = { ...failure, message: `${failure.message}${this.#reading.words}` }
     if (failure.rank === slowest) return this.fail(late)
     setTimeout(() => this.fail(late), SLOWEST_RANK_MS)
   }
@@ -323,10 +421,11 @@ export class UpdateRun {
   }
 
   async #openRanks(version: HeldVersion): Promise<void> {
-    const { registry, journal, sockets } = this.#context
+    const { registry, journal } = this.#context
     this.#enter('open')
     if (version.files.length > 0) await this.#race(registry.check(version))
-    const addresses = this.#addresses(sockets)
+    const conversations = this.#converse()
+    const { addresses } = conversations
     const team = this.#team as RankTeam
     const planned = this.#planned as PlannedUpdate
     const opening = {
@@ -341,59 +440,34 @@ export class UpdateRun {
       team.open(opening, (rank) => ({
         address: addresses.get(rank) ?? null,
         http: this.#contacts.length > 0,
-        engine: this.#engineKey(rank),
-        dialect: this.#contactOf(rank)?.record.dialect ?? null,
+        engine: conversations.engineKey(rank),
+        dialect: conversations.contact(rank)?.record.dialect ?? null,
       })),
     )
-    await this.#race(journal.conversations(this.#journalled(addresses, version)))
+    await this.#race(journal.conversations(conversations.journalled(version)))
     team.begin()
-    if (this.#contacts.length === 0) this.#record.map(this.#publishedMap(addresses))
-    for (const contact of this.#contacts) this.#post(contact, addresses)
+    if (this.#contacts.length === 0) this.#record.map(conversations.publishedMap(this.#ranks))
+    for (const contact of this.#contacts) this.#post(contact, addresses, team)
     await this.#race(team.reached('opened'))
     team.announce()
   }
 
-  #engineKey(rank: number): string | null {
-    const spec = this.#contactOf(rank)?.spec
-    return spec === undefined ? null : `${spec.url} ${spec.uds ?? ''}`
+  #converse(): UpdateConversations {
+    const { sockets } = this.#context
+    this.#conversations = new UpdateConversations(this.#spec, this.#contacts, sockets)
+    return this.#conversations
   }
 
-  #contactOf(rank: number): EngineContact | undefined {
-    return this.#contacts.find((one) => one.spec.ranks.includes(rank))
-  }
-
-  /** Ranks without an engine have none, unless nobody is contacted: then whoever reads the map starts the workers. */
-  #addresses(sockets: EngineSockets): Map<number, string> {
-    const contacted = this.#contacts.length > 0
-    const ranks = this.#spec.ranks.filter((rank) => !contacted || this.#contactOf(rank))
-    return new Map(ranks.map((rank) => [rank, sockets.address(rank)]))
-  }
-
-  #publishedMap(addresses: ReadonlyMap<number, string>): Record<string, string> {
-    return Object.fromEntries(this.#ranks.map(({ rank, key }) => [key, addresses.get(rank) ?? '']))
-  }
-
-  #journalled(addresses: ReadonlyMap<number, string>, version: HeldVersion): JournalConversation[] {
-    return [...addresses].map(([rank, address]) => {
-      const contact = this.#contactOf(rank)
-      return {
-        address,
-        rank,
-        dialect: contact?.record.dialect ?? null,
-        engine_url: contact?.spec.url ?? null,
-        uds: contact?.spec.uds ?? null,
-        update_id: this.#spec.id,
-        version: version.version,
-      }
-    })
-  }
-
-  #post(contact: EngineContact, addresses: ReadonlyMap<number, string>): void {
-    const team = this.#team as RankTeam
+  #post(
+    contact: EngineContact,
+    addresses: ReadonlyMap<number, string>,
+    team: RankTeam,
+    direct = false,
+  ): void {
     const { closing } = this.#context
     const map = contact.map(addresses)
     const seconds = Math.max(0.001, Math.round(this.#leftMs) / 1000)
-    void contact.post(map, this.#spec, seconds, closing).then((result) => {
+    void contact.post(map, this.#spec, seconds, closing, direct).then((result) => {
       team.http(contact.ranks, result)
     })
   }
@@ -428,7 +502,15 @@ export class UpdateRun {
   }
 
   #publishProgress(): void {
-    const buckets = this.#team?.bucketsDone ?? 0
+    const team = this.#team
+    if (team === null) return
+    const { groups, bytes, part } = team.placed
+    if (groups > 0) {
+      const done = Math.floor(part * groups)
+      if (done > 0) this.#record.progress(done, Math.floor(part * bytes))
+      return
+    }
+    const buckets = team.bucketsDone
     if (buckets === 0) return
     this.#record.progress(buckets, this.#planned?.summary.bytesThrough[buckets - 1] ?? 0)
   }
@@ -466,7 +548,7 @@ export class UpdateRun {
   /** The HTTP answer of the engine that failed often says more than the end of the connection. */
   #addEngineWords(): void {
     const failure = this.#failure as Failure
-    const own = failure.rank === undefined ? undefined : this.#contactOf(failure.rank)
+    const own = failure.rank === undefined ? undefined : this.#conversations?.contact(failure.rank)
     const result = own?.result ?? null
     if (result === null || result.ok) return
     const words = result.message.trim()

@@ -4,6 +4,7 @@ import {
   type EngineTarget,
   OPEN_TIMEOUT_SECONDS,
   PAUSE_TIMEOUT_SECONDS,
+  type RingMode,
   UPDATE_TIMEOUT_SECONDS,
   type UpdateRequest,
 } from '@ckpt/core'
@@ -39,7 +40,7 @@ export interface UpdateSpec {
   readonly pauseMs: number
   /** null: engines are not paused. */
   readonly pause: PauseMode | null
-  readonly mode: 'auto' | 'pipelined' | 'serial'
+  readonly mode: 'auto' | RingMode | 'direct'
   readonly method: string
   readonly weightVersion: string | null
 }
@@ -55,12 +56,6 @@ export function makeSpec(
   options: DaemonOptions,
 ): UpdateSpec {
   const mode = request.mode ?? 'auto'
-  if (mode === 'direct') {
-    throw new CkptError(
-      'not_supported',
-      'no engine of this update has a placement map: mode direct',
-    )
-  }
   if (request.require === 'survivors') {
     throw new CkptError('not_supported', 'require: survivors is for updates of several hosts')
   }

@@ -3,6 +3,7 @@ import { CkptError } from '@ckpt/core'
 import { gapsBetween } from '../rank/intervals.ts'
 import type { RankLink } from '../rank/link.ts'
 import {
+  type DirectOpenOptions,
   type OpenAnswer,
   type OpenOptions,
   PROGRESS_ACKED,
@@ -10,6 +11,8 @@ import {
   PROGRESS_LEFT,
   PROGRESS_SENT,
   type RankEvent,
+  type RankRequest,
+  type RunOptions,
   type StageIntervals,
 } from '../rank/messages.ts'
 import type { RankInfo } from '../types.ts'
@@ -26,6 +29,13 @@ export type TeamOpening = Pick<
   readonly ringBytes: number
 }
 
+/** What one rank needs to open a direct update. */
+export type DirectRankOpening = Pick<DirectOpenOptions, 'address' | 'engine'>
+export type DirectTeamOpening = Pick<
+  DirectOpenOptions,
+  'layoutKey' | 'buffers' | 'readings' | 'openMs' | 'deadlineMs'
+>
+
 /** `connected`: whether a worker of the rank's engine has ever connected. */
 export type FailureListener = (failure: Failure, rank: RankInfo, connected: boolean) => void
 
@@ -36,10 +46,15 @@ interface Member {
   readonly settled: PromiseWithResolvers<void>
   isSettled: boolean
   opened: boolean
+  looked: boolean
+  begun: boolean
   transferred: boolean
   finished: boolean
   closed: boolean
   dialect: Dialect | null
+  /** Of a direct update. */
+  groups: number
+  placedBytes: number
   memory: OpenAnswer | null
   bytesPeak: number | null
   bytesAfter: number | null
@@ -47,7 +62,8 @@ interface Member {
   turnaroundsMs: Float64Array
 }
 
-type Step = 'opened' | 'transferred' | 'finished' | 'closed'
+type OpenRequest = Extract<RankRequest, { type: 'open' | 'open_direct' }>
+type Step = 'opened' | 'looked' | 'begun' | 'transferred' | 'finished' | 'closed'
 
 /** The ranks of one running update. */
 export class RankTeam {
@@ -56,10 +72,13 @@ export class RankTeam {
   readonly #onFailure: FailureListener
   readonly #steps = {
     opened: Promise.withResolvers<void>(),
+    looked: Promise.withResolvers<void>(),
+    begun: Promise.withResolvers<void>(),
     transferred: Promise.withResolvers<void>(),
     finished: Promise.withResolvers<void>(),
     closed: Promise.withResolvers<void>(),
   }
+  readonly #notDirect = Promise.withResolvers<string>()
   #group = 0
   #aborted: Failure | null = null
   #opening = false
@@ -73,10 +92,14 @@ export class RankTeam {
       settled: Promise.withResolvers<void>(),
       isSettled: false,
       opened: false,
+      looked: false,
+      begun: false,
       transferred: false,
       finished: false,
       closed: false,
       dialect: null,
+      groups: 0,
+      placedBytes: 0,
       memory: null,
       bytesPeak: null,
       bytesAfter: null,
@@ -91,13 +114,38 @@ export class RankTeam {
     ofRank: (rank: number) => RankOpening,
   ): Promise<void> {
     const ranks = this.#members.map(({ link }) => link.rank.rank)
-    const first = this.#members[0]
-    if (first === undefined) throw new Error('an update has at least one rank')
     this.#opening = true
     if (ranks.length > 1) {
       const request = { type: 'group_create', members: ranks.length } as const
-      this.#group = (await first.link.request(request)).group
+      this.#group = (await this.#first.link.request(request)).group
     }
+    await this.#openEach(ringBytes, (base, rank) => {
+      const options = { ...base, ...team, ...ofRank(rank), ranks, group: this.#group }
+      return { type: 'open', options }
+    })
+  }
+
+  /** Sockets of every rank; throws as {@link RankTeam.open}. */
+  async openDirect(
+    team: DirectTeamOpening,
+    ofRank: (rank: number) => DirectRankOpening,
+  ): Promise<void> {
+    this.#opening = true
+    await this.#openEach(0, (base, rank) => {
+      return { type: 'open_direct', options: { ...base, ...team, ...ofRank(rank), http: true } }
+    })
+  }
+
+  get #first(): Member {
+    const [first] = this.#members
+    if (first === undefined) throw new Error('an update has at least one rank')
+    return first
+  }
+
+  async #openEach(
+    ringBytes: number,
+    requestOf: (base: Pick<RunOptions, 'run' | 'progress'>, rank: number) => OpenRequest,
+  ): Promise<void> {
     if (this.#aborted !== null) {
       // nobody has opened yet
       for (const member of this.#members) {
@@ -108,21 +156,14 @@ export class RankTeam {
     }
     const refusals = await Promise.all(
       this.#members.map(async (member) => {
-        const own = ofRank(member.link.rank.rank)
-        member.link.listen(this.#run, ringBytes, (event) => this.#take(member, event))
-        const options: OpenOptions = {
-          ...team,
-          ...own,
-          run: this.#run,
-          ranks,
-          group: this.#group,
-          progress: member.progress.buffer as SharedArrayBuffer,
-        }
+        const { link, progress } = member
+        link.listen(this.#run, ringBytes, (event) => this.#take(member, event))
+        const base = { run: this.#run, progress: progress.buffer as SharedArrayBuffer }
         try {
-          member.memory = await member.link.request({ type: 'open', options })
+          member.memory = await link.request(requestOf(base, link.rank.rank))
           return null
         } catch (error) {
-          member.link.unlisten()
+          link.unlisten()
           if (!member.closed) this.#settle(member)
           this.#reach(member, 'closed')
           return CkptError.wrap(error)
@@ -141,6 +182,21 @@ export class RankTeam {
   announce(): void {
     if (this.#members.length === 1) return
     for (const { link } of this.#members) link.announce(this.#run)
+  }
+
+  /** Every engine worker has said where its weights lie: they are to be held still. */
+  hold(): void {
+    for (const { link } of this.#members) link.announce(this.#run)
+  }
+
+  /** Every engine worker holds still. */
+  copy(): void {
+    for (const { link } of this.#members) link.copy(this.#run)
+  }
+
+  /** It will not be done directly; nothing was changed. */
+  leave(reason: string, leaveMs: number): void {
+    for (const { link } of this.#members) link.leave(this.#run, reason, leaveMs)
   }
 
   release(): void {
@@ -166,13 +222,17 @@ export class RankTeam {
     return this.#steps[step].promise
   }
 
+  /** As {@link RankTeam.reached}, or why an engine worker cannot be updated directly. */
+  reachedDirectly(step: 'looked' | 'begun'): Promise<string | null> {
+    return Promise.race([this.reached(step).then(() => null), this.#notDirect.promise])
+  }
+
   /** Resolves when no rank uses anything of this update any more. */
   async left(): Promise<void> {
     if (!this.#opening) return
     await this.#steps.closed.promise
-    const [first] = this.#members
-    if (this.#group === 0 || first === undefined || first.link.dead !== null) return
-    const destroyed = first.link.request({ type: 'group_destroy', group: this.#group })
+    if (this.#group === 0 || this.#first.link.dead !== null) return
+    const destroyed = this.#first.link.request({ type: 'group_destroy', group: this.#group })
     this.#group = 0
     await Promise.race([destroyed.catch(() => {}), Bun.sleep(GROUP_MS)])
   }
@@ -192,6 +252,14 @@ export class RankTeam {
     switch (event.type) {
       case 'failed':
         return this.#onFailure(event.failure, member.link.rank, event.connected)
+      case 'looked':
+        member.groups = event.groups
+        member.placedBytes = event.bytes
+        // its worker is there, as one that has mapped a ring
+        member.opened = true
+        return this.#reach(member, 'looked')
+      case 'not_direct':
+        return this.#notDirect.resolve(event.reason)
       case 'finished':
         member.dialect = event.dialect
         return this.#reach(member, 'finished')
@@ -238,6 +306,18 @@ export class RankTeam {
   get bucketsDone(): number {
     const done = this.#members.map(({ progress }) => Atomics.load(progress, PROGRESS_ACKED))
     return Math.min(...done)
+  }
+
+  /** Of a direct update: groups of copies of the rank that has most, bytes of all ranks, and the part of them that is there. */
+  get placed(): { readonly groups: number; readonly bytes: number; readonly part: number } {
+    const parts = this.#members.map(({ groups, progress }) => {
+      return groups === 0 ? 0 : Atomics.load(progress, PROGRESS_ACKED) / groups
+    })
+    return {
+      groups: Math.max(...this.#members.map(({ groups }) => groups)),
+      bytes: this.#members.reduce((sum, { placedBytes }) => sum + placedBytes, 0),
+      part: Math.min(...parts),
+    }
   }
 
   /**
