@@ -13,6 +13,7 @@ interface EngineFlags {
   readonly dialect: Dialect
   readonly fault?: string[]
   readonly tellDevices?: boolean
+  readonly direct?: boolean
   readonly json?: boolean
 }
 
@@ -38,6 +39,10 @@ export function addEngineCommand(program: Command): void {
     )
     .option('--fault <kind@place>', 'misbehave, for tests; repeatable', collect)
     .option('--tell-devices', 'answer GET /update_weights_from_ipc with the devices, as LMDeploy')
+    .option(
+      '--direct',
+      "answer and take direct updates as an engine with ckpt_worker's extension does",
+    )
     .addHelpText('after', `\nFaults:\n${describeFaults()}`)
     .action(async (flags: EngineFlags) => {
       process.exitCode = await runEngine(flags)
@@ -46,7 +51,7 @@ export function addEngineCommand(program: Command): void {
 
 async function runEngine(flags: EngineFlags): Promise<number> {
   const { runReferenceEngine } = await import('../engines/reference/index.ts')
-  const { listen, tensorParallelSize, devices, dialect, fault, tellDevices } = flags
+  const { listen, tensorParallelSize, devices, dialect, fault, tellDevices, direct } = flags
   const stopped = new Promise<void>((resolve) => {
     process.once('SIGTERM', () => resolve())
     process.once('SIGINT', () => resolve())
@@ -59,6 +64,7 @@ async function runEngine(flags: EngineFlags): Promise<number> {
     dialect,
     faults: fault ?? [],
     tellDevices,
+    direct,
   })
   const ready = { ready: true, url: engine.url, keys: engine.keys, pid: process.pid }
   await printText(flags.json ? JSON.stringify(ready) : `the engine is ready at ${engine.url}`)

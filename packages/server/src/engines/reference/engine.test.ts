@@ -1,141 +1,13 @@
-import { afterAll, afterEach, beforeAll, expect, test } from 'bun:test'
-import { CkptError, type Dialect, EngineWeights } from '@ckpt/core'
-import { type Library, openLibrary } from '@ckpt/cuda'
-import { type ReferenceEngineOptions, type RunningEngine, runReferenceEngine } from './index.ts'
-import { type DaemonSide, NONE, ScriptedDaemon, X } from './testing/scripted-daemon.ts'
+import { expect, test } from 'bun:test'
+import { CkptError, type Dialect } from '@ckpt/core'
+import { openLibrary } from '@ckpt/cuda'
+import { all, PlayedUpdates } from './testing/played-updates.ts'
+import { NONE, X } from './testing/scripted-daemon.ts'
 
 const DIALECTS: readonly Dialect[] = ['D1', 'D2', 'D3', 'D4']
-const library: Library = openLibrary({ kind: 'host', hostDevices: 4 })
-const objectsBefore = library.liveObjects()
-let daemon: ScriptedDaemon
-let engines: RunningEngine[] = []
-let updates = 0
-
-beforeAll(() => {
-  daemon = new ScriptedDaemon(library)
-})
-afterEach(async () => {
-  await Promise.all(engines.map((engine) => engine.close()))
-  engines = []
-})
-afterAll(() => {
-  daemon.close()
-  expect(library.liveObjects()).toBe(objectsBefore)
-})
-
-async function startEngine(options: Partial<ReferenceEngineOptions> = {}): Promise<RunningEngine> {
-  const engine = await runReferenceEngine({
-    listen: '127.0.0.1:0',
-    tensorParallelSize: 2,
-    devices: 'host',
-    dialect: 'D4',
-    faults: [],
-    ...options,
-  })
-  engines.push(engine)
-  return engine
-}
-
-interface Answer {
-  readonly status: number
-  readonly text: string
-}
-
-async function post(engine: RunningEngine, path: string, body: unknown): Promise<Answer> {
-  const response = await fetch(`${engine.url}${path}`, {
-    method: 'POST',
-    body: JSON.stringify(body),
-    headers: { 'content-type': 'application/json' },
-  })
-  return { status: response.status, text: await response.text() }
-}
-
-async function weightsOf(engine: RunningEngine): Promise<EngineWeights> {
-  const response = await fetch(`${engine.url}/v1/weights`)
-  return EngineWeights.assert(await response.json())
-}
-
-/** Binds one socket per rank and posts the map, as vLLM's client or as SGLang's. */
-function begin(engine: RunningEngine, timeoutSeconds = 20, sglangVersion?: string) {
-  const sides = engine.keys.map((_, rank) => daemon.side(`u${++updates}-${rank}`))
-  const map = Object.fromEntries(engine.keys.map((key, rank) => [key, sides[rank]!.address]))
-  const http =
-    sglangVersion === undefined
-      ? post(engine, '/collective_rpc', {
-          method: 'update_weights_from_ipc',
-          args: [map],
-          timeout: timeoutSeconds,
-        })
-      : post(engine, '/update_weights_from_ipc', {
-          zmq_handles: map,
-          weight_version: sglangVersion,
-          flush_cache: true,
-        })
-  return { sides, http }
-}
-
-const all = <T>(
-  sides: readonly DaemonSide[],
-  work: (side: DaemonSide, rank: number) => Promise<T>,
-) => Promise.all(sides.map(work))
-
-async function open(sides: readonly DaemonSide[]): Promise<void> {
-  await all(sides, async (side) => {
-    await side.send(daemon.handle)
-    expect(await side.reply()).toHaveLength(0)
-  })
-}
-
-/** Sends list `g` to all; every reply must be success. */
-async function list(sides: readonly DaemonSide[], g: number): Promise<void> {
-  await all(sides, async (side) => {
-    await side.send(daemon.lists[g]!)
-    expect(await side.reply()).toHaveLength(0)
-  })
-}
-
-/** Sends the end of the dialect and waits for its last reply. */
-async function end(sides: readonly DaemonSide[], dialect: Dialect): Promise<void> {
-  await all(sides, async (side) => {
-    await side.send(NONE)
-    expect(await side.reply()).toHaveLength(0)
-    if (dialect !== 'D4') return
-    await side.send(NONE)
-    expect(await side.reply()).toHaveLength(0)
-  })
-}
-
-async function wholeUpdate(engine: RunningEngine, dialect: Dialect, sglangVersion?: string) {
-  const { sides, http } = begin(engine, 20, sglangVersion)
-  await open(sides)
-  for (let g = 0; g < daemon.lists.length; g++) {
-    await list(sides, g)
-    daemon.overwrite(g)
-  }
-  await end(sides, dialect)
-  return await http
-}
-
-async function expectContent(engine: RunningEngine): Promise<EngineWeights> {
-  const weights = await weightsOf(engine)
-  expect(weights.torn).toBe(false)
-  for (const [rank, { tensors }] of weights.ranks.entries()) {
-    const expected = daemon.expected(rank, engine.keys.length)
-    expect(Object.keys(tensors).sort()).toEqual(Object.keys(expected).sort())
-    for (const [name, { shape, sha256 }] of Object.entries(expected)) {
-      const found: unknown = { ...tensors[name], dtype: undefined }
-      expect([name, found]).toEqual([name, { dtype: undefined, shape, sha256 }])
-    }
-  }
-  return weights
-}
-
-/** After a fault that applied once, the same engine takes a whole update. */
-async function expectHealed(engine: RunningEngine, dialect: Dialect): Promise<void> {
-  await daemon.fill(updates + 1000)
-  expect((await wholeUpdate(engine, dialect)).status).toBe(200)
-  await expectContent(engine)
-}
+const played = new PlayedUpdates(openLibrary({ kind: 'host', hostDevices: 4 }))
+const { daemon, startEngine, post, weightsOf, begin, open, list, end } = played
+const { wholeUpdate, expectContent, expectHealed } = played
 
 test('every dialect, 1, 2 and 4 ranks: every byte, twice with other contents', async () => {
   for (const [dialect, size] of [
@@ -433,7 +305,7 @@ test('closing the engine ends a conversation that waits', async () => {
     (error) => String(error),
   )
   await engine.close()
-  engines = []
+  played.engines.length = 0
   expect(performance.now() - startMs).toBeLessThan(3000)
   await settled
 })

@@ -1,7 +1,8 @@
 import { CkptError, type Dialect, type EngineWeights } from '@ckpt/core'
 import { openLibrary, selectDevices } from '@ckpt/cuda'
 import { type Fault, Faults, strikes } from './faults.ts'
-import { RankThread } from './rank-thread.ts'
+import type { UpdateWay } from './messages.ts'
+import { type RankOutcome, RankThread } from './rank-thread.ts'
 import { Turn } from './turn.ts'
 
 /** How long a daemon that has disconnected may take to come back, by default. */
@@ -20,12 +21,26 @@ export interface EngineOptions {
   readonly faults: readonly string[]
   /** How long a rank waits for a daemon that has disconnected. */
   readonly disconnectGraceMs?: number
+  /** Take direct updates, and answer, as an engine with the extension of `ckpt_worker`; D4 only. Default false. */
+  readonly direct?: boolean
+}
+
+export interface UpdateRequest {
+  readonly way: UpdateWay
+  /** Of each key, where the daemon is. */
+  readonly addresses: Readonly<Record<string, string>>
+  readonly timeoutMs: number
+  readonly version: string | null
 }
 
 export type UpdateOutcome =
-  | { readonly result: 'ok' }
-  /** `reason` names every rank that failed. */
-  | { readonly result: 'failed'; readonly reason: string }
+  | { readonly result: 'ok'; readonly ranks: readonly RankOutcome[] }
+  /** `reason` names every rank that failed. Null: the update did not come to the ranks. */
+  | {
+      readonly result: 'failed'
+      readonly reason: string
+      readonly ranks: readonly RankOutcome[] | null
+    }
   /** The fault `http-500` or `http-404`: nothing was done. */
   | { readonly result: 'http'; readonly status: 404 | 500 }
 
@@ -35,6 +50,7 @@ export type UpdateOutcome =
  */
 export class ReferenceEngine {
   readonly dialect: Dialect
+  readonly direct: boolean
   /** Key of each rank in a map. */
   readonly keys: readonly string[]
   readonly #ranks: readonly RankThread[]
@@ -52,6 +68,7 @@ export class ReferenceEngine {
     uuids: readonly string[],
   ) {
     this.dialect = options.dialect
+    this.direct = options.direct ?? false
     this.keys = keys
     this.#ranks = ranks
     this.#uuids = uuids
@@ -67,6 +84,9 @@ export class ReferenceEngine {
     if (!DIALECTS.includes(options.dialect)) {
       throw new CkptError('bad_request', `the dialect must be one of ${DIALECTS.join(', ')}`)
     }
+    if (options.direct && options.dialect !== 'D4') {
+      throw new CkptError('bad_request', 'direct updates are taken in dialect D4 only')
+    }
     new Faults(options.faults, size)
     const selection = selectDevices(options.devices, size)
     const library = openLibrary(selection.library)
@@ -78,6 +98,7 @@ export class ReferenceEngine {
         size,
         device: selection.ranks[rank]?.device ?? 0,
         dialect: options.dialect,
+        direct: options.direct ?? false,
         graceMs: options.disconnectGraceMs ?? GRACE_MS,
       }),
     )
@@ -99,58 +120,51 @@ export class ReferenceEngine {
    * Takes one update: every rank connects to the address of its key; done when all ranks have left. The timeout counts from
    * now, also while an update before it runs.
    */
-  update(
-    addresses: Readonly<Record<string, string>>,
-    timeoutMs: number,
-    version: string | null,
-  ): Promise<UpdateOutcome> {
-    const endMs = performance.now() + timeoutMs
-    return this.#turn.take(timeoutMs, async () => {
-      const leftMs = Math.max(1, Math.ceil(endMs - performance.now()))
-      const outcome = await this.#updateNow(addresses, leftMs)
+  update(request: UpdateRequest): Promise<UpdateOutcome> {
+    const endMs = performance.now() + request.timeoutMs
+    return this.#turn.take(request.timeoutMs, async () => {
+      const timeoutMs = Math.max(1, Math.ceil(endMs - performance.now()))
+      const outcome = await this.#updateNow({ ...request, timeoutMs })
       if (outcome.result !== 'ok') return outcome
+      // a daemon may look and leave
+      if (request.way === 'direct' && !outcome.ranks.every((rank) => rank.placed)) return outcome
       this.#updates++
-      this.#version = version
+      this.#version = request.version
       return outcome
     })
   }
 
-  async #updateNow(
-    addresses: Readonly<Record<string, string>>,
-    timeoutMs: number,
-  ): Promise<UpdateOutcome> {
-    const faults = this.#faults.take()
+  async #updateNow(request: UpdateRequest): Promise<UpdateOutcome> {
+    const faults = this.#faults.take(request.way)
     if (strikes(faults, 'http-500', 'open')) return { result: 'http', status: 500 }
     if (strikes(faults, 'http-404', 'open')) return { result: 'http', status: 404 }
     if (strikes(faults, 'hang', 'open')) {
-      await Bun.sleep(timeoutMs)
-      return { result: 'failed', reason: 'RPC call to update_weights_from_ipc timed out' }
+      await Bun.sleep(request.timeoutMs)
+      const method = request.way === 'ring' ? 'update_weights_from_ipc' : 'ckpt_direct'
+      return { result: 'failed', reason: `RPC call to ${method} timed out`, ranks: null }
     }
-    const errors = await Promise.all(
-      this.#ranks.map((thread, rank) =>
-        this.#updateRank(thread, rank, addresses, timeoutMs, faults),
-      ),
+    const ranks = await Promise.all(
+      this.#ranks.map((thread, rank) => this.#updateRank(thread, rank, request, faults)),
     )
-    const reasons = errors.flatMap((error, rank) =>
+    const reasons = ranks.flatMap(({ error }, rank) =>
       error === null ? [] : `rank ${rank}: ${error}`,
     )
     return reasons.length === 0
-      ? { result: 'ok' }
-      : { result: 'failed', reason: reasons.join('\n') }
+      ? { result: 'ok', ranks }
+      : { result: 'failed', reason: reasons.join('\n'), ranks }
   }
 
   #updateRank(
     thread: RankThread,
     rank: number,
-    addresses: Readonly<Record<string, string>>,
-    timeoutMs: number,
+    { way, addresses, timeoutMs }: UpdateRequest,
     faults: readonly Fault[],
-  ): Promise<string | null> {
+  ): Promise<RankOutcome> {
     const mine = this.#faults.ofRank(faults, rank)
     const address = strikes(mine, 'missing-device', 'open')
       ? null
       : addressOf(addresses, this.#uuids[rank] ?? '', this.keys[rank] ?? '')
-    return thread.update(address, timeoutMs, mine)
+    return thread.update(way, address, timeoutMs, mine)
   }
 
   /** Hashes everything that is held; waits for a running update. */

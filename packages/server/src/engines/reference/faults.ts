@@ -1,4 +1,5 @@
 import { CkptError } from '@ckpt/core/api/errors'
+import type { UpdateWay } from './messages.ts'
 
 /** Where a fault strikes: `bucket` is a number K (the first list is 0), the others are the names of the place. */
 type FaultPlace = 'bucket' | 'open' | 'post' | 'pause'
@@ -9,6 +10,8 @@ interface FaultKind {
   /** `engine`: the whole engine; `rank`: one rank, the last one unless `:rank=R` is appended. */
   readonly strikes: 'engine' | 'rank'
   readonly does: string
+  /** It strikes direct updates only, as those with `:direct` do. */
+  readonly direct?: true
 }
 
 /** Every fault that `--fault` takes, as `KIND@PLACE`. */
@@ -45,6 +48,13 @@ export const FAULTS: readonly FaultKind[] = [
     does: 'answers 404 at once, no worker connects',
   },
   { kind: 'refuse-handle', place: 'open', strikes: 'rank', does: 'cannot open the IPC handle' },
+  {
+    kind: 'moved',
+    place: 'open',
+    strikes: 'rank',
+    does: 'its parameters move between look and begin of a direct update, which it refuses',
+    direct: true,
+  },
   { kind: 'hang', place: 'open', strikes: 'engine', does: 'takes the request, no worker connects' },
   {
     kind: 'missing-device',
@@ -82,7 +92,14 @@ export interface Fault {
   readonly rank: number | null
   /** Only the next update. */
   readonly once: boolean
+  /** Only direct updates. */
+  readonly direct: boolean
 }
+
+const NOTES = [
+  'of a direct update, K=0 is its begin (error: refuses it) and K=1 while the daemon copies (not error)',
+  'append :once for the next update only, :direct for direct updates only, :rank=R for another rank than the last',
+]
 
 /** The faults as text, one a line: for `--help` and for the refusal of an unknown one. */
 export function describeFaults(): string {
@@ -90,12 +107,12 @@ export function describeFaults(): string {
     const name = `${kind}@${place === 'bucket' ? 'K' : place}`
     return `  ${name.padEnd(20)} ${does}`
   })
-  return `${lines.join('\n')}\n  append :once for the next update only, :rank=R for another rank than the last`
+  return [...lines, ...NOTES.map((note) => `  ${note}`)].join('\n')
 }
 
-/** Parses `KIND@PLACE[:once][:rank=R]`. Throws `bad_request` with the list of all kinds. */
+/** Parses `KIND@PLACE[:once][:direct][:rank=R]`. Throws `bad_request` with the list of all kinds. */
 export function parseFault(text: string, size: number): Fault {
-  const match = /^([a-z0-9-]+)@([a-z]+|\d{1,9})((?::once|:rank=\d{1,4})*)$/.exec(text)
+  const match = /^([a-z0-9-]+)@([a-z]+|\d{1,9})((?::once|:direct|:rank=\d{1,4})*)$/.exec(text)
   const bucket = match?.[2] !== undefined && /^\d+$/.test(match[2]) ? Number(match[2]) : null
   const place = bucket === null ? match?.[2] : 'bucket'
   const known = FAULTS.find((fault) => fault.kind === match?.[1] && fault.place === place)
@@ -108,7 +125,8 @@ export function parseFault(text: string, size: number): Fault {
     throw new CkptError('bad_request', `the fault "${text}" cannot strike rank ${rank}`)
   }
   const once = match?.[3]?.includes(':once') ?? false
-  return { kind: known.kind, place: known.place, bucket, rank, once }
+  const direct = known.direct ?? match?.[3]?.includes(':direct') ?? false
+  return { kind: known.kind, place: known.place, bucket, rank, once, direct }
 }
 
 /** The faults of an engine; those that apply once are used up by the update that takes them. */
@@ -122,9 +140,10 @@ export class Faults {
   }
 
   /** What applies to an update that starts now. */
-  take(): Fault[] {
-    const taken = this.#armed.filter((fault) => fault.place !== 'pause')
-    this.#armed = this.#armed.filter((fault) => fault.place === 'pause' || !fault.once)
+  take(way: UpdateWay): Fault[] {
+    const applies = (fault: Fault) => fault.place !== 'pause' && (way === 'direct' || !fault.direct)
+    const taken = this.#armed.filter(applies)
+    this.#armed = this.#armed.filter((fault) => !applies(fault) || !fault.once)
     return taken
   }
 

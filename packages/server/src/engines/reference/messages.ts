@@ -10,16 +10,37 @@ export interface RankSettings {
   readonly size: number
   readonly device: number
   readonly dialect: Dialect
+  /** Whether direct updates are taken. */
+  readonly direct: boolean
   /** Native signal whose abort bit makes the rank leave whatever it waits for. */
   readonly signal: Handle
   /** How long a daemon that has disconnected may take to come back. */
   readonly graceMs: number
 }
 
+/** How the weights come: in lists through the daemon's ring, or copied by the daemon into the parameters. */
+export type UpdateWay = 'ring' | 'direct'
+
+/** How far an update has come: nothing is changed yet, lists are loaded or copies made, the post hook runs. */
+export type UpdatePhase = 'begin' | 'lists' | 'copies' | 'hook'
+
+/** How an update of one rank has ended. */
+export interface RankUpdate {
+  /** In which it failed; null: it did not. */
+  readonly phase: UpdatePhase | null
+  /** That were loaded out of the ring. */
+  readonly tensors: number
+  /** The daemon has copied all into the parameters itself. */
+  readonly placed: boolean
+  /** Why a daemon cannot copy into the parameters; null: it can, or nobody asks. */
+  readonly notPlaced: string | null
+}
+
 export type RankRequest =
   | { readonly type: 'start'; readonly settings: RankSettings }
   | {
       readonly type: 'update'
+      readonly way: UpdateWay
       /** Null: the rank must not connect. */
       readonly address: string | null
       readonly timeoutMs: number
@@ -42,14 +63,17 @@ export interface HeldTensor {
   readonly sha256: string
 }
 
+/** A request is done; `error` says why it failed. */
+export interface Done {
+  readonly error: string | null
+  /** Of `hash`. */
+  readonly tensors?: Record<string, HeldTensor>
+  /** Of `update`, also of one that failed. */
+  readonly update?: RankUpdate
+}
+
 export type RankReply =
-  /** The request is done; `error` says why it failed. */
-  | {
-      readonly type: 'done'
-      readonly id: number
-      readonly error: string | null
-      readonly tensors?: Record<string, HeldTensor>
-    }
+  | ({ readonly type: 'done'; readonly id: number } & Done)
   | { readonly type: 'torn'; readonly torn: boolean }
   /** The fault `exit` strikes. */
   | { readonly type: 'exit' }

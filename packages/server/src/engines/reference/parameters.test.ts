@@ -2,6 +2,7 @@ import { expect, test } from 'bun:test'
 import { dtypeIndex } from '@ckpt/core'
 import { openLibrary } from '@ckpt/cuda'
 import { Parameters } from './parameters.ts'
+import { generationOf, placementOf, whyNotPlaced } from './placement.ts'
 
 const RING_BYTES = 4 * 2 ** 20
 const U8 = dtypeIndex('U8')
@@ -37,6 +38,41 @@ test('tensors that shrink and grow under their names are hashed over their own b
         expect([round, held['abc'[i]!]]).toEqual([round, { dtype: 'U8', shape: [bytes], sha256 }])
       }
     }
+  } finally {
+    parameters.free()
+    library.signalDestroy(signal)
+    library.memoryFree(memory)
+  }
+  expect(library.liveObjects()).toBe(before)
+})
+
+test('a tensor that torch cannot hold has no place in a map, which says which one', () => {
+  const library = openLibrary({ kind: 'host', hostDevices: 1 })
+  const before = library.liveObjects()
+  const memory = library.memoryAlloc(0, RING_BYTES)
+  const signal = library.signalCreate()
+  const parameters = new Parameters(library, 0, 0, 1)
+  const F6 = dtypeIndex('F6_E2M3')
+  const update = (...list: { name: string; dtype: number; shape: number[]; offset: number }[]) => {
+    parameters.beginUpdate()
+    parameters.load(list, { memory, bytes: RING_BYTES }, signal, 5000)
+    parameters.endUpdate()
+  }
+  try {
+    const plain = { name: 'plain', dtype: U8, shape: [8], offset: 0 }
+    expect(whyNotPlaced(parameters)).toBe('no update has gone through')
+    update(plain, { name: 'six', dtype: F6, shape: [4], offset: 256 })
+    const why = 'six is F6_E2M3 [4], which torch cannot hold'
+    expect(whyNotPlaced(parameters)).toBe(why)
+    expect(placementOf(parameters)).toEqual({ refused: why })
+    // it is held still, but not of the last update
+    update(plain)
+    expect(placementOf(parameters)).toMatchObject({ handles: [expect.any(String)] })
+    const generation = generationOf(parameters)
+    const held = parameters.hash()
+    parameters.move(signal, 5000)
+    expect(generationOf(parameters)).not.toBe(generation)
+    expect(parameters.hash()).toEqual(held)
   } finally {
     parameters.free()
     library.signalDestroy(signal)

@@ -2,7 +2,7 @@ import { CkptError } from '@ckpt/core/api/errors'
 import { DTYPES, itemBytes } from '@ckpt/core/safetensors/dtypes'
 import type { CopyPiece, Handle, Library } from '@ckpt/cuda'
 import type { HeldTensor } from './messages.ts'
-import { shardOf } from './shard.ts'
+import { type Shard, shardOf } from './shard.ts'
 
 /** One entry of a tensor list. */
 export interface ListedTensor {
@@ -14,16 +14,35 @@ export interface ListedTensor {
   readonly offset: number
 }
 
+/** Where a tensor's part lies that this rank holds. */
+export interface Place {
+  readonly name: string
+  /** Index into DTYPES. */
+  readonly dtype: number
+  /** Of the whole tensor. */
+  readonly shape: readonly number[]
+  /** Byte offset of the part in the whole tensor. */
+  readonly source: number
+  /** Index into the allocations. */
+  readonly allocation: number
+  /** Byte offset in the allocation. */
+  readonly destination: number
+  readonly bytes: number
+}
+
 interface Slot {
   readonly dtype: number
   readonly shape: readonly number[]
+  readonly whole: readonly number[]
+  /** Byte offset in the whole tensor. */
+  readonly source: number
   readonly chunk: Chunk
   readonly offset: number
   readonly bytes: number
 }
 
 interface Chunk {
-  readonly memory: Handle
+  memory: Handle
   readonly bytes: number
   used: number
 }
@@ -55,6 +74,8 @@ export class Parameters {
   readonly #slots = new Map<string, Slot>()
   readonly #chunks: Chunk[] = []
   #holes: Hole[] = []
+  #listed = new Set<string>()
+  #updated: ReadonlySet<string> = new Set()
 
   constructor(library: Library, device: number, rank: number, size: number) {
     this.#library = library
@@ -62,6 +83,21 @@ export class Parameters {
     this.#rank = rank
     this.#size = size
     this.#stream = library.streamCreate(device)
+  }
+
+  /** Names of the tensors of the last whole update; there may be more that it did not have. */
+  get updatedNames(): ReadonlySet<string> {
+    return this.#updated
+  }
+
+  beginUpdate(): void {
+    this.#listed = new Set()
+  }
+
+  /** All lists since {@link beginUpdate} together are a checkpoint. */
+  endUpdate(): void {
+    this.#updated = this.#listed
+    this.#listed = new Set()
   }
 
   /**
@@ -78,7 +114,8 @@ export class Parameters {
     const piecesOf = new Map<Chunk, CopyPiece[]>()
     for (const tensor of list) {
       const shard = this.#checkedShard(tensor, ring.bytes)
-      const slot = this.#slotFor(tensor, shard.shape, shard.bytes)
+      const slot = this.#slotFor(tensor, shard)
+      this.#listed.add(tensor.name)
       if (shard.bytes === 0) continue
       const pieces = piecesOf.get(slot.chunk) ?? []
       piecesOf.set(slot.chunk, pieces)
@@ -128,10 +165,11 @@ export class Parameters {
     this.#chunks.push({ memory, bytes, used: 0 })
   }
 
-  #slotFor(tensor: ListedTensor, shape: readonly number[], bytes: number): Slot {
+  #slotFor(tensor: ListedTensor, { shape, offset: source, bytes }: Shard): Slot {
     const held = this.#slots.get(tensor.name)
+    const part = { dtype: tensor.dtype, shape, whole: tensor.shape, source, bytes }
     if (held !== undefined && held.bytes === bytes) {
-      const slot = { ...held, dtype: tensor.dtype, shape }
+      const slot = { ...held, ...part }
       this.#slots.set(tensor.name, slot)
       return slot
     }
@@ -139,7 +177,7 @@ export class Parameters {
       this.#holes.push({ chunk: held.chunk, offset: held.offset, bytes: aligned(held.bytes) })
     }
     const { chunk, offset } = this.#place(aligned(bytes))
-    const slot = { dtype: tensor.dtype, shape, chunk, offset, bytes }
+    const slot = { ...part, chunk, offset }
     this.#slots.set(tensor.name, slot)
     return slot
   }
@@ -180,6 +218,40 @@ export class Parameters {
       tensors[name] = { dtype: DTYPES[dtype]?.name ?? '', shape, sha256 }
     }
     return tensors
+  }
+
+  /** All memory that the parameters lie in, and what another process opens it with, in hex. */
+  allocations(): { readonly handle: string; readonly bytes: number }[] {
+    return this.#chunks.map(({ memory, bytes }) => ({
+      handle: this.#library.memoryExport(memory).toHex(),
+      bytes,
+    }))
+  }
+
+  /** Of everything that is held. */
+  places(): Place[] {
+    const numbers = new Map(this.#chunks.map((chunk, number) => [chunk, number]))
+    return Array.from(this.#slots, ([name, { dtype, whole, source, chunk, offset, bytes }]) => ({
+      name,
+      dtype,
+      shape: whole,
+      source,
+      allocation: numbers.get(chunk) as number,
+      destination: offset,
+      bytes,
+    }))
+  }
+
+  /** Into other memory, with its contents, as an engine may do between two updates. Blocks. */
+  move(signal: Handle, timeoutMs: number): void {
+    for (const chunk of this.#chunks) {
+      const before = chunk.memory
+      const piece = { dstOffset: 0, srcOffset: 0, bytes: chunk.used }
+      chunk.memory = this.#library.memoryAlloc(this.#device, chunk.bytes)
+      if (chunk.used > 0) this.#library.copyDevice(this.#stream, chunk.memory, before, [piece])
+      this.#library.streamSync(this.#stream, signal, timeoutMs)
+      this.#library.memoryFree(before)
+    }
   }
 
   free(): void {

@@ -1,9 +1,16 @@
 import { CkptError } from '@ckpt/core'
 import { type Library, SIGNAL_ABORT } from '@ckpt/cuda'
 import type { Fault } from './faults.ts'
-import type { HeldTensor, RankEnvelope, RankReply, RankRequest, RankSettings } from './messages.ts'
-
-type Done = Omit<Extract<RankReply, { type: 'done' }>, 'type' | 'id'>
+import type {
+  Done,
+  HeldTensor,
+  RankEnvelope,
+  RankReply,
+  RankRequest,
+  RankSettings,
+  RankUpdate,
+  UpdateWay,
+} from './messages.ts'
 
 /** A Worker that does not answer within this after it was told to leave is ended. */
 const CLOSE_MS = 10_000
@@ -11,6 +18,14 @@ const START_MS = 30_000
 const HASH_MS = 600_000
 /** What a Worker may take beyond the request's timeout to notice it. */
 const SLACK_MS = 5000
+
+/** As an update of one rank has ended, for its engine. */
+export interface RankOutcome extends RankUpdate {
+  /** Null: it has gone well. */
+  readonly error: string | null
+  readonly torn: boolean
+  readonly seconds: number
+}
 
 /** The main thread's side of one rank: requests one after another, each with a deadline. */
 export class RankThread {
@@ -39,15 +54,26 @@ export class RankThread {
     if (error !== null) throw new CkptError('device_error', error)
   }
 
-  /** Takes one update; the reason when it failed. */
+  /** Takes one update. */
   async update(
+    way: UpdateWay,
     address: string | null,
     timeoutMs: number,
     faults: readonly Fault[],
-  ): Promise<string | null> {
-    const request = { type: 'update', address, timeoutMs, faults } as const
-    const { error } = await this.#ask(request, timeoutMs + SLACK_MS)
-    return error
+  ): Promise<RankOutcome> {
+    const startMs = performance.now()
+    const request = { type: 'update', way, address, timeoutMs, faults } as const
+    const { error, update } = await this.#ask(request, timeoutMs + SLACK_MS)
+    const { torn } = this
+    const seconds = (performance.now() - startMs) / 1000
+    return { ...(update ?? this.#unanswered(way)), error, torn, seconds }
+  }
+
+  /** A Worker that has died, or does not answer, does not say how far it came. */
+  #unanswered(way: UpdateWay): RankUpdate {
+    const changing = way === 'direct' ? 'copies' : 'lists'
+    const phase = this.torn ? changing : 'begin'
+    return { phase, tensors: 0, placed: false, notPlaced: 'the worker does not answer' }
   }
 
   async hash(): Promise<Record<string, HeldTensor>> {

@@ -1,8 +1,22 @@
 /** Worker of one tensor-parallel rank of the reference engine: one request at a time, in which it may block. */
 import { type Library, openLibrary, ZmqContext } from '@ckpt/cuda'
-import type { HeldTensor, RankEnvelope, RankReply, RankRequest, RankSettings } from './messages.ts'
+import { DaemonSocket } from './daemon-socket.ts'
+import { DirectWorker } from './direct-worker.ts'
+import type {
+  Done,
+  HeldTensor,
+  RankEnvelope,
+  RankReply,
+  RankRequest,
+  RankSettings,
+  UpdateWay,
+} from './messages.ts'
 import { Parameters } from './parameters.ts'
+import { whyNotPlaced } from './placement.ts'
+import type { UpdateProgress } from './update-task.ts'
 import { WorkerConversation } from './worker-conversation.ts'
+
+type UpdateRequest = Extract<RankRequest, { type: 'update' }>
 
 declare const self: Worker
 
@@ -15,7 +29,8 @@ class Rank {
   readonly #library: Library
   readonly #context = new ZmqContext()
   readonly #parameters: Parameters
-  #last: WorkerConversation | null = null
+  #last: WorkerConversation | DirectWorker | null = null
+  #torn = false
 
   constructor(settings: RankSettings) {
     this.#settings = settings
@@ -24,25 +39,45 @@ class Rank {
     this.#parameters = new Parameters(this.#library, device, rank, size)
   }
 
-  update(request: Extract<RankRequest, { type: 'update' }>): void {
-    const { device, rank, dialect, graceMs, signal } = this.#settings
-    if (request.address === null) throw new Error(`KeyError: rank ${rank} is not in the map`)
-    const { address, timeoutMs, faults } = request
-    const task = { address, dialect, timeoutMs, graceMs, device, rank, faults }
+  update(request: UpdateRequest): Done {
+    const { address } = request
+    if (address === null) {
+      const error = `KeyError: rank ${this.#settings.rank} is not in the map`
+      return this.#ended({ phase: 'begin', tensors: 0, placed: false }, error)
+    }
     this.#last?.close()
+    const conversation = this.#conversation(request.way, address, request)
+    this.#last = conversation
+    try {
+      conversation.run()
+    } catch (error) {
+      return this.#ended(conversation.progress, words(error))
+    }
+    return this.#ended(conversation.progress, null)
+  }
+
+  #ended(progress: UpdateProgress, error: string | null): Done {
+    const notPlaced = this.#settings.direct ? whyNotPlaced(this.#parameters) : null
+    const phase = error === null ? null : progress.phase
+    return { error, update: { ...progress, phase, notPlaced } }
+  }
+
+  #conversation(way: UpdateWay, address: string, { timeoutMs, faults }: UpdateRequest) {
+    const { device, rank, dialect, graceMs, signal } = this.#settings
+    const library = this.#library
+    const socket = new DaemonSocket(this.#context, library, signal, { timeoutMs, graceMs })
+    const task = { address, dialect, device, rank, faults, torn: this.#torn }
     const hooks = {
-      torn: (torn: boolean) => reply({ type: 'torn', torn }),
+      torn: (torn: boolean) => {
+        this.#torn = torn
+        reply({ type: 'torn', torn })
+      },
       exit: () => reply({ type: 'exit' }),
     }
-    this.#last = new WorkerConversation(
-      this.#context,
-      this.#library,
-      this.#parameters,
-      signal,
-      task,
-      hooks,
-    )
-    this.#last.run()
+    const parameters = this.#parameters
+    return way === 'direct'
+      ? new DirectWorker(socket, parameters, task, hooks)
+      : new WorkerConversation(socket, library, parameters, task, hooks)
   }
 
   hash(): Record<string, HeldTensor> {
@@ -58,25 +93,27 @@ class Rank {
 
 let started: Rank | null = null
 
-/** Does one request; the tensors when it asks for their hashes. */
-function handle(request: RankRequest): Record<string, HeldTensor> | undefined {
+function handle(request: RankRequest): Done {
   if (request.type === 'start') {
     started = new Rank(request.settings)
-    return undefined
+    return { error: null }
   }
   if (started === null) throw new Error('the rank is not started')
-  if (request.type === 'hash') return started.hash()
-  if (request.type === 'update') started.update(request)
-  else started.close()
-  return undefined
+  if (request.type === 'update') return started.update(request)
+  if (request.type === 'hash') return { error: null, tensors: started.hash() }
+  started.close()
+  return { error: null }
+}
+
+function words(error: unknown): string {
+  return error instanceof Error ? error.message : String(error)
 }
 
 self.onmessage = (message: MessageEvent<RankEnvelope>) => {
   const { id, request } = message.data
   try {
-    reply({ type: 'done', id, error: null, tensors: handle(request) })
+    reply({ type: 'done', id, ...handle(request) })
   } catch (error) {
-    const text = error instanceof Error ? error.message : String(error)
-    reply({ type: 'done', id, error: text })
+    reply({ type: 'done', id, error: words(error) })
   }
 }

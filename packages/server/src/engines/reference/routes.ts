@@ -6,7 +6,8 @@ import {
 } from '@ckpt/core'
 import { type } from 'arktype'
 import { type Context, Hono } from 'hono'
-import type { ReferenceEngine, UpdateOutcome } from './engine.ts'
+import type { ReferenceEngine, UpdateOutcome, UpdateRequest } from './engine.ts'
+import { extensionResult, wayOf } from './extension.ts'
 
 /** Of a request that names no timeout. */
 const TIMEOUT_SECONDS = 300
@@ -71,18 +72,22 @@ function addLmdeployRoutes(app: Hono, engine: ReferenceEngine): void {
 async function collectiveRpc(c: Context, engine: ReferenceEngine): Promise<Response> {
   const request = CollectiveRpcRequest(await bodyOf(c))
   if (request instanceof type.errors) return vllmError(c, 400, request.summary)
-  if (request.method !== 'update_weights_from_ipc') {
+  const way = wayOf(request.method, engine.direct)
+  if (way === null) {
     return vllmError(c, 500, `the workers have no method ${request.method}`)
   }
   const args = UpdateWeightsArgs(request.args)
   if (args instanceof type.errors) return vllmError(c, 400, args.summary)
   const version = request.kwargs?.weight_version
-  const outcome = await update(
-    engine,
-    args[0],
-    request.timeout ?? TIMEOUT_SECONDS,
-    typeof version === 'string' ? version : null,
-  )
+  const outcome = await update(engine, {
+    way,
+    addresses: args[0],
+    timeoutMs: timeoutMsOf(request.timeout ?? TIMEOUT_SECONDS),
+    version: typeof version === 'string' ? version : null,
+  })
+  if (engine.direct && outcome.result !== 'http' && outcome.ranks !== null) {
+    return c.json({ results: outcome.ranks.map((rank) => extensionResult(rank, way)) })
+  }
   if (outcome.result === 'ok') return c.json({ results: engine.keys.map(() => null) })
   if (outcome.result === 'http') return vllmError(c, outcome.status, 'injected by the fault')
   return vllmError(c, 500, `${FAILED}: ${outcome.reason}`)
@@ -93,12 +98,12 @@ async function updateFromIpc(c: Context, engine: ReferenceEngine): Promise<Respo
   if (request instanceof type.errors) {
     return c.json({ success: false, message: request.summary }, 400)
   }
-  const outcome = await update(
-    engine,
-    request.zmq_handles,
-    TIMEOUT_SECONDS,
-    request.weight_version ?? null,
-  )
+  const outcome = await update(engine, {
+    way: 'ring',
+    addresses: request.zmq_handles,
+    timeoutMs: timeoutMsOf(TIMEOUT_SECONDS),
+    version: request.weight_version ?? null,
+  })
   if (outcome.result === 'ok') {
     return c.json({ success: true, message: 'Weights updated successfully' })
   }
@@ -108,17 +113,15 @@ async function updateFromIpc(c: Context, engine: ReferenceEngine): Promise<Respo
   return c.json({ success: false, message: `${FAILED}: ${outcome.reason}` }, 400)
 }
 
-async function update(
-  engine: ReferenceEngine,
-  addresses: Record<string, string>,
-  timeoutSeconds: number,
-  version: string | null,
-): Promise<UpdateOutcome> {
-  const timeoutMs = Math.ceil(Math.min(timeoutSeconds, TIMEOUT_MAX_SECONDS) * 1000)
+function timeoutMsOf(seconds: number): number {
+  return Math.ceil(Math.min(seconds, TIMEOUT_MAX_SECONDS) * 1000)
+}
+
+async function update(engine: ReferenceEngine, request: UpdateRequest): Promise<UpdateOutcome> {
   try {
-    return await engine.update(addresses, timeoutMs, version)
+    return await engine.update(request)
   } catch (error) {
-    return { result: 'failed', reason: CkptError.wrap(error).message }
+    return { result: 'failed', reason: CkptError.wrap(error).message, ranks: null }
   }
 }
 

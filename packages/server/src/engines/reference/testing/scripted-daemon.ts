@@ -12,10 +12,11 @@ import {
   tensorBytes,
   type TensorTable,
 } from '@ckpt/core'
-import { type Library, ZmqContext, type ZmqMonitor, type ZmqSocket } from '@ckpt/cuda'
+import { type Handle, type Library, ZmqContext, type ZmqMonitor, type ZmqSocket } from '@ckpt/cuda'
 import { shardOf } from '../shard.ts'
 
-const RING_BYTES = 2 ** 20
+/** Of the ring, and of what {@link ScriptedDaemon.hold} gives. */
+export const RING_BYTES = 2 ** 20
 const DELIMITER = new Uint8Array(0)
 const WAIT_MS = 10_000
 const NAMES_PER_LIST = 3
@@ -169,8 +170,16 @@ export class ScriptedDaemon {
     this.lists = Array.from({ length: plan.bucketCount }, (_, g) => pickleList(plan, table, g))
   }
 
-  /** Fills the ring with the bytes of a seed, by way of a file and a copy from host memory. */
+  /** Fills the ring with the bytes of a seed. */
   async fill(seed: number): Promise<void> {
+    const buffer = await this.hold(seed)
+    this.#library.copyH2d(this.#stream, this.#ring, 0, buffer, 0, RING_BYTES)
+    this.#library.streamSync(this.#stream, 0, WAIT_MS)
+    this.#library.bufferFree(buffer)
+  }
+
+  /** The bytes of a seed in host memory, read from a file; the caller frees it. They are what is {@link expected} from now on. */
+  async hold(seed: number): Promise<Handle> {
     this.#content = testBytes(seed, RING_BYTES)
     const path = join(this.#dir, 'content')
     await Bun.write(path, this.#content)
@@ -180,10 +189,8 @@ export class ScriptedDaemon {
     const read = this.#library.readStart([piece], 1, 0)
     this.#library.readWait(read, 0, WAIT_MS)
     this.#library.readDestroy(read)
-    this.#library.copyH2d(this.#stream, this.#ring, 0, buffer, 0, RING_BYTES)
-    this.#library.streamSync(this.#stream, 0, WAIT_MS)
-    this.#library.bufferFree(buffer)
     this.#library.fileClose(file)
+    return buffer
   }
 
   /** Overwrites what list `g` pointed to: after its reply the engine may not need it any more. */
@@ -200,7 +207,7 @@ export class ScriptedDaemon {
     return side
   }
 
-  /** What rank `rank` of `size` must hold of the content of the last {@link fill}. */
+  /** What rank `rank` of `size` must hold of the last content. */
   expected(
     rank: number,
     size: number,

@@ -1,0 +1,68 @@
+// Without the schemas, as `worker-conversation.ts`.
+import { encodePlacementMap, type MapCopy, type MapTensor } from '@ckpt/core/placement/encode-map'
+import { DTYPES, torchView } from '@ckpt/core/safetensors/dtypes'
+import type { Parameters, Place } from './parameters.ts'
+
+const NO_DIMENSIONS = [0, 0, 0]
+
+/** Where a rank's parameters lie, as its worker tells a daemon that copies into them. */
+export interface Placement {
+  /** What another process opens each allocation with, in hex. */
+  readonly handles: readonly string[]
+  readonly map: Uint8Array
+  /** Of the map. */
+  readonly digest: string
+}
+
+/**
+ * The placement of the last whole update's tensors. What the rank still holds of earlier checkpoints is not part of it.
+ * `refused`: there is none.
+ */
+export function placementOf(parameters: Parameters): Placement | { readonly refused: string } {
+  const names = parameters.updatedNames
+  const refused = whyNotPlaced(parameters)
+  if (refused !== null) return { refused }
+  const places = parameters.places().filter(({ name }) => names.has(name))
+  const allocations = parameters.allocations()
+  const tensors = places.flatMap((place) => mapTensor(place) ?? [])
+  const copies = places.flatMap((place, tensor) => copyOf(place, tensor))
+  const map = encodePlacementMap(
+    tensors,
+    allocations.map(({ bytes }) => bytes),
+    copies,
+  )
+  return { handles: allocations.map(({ handle }) => handle), map, digest: sha256(map) }
+}
+
+/** Null: a daemon can copy straight into the parameters. */
+export function whyNotPlaced(parameters: Parameters): string | null {
+  const names = parameters.updatedNames
+  if (names.size === 0) return 'no update has gone through'
+  const other = parameters
+    .places()
+    .find((place) => names.has(place.name) && mapTensor(place) === null)
+  if (other === undefined) return null
+  return `${other.name} is ${DTYPES[other.dtype]?.name} [${other.shape}], which torch cannot hold`
+}
+
+/** Another one where an allocation or a tensor lies elsewhere, or is another. */
+export function generationOf(parameters: Parameters): string {
+  return sha256(JSON.stringify([parameters.allocations(), parameters.places()]))
+}
+
+function mapTensor({ name, dtype, shape }: Place): MapTensor | null {
+  const view = torchView(dtype, shape)
+  return view === null ? null : { name, dtype: view.torch, shape: view.shape }
+}
+
+/** Nothing is copied for a part without bytes. */
+function copyOf(place: Place, tensor: number): MapCopy[] {
+  const { source, allocation, destination, bytes } = place
+  if (bytes === 0) return []
+  const strides = { sourceStrides: NO_DIMENSIONS, destinationStrides: NO_DIMENSIONS }
+  return [{ tensor, source, allocation, destination, run: bytes, sizes: [1, 1, 1], ...strides }]
+}
+
+function sha256(content: string | Uint8Array): string {
+  return new Bun.CryptoHasher('sha256').update(content).digest('hex')
+}
