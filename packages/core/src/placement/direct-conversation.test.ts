@@ -215,18 +215,23 @@ describe('a direct update with one worker', () => {
     expect(play(events)).toEqual(wanted)
   })
 
-  test('a disconnect that nothing explains fails after a while', () => {
-    expect(play([...toBegun, copying, disconnected, 999])).toEqual(begun)
+  const lost = "the engine's worker closed its connection in the middle of a direct update"
+  test.each<[string, Event[], string]>([
+    ['fails in the copies', [...toBegun, copying], 'engine_disconnected in transfer'],
+    ['fails when it holds still', toBegun, 'engine_disconnected in open'],
+    ['changes nothing before', toBegun.slice(0, 3), `refused: ${lost}`],
+  ])('a disconnect that nothing explains for a while %s', (_, events, wanted) => {
+    expect(play([...events, disconnected, 999])).not.toContain(wanted)
     const limits = { openMs: 9000, totalMs: 9000, leaveMs: 50 }
     const conversation = new DirectConversation({ rank: 0, knownMap: null, limits, http: true })
     const out: DirectAction[] = []
-    for (const event of [{ type: 'start' } as const, ...toBegun, copying, disconnected]) {
+    for (const event of [{ type: 'start' } as const, ...events, disconnected]) {
       out.push(...conversation.step({ ...event, nowMs: 0 } as DirectEvent))
     }
     const atMs = conversation.deadlineMs!
     expect(atMs).toBe(2000)
     out.push(...conversation.step({ type: 'tick', nowMs: atMs }))
-    expect(words(out).at(-1)).toBe('engine_disconnected in transfer')
+    expect(words(out).at(-1)).toBe(wanted)
   })
 })
 

@@ -304,13 +304,18 @@ export class DirectConversation {
 
   #expire(nowMs: number): void {
     if (this.#phase === 'closed') return
-    if (this.#lostAtMs !== null && nowMs >= this.#lostAtMs) {
-      const message = "the engine's worker closed its connection in the middle of a direct update"
-      this.#fail(this.#failure('engine_disconnected', message), nowMs)
-    }
+    if (this.#lostAtMs !== null && nowMs >= this.#lostAtMs) this.#lose(nowMs)
     if (this.phase === 'closed' || nowMs < this.#limitMs()) return
     if (this.#phase === 'withdrawn' || this.#phase === 'failed') return this.#close()
     const what = WAITS_FOR[this.#phase] ?? 'the copies'
     this.#fail(this.#failure('engine_timeout', `timed out waiting for ${what}`), nowMs)
+  }
+
+  /** The worker has closed its connection, and its engine's answer does not come: another worker of it may still wait. */
+  #lose(nowMs: number): void {
+    this.#lostAtMs = null
+    const message = "the engine's worker closed its connection in the middle of a direct update"
+    if (this.updatePhase === 'open' && this.#phase !== 'begun') return this.#refuse(message, nowMs)
+    this.#fail(this.#failure('engine_disconnected', message), nowMs)
   }
 }

@@ -72,7 +72,6 @@ const REFUSED: [UpdateRequest, ErrorCode, string][] = [
   ],
   [{ update_url: 'ftp://127.0.0.1/x' }, 'bad_request', 'ftp'],
   [{ update_url: 'nonsense' }, 'bad_request', 'nonsense'],
-  [{ mode: 'direct' }, 'not_supported', 'direct'],
   [{ require: 'survivors' }, 'not_supported', 'survivors'],
   [{ update_url: 'http://10.0.0.1:80/collective_rpc' }, 'engine_not_allowed', '10.0.0.1'],
   [{ update_url: 'http://127.0.0.1.evil.example/x' }, 'engine_not_allowed', 'evil'],

@@ -1,0 +1,262 @@
+import { describe, expect, setDefaultTimeout, test } from 'bun:test'
+import type { ErrorCode, Phase, UpdateRequest } from '@ckpt/core'
+import type { RunningEngine } from '../../engines/reference/index.ts'
+import {
+  type Bench,
+  NAME,
+  outcomeOf,
+  requireWeights,
+  SMALL_BUCKETS,
+  tensorsOf,
+  weightsOf,
+  withUpdates,
+} from './testing/fixture.ts'
+
+setDefaultTimeout(60_000)
+
+const COUNT = 24
+const BYTES = 60_000
+const version = (seed: number) => tensorsOf(COUNT, BYTES, seed)
+
+async function update(
+  { updates }: Bench,
+  engines: readonly RunningEngine[],
+  request: Partial<UpdateRequest> = {},
+) {
+  const each = engines.length === 1 ? [[]] : engines.map((_, i) => [i])
+  const targets = engines.map(({ url }, i) => ({ url, ranks: each[i]! }))
+  return await outcomeOf(updates.start(NAME, { engines: targets, timeout: 20, ...request }).done)
+}
+
+/** One update through the ring, after which the engine says that it may be written directly. */
+async function prepared(bench: Bench, options: Parameters<Bench['engine']>[0] = {}) {
+  const engine = await bench.engine({ direct: true, ...options })
+  await bench.register(version(1))
+  const first = await update(bench, [engine])
+  expect(first.failure).toBeNull()
+  expect(first.report).toMatchObject({
+    mode: 'pipelined',
+    mode_reason: expect.not.stringContaining('direct'),
+  })
+  await requireWeights(engine, version(1))
+  await bench.register(version(2))
+  return engine
+}
+
+describe('a direct update', () => {
+  test.each([1, 2, 4])(
+    'of %d ranks brings every byte, and is taken without being asked for',
+    (rankCount) =>
+      withUpdates(
+        async (bench) => {
+          const engine = await prepared(bench)
+          const { report, failure } = await update(bench, [engine])
+          expect(failure).toBeNull()
+          await requireWeights(engine, version(2))
+          const bytes = Object.values(version(2)).reduce((sum, one) => sum + one.bytes.length, 0)
+          expect(report).toMatchObject({
+            mode: 'direct',
+            mode_reason: 'the engine has told where its weights lie',
+            tensors: COUNT,
+            bytes,
+            ring_bytes: 0,
+            bucket_bytes: 0,
+            engines: [{ result: 'ok', torn: false }],
+          })
+          const { h2d, broadcast, reload } = report!.stages
+          expect([broadcast.bytes, reload.bytes]).toEqual([0, 0])
+          // each rank gets what is its own
+          const own = Object.values(version(2)).reduce((sum, { bytes: all }) => {
+            return sum + (all.length % rankCount === 0 ? all.length : all.length * rankCount)
+          }, 0)
+          expect(h2d.bytes).toBe(own)
+          // again, with the map that is known
+          await bench.register(version(3))
+          const again = await update(bench, [engine], { mode: 'direct' })
+          expect(again.report).toMatchObject({
+            mode: 'direct',
+            mode_reason: 'asked for; the engine has told where its weights lie',
+          })
+          await requireWeights(engine, version(3))
+        },
+        { rankCount, ...SMALL_BUCKETS },
+      ),
+  )
+
+  test('of two engines, and of one of them through the ring as asked', () =>
+    withUpdates(
+      async (bench) => {
+        const options = { direct: true, tensorParallelSize: 1 }
+        const engines = [
+          await bench.engine({ ...options, devices: 'host:1' }),
+          await bench.engine({ ...options, devices: 'host:1' }),
+        ]
+        await bench.register(version(1))
+        expect((await update(bench, engines)).report).toMatchObject({ mode: 'pipelined' })
+        await bench.register(version(2))
+        expect((await update(bench, engines)).report).toMatchObject({ mode: 'direct' })
+        for (const engine of engines) await requireWeights(engine, version(2))
+        await bench.register(version(3))
+        const { report } = await update(bench, engines, { mode: 'pipelined' })
+        expect(report).toMatchObject({
+          mode: 'pipelined',
+          mode_reason: expect.not.stringContaining('direct'),
+        })
+        for (const engine of engines) await requireWeights(engine, version(3))
+      },
+      { devices: 'host:1' },
+    ))
+
+  test('takes another layout through the ring, and says why', () =>
+    withUpdates(async (bench) => {
+      const engine = await prepared(bench)
+      await bench.register(tensorsOf(COUNT + 1, BYTES, 4))
+      const forced = await update(bench, [engine], { mode: 'direct' })
+      const words = "the engine's placement map has no layer.24.weight"
+      expect(forced.failure).toMatchObject({
+        code: 'not_supported',
+        message: `the engines cannot be updated directly: ${words}`,
+      })
+      // nothing was changed
+      await requireWeights(engine, version(1))
+      const { report } = await update(bench, [engine])
+      expect(report?.mode).toBe('pipelined')
+      expect(report?.mode_reason).toEndWith(`; not direct: ${words}`)
+      await requireWeights(engine, tensorsOf(COUNT + 1, BYTES, 4))
+      // it has a map of that layout now
+      await bench.register(tensorsOf(COUNT + 1, BYTES, 5))
+      expect((await update(bench, [engine])).report?.mode).toBe('direct')
+      await requireWeights(engine, tensorsOf(COUNT + 1, BYTES, 5))
+    }))
+
+  test('is refused where nobody can take one', () =>
+    withUpdates(async (bench) => {
+      await bench.register(version(1))
+      const unknown = await bench.engine({ direct: true })
+      const messages: (string | undefined)[] = []
+      messages.push((await update(bench, [unknown], { mode: 'direct' })).failure?.message)
+      const plain = await bench.engine()
+      expect((await update(bench, [plain])).report?.mode_reason).not.toContain('direct')
+      messages.push((await update(bench, [plain], { mode: 'direct' })).failure?.message)
+      const nobody = bench.updates.start(NAME, { mode: 'direct', timeout: 5 })
+      messages.push((await outcomeOf(nobody.done)).failure?.message)
+      const why = 'the engines cannot be updated directly:'
+      const unsaid = 'has not taken an update of this daemon with ckpt_worker yet'
+      expect(messages).toEqual([
+        `${why} ${unknown.url} ${unsaid}`,
+        `${why} ${plain.url} ${unsaid}`,
+        `${why} no engine is contacted for rank 0`,
+      ])
+    }))
+
+  test('that finds the memory moved goes through the ring, and the next one is direct again', () =>
+    withUpdates(async (bench) => {
+      const engine = await prepared(bench, { faults: ['moved@open:direct:once'] })
+      const { report } = await update(bench, [engine])
+      expect(report?.mode_reason).toContain('; not direct: ')
+      await requireWeights(engine, version(2))
+      await bench.register(version(3))
+      expect((await update(bench, [engine])).report?.mode).toBe('direct')
+      await requireWeights(engine, version(3))
+    }))
+})
+
+interface Expected {
+  readonly fault: string
+  readonly code: ErrorCode | RegExp
+  readonly phase: Phase | RegExp
+  readonly words: string | RegExp
+  readonly torn: boolean
+  readonly timeout?: number
+}
+
+const FAULTS: readonly Expected[] = [
+  {
+    fault: 'hang@0',
+    code: /timeout|engine_failed/,
+    phase: 'open',
+    words: /hold still|timed out/,
+    torn: false,
+    timeout: 2,
+  },
+  { fault: 'close@1', code: /engine_/, phase: /transfer|release/, words: 'closes', torn: true },
+  {
+    fault: 'hang@1',
+    code: /timeout|engine_failed/,
+    phase: 'release',
+    words: /processing|timed out/,
+    torn: true,
+    timeout: 2,
+  },
+  { fault: 'error@post', code: 'engine_failed', phase: 'release', words: 'post hook', torn: true },
+  {
+    fault: 'hang@post',
+    code: /timeout|engine_failed/,
+    phase: 'release',
+    words: /processing|timed out/,
+    torn: true,
+    timeout: 2,
+  },
+]
+
+describe('a direct update of which one rank fails', () => {
+  test.each(FAULTS)('$fault', ({ fault, code, phase, words, torn, timeout }) =>
+    withUpdates(async (bench) => {
+      const engine = await prepared(bench, { faults: [`${fault}:direct:once`] })
+      const { failure, seconds } = await update(bench, [engine], {
+        mode: 'direct',
+        pause: 'abort',
+        ...(timeout === undefined ? {} : { timeout }),
+      })
+      expect(failure?.code).toMatch(code)
+      expect(failure?.phase).toMatch(phase)
+      expect(failure?.message).toMatch(words)
+      expect(seconds).toBeLessThan((timeout ?? 10) + 2)
+      const state = bench.updates.status().engines[0]
+      expect(state?.torn).toBe(torn)
+      // one that hangs does not hear that it is not
+      expect((await weightsOf(engine)).torn).toBe(torn || fault === 'hang@0')
+      // paused, or as before
+      const paused = await (await fetch(`${engine.url}/is_paused`)).json()
+      expect(paused).toEqual({ is_paused: torn })
+      // a whole update heals it
+      const healed = await update(bench, [engine])
+      expect(healed.failure).toBeNull()
+      expect(bench.updates.status().engines[0]?.torn).toBe(false)
+      await requireWeights(engine, version(2))
+    }),
+  )
+
+  test.each(['error@0', 'close@0', 'http-500@open'])(
+    '%s refuses before anything is changed: through the ring',
+    (fault) =>
+      withUpdates(async (bench) => {
+        const engine = await prepared(bench, { faults: [`${fault}:direct:once`] })
+        const { report } = await update(bench, [engine])
+        expect(report?.mode).toBe('pipelined')
+        expect(report?.mode_reason).toContain('; not direct: ')
+        await requireWeights(engine, version(2))
+      }),
+  )
+})
+
+test('an abort in the middle leaves the engine torn, and before the copies as it was', () =>
+  withUpdates(async (bench) => {
+    for (const [fault, torn] of [
+      ['hang@0', false],
+      ['hang@1', true],
+    ] as const) {
+      const engine = await prepared(bench, { faults: [`${fault}:direct:once`] })
+      const request = { engines: [{ url: engine.url, ranks: [] }], update_id: `of-${fault}` }
+      const { done, id } = bench.updates.start(NAME, { ...request, mode: 'direct', timeout: 3 })
+      await Bun.sleep(300)
+      bench.updates.abort(id, 'enough')
+      expect((await outcomeOf(done)).failure).toMatchObject({
+        code: 'aborted',
+        message: 'aborted: enough',
+      })
+      const state = bench.updates.status().engines.find(({ url }) => url === engine.url)
+      expect(state?.torn).toBe(torn)
+      await engine.close()
+    }
+  }))
