@@ -264,6 +264,9 @@ class TestPlacement(PlacementTest):
         self.reload.process(lambda: None)
         self.reload.end()
         self.refused("reads it again")
+        # the lists that the map was made of are back, and one of them is not what it was
+        self.update(2)
+        self.refused("reads it again")
 
     def test_processing_that_moves_or_says_that_weights_go_elsewhere(self) -> None:
         def move() -> None:
