@@ -58,6 +58,13 @@ class Constant:
         whole = torch.empty(0, dtype=self.dtype, device=storage.device)
         whole.set_(storage, self.offset, self.shape, self.strides).fill_(self.value)
 
+    def places(self) -> list[Copy]:
+        """The bytes that it is written to, as the destinations of copies."""
+        item = self.dtype.itemsize
+        strides = tuple(stride * item for stride in self.strides)
+        # a source of the same form, or neighbours could not be joined
+        return simplified(Copy(0, self.region, self.offset * item, item, self.shape, strides, strides))
+
 
 def simplified(copy: Copy) -> list[Copy]:
     """The same bytes with as few dimensions as there can be: neighbours are joined into longer runs, and what still has more

@@ -1,16 +1,22 @@
 """One update by a daemon that copies straight into the engine's memory: what it has to know, and when it may.
 
     daemon: look {map: digest or null}      worker: {ok, generation, handles, map}, and the map unless it has that digest
-    daemon: begin {generation}              worker: {ok}; from now on the engine is torn
+    daemon: begin {generation}              worker: {ok}, after it has written the constants of its loading (padding and the
+                                            like), which are in no map; from now on the engine is torn
     daemon: end                             worker: {ok}, after the engine's processing; not torn any more
-    daemon: leave {reason}                  instead of any of these; the worker leaves without a reply
+    daemon: leave {reason}                  instead of any of these; the worker leaves without a reply, and an engine that is
+                                            torn stays so
+    daemon: leave {reason, untouched: true} after `begin`: it has copied nothing. The engine is whole again
 
-A refusal is `{ok: false, reason}`; it changes nothing, and the daemon leaves or tries another way.
+A refusal is `{ok: false, reason}`; it changes nothing, and the daemon leaves or tries another way. When the engine itself fails
+the worker refuses too, and then leaves: after a `begin` or an `end` that has failed the engine is torn. Any other message
+ends the conversation without a reply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +28,8 @@ from .messages import DaemonError, ProtocolError
 from .placement import Allocation, NotPlaced
 from .reload import PostHook, Reload
 
+_OK = {"ok": True}
+
 
 @dataclass(frozen=True)
 class DirectEngine:
@@ -30,6 +38,7 @@ class DirectEngine:
     @param allocation_of: the device memory that an address is in
     @param synchronize: waits for what the device is still doing
     @param torn: is told when the engine begins to hold two versions, and when it has one again
+    @param refusal: why no daemon may copy into it; None: it may where all of it has places
     """
 
     reload: Reload
@@ -37,12 +46,13 @@ class DirectEngine:
     post_hook: PostHook
     synchronize: Callable[[], object]
     torn: Callable[[bool], object]
+    refusal: str | None = None
 
 
 def update_weights_directly(
     context: zmq.Context[Any], address: str, engine: DirectEngine, limits: Limits | None = None
 ) -> bool:
-    """Lets the daemon at `address` update the engine. False: it has left without having begun.
+    """Lets the daemon at `address` update the engine. False: it has left, and the engine is as it was.
 
     @raises DaemonError, DaemonGone, ProtocolError, TimeoutError: and what the hook raises; `engine.torn` was told before
     """
@@ -53,43 +63,86 @@ def update_weights_directly(
             kind = head.get("type")
             if kind == "leave":
                 if begun:
-                    raise DaemonError(str(head.get("reason")))
+                    _leave(engine, head)
                 return False
             if kind == "look" and not begun:
-                talk.reply(_look(engine, head.get("map")))
+                with _telling(talk):
+                    reply = _look(engine, head.get("map"))
+                talk.reply(reply)
             elif kind == "begin" and not begun:
-                begun = engine.reload.generation() == head.get("generation")
-                if begun:
-                    engine.torn(True)
-                talk.reply(pack({"ok": True} if begun else _refusal("the engine's memory has changed")))
+                with _telling(talk):
+                    reason = _begin(engine, head.get("generation"))
+                begun = reason is None
+                talk.reply(pack(_OK if reason is None else _refusal(reason)))
             elif kind == "end" and begun:
-                try:
-                    engine.post_hook()
-                    engine.synchronize()
-                except Exception as error:
-                    talk.reply(pack(_refusal(f"{type(error).__name__}: {error}")))
-                    raise
+                with _telling(talk):
+                    _process(engine)
                 engine.torn(False)
-                talk.reply(pack({"ok": True}))
+                talk.reply(pack(_OK))
                 return True
             else:
                 raise ProtocolError(f"the daemon says {kind!r} {'after' if begun else 'before'} it has begun")
 
 
+@contextmanager
+def _telling(talk: Conversation) -> Iterator[None]:
+    """The daemon learns why the worker leaves."""
+    try:
+        yield
+    except Exception as error:
+        talk.reply(pack(_refusal(f"{type(error).__name__}: {error}")))
+        raise
+
+
 def _look(engine: DirectEngine, known: object) -> bytes:
+    if engine.refusal is not None:
+        return pack(_refusal(engine.refusal))
     # what was going on may still write
     engine.synchronize()
     try:
-        places = engine.reload.placement(engine.allocation_of)
+        places, generation = engine.reload.placement(engine.allocation_of)
     except NotPlaced as error:
         return pack(_refusal(str(error)))
     head = {
         "ok": True,
-        "generation": engine.reload.generation(),
+        "generation": generation,
         "handles": [allocation.handle.hex() for allocation in places.allocations],
         "map": places.digest,
     }
-    return pack(head, b"" if known == places.digest else places.encode())
+    return pack(head, b"" if known == places.digest else places.encoded)
+
+
+def _begin(engine: DirectEngine, generation: object) -> str | None:
+    """Why not."""
+    if engine.refusal is not None:
+        return engine.refusal
+    now = engine.reload.generation()
+    if now is None or now != generation:
+        return "the engine's memory has changed"
+    engine.torn(True)
+    if engine.reload.has_constants:
+        engine.reload.write_constants()
+        # the daemon's copies go over some of them
+        engine.synchronize()
+    return None
+
+
+def _leave(engine: DirectEngine, head: dict[str, Any]) -> None:
+    """After `begin`.
+
+    @raises DaemonError: the daemon does not say that it has copied nothing
+    """
+    if head.get("untouched") is not True:
+        raise DaemonError(str(head.get("reason")))
+    if engine.reload.has_constants:
+        # the processing may have made something else of them
+        _process(engine)
+    engine.torn(False)
+
+
+def _process(engine: DirectEngine) -> None:
+    engine.reload.process_placed(engine.post_hook)
+    engine.synchronize()
 
 
 def _refusal(reason: str) -> dict[str, Any]:

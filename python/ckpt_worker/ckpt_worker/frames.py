@@ -25,7 +25,8 @@ def unpack(message: bytes) -> tuple[dict[str, Any], bytes]:
         raise ProtocolError(f"a message of {len(message)} bytes is cut off")
     try:
         head = json.loads(message[_LENGTH_BYTES:end])
-    except ValueError as error:
+    # of brackets without end
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a message of {len(message)} bytes cannot be read: {error}") from error
     if not isinstance(head, dict):
         raise ProtocolError(f"a message is a {type(head).__name__}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -39,7 +40,8 @@ class PlacementMap:
     allocations: tuple[Allocation, ...]
     columns: torch.Tensor
 
-    def encode(self) -> bytes:
+    @cached_property
+    def encoded(self) -> bytes:
         """A frame: a JSON object, and the columns one after another, little-endian."""
         dimensions = range(DIMENSIONS_MAX)
         per_dimension = [f"{kind}_{i}" for kind in ("size", "source_stride", "destination_stride") for i in dimensions]
@@ -52,10 +54,10 @@ class PlacementMap:
         }
         return pack(head, bytes(self.columns.t().contiguous().numpy().tobytes()))
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Of what `encode` gives: the handles may change while the places stay."""
-        return hashlib.sha256(self.encode()).hexdigest()
+        """Of `encoded`: the handles may change while the places stay."""
+        return hashlib.sha256(self.encoded).hexdigest()
 
 
 def make_map(
@@ -67,7 +69,7 @@ def make_map(
 
     @param allocation_of: the device memory that an address is in
     @param regions: all bytes of each storage that the copies name
-    @raises NotPlaced: a list is ordinary, a tensor comes twice, or a part of one is written over by another
+    @raises NotPlaced: a list is ordinary, a tensor comes twice, a part of one is written over, or memory cannot be opened
     """
     tensors: dict[str, int] = {}
     # numbers of the copies' sources in one space, so that all of them can be looked at together
@@ -84,6 +86,7 @@ def make_map(
     if halved:
         copy, recording = owners[halved[0].source]
         raise NotPlaced(f"a part of {recording.name_at(copy.source)} is written over")
+    _require_constants_first(recordings, kept, owners, regions)
     allocations: dict[Allocation, int] = {}
     rows: list[Sequence[int]] = []
     for index in sorted(copy.source for copy in kept):
@@ -95,6 +98,36 @@ def make_map(
         rows.append((*place, address - allocation.address, copy.run, *_padded(copy)))
     columns = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 5 + 3 * DIMENSIONS_MAX)
     return PlacementMap(tuple(tensors), tuple(allocations), columns)
+
+
+def _require_constants_first(
+    recordings: Sequence[ListRecording],
+    kept: Sequence[Copy],
+    owners: Sequence[tuple[Copy, ListRecording]],
+    regions: Mapping[int, torch.Tensor],
+) -> None:
+    """Whether all constants may be written before all copies. Within a list a replay has them first too; what has to be ruled
+    out is a constant over what an earlier list has brought.
+
+    @param kept: of `owners`, those that the engine has; `source` is their place there
+    @raises NotPlaced: there is one
+    """
+    if not any(recording.constants for recording in recordings):
+        return
+    # as replays write them
+    written: list[Copy] = []
+    index = 0
+    for recording in recordings:
+        for constant in recording.constants:
+            written += [replace(one, source=-1) for one in constant.places()]
+        for copy in recording.copies:
+            written.append(replace(copy, source=index))
+            index += 1
+    whole = {copy.source for copy in last_writers(written, regions)[0]}
+    for copy in kept:
+        if copy.source not in whole:
+            brought, recording = owners[copy.source]
+            raise NotPlaced(f"a later list has a constant written over {recording.name_at(brought.source)}")
 
 
 def _padded(copy: Copy) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from itertools import count
 from typing import Any
 
@@ -15,6 +15,7 @@ from .copies import bytes_of
 _BUFFER_ID = 7  # CU_POINTER_ATTRIBUTE_BUFFER_ID
 _INDEX_WORDS = ("expert", "physical", "logical")
 _INDEX_ITEMS_MAX = 65_536
+_NAMES_KEPT = 4096
 
 # address, bytes, and the number that the driver gives each allocation only once
 Place = tuple[int, int, int]
@@ -91,13 +92,14 @@ def _place(storage: torch.UntypedStorage) -> Place:
 
 def _buffer_id(address: int) -> int:
     number = ctypes.c_ulonglong(0)
-    status = _driver().cuPointerGetAttribute(ctypes.byref(number), _BUFFER_ID, ctypes.c_ulonglong(address))
+    status = driver().cuPointerGetAttribute(ctypes.byref(number), _BUFFER_ID, ctypes.c_ulonglong(address))
     # an empty storage has no allocation
     return number.value if status == 0 else 0
 
 
 @cache
-def _driver() -> ctypes.CDLL:
+def driver() -> ctypes.CDLL:
+    """CUDA's. @raises OSError: there is none"""
     return ctypes.CDLL("libcuda.so.1")
 
 
@@ -117,7 +119,7 @@ def index_contents(*models: torch.nn.Module | None) -> tuple[int, ...]:
     for model in models:
         for module in () if model is None else model.modules():
             for name, value in (*module._buffers.items(), *vars(module).items()):
-                if not any(word in name for word in _INDEX_WORDS):
+                if not _names_index(name):
                     continue
                 inner = vars(value).values() if hasattr(value, "__dict__") and not callable(value) else ()
                 candidates = (value,) if isinstance(value, torch.Tensor) else inner
@@ -126,3 +128,9 @@ def index_contents(*models: torch.nn.Module | None) -> tuple[int, ...]:
     if not small:
         return ()
     return tuple(torch.cat([one.detach().reshape(-1).to(torch.int64) for one in small]).tolist())
+
+
+@lru_cache(_NAMES_KEPT)
+def _names_index(name: str) -> bool:
+    """Every module has the same few names, and there are thousands of modules."""
+    return any(word in name for word in _INDEX_WORDS)

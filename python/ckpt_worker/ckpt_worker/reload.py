@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ _LISTS_MAX = 65_536
 _UPDATES_KEPT = 2
 _UNSEEN = "the engine's memory is written by something that torch does not see"
 _LAUNCHES = "a Triton kernel runs while it is loaded"
+_TOO_MANY = "there are too many lists"
+_NO_UPDATE = "no update has gone through"
+_ELSEWHERE = "the engine's tensors are at other places since the last update"
+_NEW_TENSORS = "the engine has tensors that it did not have when its loading was recorded"
 HOOK_CHANGES = "the engine's processing after loading changes what was loaded"
 
 
@@ -63,6 +68,15 @@ class _Recorded:
     source_end: int = 0
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """What has been found for the lists of an update: where their tensors belong and the generation of that memory, or why they
+    have no places."""
+
+    lists: list[ListRecording]
+    found: tuple[PlacementMap, str] | str
+
+
 class Reload:
     """Takes the lists of one update after another.
 
@@ -94,6 +108,10 @@ class Reload:
         self._recorder: Recorder | None = None
         # of the last update, in its order
         self._lists: list[ListRecording] = []
+        # that has been processed, and none of its lists was dropped meanwhile
+        self._whole = False
+        self._dropped = False
+        self._placed: _Placed | None = None
         # recorded, and not yet seen to outlast the engine's processing, which a failed update does not reach
         self._unprocessed: list[Copy] = []
         # some tensor, by the processing
@@ -115,6 +133,8 @@ class Reload:
         self._views = {}
         self._unprocessed = []
         self._lists = []
+        self._dropped = True
+        self._placed = None
         self._blind = False
 
     def begin(self, ring: torch.Tensor, tally: Tally) -> None:
@@ -125,6 +145,7 @@ class Reload:
         """
         self.tally = tally
         self._lists = []
+        self._whole = False
         self._processed = False
         self._updates += 1
         if self._look(ring) or self._moved:
@@ -136,6 +157,7 @@ class Reload:
         # one that was not there may be what a weight is for
         if not self._holds() or contents != self._contents or names - self._names:
             self._drop()
+        self._dropped = False
         self._contents, self._names = contents, names
         self._recorder = Recorder(ring, self._regions.storages)
 
@@ -160,7 +182,8 @@ class Reload:
             post_hook()
         # what was replayed brings none where there were none
         if self._contents or self.tally.ordinary:
-            self._check_indices()
+            self._check_indices(self.tally.replayed > 0)
+        self._whole = not self._dropped
         if self._strict and self.refused is not None:
             raise RuntimeError(f"{self.refused}: it is right only after the next update, which goes another way")
 
@@ -178,14 +201,15 @@ class Reload:
         self._unprocessed = []
         self._blind = not watch.touched and self.refused is None
 
-    def _check_indices(self) -> None:
+    def _check_indices(self, brought: bool) -> None:
+        """@param brought: weights went to recorded places in this update"""
         contents = self._indices()
         if contents == self._contents:
             return
         self._contents = contents
         self._drop()
-        if self.tally.replayed:
-            raise RuntimeError("the update has changed what says where weights go; lists were replayed to the places of before")
+        if brought:
+            raise RuntimeError("the update has changed what says where weights go; they were brought to the places of before")
 
     def _holds(self) -> bool:
         """Whether everything that was recorded is of memory that is still the engine's."""
@@ -202,30 +226,103 @@ class Reload:
             self._drop()
             self._recorder, self._before = Recorder(ring, self._regions.storages), None
 
-    def placement(self, allocation_of: Callable[[int], Allocation]) -> PlacementMap:
-        """Where the tensors of the last update belong, while the engine's memory is what it was then.
+    @property
+    def not_placed(self) -> str | None:
+        """Why the tensors of the last update have no places, as far as is known without a look at the engine's memory."""
+        if self.refused is not None:
+            return self.refused
+        if not self._whole or not self._lists:
+            return _NO_UPDATE
+        placed = self._placed_lists()
+        if placed is not None:
+            return placed.found if isinstance(placed.found, str) else None
+        return next((reason for recording in self._lists for reason in recording.reasons), None)
 
+    def placement(self, allocation_of: Callable[[int], Allocation]) -> tuple[PlacementMap, str]:
+        """Where the tensors of the last update belong, while the engine's memory is what it was then, and the generation of
+        that memory. What was found is kept until the lists are others.
+
+        @param allocation_of: is asked only where nothing is kept
         @raises NotPlaced: not all of them could be replayed, or something has moved since
         """
-        if self.refused is not None:
-            raise NotPlaced(self.refused)
-        if self._unprocessed or not self._lists:
-            raise NotPlaced("no update has gone through")
-        self._moved |= self._regions.look()
+        reason = self.not_placed
+        if reason is not None:
+            raise NotPlaced(reason)
         try:
-            if not self._holds() or self._indices() != self._contents:
-                raise NotPlaced("the engine's tensors are at other places since the last update")
-            return make_map(self._lists, allocation_of, self._regions.bytes())
+            found = self._changed() or self._find_places(allocation_of)
+        finally:
+            self._regions.let_go()
+        if isinstance(found, str):
+            raise NotPlaced(found)
+        return found
+
+    def generation(self) -> str | None:
+        """What `placement` has given, while all of it still holds; else None. Looks at the engine's memory."""
+        placed = self._placed_lists()
+        if placed is None or isinstance(placed.found, str) or self.not_placed is not None:
+            return None
+        try:
+            return placed.found[1] if self._changed() is None else None
         finally:
             self._regions.let_go()
 
-    def generation(self) -> str:
-        """Of the memory that the recordings hold for: another one where a tensor of theirs is elsewhere, or of another form, or
-        an expert map says something else."""
+    @property
+    def has_constants(self) -> bool:
+        """Whether `write_constants` has anything to do."""
+        return any(recording.constants for recording in self._lists)
+
+    def write_constants(self) -> None:
+        """What loading writes beside the weights of a placement, which has to be there before they are."""
+        if not self.has_constants:
+            return
         self._moved |= self._regions.look()
-        self._regions.let_go()
-        held = sorted((number, sorted(map(repr, views or ()))) for number, views in self._regions.views(self._views).items())
-        return hashlib.sha256(repr((held, self._indices())).encode()).hexdigest()
+        try:
+            for recording in self._lists:
+                for constant in recording.constants:
+                    constant.write(self._regions.storages[constant.region])
+        finally:
+            self._regions.let_go()
+
+    def process_placed(self, post_hook: PostHook) -> None:
+        """As `process`, after somebody else has brought the weights to their places. Where the hook moves tensors, the next
+        look at them finds it."""
+        post_hook()
+        if self._contents:
+            self._check_indices(True)
+
+    def _find_places(self, allocation_of: Callable[[int], Allocation]) -> tuple[PlacementMap, str] | str:
+        """After a look at the engine's memory."""
+        placed = self._placed_lists()
+        if placed is not None:
+            return placed.found
+        found: tuple[PlacementMap, str] | str
+        try:
+            places = make_map(self._lists, allocation_of, self._regions.bytes())
+            found = places, self._generation_of(places)
+        except NotPlaced as error:
+            found = str(error)
+        self._placed = _Placed(self._lists, found)
+        return found
+
+    def _placed_lists(self) -> _Placed | None:
+        """What was found before for these very lists."""
+        placed = self._placed
+        if placed is None or len(placed.lists) != len(self._lists) or not all(map(operator.is_, placed.lists, self._lists)):
+            return None
+        return placed
+
+    def _generation_of(self, places: PlacementMap) -> str:
+        """Another one where a tensor is elsewhere or of another form, or an expert map says something else."""
+        held = sorted((number, sorted(map(repr, views or ()))) for number, views in self._views.items())
+        return hashlib.sha256(repr((places.digest, held, self._contents)).encode()).hexdigest()
+
+    def _changed(self) -> str | None:
+        """What is not as it was when the lists were recorded. Looks at the engine's memory."""
+        self._moved |= self._regions.look()
+        if not self._holds() or self._indices() != self._contents:
+            return _ELSEWHERE
+        # one that was not there may be what a weight is for
+        return _NEW_TENSORS if self._regions.names - self._names else None
 
     def end(self) -> None:
         """The update is over, however it went."""
@@ -272,6 +369,8 @@ class Reload:
         """
         assert self._recorder is not None, "the update has not begun"
         weights: Weights = [(one.tensor.name, one.view(ring)) for one in listed]
+        # what the engine loads may make other lists ordinary
+        self._placed = None
         self.tally.ordinary += len(listed)
         if self.refused is not None:
             self.tally.reasons[self.refused] += len(listed)
@@ -309,6 +408,8 @@ class Reload:
             self._unprocessed += recording.copies
             written = {copy.region for copy in recording.copies} | {constant.region for constant in recording.constants}
             self._views |= self._regions.views(written)
+        else:
+            recording.foreign.append(_TOO_MANY)
         return recording
 
     def _kernel(self, recording: ListRecording, ring: torch.Tensor) -> KernelReplay | None:

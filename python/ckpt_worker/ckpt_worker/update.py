@@ -48,7 +48,7 @@ def update_weights_from_ipc(
                 raise RuntimeError(f"the daemon sends a list of {len(body)} bytes after the last one")
             try:
                 engine.process()
-                _synchronize(device)
+                synchronize(device)
             except Exception as error:
                 # checkpoint-engine's worker leaves without a reply; ours tells the daemon at once
                 talk.fail(error)
@@ -126,13 +126,13 @@ def _take_lists(talk: Conversation, ring: torch.Tensor, engine: _Engine) -> None
             if listed is None and not known:
                 if failed is not None:
                     raise ProtocolError(f"the daemon goes on after a list that has failed: {failed}")
-                return _synchronize(ring.device)
+                return synchronize(ring.device)
             try:
                 engine.take(body, listed, ring)
                 if count == 1 and engine.reload is not None:
                     # the daemon has more than one bucket in the ring by now
                     engine.reload.process_early(engine.post_hook, ring)
-                _synchronize(ring.device)
+                synchronize(ring.device)
             except Exception as error:
                 # not raised: the daemon tells every worker of the engine to stop, and this one with them
                 talk.fail(error)
@@ -162,9 +162,10 @@ def _release(weak: int, device: torch.device) -> None:
     torch.UntypedStorage._free_weak_ref(weak)
     if device.type == "cuda":
         torch.cuda.ipc_collect()
-    _synchronize(device)
+    synchronize(device)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Waits for what the device is still doing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -11,18 +11,21 @@ import torch
 import zmq
 
 from .conversation import Limits
+from .cuda_memory import CudaMemory
+from .direct import DirectEngine, update_weights_directly
 from .fingerprint import fingerprint_of
 from .kernel import has_triton
 from .layerwise import LayerwiseReload, changed_by_processing
 from .regions import index_contents, model_tensors
 from .reload import HOOK_CHANGES, Reload, Tally, Weights
-from .update import update_weights_from_ipc
+from .update import synchronize, update_weights_from_ipc
 
 # vLLM's RPC gives up after 300 s, and whoever called it does not learn anything then
 _TOTAL_SECONDS = 290.0
 _KEY = "_ckpt_engine"
 
 Mode = Literal["recorded", "ordinary", "layerwise"]
+DirectPhase = Literal["begin", "copies", "hook"]
 
 
 class WorkerExtension:
@@ -34,13 +37,25 @@ class WorkerExtension:
         @param zmq_handles: the daemon's address for each device, by `GPU-` and its uuid
         @returns `ok`, `error`, `phase` of it (`begin`, `lists` or `hook`), `torn`: what the engine holds is of two versions;
             `mode`, how many tensors were `replayed` and how many `ordinary`, the latter with `reasons`; `busy_seconds` between
-            a list and its reply, and `seconds` in all
+            a list and its reply, and `seconds` in all; `not_direct`: why the next one cannot be by `ckpt_direct`, as far as is
+            known, or None
         """
         return _engine(self).update(zmq_handles)
 
+    def ckpt_direct(self, zmq_handles: dict[str, str]) -> dict[str, Any]:
+        """Lets a daemon copy an update into the engine's memory, as `direct.py` has it. It does not raise either.
+
+        @param zmq_handles: as `update_weights_from_ipc` takes them
+        @returns `ok`, `error`, `phase` of it (`begin`: nothing was changed; `copies` or `hook`); `torn`, after a failure in one
+            of the latter two until an update has gone through the ring; `mode`, always `direct`; `placed`: the engine has the
+            new version (False and `ok`: the daemon has left, and the engine is as it was); `seconds` in all
+        """
+        return _engine(self).direct(zmq_handles)
+
     def ckpt_state(self) -> dict[str, Any]:
         """`torn`: the last update has failed half way. `mode` of the next one, and the `reason` for another than `recorded`.
-        `last`: what the last update has returned; None: there was none."""
+        `last`: what the last update has returned, of direct ones only those that have begun; None: there was none.
+        `not_direct`: why the next one cannot be by `ckpt_direct`, as far as is known, or None."""
         return _engine(self).state()
 
     def ckpt_forget(self) -> None:
@@ -110,7 +125,57 @@ class VllmEngine:
             "busy_seconds": tally.busy_seconds,
             "seconds": time.perf_counter() - begin,
         }
+        self._last["not_direct"] = self._why_not_direct(mode, reason)
         return self._last
+
+    def direct(self, handles: dict[str, str]) -> dict[str, Any]:
+        begin = time.perf_counter()
+        phase: DirectPhase = "begin"
+        placed = False
+        failure: dict[str, Any] = {"error": None, "phase": None}
+
+        def torn(now: bool) -> None:
+            nonlocal phase
+            self._torn = now
+            phase = "copies" if now else phase
+
+        def hook() -> None:
+            nonlocal phase
+            phase = "hook"
+            self._process()
+
+        try:
+            engine = DirectEngine(
+                self._reload, CudaMemory().allocation_of, hook, self._synchronize, torn, self._why_not_direct(*self._mode())
+            )
+            limits = Limits(total=max(0.0, begin + _TOTAL_SECONDS - time.perf_counter()))
+            placed = update_weights_directly(self._context, self._address(handles), engine, limits)
+        except Exception as error:
+            failure = {"error": f"{type(error).__name__}: {error}", "phase": phase}
+        answer = {
+            "ok": failure["error"] is None,
+            **failure,
+            "torn": self._torn,
+            "mode": "direct",
+            "placed": placed,
+            "seconds": time.perf_counter() - begin,
+        }
+        if placed or (self._torn and phase != "begin"):
+            self._last = answer
+        return answer
+
+    def _why_not_direct(self, mode: Mode, reason: str | None) -> str | None:
+        """As far as is known without a look at the engine's memory.
+
+        @param mode: of the next update through the ring, with its reason
+        """
+        if self._torn:
+            return "the last update has failed half way"
+        if self._last is not None and not self._last["ok"]:
+            return "the last update has failed"
+        if mode != "recorded":
+            return reason
+        return self._reload.not_placed
 
     def _process_again(self) -> None:
         """Before the first update, which writes all weights anew anyway: whether what vLLM has processed can be processed
@@ -126,7 +191,8 @@ class VllmEngine:
 
     def state(self) -> dict[str, Any]:
         mode, reason = self._mode()
-        return {"torn": self._torn, "mode": mode, "reason": reason, "last": self._last}
+        not_direct = self._why_not_direct(mode, reason)
+        return {"torn": self._torn, "mode": mode, "reason": reason, "last": self._last, "not_direct": not_direct}
 
     def forget(self) -> None:
         self._reload.forget()
@@ -195,6 +261,9 @@ class VllmEngine:
     def _load(self, weights: Weights) -> None:
         for model in self._models():
             model.load_weights(weights)
+
+    def _synchronize(self) -> None:
+        synchronize(self._worker.device)
 
     def _process(self) -> None:
         from vllm.model_executor.model_loader.utils import process_weights_after_loading

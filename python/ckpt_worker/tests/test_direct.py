@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import pickle
 import unittest
 from typing import Any
+from unittest import mock
 
 import torch
 from played_daemon import Daemon, DaemonTest, Messages
 
 from ckpt_worker import DaemonError, DaemonGone, Limits, ProtocolError
-from ckpt_worker.copies import bytes_of
+from ckpt_worker.copies import Constant, bytes_of
 from ckpt_worker.direct import DirectEngine, update_weights_directly
 from ckpt_worker.frames import pack, unpack
 from ckpt_worker.messages import Listed
 from ckpt_worker.placement import Allocation
 from ckpt_worker.recorder import Tensor
-from ckpt_worker.reload import Reload, Tally
+from ckpt_worker.reload import Reload, Tally, Weights
 
 SOON = Limits(total=2.0, grace=0.2)
 LEAVE = pack({"type": "leave", "reason": "another rank has failed"})
+UNTOUCHED = pack({"type": "leave", "reason": "another rank has refused", "untouched": True})
 END = pack({"type": "end"})
 
 
@@ -27,16 +30,37 @@ class TestDirect(DaemonTest):
     def setUp(self) -> None:
         super().setUp()
         self.weight = torch.zeros(8, 8)
-        self.reload = Reload(lambda: [("w", self.weight)])
+        self.padding = torch.zeros(4)
+        self.tensors = [("w", self.weight), ("p", self.padding)]
+        self.indices: tuple[int, ...] = (7,)
+        self.walks = 0
+        self.asked = 0
+        self.refusal: str | None = None
+        self.reload = Reload(self.walk, lambda: self.indices)
         self.events: list[str] = []
         self.hook_fails = False
         self.record()
 
-    def record(self) -> None:
+    def walk(self) -> list[tuple[str, torch.Tensor]]:
+        self.walks += 1
+        return self.tensors
+
+    def allocation_of(self, address: int) -> Allocation:
+        self.asked += 1
+        storage = self.weight.untyped_storage()
+        assert storage.data_ptr() <= address < storage.data_ptr() + storage.nbytes()
+        return Allocation(b"h" * 64, storage.data_ptr(), storage.nbytes())
+
+    def record(self, body: bytes = b"list", pad: float | None = None) -> None:
+        def load(weights: Weights) -> None:
+            self.weight.copy_(weights[0][1].t())
+            if pad is not None:
+                self.padding.fill_(pad)
+
         ring = torch.zeros(256, dtype=torch.uint8)
         self.reload.begin(ring, Tally())
         listed = [Listed(Tensor("w", 0, 256), torch.float32, torch.Size((8, 8)))]
-        self.reload.load(b"list", listed, ring, lambda weights: self.weight.copy_(weights[0][1].t()))
+        self.reload.load(body, listed, ring, load)
         self.reload.release()
         self.reload.process(lambda: None)
         self.reload.end()
@@ -47,13 +71,13 @@ class TestDirect(DaemonTest):
             raise ValueError("no scales")
 
     def update(self, messages: Messages, limits: Limits = SOON) -> bool:
-        storage = self.weight.untyped_storage()
         engine = DirectEngine(
             self.reload,
-            lambda _address: Allocation(b"h" * 64, storage.data_ptr(), storage.nbytes()),
+            self.allocation_of,
             self.hook,
             lambda: None,
             lambda torn: self.events.append("torn" if torn else "whole"),
+            self.refusal,
         )
         self.daemon = Daemon(self.context, self.address, messages)
         self.daemon.start()
@@ -141,9 +165,129 @@ class TestDirect(DaemonTest):
             ([b"\x01"], "cut off"),
             ([b"\x01\x00\x00\x00{"], "cannot be read"),
             ([b"\x02\x00\x00\x00[]"], "a message is a list"),
+            ([b""], "cannot be read|cut off"),
+            ([b"\x02\x00\x00\x00\xff\xfe"], "cannot be read"),
+            ([(200_000).to_bytes(4, "little") + b"[" * 200_000], "cannot be read"),
+            *(([pickle.dumps(RuntimeError("stop"), protocol)], "cut off|cannot be read") for protocol in range(6)),
+            ([pickle.dumps(None)], "cut off|cannot be read"),
         ):
-            with self.assertRaisesRegex(ProtocolError, words):
+            with self.subTest(words=words, messages=messages), self.assertRaisesRegex(ProtocolError, words):
                 self.update(messages)  # type: ignore[arg-type]
+        self.assertEqual(self.events, ["torn"])
+
+    def test_a_daemon_that_was_started_anew_and_ends_the_update_in_another_dialect(self) -> None:
+        self.update([self.look(), LEAVE])
+        for protocol in range(6):
+            self.events.clear()
+            with self.assertRaises(ProtocolError):
+                self.update([self.look(), self.begin, pickle.dumps(RuntimeError("stop"), protocol)])
+            self.assertEqual((self.events, len(self.daemon.replies)), (["torn"], 2))
+
+    def test_a_daemon_that_leaves_without_having_copied_anything(self) -> None:
+        before = self.weight.clone()
+        self.assertFalse(self.update([self.look(), self.begin, UNTOUCHED]))
+        self.assertEqual(self.events, ["torn", "whole"])
+        self.assertTrue(torch.equal(self.weight, before))
+        for claim in (False, 1, "true", None):
+            self.events.clear()
+            with self.assertRaisesRegex(DaemonError, "so"):
+                self.update([self.look(), self.begin, pack({"type": "leave", "reason": "so", "untouched": claim})])
+            self.assertEqual(self.events, ["torn"])
+
+    def test_an_engine_that_may_not_be_copied_into(self) -> None:
+        self.update([self.look(), LEAVE])
+        begin, self.refusal = self.begin(), "the last update has failed"
+        self.assertFalse(self.update([self.look(), begin, LEAVE]))
+        self.assertEqual(self.replies(), [{"ok": False, "reason": "the last update has failed"}] * 2)
+        self.assertEqual(self.events, [])
+
+    def test_a_beginning_without_a_generation(self) -> None:
+        self.reload.forget()
+        for message in ({"type": "begin"}, {"type": "begin", "generation": None}):
+            self.assertFalse(self.update([pack(message), LEAVE]))
+            self.assertEqual(self.replies(), [{"ok": False, "reason": "the engine's memory has changed"}])
+        self.assertEqual(self.events, [])
+
+    def test_an_expert_map_or_a_tensor_that_comes_between_looking_and_beginning(self) -> None:
+        def other_map() -> bytes:
+            self.indices = (8,)
+            return self.begin()
+
+        def new_tensor() -> bytes:
+            self.tensors = [*self.tensors, ("new", torch.zeros(2))]
+            return self.begin()
+
+        for begin in (other_map, new_tensor):
+            self.indices = (7,)
+            self.assertFalse(self.update([self.look(), begin, LEAVE]))
+            self.assertEqual([reply["ok"] for reply in self.replies()], [True, False])
+        self.assertFalse(self.update([self.look(), LEAVE]))
+        self.assertIn("did not have", self.replies()[0]["reason"])
+        self.assertEqual(self.events, [])
+
+    def test_the_model_is_walked_once_to_look_and_once_to_begin(self) -> None:
+        self.update([self.look(), LEAVE])
+        self.assertEqual(self.asked, 1)
+        self.walks = 0
+        self.assertTrue(self.update([self.look(), self.begin, self.copy_and_end]))
+        self.assertEqual((self.walks, self.asked), (2, 1))
+
+    def test_a_map_is_made_anew_after_an_update_with_other_lists(self) -> None:
+        self.update([self.look(), LEAVE])
+        first = self.replies()[0]
+        self.record(b"another list")
+        self.update([self.look(first["map"]), LEAVE])
+        self.assertEqual(self.asked, 2)
+        self.assertEqual(self.replies()[0]["map"], first["map"])
+
+    def test_padding_is_there_before_the_daemon_copies(self) -> None:
+        self.record(b"padded", 3)
+        self.padding.fill_(9)
+        seen: list[float] = []
+
+        def begin() -> bytes:
+            seen.extend(self.padding.tolist())
+            return self.begin()
+
+        def end() -> bytes:
+            seen.extend(self.padding.tolist())
+            return self.copy_and_end()
+
+        self.assertTrue(self.update([self.look(), begin, end]))
+        self.assertEqual(seen, [9.0] * 4 + [3.0] * 4)
+        self.assertEqual(self.events, ["torn", "hook", "whole"])
+
+    def test_padding_that_was_written_is_processed_when_the_daemon_leaves(self) -> None:
+        self.record(b"padded", 3)
+        self.assertFalse(self.update([self.look(), self.begin, UNTOUCHED]))
+        self.assertEqual(self.events, ["torn", "hook", "whole"])
+
+    def test_padding_that_cannot_be_written(self) -> None:
+        self.record(b"padded", 3)
+        with mock.patch.object(Constant, "write", side_effect=RuntimeError("a broken device")), self.assertRaises(RuntimeError):
+            self.update([self.look(), self.begin, END])
+        self.assertEqual(self.replies()[1], {"ok": False, "reason": "RuntimeError: a broken device"})
+        self.assertEqual(self.events, ["torn"])
+
+    def test_a_hook_that_moves_tensors_is_found_by_the_next_look(self) -> None:
+        self.hook = lambda: setattr(self.weight, "data", self.weight.clone())  # type: ignore[method-assign]
+        self.assertTrue(self.update([self.look(), self.begin, self.copy_and_end]))
+        self.assertFalse(self.update([self.look(), LEAVE]))
+        self.assertIn("at other places", self.replies()[0]["reason"])
+
+    def test_a_hook_that_says_that_weights_go_elsewhere(self) -> None:
+        self.hook = lambda: setattr(self, "indices", (8,))  # type: ignore[method-assign]
+        with self.assertRaisesRegex(RuntimeError, "says where weights go"):
+            self.update([self.look(), self.begin, self.copy_and_end])
+        self.assertFalse(self.replies()[2]["ok"])
+        self.assertEqual(self.events, ["torn"])
+
+    def test_a_look_that_fails_is_told(self) -> None:
+        self.update([self.look(), LEAVE])
+        broken = mock.patch.object(self.reload, "placement", side_effect=RuntimeError("a broken device"))
+        with broken, self.assertRaises(RuntimeError):
+            self.update([self.look()])
+        self.assertEqual(self.replies(), [{"ok": False, "reason": "RuntimeError: a broken device"}])
 
     def test_frames(self) -> None:
         head = {"type": "end", "words": "ü" * 7}

@@ -16,8 +16,11 @@ import torch
 from played_daemon import Daemon, DaemonTest, Messages, handle
 from torch.multiprocessing import reductions
 
-from ckpt_worker import WorkerExtension
+from ckpt_worker import Limits, WorkerExtension
 from ckpt_worker import reload as reload_module
+from ckpt_worker import vllm as vllm_module
+from ckpt_worker.frames import pack, unpack
+from ckpt_worker.placement import Allocation, NotPlaced
 from ckpt_worker.reload import HOOK_CHANGES
 
 UUID = "GPU-0"
@@ -103,7 +106,9 @@ class Worker(WorkerExtension):
         return None
 
 
-class TestWorkerExtension(DaemonTest):
+class WorkerTest(DaemonTest):
+    """A worker, and its updates through a ring."""
+
     def setUp(self) -> None:
         super().setUp()
         self.ring = torch.zeros(RING, dtype=torch.uint8)
@@ -146,6 +151,8 @@ class TestWorkerExtension(DaemonTest):
     def held(self) -> float:
         return float(self.worker.model.weight.mean())
 
+
+class TestWorkerExtension(WorkerTest):
     def test_loads_then_replays_and_says_so(self) -> None:
         self.expect(self.update(1), ok=True, error=None, torn=False, mode="recorded", replayed=0, ordinary=1, reasons={})
         self.expect(self.update(2), ok=True, mode="recorded", replayed=1, ordinary=0)
@@ -280,7 +287,210 @@ class TestWorkerExtension(DaemonTest):
 
     def test_its_names_are_none_of_a_worker_of_vllm(self) -> None:
         names = {name for name in dir(WorkerExtension) if not name.startswith("__")}
-        self.assertEqual(names, {"update_weights_from_ipc", "ckpt_state", "ckpt_forget", "ckpt_checksum"})
+        self.assertEqual(names, {"update_weights_from_ipc", "ckpt_state", "ckpt_direct", "ckpt_forget", "ckpt_checksum"})
+
+
+class Opened:
+    """The model's memory, as another process would open it."""
+
+    def __init__(self, model: Model):
+        self._model = model
+        self.asked = 0
+        self.reason: str | None = None
+
+    def allocation_of(self, _: int) -> Allocation:
+        self.asked += 1
+        if self.reason is not None:
+            raise NotPlaced(self.reason)
+        storage = self._model.weight.untyped_storage()
+        return Allocation(b"h" * 64, storage.data_ptr(), storage.nbytes())
+
+
+class TestDirect(WorkerTest):
+    """Updates by a daemon that copies into the model itself."""
+
+    FIELDS = ("ok", "error", "phase", "torn", "mode", "placed", "seconds")
+    DONE: dict[str, Any] = {"ok": True, "error": None, "phase": None, "torn": False, "mode": "direct", "placed": True}
+    LEFT = {**DONE, "placed": False}
+    LOOK = pack({"type": "look", "map": None})
+    LEAVE = pack({"type": "leave", "reason": "no map"})
+    UNTOUCHED = pack({"type": "leave", "reason": "another rank", "untouched": True})
+    END = pack({"type": "end"})
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.opened = Opened(self.worker.model)
+        patch = mock.patch.object(vllm_module, "CudaMemory", lambda: self.opened)
+        patch.start()
+        self.addCleanup(patch.stop)
+        short = mock.patch.object(vllm_module, "Limits", lambda total: Limits(total=min(total, 5.0), grace=0.2))
+        short.start()
+        self.addCleanup(short.stop)
+
+    def begin(self) -> bytes:
+        return pack({"type": "begin", "generation": unpack(self.daemon.replies[0])[0]["generation"]})
+
+    def copies(self, version: float) -> Callable[[], bytes]:
+        def message() -> bytes:
+            self.worker.model.weight.data.fill_(version)
+            return self.END
+
+        return message
+
+    def direct(self, messages: Messages) -> dict[str, Any]:
+        self.daemon = daemon = Daemon(self.context, self.address, messages)
+        daemon.start()
+        answer = self.worker.ckpt_direct({UUID: self.address})
+        daemon.worker_left.set()
+        daemon.join()
+        self.assertEqual(tuple(answer), self.FIELDS)
+        return answer
+
+    def refused(self, words: str) -> None:
+        """The daemon asks and is told why not; nothing has changed."""
+        state = self.worker.ckpt_state()
+        answer = self.direct([self.LOOK, self.LEAVE])
+        self.expect(answer, **{**self.LEFT, "torn": state["torn"]})
+        head, body = unpack(self.daemon.replies[0])
+        self.assertEqual((sorted(head), head["ok"], body), (["ok", "reason"], False, b""))
+        self.assertRegex(head["reason"], words)
+        self.assertIs(self.worker.ckpt_state()["last"], state["last"])
+
+    def test_after_an_update_through_the_ring_the_next_may_be_placed(self) -> None:
+        steps: list[float] = []
+        self.vllm.process = lambda model: steps.append(float(model.weight.mean()))
+        self.expect(self.update(1), ok=True, ordinary=1, not_direct=None)
+        steps.clear()
+        answer = self.direct([self.LOOK, self.begin, self.copies(2)])
+        self.expect(answer, **self.DONE)
+        self.assertEqual(([unpack(reply)[0]["ok"] for reply in self.daemon.replies], steps), ([True] * 3, [2.0]))
+        self.expect(self.worker.ckpt_state(), torn=False, mode="recorded", last=answer, not_direct=None)
+        self.assertEqual(self.worker.model.loads, 1)
+        self.expect(self.direct([self.LOOK, self.begin, self.copies(3)]), **self.DONE)
+        self.assertEqual(self.opened.asked, 1)
+        self.expect(self.update(4), ok=True, replayed=1, not_direct=None)
+        self.assertEqual(self.held(), 4.0)
+
+    def test_not_before_an_update_has_gone_through_the_ring(self) -> None:
+        self.expect(self.worker.ckpt_state(), not_direct="no update has gone through")
+        self.refused("no update has gone through")
+        self.update(1)
+        self.worker.ckpt_forget()
+        self.expect(self.worker.ckpt_state(), not_direct="no update has gone through")
+        self.refused("no update has gone through")
+
+    def test_not_where_lists_are_not_recorded(self) -> None:
+        parallel = self.worker.vllm_config.parallel_config
+        self.update(1)
+        parallel.enable_eplb = True
+        words = "expert load balancing moves experts in place"
+        self.refused(words)
+        self.expect(self.update(2), mode="ordinary", not_direct=words)
+        parallel.enable_eplb = False
+        with mock.patch.dict(os.environ, {"CKPT_RELOAD": "ordinary"}):
+            self.expect(self.worker.ckpt_state(), not_direct="CKPT_RELOAD=ordinary")
+            self.refused("CKPT_RELOAD=ordinary")
+        self.worker.model_config.quantization = "fp8"
+        self.refused("the model is quantised")
+
+    def test_not_what_is_no_copy(self) -> None:
+        model = self.worker.model
+        model.load_weights = lambda weights: [model.weight.data.copy_(one * 2) for _, one in weights]  # type: ignore[method-assign]
+        answer = self.update(1)
+        self.assertIn(answer["not_direct"], answer["reasons"])
+        self.assertIn("is no copy", answer["not_direct"])
+        self.refused("is no copy")
+
+    def test_a_reason_that_the_map_was_refused_for_is_remembered(self) -> None:
+        self.opened.reason = "memory that cannot be exported: sleep mode"
+        self.expect(self.update(1), not_direct=None)
+        self.refused("cannot be exported")
+        self.expect(self.worker.ckpt_state(), not_direct=self.opened.reason)
+        self.refused("cannot be exported")
+        self.expect(self.update(2), ok=True, replayed=1, not_direct=self.opened.reason)
+        self.assertEqual(self.opened.asked, 1)
+
+    def test_a_parameter_that_has_appeared(self) -> None:
+        self.update(1)
+        self.worker.model.new = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
+        self.refused("did not have when its loading was recorded")
+
+    def test_a_daemon_that_leaves_before_it_has_copied(self) -> None:
+        last = self.update(1)
+        for messages in ([self.LEAVE], [self.LOOK, self.LEAVE], [self.LOOK, self.begin, self.UNTOUCHED]):
+            self.expect(self.direct(messages), **self.LEFT)  # type: ignore[arg-type]
+            self.assertIs(self.worker.ckpt_state()["last"], last)
+        self.expect(self.worker.ckpt_state(), torn=False, not_direct=None)
+        self.assertEqual(self.held(), 1.0)
+
+    def test_a_daemon_that_says_nothing_sensible_before_it_begins(self) -> None:
+        self.update(1)
+        answer = self.direct([pickle.dumps(RuntimeError("stop"))])
+        self.expect(answer, ok=False, phase="begin", torn=False, placed=False)
+        self.assertIn("ProtocolError", answer["error"])
+        self.expect(self.worker.ckpt_state(), torn=False, not_direct=None)
+
+    def test_memory_that_changes_before_the_daemon_begins(self) -> None:
+        def begin() -> bytes:
+            self.worker.model.weight.data = self.worker.model.weight.data.clone()
+            return self.begin()
+
+        self.update(1)
+        self.expect(self.direct([self.LOOK, begin, self.LEAVE]), **self.LEFT)
+        self.assertEqual(unpack(self.daemon.replies[1])[0], {"ok": False, "reason": "the engine's memory has changed"})
+        self.expect(self.worker.ckpt_state(), torn=False)
+
+    def test_one_that_fails_leaves_the_engine_torn_until_one_goes_through_the_ring(self) -> None:
+        stop = pack({"type": "leave", "reason": "a file cannot be read"})
+        for messages, error in (
+            ([self.LOOK, self.begin, stop], "DaemonError: a file cannot be read"),
+            ([self.LOOK, self.begin, pickle.dumps(RuntimeError("stop"))], "ProtocolError: .*"),
+            ([self.LOOK, self.begin], "DaemonGone: .*"),
+        ):
+            self.expect(self.update(1), ok=True, torn=False, not_direct=None)
+            answer = self.direct(messages)  # type: ignore[arg-type]
+            self.expect(answer, ok=False, phase="copies", torn=True, placed=False)
+            self.assertRegex(answer["error"], error)
+            self.expect(self.worker.ckpt_state(), torn=True, last=answer, not_direct="the last update has failed half way")
+            self.refused("failed half way")
+
+    def test_processing_that_fails(self) -> None:
+        def process(_model: Model) -> None:
+            raise ValueError("no scales")
+
+        self.update(1)
+        self.vllm.process = process
+        answer = self.direct([self.LOOK, self.begin, self.copies(2)])
+        self.expect(answer, ok=False, error="ValueError: no scales", phase="hook", torn=True, placed=False)
+        self.assertEqual(unpack(self.daemon.replies[2])[0], {"ok": False, "reason": "ValueError: no scales"})
+        self.expect(self.worker.ckpt_state(), torn=True)
+
+    def test_an_update_through_the_ring_that_has_failed(self) -> None:
+        self.update(1)
+        answer = self.worker.update_weights_from_ipc({"GPU-1": self.address})
+        self.expect(answer, ok=False, torn=False, not_direct="the last update has failed")
+        self.refused("the last update has failed")
+        answer = self.update(2, [self.handle, self.one_list(2), pickle.dumps(RuntimeError("stop"))])
+        self.expect(answer, ok=False, torn=True, not_direct="the last update has failed half way")
+        self.expect(self.update(3), ok=True, not_direct=None)
+
+    def test_does_not_raise(self) -> None:
+        answer = self.worker.ckpt_direct({"GPU-1": self.address})
+        self.expect(answer, ok=False, phase="begin", torn=False, placed=False)
+        self.assertEqual(answer["error"], "ValueError: the daemon has no address for device GPU-0, only for GPU-1")
+        with mock.patch.object(self.worker, "get_model", side_effect=RuntimeError("no model")):
+            answer = self.worker.ckpt_direct({UUID: self.address})
+        self.expect(answer, ok=False, error="RuntimeError: no model", phase="begin", torn=False)
+
+    def test_its_whole_time_is_limited(self) -> None:
+        self.update(1)
+        # a daemon that is gone would be waited for longer
+        patient = mock.patch.object(vllm_module, "Limits", Limits)
+        with patient, mock.patch.object(vllm_module, "_TOTAL_SECONDS", 0.5):
+            answer = self.direct([self.LOOK, self.begin])
+        self.expect(answer, ok=False, phase="copies", torn=True)
+        self.assertIn("TimeoutError", answer["error"])
+        self.assertLess(answer["seconds"], 5)
 
 
 if __name__ == "__main__":
