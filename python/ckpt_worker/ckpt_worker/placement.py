@@ -12,9 +12,9 @@ import torch
 from .copies import DIMENSIONS_MAX, Copy
 from .frames import pack
 from .proof import last_writers
-from .recorder import ListRecording
+from .recorder import Form, ListRecording
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class NotPlaced(RuntimeError):
 
 @dataclass(frozen=True)
 class PlacementMap:
-    """Copies out of the tensors of a checkpoint. `allocations` and `tensors` are numbered by their place; a row of `columns`
-    is one copy: tensor, offset in it, allocation, offset in that, bytes of a run, then sizes and strides of three dimensions,
-    all int64, bytes."""
+    """Copies out of the tensors of a checkpoint, which have to be of the same `forms`. `allocations` and `tensors` are numbered
+    by their place; a row of `columns` is one copy: tensor, offset in it, allocation, offset in that, bytes of a run, then sizes
+    and strides of three dimensions, all int64, bytes."""
 
     tensors: tuple[str, ...]
+    forms: tuple[Form, ...]
     allocations: tuple[Allocation, ...]
     columns: torch.Tensor
 
@@ -50,6 +51,8 @@ class PlacementMap:
             "copies": len(self.columns),
             "columns": ["tensor", "source", "allocation", "destination", "run", *per_dimension],
             "tensors": self.tensors,
+            "dtypes": [str(form.dtype).removeprefix("torch.") for form in self.forms],
+            "shapes": [form.shape for form in self.forms],
             "allocation_bytes": [one.bytes for one in self.allocations],
         }
         return pack(head, bytes(self.columns.t().contiguous().numpy().tobytes()))
@@ -72,11 +75,13 @@ def make_map(
     @raises NotPlaced: a list is ordinary, a tensor comes twice, a part of one is written over, or memory cannot be opened
     """
     tensors: dict[str, int] = {}
+    forms: list[Form] = []
     # numbers of the copies' sources in one space, so that all of them can be looked at together
     owners: list[tuple[Copy, ListRecording]] = []
     for recording in recordings:
         if recording.reasons:
             raise NotPlaced(recording.reasons[0])
+        forms += recording.forms
         for tensor in recording.tensors:
             if tensor.name in tensors:
                 raise NotPlaced(f"{tensor.name} comes twice")
@@ -97,7 +102,7 @@ def make_map(
         place = (tensors[tensor.name], copy.source - tensor.offset, allocations.setdefault(allocation, len(allocations)))
         rows.append((*place, address - allocation.address, copy.run, *_padded(copy)))
     columns = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 5 + 3 * DIMENSIONS_MAX)
-    return PlacementMap(tuple(tensors), tuple(allocations), columns)
+    return PlacementMap(tuple(tensors), tuple(forms), tuple(allocations), columns)
 
 
 def _require_constants_first(

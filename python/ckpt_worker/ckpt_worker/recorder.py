@@ -49,11 +49,21 @@ class Tensor:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Form:
+    """Other bytes of the same number may be of another type, or of another shape, which an engine loads otherwise."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
 @dataclass
 class ListRecording:
     """What became of the tensors of one list."""
 
     tensors: tuple[Tensor, ...]
+    #: of each tensor what it was loaded as
+    forms: tuple[Form, ...] = ()
     copies: list[Copy] = field(default_factory=list)
     # to be written before the copies are made
     constants: list[Constant] = field(default_factory=list)

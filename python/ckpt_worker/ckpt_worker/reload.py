@@ -17,7 +17,7 @@ from .kernel import KernelReplay, has_triton
 from .messages import Listed, ProtocolError
 from .placement import Allocation, NotPlaced, PlacementMap, make_map
 from .proof import prove
-from .recorder import ListRecording, Recorder
+from .recorder import Form, ListRecording, Recorder
 from .regions import Named, Regions, Views
 from .replay import replay
 from .unseen import MemoryBefore
@@ -398,6 +398,7 @@ class Reload:
                 torch.cuda.synchronize(ring.device)
             self._before = MemoryBefore(self._bytes)
         recording = self._recorder.begin([one.tensor for one in listed])
+        recording.forms = tuple(Form(one.dtype, tuple(one.shape)) for one in listed)
         # what has moved the tensors may not do it again
         if not self._load(recording, weights, ring, run):
             return recording

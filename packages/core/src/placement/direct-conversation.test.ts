@@ -55,6 +55,10 @@ describe('a direct update with one worker', () => {
   test('goes from look to the answer of the engine', () => {
     const all = [...toBegun, copying, end, reply(OK), disconnected, http(true)]
     expect(play(all)).toEqual([...begun, { type: 'end' }, 'finished', 'close'])
+    // the answer may be faster than the last reply
+    expect(play([...toBegun, copying, end, http(true), 200, reply(OK)])).toEqual(play(all))
+    const never = [...toBegun, copying, end, http(true), 250]
+    expect(play(never)).toContain('engine_failed in release')
     // nobody has posted anything
     expect(play([...toBegun, copying, end, reply(OK)], false)).toEqual([
       ...begun,

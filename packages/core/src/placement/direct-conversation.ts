@@ -17,6 +17,9 @@ import {
 
 /** After a disconnect: how long the engine's answer, which says more, may still take. */
 const GRACE_MS = 2000
+/** After the engine's answer: how long the last reply, which was sent before it, may take to be seen. */
+const LAST_REPLY_GRACE_MS = 250
+const LOST = "the engine's worker closed its connection in the middle of a direct update"
 
 const WAITS_FOR: Partial<Record<DirectPhase, string>> = {
   open: 'the engine to say where its weights lie',
@@ -50,8 +53,8 @@ export class DirectConversation {
   /** A message of ours has no reply yet. */
   #owes = false
   #http: { readonly ok: boolean; readonly words: string } | null = null
-  /** The moment at which a disconnect that nothing explains has failed. */
-  #lostAtMs: number | null = null
+  /** What has failed unless something explains it by then. */
+  #suspicion: { readonly atMs: number; readonly words: string } | null = null
 
   constructor(options: DirectOptions) {
     this.#options = options
@@ -86,7 +89,7 @@ export class DirectConversation {
   get deadlineMs(): number | null {
     if (!this.#started || this.#phase === 'closed') return null
     const limitMs = this.#limitMs()
-    return this.#lostAtMs === null ? limitMs : Math.min(limitMs, this.#lostAtMs)
+    return this.#suspicion === null ? limitMs : Math.min(limitMs, this.#suspicion.atMs)
   }
 
   step(event: DirectEvent): DirectAction[] {
@@ -155,7 +158,7 @@ export class DirectConversation {
     }
     if (this.#phase === 'open') {
       // one that closed before it replied, and one that takes its place
-      this.#lostAtMs = null
+      this.#suspicion = null
       return this.#ask(packLook(this.#options.knownMap))
     }
     const message = 'a worker connected again in the middle of a direct update'
@@ -168,7 +171,9 @@ export class DirectConversation {
     this.#owes = false
     if (this.#phase === 'post') return this.#mayFinish()
     if (this.#phase === 'failed' || this.#phase === 'withdrawn') return this.#mayClose()
-    this.#lostAtMs = nowMs + (this.#options.http ? GRACE_MS : 0)
+    // an engine that has answered already does not say more
+    const graceMs = this.#options.http && this.#http === null ? GRACE_MS : 0
+    this.#suspicion ??= { atMs: nowMs + graceMs, words: LOST }
   }
 
   #onReply(body: Uint8Array, nowMs: number): void {
@@ -205,6 +210,7 @@ export class DirectConversation {
     }
     if (refused !== null) return this.#fail(this.#failure('engine_failed', refused), nowMs)
     this.#phase = 'post'
+    this.#suspicion = null
     this.#mayFinish()
   }
 
@@ -216,7 +222,7 @@ export class DirectConversation {
     if (!this.#options.http || this.#http !== null) return
     const words = ok ? 'success' : message
     this.#http = { ok, words }
-    this.#lostAtMs = null
+    this.#suspicion = null
     switch (this.#phase) {
       case 'open':
       case 'looked':
@@ -227,6 +233,10 @@ export class DirectConversation {
       case 'copying':
       case 'ending': {
         const text = `the engine answered before the update had ended: ${words}`
+        if (ok && this.#phase === 'ending') {
+          this.#suspicion = { atMs: nowMs + LAST_REPLY_GRACE_MS, words: text }
+          return
+        }
         return this.#fail(this.#failure('engine_failed', ok ? text : message), nowMs)
       }
       case 'post':
@@ -248,7 +258,7 @@ export class DirectConversation {
     assert(this.#phase !== 'copying', 'what is being copied cannot be left')
     if (this.#phase === 'failed' || this.#phase === 'post') return
     this.#phase = 'withdrawn'
-    this.#lostAtMs = null
+    this.#suspicion = null
     this.#leaveUntilMs = nowMs + this.#options.limits.leaveMs
     this.#sendLeave(reason)
     this.#mayClose()
@@ -289,7 +299,7 @@ export class DirectConversation {
     const untouched = this.updatePhase === 'open' || this.#phase === 'withdrawn'
     const told = this.#phase === 'post'
     this.#phase = 'failed'
-    this.#lostAtMs = null
+    this.#suspicion = null
     this.#leaveUntilMs = nowMs + this.#options.limits.leaveMs
     this.#out.push({ type: 'failed', failure })
     if (!told) this.#sendLeave(failure.message, untouched)
@@ -304,18 +314,21 @@ export class DirectConversation {
 
   #expire(nowMs: number): void {
     if (this.#phase === 'closed') return
-    if (this.#lostAtMs !== null && nowMs >= this.#lostAtMs) this.#lose(nowMs)
+    if (this.#suspicion !== null && nowMs >= this.#suspicion.atMs) {
+      this.#lose(this.#suspicion.words, nowMs)
+    }
     if (this.phase === 'closed' || nowMs < this.#limitMs()) return
     if (this.#phase === 'withdrawn' || this.#phase === 'failed') return this.#close()
     const what = WAITS_FOR[this.#phase] ?? 'the copies'
     this.#fail(this.#failure('engine_timeout', `timed out waiting for ${what}`), nowMs)
   }
 
-  /** The worker has closed its connection, and its engine's answer does not come: another worker of it may still wait. */
-  #lose(nowMs: number): void {
-    this.#lostAtMs = null
-    const message = "the engine's worker closed its connection in the middle of a direct update"
-    if (this.updatePhase === 'open' && this.#phase !== 'begun') return this.#refuse(message, nowMs)
-    this.#fail(this.#failure('engine_disconnected', message), nowMs)
+  /** Where another worker of its engine still waits, the engine's answer does not come to explain it. */
+  #lose(words: string, nowMs: number): void {
+    this.#suspicion = null
+    const began = this.updatePhase !== 'open' || this.#phase === 'begun'
+    if (!began) return this.#refuse(words, nowMs)
+    const code = words === LOST ? 'engine_disconnected' : 'engine_failed'
+    this.#fail(this.#failure(code, words), nowMs)
   }
 }
