@@ -20,6 +20,7 @@ describe('the OpenAPI document', () => {
       'delete /v1/checkpoints/{name}',
       'get /v1/checkpoints',
       'get /v1/checkpoints/{name}',
+      'get /v1/engine-map',
       'get /v1/healthz',
       'get /v1/metas',
       'get /v1/openapi.json',
@@ -67,6 +68,13 @@ describe('the OpenAPI document', () => {
     expect(new Set(ids).size).toBe(ROUTES.length)
     const drop = document.paths['/v1/checkpoints/{name}'].delete
     expect(drop.parameters.map((one: { name: string }) => one.name)).toEqual(['name', 'force'])
+    const { parameters } = document.paths['/v1/engine-map'].get
+    expect(parameters).toMatchObject([
+      { name: 'url', in: 'query', required: true, schema: { type: 'string', maxLength: 2048 } },
+      { name: 'uds', in: 'query' },
+      { name: 'tensor', in: 'query' },
+    ])
+    expect(parameters[1]).not.toHaveProperty('required')
     const events = document.paths['/v1/updates/{id}/events'].get
     expect(Object.keys(events.responses[200].content)).toEqual(['text/event-stream'])
   })

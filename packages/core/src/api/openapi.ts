@@ -1,9 +1,16 @@
 import { type } from 'arktype'
-import { CheckpointName, ErrorBody, UpdateId } from './bounds.ts'
+import { CheckpointName, ErrorBody, Path, TensorName, UpdateId, Url } from './bounds.ts'
 import * as checkpoint from './checkpoint-schemas.ts'
+import { EngineMapAnswer } from './engine-map-schemas.ts'
 import { Metas } from './metas-schemas.ts'
 import { StatusAnswer } from './status-schemas.ts'
 import * as update from './update-schemas.ts'
+
+interface QueryParameter {
+  readonly schema: type.Any
+  readonly summary: string
+  readonly required?: true
+}
 
 /** One route of the daemon. A schema is named by its key in {@link SCHEMAS}. */
 export interface Route {
@@ -11,7 +18,7 @@ export interface Route {
   /** Parameters in braces: `name` of a checkpoint, `id` of an update. */
   readonly path: string
   readonly summary: string
-  readonly query?: Record<string, { readonly schema: type.Any; readonly summary: string }>
+  readonly query?: Readonly<Record<string, QueryParameter>>
   readonly request?: SchemaName
   /** false: the body may be empty. */
   readonly requestRequired?: boolean
@@ -39,6 +46,7 @@ const SCHEMAS = {
   AbortRequest: update.AbortRequest,
   Metas,
   StatusAnswer,
+  EngineMapAnswer,
   ErrorBody,
 } as const satisfies Record<string, type.Any>
 
@@ -128,6 +136,17 @@ export const ROUTES: readonly Route[] = [
     path: '/v1/status',
     summary: 'Devices, ranks, engines, memory and the running update',
     answers: { 200: 'StatusAnswer' },
+  },
+  {
+    method: 'get',
+    path: '/v1/engine-map',
+    summary: 'Where an engine that takes direct updates has told its weights lie, rank by rank',
+    query: {
+      url: { schema: Url, summary: "Any URL of the engine's server", required: true },
+      uds: { schema: Path, summary: 'Unix socket that the engine listens at' },
+      tensor: { schema: TensorName, summary: 'Tell the copies of this tensor too' },
+    },
+    answers: { 200: 'EngineMapAnswer' },
   },
   {
     method: 'get',
@@ -235,9 +254,10 @@ function pathParameters(path: string): unknown[] {
 }
 
 function queryParameters(route: Route): unknown[] {
-  return Object.entries(route.query ?? {}).map(([name, { schema, summary }]) => ({
+  return Object.entries(route.query ?? {}).map(([name, { schema, summary, required }]) => ({
     name,
     in: 'query',
+    ...(required && { required }),
     description: summary,
     schema: jsonSchema(schema),
   }))

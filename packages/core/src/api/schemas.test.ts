@@ -7,6 +7,8 @@ import {
   CheckpointName,
   CollectiveRpcRequest,
   ErrorBody,
+  EngineMapAnswer,
+  EngineMapQuery,
   EngineWeights,
   Metas,
   parseBody,
@@ -73,6 +75,25 @@ const REPORT: UpdateReport = {
   engines: [
     { url: 'http://localhost:19730', dialect: 'D4', ranks: [0, 1], result: 'ok', torn: false },
   ],
+}
+
+const PLACED = {
+  source: 0,
+  allocation: 0,
+  destination: 0,
+  run: 8,
+  sizes: [1, 1, 1],
+  source_strides: [0, 0, 0],
+  destination_strides: [0, 0, 0],
+}
+const RANK_MAP = {
+  rank: 0,
+  digest: 'd',
+  tensors: 1,
+  copies: 1,
+  bytes: 8,
+  allocations: [8],
+  placed: [PLACED],
 }
 
 describe('bodies that are taken', () => {
@@ -159,6 +180,9 @@ describe('bodies that are taken', () => {
       ranks: [{ uuid: 'GPU-1', tensors: { w: { dtype: 'BF16', shape: [2], sha256: '00' } } }],
     }
     expect(parseBody(EngineWeights, weights)).toEqual(weights)
+    const tensor = { name: 'w', dtype: 'bfloat16', shape: [4] }
+    const map: EngineMapAnswer = { url: 'http://h', tensor, ranks: [RANK_MAP] }
+    expect(parseBody(EngineMapAnswer, { ...map, later: 1 })).toMatchObject(map)
   })
 
   test('a failure goes through the schema of errors unchanged', () => {
@@ -253,6 +277,28 @@ describe('bodies that are refused, in words', () => {
       Metas,
       { 0: { ...OWNER, p2p_store_addr: 5 } },
       'value at ["0"].p2p_store_addr must be a string or null (was a number)',
+    ],
+    ['no engine', EngineMapQuery, {}, 'url must be a string (was missing)'],
+    ['an empty URL', EngineMapQuery, { url: '' }, 'url must be non-empty'],
+    ['a socket', EngineMapQuery, { url: 'http://h', uds: '' }, 'uds must be non-empty'],
+    ['no tensor', EngineMapQuery, { url: 'http://h', tensor: '' }, 'tensor must be non-empty'],
+    [
+      'a question that nobody knows',
+      EngineMapQuery,
+      { url: 'http://h', rank: '0' },
+      "unknown field 'rank'",
+    ],
+    [
+      'a copy of two dimensions',
+      EngineMapAnswer,
+      { url: 'http://h', ranks: [{ ...RANK_MAP, placed: [{ ...PLACED, sizes: [1, 1] }] }] },
+      'ranks[0].placed[0].sizes must be exactly length 3 (was 2)',
+    ],
+    [
+      'bytes that no number holds',
+      EngineMapAnswer,
+      { url: 'http://h', ranks: [{ ...RANK_MAP, bytes: 2 ** 53 }] },
+      'ranks[0].bytes must be at most 9007199254740991 (was 9007199254740992)',
     ],
     ['a reason', AbortRequest, { reason: 5 }, 'reason must be a string (was a number)'],
   ]

@@ -10,6 +10,7 @@ export {
   UpdateId,
 } from './bounds.ts'
 export * from './checkpoint-schemas.ts'
+export * from './engine-map-schemas.ts'
 export * from './engine-schemas.ts'
 export * from './metas-schemas.ts'
 export { parseBody } from './parse-body.ts'

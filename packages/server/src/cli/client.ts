@@ -4,6 +4,8 @@ import type {
   CheckpointDetail,
   CheckpointsAnswer,
   DropAnswer,
+  EngineMapAnswer,
+  EngineMapQuery,
   ErrorBody,
   GatherAnswer,
   Metas,
@@ -159,6 +161,10 @@ export class DaemonClient {
 
   status(): Promise<StatusAnswer> {
     return this.#json('GET', '/v1/status')
+  }
+
+  engineMap(query: EngineMapQuery): Promise<EngineMapAnswer> {
+    return this.#json('GET', `/v1/engine-map?${new URLSearchParams(query)}`)
   }
 
   metas(): Promise<Metas> {

@@ -40,7 +40,7 @@ const NEXT_STEP: Partial<Record<ErrorCode, string>> = {
   checkpoint_exists: '`ckpt update` replaces it; `ckpt rm NAME` drops it',
   checkpoint_busy: '`ckpt status` shows the running update; try again when it has ended',
   update_not_found: '`ckpt status` shows the running update',
-  update_running: '`ckpt abort ID` ends it, without --if-busy fail it is waited for',
+  update_running: '`ckpt abort ID` ends it; an update without --if-busy fail waits for it',
   host_memory_exhausted:
     'raise --host-memory-gib of the daemon, or drop a checkpoint with `ckpt rm`',
   device_memory_exhausted: 'lower --ring-gib, or give the engine less of the device',

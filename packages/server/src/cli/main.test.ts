@@ -30,6 +30,7 @@ describe('wrong usage is status 2', () => {
     ['TCP without a token', ['serve', '--listen', '127.0.0.1:0']],
     ['a daemon address that is none', ['ls', '--daemon', 'nonsense']],
     ['no model to plan for', ['plan']],
+    ['no engine', ['engine-map']],
     ['a model that is none', ['plan', '--tensors', 'gpt-9']],
     ['nothing to update from', ['update']],
   ]
@@ -82,7 +83,8 @@ describe('help and version are status 0', () => {
 })
 
 describe('a daemon that cannot be reached is status 3', () => {
-  const commands = [['ls'], ['ls', 'name'], ['rm', 'name'], ['status'], ['abort', 'id']]
+  const engine = ['engine-map', 'http://localhost:1']
+  const commands = [['ls'], ['ls', 'name'], ['rm', 'name'], ['status'], ['abort', 'id'], engine]
   test.each(commands)('%s %s', async (...args) => {
     const words = args.filter((word) => word !== undefined)
     const human = await ckpt(...words)

@@ -4,6 +4,7 @@ import { addAbortCommand } from './abort.ts'
 import { addDemoCommand } from './demo.ts'
 import { addDoctorCommand } from './doctor.ts'
 import { addEngineCommand } from './engine.ts'
+import { addEngineMapCommand } from './engine-map.ts'
 import { addLsCommand } from './ls.ts'
 import { addPlanCommand } from './plan.ts'
 import { addRmCommand } from './rm.ts'
@@ -30,6 +31,7 @@ export function createProgram(): Command {
   addLsCommand(program)
   addRmCommand(program)
   addStatusCommand(program)
+  addEngineMapCommand(program)
   addAbortCommand(program)
   addDoctorCommand(program)
   addPlanCommand(program)

@@ -1,11 +1,19 @@
 import { beforeEach, describe, expect, test } from 'bun:test'
-import { CkptError, ErrorBody, ROUTES, StatusAnswer, UpdateReport } from '@ckpt/core'
+import {
+  CkptError,
+  EngineMapAnswer,
+  ErrorBody,
+  ROUTES,
+  StatusAnswer,
+  UpdateReport,
+} from '@ckpt/core'
 import { type } from 'arktype'
 import { hc } from 'hono/client'
 import { createApp, type DaemonApp } from './app.ts'
 import { BODY_BYTES_MAX } from './body.ts'
 import type { Listener } from '../context.ts'
 import {
+  ENGINE_WITH_MAP,
   eventsOf,
   type FakeDaemon,
   fakeDaemon,
@@ -240,6 +248,34 @@ describe('the daemon itself', () => {
       .map(({ method, path }) => `${method} ${path.replace(/:(\w+)/g, '{$1}')}`)
     expect(described.sort()).toEqual([...new Set(served)].sort())
     expect(described).toHaveLength(ROUTES.length)
+  })
+
+  test('the map of an engine, and of one of its tensors', async () => {
+    const { url, ranks } = ENGINE_WITH_MAP
+    const query = new URLSearchParams({ url })
+    const all = await call('GET', `/v1/engine-map?${query}`)
+    expect(all).toMatchObject({ status: 200, body: { url, ranks } })
+    query.set('tensor', 'model.wte')
+    const { body } = await call('GET', `/v1/engine-map?${query}`)
+    expect(EngineMapAnswer(body) instanceof type.errors).toBe(false)
+    expect(body).toMatchObject({ tensor: { name: 'model.wte' }, ranks: [{ placed: [] }] })
+    expect(await call('GET', '/v1/engine-map?url=http%3A%2F%2Fother')).toMatchObject({
+      status: 404,
+      body: { error: { code: 'not_found', message: 'no engine at http://other' } },
+    })
+  })
+
+  test.each([
+    ['', 'url must be a string (was missing)'],
+    ['?url=', 'url must be non-empty'],
+    ['?url=a&tensor=', 'tensor must be non-empty'],
+    ['?url=a&rank=0', "unknown field 'rank'"],
+  ])('a map is not asked for with %p', async (query, message) => {
+    const answer = await call('GET', `/v1/engine-map${query}`)
+    expect(answer).toMatchObject({
+      status: 400,
+      body: { error: { code: 'bad_request', message } },
+    })
   })
 
   test('metas go out and in', async () => {

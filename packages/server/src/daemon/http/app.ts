@@ -5,6 +5,7 @@ import { authenticate } from './auth.ts'
 import type { Daemon, DaemonEnv } from '../context.ts'
 import { log } from '../log.ts'
 import { checkpointRoutes } from './routes/checkpoints.ts'
+import { engineMapRoutes } from './routes/engine-map.ts'
 import { metasRoutes } from './routes/metas.ts'
 import { statusRoutes } from './routes/status.ts'
 import { updateRoutes } from './routes/updates.ts'
@@ -26,6 +27,7 @@ export function createApp(daemon: Daemon) {
     })
     .route('/v1/checkpoints', checkpointRoutes(daemon))
     .route('/v1/updates', updateRoutes(daemon))
+    .route('/v1/engine-map', engineMapRoutes(daemon))
     .route('/v1/metas', metasRoutes(daemon))
     .route('/v1', statusRoutes(daemon))
     .get('/v1/openapi.json', (c) => c.json(openApi(daemon.version)))

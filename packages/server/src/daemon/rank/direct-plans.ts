@@ -5,15 +5,23 @@ import {
   type LookAnswer,
   type NotDirect,
   type PlacementMap,
+  tensorCopies,
   planDirect,
+  summariseMap,
 } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
-import type { EngineMap, SourceLayout } from './messages.ts'
+import type { EngineMapSummary, SourceLayout } from './messages.ts'
 
 /** Engines whose map a rank keeps: one of a large model has some ten megabytes. */
 const ENGINES_MAX = 4
 /** Layouts of checkpoints that a rank keeps, and plans of each engine. */
 const LAYOUTS_MAX = 4
+
+/** A placement map with what tells it from others. */
+interface EngineMap {
+  readonly digest: string
+  readonly map: PlacementMap
+}
 
 interface KnownEngine extends EngineMap {
   readonly plans: Map<string, DirectPlan | NotDirect>
@@ -27,8 +35,20 @@ export class DirectPlans {
 
   /** Null: this engine has sent none. */
   map(engine: string): EngineMap | null {
-    const known = this.#engines.get(engine)
-    return known === undefined ? null : { digest: known.digest, map: known.map }
+    return this.#engines.get(engine) ?? null
+  }
+
+  /**
+   * Of the same.
+   *
+   * @param tensor whose copies are told too
+   */
+  summary(engine: string, tensor: string | null): EngineMapSummary | null {
+    const known = this.map(engine)
+    if (known === null) return null
+    const { digest, map } = known
+    const placed = tensor === null ? null : tensorCopies(map, tensor)
+    return { digest, ...summariseMap(map), tensor: placed }
   }
 
   holds(layoutKey: string): boolean {

@@ -2,7 +2,8 @@ import type { MessagePort } from 'node:worker_threads'
 import type {
   Dialect,
   Failure,
-  PlacementMap,
+  MapSummary,
+  TensorCopies,
   PlanInput,
   RingMode,
   SourceSpace,
@@ -97,8 +98,8 @@ export type RankRequest =
   | { readonly type: 'layout'; readonly key: string; readonly input: SourceLayout | null }
   /** Binds the engine's address. */
   | { readonly type: 'open_direct'; readonly options: DirectOpenOptions }
-  /** The map that this engine's worker has sent last. */
-  | { readonly type: 'engine_map'; readonly engine: string }
+  /** What the map is about that this engine's worker has sent last, and where this tensor lies. */
+  | { readonly type: 'engine_map'; readonly engine: string; readonly tensor: string | null }
   /** Sends the abort message to whoever still waits at these addresses, until they are gone. */
   | {
       readonly type: 'release_left'
@@ -134,10 +135,11 @@ export interface OpenAnswer {
   readonly bytesAfter: number
 }
 
-/** A placement map with what tells it from others. */
-export interface EngineMap {
+/** A placement map as the main thread is told of it: the whole one of a large model has some ten megabytes. */
+export interface EngineMapSummary extends MapSummary {
   readonly digest: string
-  readonly map: PlacementMap
+  /** null: none was asked for, or the map has none of that name. */
+  readonly tensor: TensorCopies | null
 }
 
 export interface RankAnswers {
@@ -152,7 +154,8 @@ export interface RankAnswers {
   open: OpenAnswer
   layout: boolean
   open_direct: OpenAnswer
-  engine_map: EngineMap | null
+  /** null: this engine has sent none. */
+  engine_map: EngineMapSummary | null
   release_left: { readonly left: readonly string[] }
 }
 

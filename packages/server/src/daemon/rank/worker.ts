@@ -224,7 +224,7 @@ class RankWorker implements RunHost {
       case 'open_direct':
         return this.#openDirect(request.options)
       case 'engine_map':
-        return this.#directPlans.map(request.engine)
+        return this.#directPlans.summary(request.engine, request.tensor)
       case 'release_left':
         return { left: this.#releaseLeft(request) }
     }

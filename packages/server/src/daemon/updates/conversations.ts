@@ -26,8 +26,7 @@ export class UpdateConversations {
 
   /** Of one engine always the same; null: nobody knows whose worker connects. */
   engineKey(rank: number): string | null {
-    const spec = this.contact(rank)?.spec
-    return spec === undefined ? null : `${spec.url} ${spec.uds ?? ''}`
+    return this.contact(rank)?.spec.key ?? null
   }
 
   /** For whoever starts the workers itself. */

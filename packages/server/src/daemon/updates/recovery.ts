@@ -1,5 +1,5 @@
 import { mkdir } from 'node:fs/promises'
-import { EngineClient } from '../../engines/client.ts'
+import { engineKey } from './engine-key.ts'
 import type { EngineMark, Journal, JournalConversation, JournalDocument } from './journal.ts'
 import { isAlive } from './journal-processes.ts'
 import type { RankPool } from '../rank/pool.ts'
@@ -27,7 +27,7 @@ export async function recoverFrom(
   book: EngineBook,
   journal: Journal,
 ): Promise<Recovery> {
-  book.restore(marksOf(document), keyOf)
+  book.restore(marksOf(document), engineKey)
   // the lock of the state directory forbids it; a process of the same pid in another namespace is none of ours
   const alive = await isAlive(document.pid, document.process_start)
   // first of all and in one write: who is killed from here on leaves the next one as much as this one found
@@ -41,10 +41,10 @@ export async function recoverFrom(
 
 /** An engine whose update was cut off holds a part of it, for all we know. */
 function marksOf(document: JournalDocument): EngineMark[] {
-  const marks = new Map(document.engines.map((mark) => [keyOf(mark), mark]))
+  const marks = new Map(document.engines.map((mark) => [engineKey(mark), mark]))
   for (const { engine_url: url, uds, update_id, dialect, ended } of document.conversations) {
     if (url === null || ended) continue
-    const key = keyOf({ url, uds })
+    const key = engineKey({ url, uds })
     const known = marks.get(key)
     const fresh = { paused: false, restart_needed: false, listener: null }
     marks.set(key, {
@@ -77,9 +77,4 @@ async function release(
 
 function isTooOld({ ended_ms: endedMs = 0 }: JournalConversation): boolean {
   return Math.abs(Date.now() - endedMs) > WAITED_MS_MAX
-}
-
-function keyOf(mark: Pick<EngineMark, 'url' | 'uds'>): string {
-  const { base } = new EngineClient({ url: mark.url, uds: mark.uds, token: null })
-  return mark.uds === null ? base : `${base} unix:${mark.uds}`
 }

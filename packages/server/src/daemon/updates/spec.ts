@@ -9,15 +9,16 @@ import {
   type UpdateRequest,
 } from '@ckpt/core'
 import type { EngineKind, PauseMode } from '../../engines/adapter.ts'
-import { EngineClient, parseEngineUrl } from '../../engines/client.ts'
+import { parseEngineUrl } from '../../engines/client.ts'
 import { isLoopback } from '../../engines/identity.ts'
 import type { DaemonOptions } from '../types.ts'
+import { engineKey } from './engine-key.ts'
 
 /** The method of checkpoint-engine's worker extension, and of ours. */
 const ENGINE_METHOD = 'update_weights_from_ipc'
 
 export interface EngineSpec {
-  /** The same for every URL of one server. */
+  /** See {@link engineKey}. */
   readonly key: string
   readonly url: string
   readonly uds: string | null
@@ -144,9 +145,8 @@ function engineOf(
   const { url, engine } = target
   const uds = target.uds ?? null
   checkAllowed(url, uds, options.allowedEngines)
-  const { base } = new EngineClient({ url, uds, token: null })
   return {
-    key: uds === null ? base : `${base} unix:${uds}`,
+    key: engineKey({ url, uds }),
     url,
     uds,
     kind: engine === undefined || engine === 'auto' ? null : engine,

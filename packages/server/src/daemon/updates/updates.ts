@@ -1,6 +1,8 @@
 import {
   CkptError,
   chromeTrace,
+  type EngineMapAnswer,
+  type EngineMapQuery,
   type Failure,
   type StatusAnswer,
   type Trace,
@@ -17,6 +19,7 @@ import { ranksSpin } from '../rank/spin.ts'
 import { StopFlag } from '../rank/stop-flag.ts'
 import type { Registry } from '../registry/registry.ts'
 import type { DaemonOptions, HeldVersion } from '../types.ts'
+import { engineMap } from './engine-map.ts'
 import { EngineBook } from './engines.ts'
 import { isIdle, Measuring } from './measuring.ts'
 import { Planner } from './plan.ts'
@@ -60,6 +63,11 @@ export interface Updates {
   /** Ends an update; without effect when it has ended. Throws `update_not_found`. */
   abort(id: string, reason?: string): UpdateState
   status(): UpdatesStatus
+  /**
+   * Where an engine has told its weights lie. Throws `not_found` where it has told nothing, or not of that tensor; `update_running`
+   * when a rank has not answered for five seconds.
+   */
+  engineMap(query: EngineMapQuery): Promise<EngineMapAnswer>
   /** Settles when a device is lost: the daemon must then close and exit with status 4. */
   readonly deviceLost: Promise<Failure>
   /** Aborts what runs, releases the engines, ends the rank workers. */
@@ -256,6 +264,10 @@ class DaemonUpdates implements Updates {
       queued: this.#queue.queued,
       quarantined_bytes: pool.quarantinedBytes,
     }
+  }
+
+  engineMap(query: EngineMapQuery): Promise<EngineMapAnswer> {
+    return engineMap({ links: this.#parts.pool.links, queue: this.#queue }, query)
   }
 
   close(reason: string): Promise<void> {

@@ -2,6 +2,7 @@
 import {
   CkptError,
   chromeTrace,
+  type EngineMapAnswer,
   type UpdateEvent,
   type UpdateReport,
   type UpdateRequest,
@@ -14,6 +15,12 @@ import type { Registry } from '../../registry/registry.ts'
 import type { UpdateHandle, Updates } from '../../updates/updates.ts'
 
 export const UNIX: Listener = { transport: 'unix', token: null, rank: null }
+
+/** The one that has sent its placement map. */
+export const ENGINE_WITH_MAP: EngineMapAnswer = {
+  url: 'http://localhost:1',
+  ranks: [{ rank: 0, digest: 'd', tensors: 2, copies: 2, bytes: 40, allocations: [64] }],
+}
 
 export interface StartedUpdate {
   readonly id: string
@@ -231,6 +238,13 @@ function fakeUpdates(
       queued: 0,
       quarantined_bytes: 7,
     }),
+    async engineMap({ url, tensor }) {
+      if (url !== ENGINE_WITH_MAP.url) throw new CkptError('not_found', `no engine at ${url}`)
+      const { ranks } = ENGINE_WITH_MAP
+      if (tensor === undefined) return { url, ranks }
+      const placed = ranks.map((rank) => ({ ...rank, placed: [] }))
+      return { url, tensor: { name: tensor, dtype: 'bfloat16', shape: [2, 2] }, ranks: placed }
+    },
     deviceLost: new Promise(() => {}),
     async close() {},
   }
