@@ -56,6 +56,12 @@ test.each([
   ['too small memory', () => encodeMap(['a'], [END - 1], [COPY]), 'goes beyond its allocation'],
   ['no memory', () => encodeMap(['a'], [END], [{ ...COPY, allocation: 1 }]), 'names no allocation'],
   ['no tensor', () => encodeMap([], [END], [COPY]), 'copy 0 names no tensor'],
+  [
+    'a byte written without end',
+    () =>
+      encodeMap(['a'], [END], [{ ...COPY, sizes: [2 ** 40, 1, 1], destinationStrides: [0, 0, 0] }]),
+    'copy 0 writes a byte twice',
+  ],
   ['an empty copy', () => encodeMap(['a'], [END], [{ ...COPY, run: 0 }]), 'copy 0 is empty'],
   ['less than nothing', () => encodeMap(['a'], [END], [{ ...COPY, source: -1 }]), 'out of range'],
   ['too much', () => encodeMap(['a'], [END], [{ ...COPY, source: 2 ** 53 }]), 'out of range'],

@@ -105,8 +105,14 @@ function checkCopy(map: PlacementMap, copy: number): void {
   if (map.run[copy] === 0 || map.sizes.some((sizes) => sizes[copy] === 0)) {
     throw wrong(`copy ${copy} is empty`)
   }
-  if (copyEnd(map, copy, map.destination, map.destinationStrides) > allocationBytes) {
-    throw wrong(`copy ${copy} goes beyond its allocation`)
+  const end = copyEnd(map, copy, map.destination, map.destinationStrides)
+  if (end > allocationBytes) throw wrong(`copy ${copy} goes beyond its allocation`)
+  const bytes = map.sizes.reduce(
+    (product, sizes) => product * (sizes[copy] as number),
+    map.run[copy] as number,
+  )
+  if (bytes > end - (map.destination[copy] as number)) {
+    throw wrong(`copy ${copy} writes a byte twice`)
   }
 }
 
