@@ -17,9 +17,15 @@ from typing import Any
 from measure import DeviceMemory, header, pinned_rate
 from models import MODELS, Model
 from vllm_server import VllmServer
-from ways import CkptWay, PeerWay, VllmIpcWay
+from ways import CkptWay, DirectWay, PeerWay, VllmIpcWay
 
-_WAYS = {"checkpoint-engine": PeerWay, "vllm-ipc": VllmIpcWay, "ordinary": CkptWay, "recorded": CkptWay}
+_WAYS = {
+    "checkpoint-engine": PeerWay,
+    "vllm-ipc": VllmIpcWay,
+    "ordinary": CkptWay,
+    "recorded": CkptWay,
+    "direct": DirectWay,
+}
 _IPC = ["--weight-transfer-config", '{"backend":"ipc"}']
 _LOG_CHARACTERS = 3000
 _COLUMNS = ("round", "s", "GB/s", "percent", "apart s", "MiB", "us/tensor", "replayed", "wrong")
@@ -110,7 +116,7 @@ def _run(stack: ExitStack, model: Model, folder: Path, options: argparse.Namespa
                     measured.update(way, number, daemon)
         except Exception as error:
             # a peer may fail where we do not
-            if _WAYS[way] is CkptWay:
+            if issubclass(_WAYS[way], CkptWay):
                 failed.append(way)
             print(f"{way:18} FAILED: {type(error).__name__}: {str(error)[-3000:]}", flush=True)
     return measured.rows, limit, failed
@@ -139,7 +145,7 @@ class Measured:
         self._server.call("measured_zero")
         with DeviceMemory() as memory:
             begin = time.perf_counter()
-            report = daemon.update()
+            report = daemon.update(number)
             whole = time.perf_counter() - begin
         parts = report.get("seconds", {})
         apart = parts.get("post", 0.0) + parts.get("resume", 0.0)
@@ -171,6 +177,8 @@ class Measured:
         shown = "-" if busy is None else f"{busy:.1f}"
         columns = (str(number), *numbers, shown, str(row.replayed), str(row.wrong))
         print(f"{way:18}" + "".join(f"{column:>10}" for column in columns), flush=True)
+        for reason, count in last.get("reasons", {}).items():
+            print(f"  {count} tensors loaded by the engine: {reason}", flush=True)
         if different:
             print(f"  different: {', '.join(different[:5])}", flush=True)
 

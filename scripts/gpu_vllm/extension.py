@@ -19,7 +19,7 @@ class MeasuredExtension(WorkerExtension, VllmColocateWorkerExtension):
         return WorkerExtension.update_weights_from_ipc(self, zmq_handles)
 
     def measured_way(self, way: str) -> None:
-        """`checkpoint-engine`, `ordinary` or `recorded`."""
+        """As `--ways` names it."""
         os.environ["MEASURED_WAY"] = way
         os.environ["CKPT_RELOAD"] = "ordinary" if way == "ordinary" else ""
 

@@ -24,7 +24,9 @@ _UPDATE_SECONDS = 300
 
 
 class CkptWay:
-    """`ckpt serve`, with the engine's worker loading in one of the ways of our extension."""
+    """`ckpt serve`, through its ring, with the engine's worker loading in one of the ways of our extension."""
+
+    mode = "pipelined"
 
     def __init__(self, stack: ExitStack, server: VllmServer, files: list[Path], folder: Path):
         self._server = server
@@ -35,14 +37,22 @@ class CkptWay:
         self._daemon = Daemon(str(address))
         self._daemon.register_files(_CHECKPOINT, [str(path) for path in files])
 
-    def update(self) -> dict[str, Any]:
+    def update(self, number: int) -> dict[str, Any]:
+        """@param number: 0: the first one, which may be of another kind"""
         url = f"{self._server.url}/collective_rpc"
         engines = [{"url": url, "ranks": [0], "engine": "vllm"}]
-        return self._daemon.update(_CHECKPOINT, engines=engines, pause="none", timeout=_UPDATE_SECONDS)
+        mode = self.mode if number > 0 else "pipelined"
+        return self._daemon.update(_CHECKPOINT, engines=engines, pause="none", timeout=_UPDATE_SECONDS, mode=mode)
 
     def close(self) -> None:
         self._daemon.delete(_CHECKPOINT, force=True)
         self._daemon.close()
+
+
+class DirectWay(CkptWay):
+    """Straight into the parameters, after one update through the ring has told where they lie."""
+
+    mode = "direct"
 
 
 class PeerWay:
@@ -63,7 +73,7 @@ class PeerWay:
         self._post("files", {"files": [str(links / path.name) for path in files]})
         self._post("gather-metas", {})
 
-    def update(self) -> dict[str, Any]:
+    def update(self, _number: int) -> dict[str, Any]:
         self._post("update", {"update_url": f"{self._server.url}/collective_rpc", "timeout": _UPDATE_SECONDS})
         return {}
 
@@ -89,7 +99,7 @@ class VllmIpcWay:
         self._tensors = {name: tensor for path in files for name, tensor in load_file(path, device="cuda").items()}
         server.post("/init_weight_transfer_engine", {"init_info": {}})
 
-    def update(self) -> dict[str, Any]:
+    def update(self, _number: int) -> dict[str, Any]:
         self._server.post("/start_weight_update", {"is_checkpoint_format": True})
         self._send(iter(self._tensors.items()), {"send_mode": "http", "url": self._server.url, "packed": True})
         self._server.post("/finish_weight_update", {})
