@@ -420,11 +420,13 @@ test('close@0 and close@1: the daemon sees a disconnect, without a reply to begi
 
 test('exit@0 and exit@1: the process ends, without a reply to begin and after it', async () => {
   for (const k of [0, 1]) {
+    using stack = new DisposableStack()
     const args = ['engine', '--devices', 'host', '--listen', '127.0.0.1:0', '--direct', '--json']
     const child = Bun.spawn([process.execPath, MAIN, ...args, '--fault', `exit@${k}:direct`], {
       stdout: 'pipe',
       stderr: 'inherit',
     })
+    stack.defer(() => child.kill('SIGKILL'))
     const { value } = await child.stdout.getReader().read()
     const engine = JSON.parse(new TextDecoder().decode(value)) as RunningEngine
     expectResults(await wholeUpdate(engine, 'D4'), [{ ok: true }])
