@@ -44,10 +44,10 @@ afterAll(async () => {
   dir.remove()
 })
 
-async function makeModel(name: string, seed: number) {
+async function makeModel(name: string, seed: number, tensors = TENSORS) {
   const path = join(dir.path, name)
   mkdirSync(path, { recursive: true })
-  const { files } = await writeCheckpoint(path, TENSORS, seed, 300_000)
+  const { files } = await writeCheckpoint(path, tensors, seed, 300_000)
   return { path, files }
 }
 
@@ -145,6 +145,36 @@ describe('the whole job', () => {
     expect(stdout).toMatch(/stage +seconds +GB\/s +buckets +ring +mode/)
     expect(stdout).toMatch(/transfer +\d+\.\d{3} +\d+\.\d\d +\d+ +\d+\.\d MB +(pipelined|serial)/)
     expect((await run([...CKPT, 'rm', 'table', '--daemon', socket])).status).toBe(0)
+  })
+
+  test('straight into an engine that has said where its weights lie; else the reason is told', async () => {
+    const direct = await startEngine('127.0.0.1:0', 2, '--direct')
+    try {
+      const fewer = await makeModel('fewer', 3, TENSORS.slice(1))
+      const next = await makeModel('next', 2, TENSORS.slice(1))
+      const stages = []
+      for (const { path, files } of [fewer, next, model]) {
+        const args = ['update', 'direct', '--daemon', socket, '--checkpoint-path', path]
+        const more = ['--endpoint', direct.ready[1]!, '--inference-parallel-size', '2']
+        const { status, stdout, stderr } = await run([...CKPT, ...args, ...more])
+        expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
+        const note = stdout.match(/^note: .*$/m)?.[0]
+        stages.push([stdout.match(/transfer .* ([a-z]+)$/m)?.[1], note])
+        await expectHeld(direct.ready[1]!, 2, files)
+      }
+      const why = "the engine's placement map has no layers.0.weight"
+      expect(stages).toEqual([
+        ['pipelined', undefined],
+        ['direct', undefined],
+        [
+          'pipelined',
+          expect.stringMatching(new RegExp(`^note: pipelined: .+; not direct: ${why}$`)),
+        ],
+      ])
+      expect((await run([...CKPT, 'rm', 'direct', '--daemon', socket])).status).toBe(0)
+    } finally {
+      await direct.stop()
+    }
   })
 
   test('--trace writes when each stage of each rank had work', async () => {

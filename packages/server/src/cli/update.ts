@@ -4,6 +4,7 @@ import {
   PAUSE_TIMEOUT_SECONDS,
   type RegisterRequest,
   UPDATE_TIMEOUT_SECONDS,
+  type UpdateReport,
   type UpdateRequest,
   type EngineReport,
 } from '@ckpt/core'
@@ -353,6 +354,11 @@ function reloadLines({ url, reload }: EngineReport): string[] {
   return [`${url}: ${replayed} tensors replayed, ${ordinary} loaded by the engine`, ...why]
 }
 
+/** Why not straight into the engines' memory, where somebody has said so. */
+function notDirectLines({ mode, mode_reason }: UpdateReport): string[] {
+  return mode_reason.includes('not direct: ') ? [`note: ${mode}: ${mode_reason}`] : []
+}
+
 function resultText(name: string, result: JobResult, notes: readonly string[]): string {
   const { seconds: s, registered } = result
   const before = [
@@ -369,6 +375,7 @@ function resultText(name: string, result: JobResult, notes: readonly string[]): 
       `${name} -> ${engines.join(', ')}: ${report.tensors} tensors on ${report.ranks} ranks, ${s.total.toFixed(3)} s from files to engine`,
       stageTable(report, before, s.total),
       ...report.engines.flatMap(reloadLines),
+      ...notDirectLines(report),
     )
   }
   return lines.join('\n')
