@@ -45,6 +45,8 @@ export class DirectRun {
   readonly #progress: Int32Array
   readonly #signalFd: number
   #look: LookAnswer | null = null
+  /** Why its memory could not be opened. */
+  #closedToUs: string | null = null
   #memory: EngineMemory | null = null
   #copies: DirectCopies | null = null
   #reads: SourceReads | null = null
@@ -180,7 +182,9 @@ export class DirectRun {
         return this.#step({ type: 'http', ok, status, message: words, nowMs })
       }
       case 'announce':
-        return this.#step({ type: 'begin', nowMs })
+        this.#step({ type: 'begin', nowMs })
+        // while the engine's worker looks once more
+        return this.#openMemory()
       case 'copy':
         return this.#startCopies()
       case 'leave':
@@ -196,24 +200,36 @@ export class DirectRun {
     }
   }
 
+  #openMemory(): void {
+    if (this.#failure !== null || this.#closed) return
+    const { library, rank } = this.#host
+    const { handles } = this.#look as LookAnswer
+    const { map } = this.#plans.map(this.options.engine) ?? {}
+    const allocations = handles.map((handle, index) => {
+      return { handle, bytes: map?.allocationBytes[index] as number }
+    })
+    try {
+      this.#memory = new EngineMemory(library, rank.device, allocations)
+    } catch (error) {
+      const { code, message } = CkptError.wrap(error)
+      if (code === 'device_lost') throw error
+      this.#closedToUs = `the engine's memory cannot be opened: ${message}`
+    }
+  }
+
   /** From here on the engine is torn until it has all. */
   #startCopies(): void {
     if (this.#failure !== null) return
-    const look = this.#look as LookAnswer
-    const { library, signal, rank } = this.#host
+    const memory = this.#memory
+    const { library, signal } = this.#host
     const { engine, layoutKey, buffers, readings } = this.options
-    const { map } = this.#plans.map(engine) ?? {}
-    const allocations = look.handles.map((handle, index) => {
-      return { handle, bytes: map?.allocationBytes[index] as number }
-    })
     const plan = this.#plans.plan(engine, layoutKey)
-    if ('reason' in plan) throw new Error(plan.reason)
+    if (memory === null || 'reason' in plan) throw new Error('nothing says where to copy')
     const layout = this.#plans.layout(layoutKey)
-    this.#memory = new EngineMemory(library, rank.device, allocations)
     this.#reads = new SourceReads(library, signal, copyOrder(plan, layout), readings)
     const staging = (bytes: number) => this.#plans.staging(library, bytes)
     const target = { library, signal, plan, layout, buffers, staging }
-    this.#copies = new DirectCopies(target, this.#memory)
+    this.#copies = new DirectCopies(target, memory)
     this.#step({ type: 'copying', nowMs: clockMs() })
     Atomics.store(this.#progress, PROGRESS_SENT, 1)
     this.#woken = true
@@ -269,8 +285,13 @@ export class DirectRun {
         return this.#engine.send(action.body)
       case 'looked':
         return this.#looked(action.answer)
-      case 'begun':
-        return this.#host.report(run, { type: 'begun' })
+      case 'begun': {
+        const reason = this.#closedToUs
+        return this.#host.report(
+          run,
+          reason === null ? { type: 'begun' } : { type: 'not_direct', reason },
+        )
+      }
       case 'refused':
         return this.#host.report(run, { type: 'not_direct', reason: action.reason })
       case 'finished':
