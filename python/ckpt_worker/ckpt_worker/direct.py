@@ -3,7 +3,8 @@
     daemon: look {map: digest or null}      worker: {ok, generation, handles, map}, and the map unless it has that digest
     daemon: begin {generation}              worker: {ok}, after it has written the constants of its loading (padding and the
                                             like), which are in no map; from now on the engine is torn
-    daemon: end                             worker: {ok}, after the engine's processing; not torn any more
+    daemon: end                             worker: {ok}, after the engine's processing, which may have run while the daemon
+                                            copied if it looks at no weight; not torn any more
     daemon: leave {reason}                  instead of any of these; the worker leaves without a reply, and an engine that is
                                             torn stays so
     daemon: leave {reason, untouched: true} after `begin`: it has copied nothing. The engine is whole again
@@ -74,9 +75,12 @@ def update_weights_directly(
                     reason = _begin(engine, head.get("generation"))
                 begun = reason is None
                 talk.reply(pack(_OK if reason is None else _refusal(reason)))
+                if begun:
+                    # the engine would only wait for the daemon
+                    process = _process_early(engine)
             elif kind == "end" and begun:
                 with _telling(talk):
-                    _process(engine)
+                    process()
                 engine.torn(False)
                 talk.reply(pack(_OK))
                 return True
@@ -138,6 +142,20 @@ def _leave(engine: DirectEngine, head: dict[str, Any]) -> None:
         # the processing may have made something else of them
         _process(engine)
     engine.torn(False)
+
+
+def _process_early(engine: DirectEngine) -> Callable[[], object]:
+    """While the daemon copies. Returns what is left to be done at the end of it."""
+    try:
+        done = engine.reload.process_placed_early(engine.post_hook)
+    except Exception as error:
+        failed = error
+
+        def fail() -> None:
+            raise failed
+
+        return fail
+    return engine.synchronize if done else lambda: _process(engine)
 
 
 def _process(engine: DirectEngine) -> None:

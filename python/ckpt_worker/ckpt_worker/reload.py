@@ -290,6 +290,22 @@ class Reload:
         if self._contents:
             self._check_indices(True)
 
+    def process_placed_early(self, post_hook: PostHook) -> bool:
+        """As `process_early`, while somebody else brings the weights. Whether it is done.
+
+        @raises RuntimeError: it has moved what is being written
+        """
+        if not self._blind:
+            return False
+        post_hook()
+        try:
+            changed = self._changed()
+        finally:
+            self._regions.let_go()
+        if changed is not None:
+            raise RuntimeError(f"while the daemon copied, the engine's processing has run, and {changed}")
+        return True
+
     def _find_places(self, allocation_of: Callable[[int], Allocation]) -> tuple[PlacementMap, str] | str:
         """After a look at the engine's memory."""
         placed = self._placed_lists()

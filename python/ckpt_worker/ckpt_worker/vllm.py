@@ -141,8 +141,10 @@ class VllmEngine:
 
         def hook() -> None:
             nonlocal phase
-            phase = "hook"
+            # it may run before the copies have ended
+            before, phase = phase, "hook"
             self._process()
+            phase = before
 
         try:
             engine = DirectEngine(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 import unittest
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -39,6 +41,7 @@ class TestDirect(DaemonTest):
         self.reload = Reload(self.walk, lambda: self.indices)
         self.events: list[str] = []
         self.hook_fails = False
+        self.on_hook: Callable[[], object] = lambda: None
         self.record()
 
     def walk(self) -> list[tuple[str, torch.Tensor]]:
@@ -51,7 +54,9 @@ class TestDirect(DaemonTest):
         assert storage.data_ptr() <= address < storage.data_ptr() + storage.nbytes()
         return Allocation(b"h" * 64, storage.data_ptr(), storage.nbytes())
 
-    def record(self, body: bytes = b"list", pad: float | None = None) -> None:
+    def record(self, body: bytes = b"list", pad: float | None = None, blind: bool = False) -> None:
+        """@param blind: the processing looks at no weight"""
+
         def load(weights: Weights) -> None:
             self.weight.copy_(weights[0][1].t())
             if pad is not None:
@@ -62,11 +67,12 @@ class TestDirect(DaemonTest):
         listed = [Listed(Tensor("w", 0, 256), torch.float32, torch.Size((8, 8)))]
         self.reload.load(body, listed, ring, load)
         self.reload.release()
-        self.reload.process(lambda: None)
+        self.reload.process(lambda: None if blind else self.weight.sum())
         self.reload.end()
 
     def hook(self) -> None:
         self.events.append("hook")
+        self.on_hook()
         if self.hook_fails:
             raise ValueError("no scales")
 
@@ -288,6 +294,39 @@ class TestDirect(DaemonTest):
         with broken, self.assertRaises(RuntimeError):
             self.update([self.look()])
         self.assertEqual(self.replies(), [{"ok": False, "reason": "RuntimeError: a broken device"}])
+
+    def test_processing_that_looks_at_no_weight_runs_while_the_daemon_copies(self) -> None:
+        self.reload.forget()
+        self.record(blind=True)
+
+        def copy() -> bytes:
+            # the worker does it after its reply
+            for _ in range(200):
+                if "hook" in self.events:
+                    break
+                time.sleep(0.01)
+            self.events.append("copies")
+            return self.copy_and_end()
+
+        self.assertTrue(self.update([self.look(), self.begin, copy]))
+        self.assertEqual(self.events, ["torn", "hook", "copies", "whole"])
+
+    def test_early_processing_that_fails_is_told_at_the_end(self) -> None:
+        self.reload.forget()
+        self.record(blind=True)
+        self.hook_fails = True
+        with self.assertRaisesRegex(ValueError, "no scales"):
+            self.update([self.look(), self.begin, END])
+        self.assertEqual(self.replies()[1:], [{"ok": True}, {"ok": False, "reason": "ValueError: no scales"}])
+        self.assertEqual(self.events, ["torn", "hook"])
+
+    def test_early_processing_that_moves_what_is_written_is_an_error(self) -> None:
+        self.reload.forget()
+        self.record(blind=True)
+        self.on_hook = lambda: self.tensors.__setitem__(0, ("w", self.weight.clone()))
+        with self.assertRaisesRegex(RuntimeError, "while the daemon copied"):
+            self.update([self.look(), self.begin, END])
+        self.assertEqual(self.events, ["torn", "hook"])
 
     def test_frames(self) -> None:
         head = {"type": "end", "words": "ü" * 7}
