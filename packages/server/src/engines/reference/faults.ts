@@ -97,7 +97,7 @@ export interface Fault {
 }
 
 const NOTES = [
-  'of a direct update, K=0 is its begin (error: refuses it) and K=1 while the daemon copies (not error)',
+  'of a direct update, K=0 is its begin (error: refuses it) and K=1 while the daemon copies (not error); error@post refuses its end',
   'append :once for the next update only, :direct for direct updates only, :rank=R for another rank than the last',
 ]
 
