@@ -36,7 +36,8 @@ const ENGINE_CALL_MS = { most: 3000, least: 250 } as const
 /** So that what a wait has to say about its own deadline comes before the update's. */
 const BEFORE_DEADLINE_MS = 50
 const PROGRESS_MS = 100
-const SLOWEST_RANK_MS = 60
+/** For the slowest rank to say what it waits for, which a busy machine may keep from it for a while. */
+const SLOWEST_RANK_MS = 180
 /** What an update waits for in the others, files or engines, no rank can be late with. */
 const RANK_PHASES: ReadonlySet<Phase> = new Set(['open', 'transfer', 'release'])
 
