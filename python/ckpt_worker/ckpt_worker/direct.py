@@ -50,6 +50,18 @@ class DirectEngine:
     refusal: str | None = None
 
 
+@dataclass(frozen=True)
+class _Early:
+    """What has become of the processing while the daemon copied."""
+
+    done: bool = False
+    failed: Exception | None = None
+
+    def check(self) -> None:
+        if self.failed is not None:
+            raise self.failed
+
+
 def update_weights_directly(
     context: zmq.Context[Any], address: str, engine: DirectEngine, limits: Limits | None = None
 ) -> bool:
@@ -58,13 +70,14 @@ def update_weights_directly(
     @raises DaemonError, DaemonGone, ProtocolError, TimeoutError: and what the hook raises; `engine.torn` was told before
     """
     begun = False
+    early = _Early()
     with Conversation(context, address, limits or Limits()) as talk:
         while True:
             head, _ = unpack(talk.next("what to do" if not begun else "the end of its copies"))
             kind = head.get("type")
             if kind == "leave":
                 if begun:
-                    _leave(engine, head)
+                    _leave(engine, head, early)
                 return False
             if kind == "look" and not begun:
                 with _telling(talk):
@@ -77,10 +90,14 @@ def update_weights_directly(
                 talk.reply(pack(_OK if reason is None else _refusal(reason)))
                 if begun:
                     # the engine would only wait for the daemon
-                    process = _process_early(engine)
+                    early = _process_early(engine)
             elif kind == "end" and begun:
                 with _telling(talk):
-                    process()
+                    early.check()
+                    if early.done:
+                        engine.synchronize()
+                    else:
+                        _process(engine)
                 engine.torn(False)
                 talk.reply(pack(_OK))
                 return True
@@ -124,38 +141,35 @@ def _begin(engine: DirectEngine, generation: object) -> str | None:
     if now is None or now != generation:
         return "the engine's memory has changed"
     engine.torn(True)
-    if engine.reload.has_constants:
+    places = engine.reload.places
+    if places is not None and places.constants:
         engine.reload.write_constants()
         # the daemon's copies go over some of them
         engine.synchronize()
     return None
 
 
-def _leave(engine: DirectEngine, head: dict[str, Any]) -> None:
+def _leave(engine: DirectEngine, head: dict[str, Any], early: _Early) -> None:
     """After `begin`.
 
-    @raises DaemonError: the daemon does not say that it has copied nothing
+    @raises DaemonError: the daemon does not say that it has copied nothing, or constants were written over weights
     """
-    if head.get("untouched") is not True:
+    places = engine.reload.places
+    if head.get("untouched") is not True or places is None or places.over_weights:
         raise DaemonError(str(head.get("reason")))
-    if engine.reload.has_constants:
+    early.check()
+    if places.constants:
         # the processing may have made something else of them
         _process(engine)
     engine.torn(False)
 
 
-def _process_early(engine: DirectEngine) -> Callable[[], object]:
-    """While the daemon copies. Returns what is left to be done at the end of it."""
+def _process_early(engine: DirectEngine) -> _Early:
+    """While the daemon copies."""
     try:
-        done = engine.reload.process_placed_early(engine.post_hook)
+        return _Early(done=engine.reload.process_placed_early(engine.post_hook))
     except Exception as error:
-        failed = error
-
-        def fail() -> None:
-            raise failed
-
-        return fail
-    return engine.synchronize if done else lambda: _process(engine)
+        return _Early(failed=error)
 
 
 def _process(engine: DirectEngine) -> None:

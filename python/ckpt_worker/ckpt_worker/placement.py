@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
-from .copies import DIMENSIONS_MAX, Copy
+from .copies import DIMENSIONS_MAX, Constant, Copy
 from .frames import pack
 from .proof import last_writers
 from .recorder import Form, ListRecording
@@ -40,6 +41,10 @@ class PlacementMap:
     forms: tuple[Form, ...]
     allocations: tuple[Allocation, ...]
     columns: torch.Tensor
+    #: what the engine writes itself, before the copies are made; it does not leave the engine
+    constants: tuple[Constant, ...] = ()
+    #: some of them go over weights, which copies then bring again
+    over_weights: bool = False
 
     @cached_property
     def encoded(self) -> bytes:
@@ -91,7 +96,7 @@ def make_map(
     if halved:
         copy, recording = owners[halved[0].source]
         raise NotPlaced(f"a part of {recording.name_at(copy.source)} is written over")
-    _require_constants_first(recordings, kept, owners, regions)
+    constants = _constants_of(recordings, kept, owners, regions)
     allocations: dict[Allocation, int] = {}
     rows: list[Sequence[int]] = []
     for index in sorted(copy.source for copy in kept):
@@ -102,37 +107,45 @@ def make_map(
         place = (tensors[tensor.name], copy.source - tensor.offset, allocations.setdefault(allocation, len(allocations)))
         rows.append((*place, address - allocation.address, copy.run, *_padded(copy)))
     columns = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 5 + 3 * DIMENSIONS_MAX)
-    return PlacementMap(tuple(tensors), tuple(forms), tuple(allocations), columns)
+    return PlacementMap(tuple(tensors), tuple(forms), tuple(allocations), columns, *constants)
 
 
-def _require_constants_first(
+def _constants_of(
     recordings: Sequence[ListRecording],
     kept: Sequence[Copy],
     owners: Sequence[tuple[Copy, ListRecording]],
     regions: Mapping[int, torch.Tensor],
-) -> None:
-    """Whether all constants may be written before all copies. Within a list a replay has them first too; what has to be ruled
-    out is a constant over what an earlier list has brought.
+) -> tuple[tuple[Constant, ...], bool]:
+    """Those that have to be written before all copies, and whether any of them goes over weights. Within a list a replay has
+    them first too; what has to be ruled out is a constant over what an earlier list has brought.
 
     @param kept: of `owners`, those that the engine has; `source` is their place there
     @raises NotPlaced: there is one
     """
-    if not any(recording.constants for recording in recordings):
-        return
-    # as replays write them
+    constants = [constant for recording in recordings for constant in recording.constants]
+    if not constants:
+        return (), False
+    # as replays write them, with negative sources for the constants
     written: list[Copy] = []
-    index = 0
+    copies, count = 0, 0
     for recording in recordings:
         for constant in recording.constants:
-            written += [replace(one, source=-1) for one in constant.places()]
+            count += 1
+            written += [replace(one, source=-count) for one in constant.places()]
         for copy in recording.copies:
-            written.append(replace(copy, source=index))
-            index += 1
-    whole = {copy.source for copy in last_writers(written, regions)[0]}
+            written.append(replace(copy, source=copies))
+            copies += 1
+    whole, halved = last_writers(written, regions)
+    last = {copy.source for copy in whole}
     for copy in kept:
-        if copy.source not in whole:
+        if copy.source not in last:
             brought, recording = owners[copy.source]
             raise NotPlaced(f"a later list has a constant written over {recording.name_at(brought.source)}")
+    pieces = Counter(copy.source for copy in written)
+    wholly = Counter(copy.source for copy in whole)
+    partly = {copy.source for copy in halved}
+    needed = [number for number in range(1, len(constants) + 1) if wholly[-number] or -number in partly]
+    return tuple(constants[number - 1] for number in needed), any(wholly[-number] < pieces[-number] for number in needed)
 
 
 def _padded(copy: Copy) -> tuple[int, ...]:

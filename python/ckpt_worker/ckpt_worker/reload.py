@@ -267,19 +267,20 @@ class Reload:
             self._regions.let_go()
 
     @property
-    def has_constants(self) -> bool:
-        """Whether `write_constants` has anything to do."""
-        return any(recording.constants for recording in self._lists)
+    def places(self) -> PlacementMap | None:
+        """What `placement` has given last, while it is of the last update's lists."""
+        placed = self._placed_lists()
+        return None if placed is None or isinstance(placed.found, str) else placed.found[0]
 
     def write_constants(self) -> None:
         """What loading writes beside the weights of a placement, which has to be there before they are."""
-        if not self.has_constants:
+        places = self.places
+        if places is None or not places.constants:
             return
         self._moved |= self._regions.look()
         try:
-            for recording in self._lists:
-                for constant in recording.constants:
-                    constant.write(self._regions.storages[constant.region])
+            for constant in places.constants:
+                constant.write(self._regions.storages[constant.region])
         finally:
             self._regions.let_go()
 

@@ -320,6 +320,47 @@ class TestDirect(DaemonTest):
         self.assertEqual(self.replies()[1:], [{"ok": True}, {"ok": False, "reason": "ValueError: no scales"}])
         self.assertEqual(self.events, ["torn", "hook"])
 
+    def test_early_processing_that_has_failed_is_not_forgotten_when_the_daemon_leaves(self) -> None:
+        self.reload.forget()
+        self.record(blind=True)
+        self.hook_fails = True
+        with self.assertRaisesRegex(ValueError, "no scales"):
+            self.update([self.look(), self.begin, UNTOUCHED])
+        self.assertEqual(self.events, ["torn", "hook"])
+
+    def fill_first(self, rows: int) -> None:
+        """Records a loader that writes a whole parameter before it copies some rows of it."""
+
+        def load(weights: Weights) -> None:
+            self.weight.fill_(5)
+            self.weight[:rows].copy_(weights[0][1][:rows])
+
+        self.reload.forget()
+        ring = torch.arange(64, dtype=torch.float32).view(torch.uint8)
+        self.reload.begin(ring, Tally())
+        self.reload.load(b"f", [Listed(Tensor("w", 0, 256), torch.float32, torch.Size((8, 8)))], ring, load)
+        self.reload.release()
+        self.reload.process(lambda: self.weight.sum())
+        self.reload.end()
+
+    def test_a_constant_that_weights_cover_is_not_written(self) -> None:
+        self.fill_first(8)
+        before = self.weight.clone()
+        self.assertFalse(self.update([self.look(), self.begin, UNTOUCHED]))
+        self.assertTrue(torch.equal(self.weight, before))
+        self.assertEqual(self.events, ["torn", "whole"])
+
+    def test_an_engine_is_torn_by_a_constant_over_weights_that_nobody_brings(self) -> None:
+        self.fill_first(6)
+        with self.assertRaises(DaemonError):
+            self.update([self.look(), self.begin, UNTOUCHED])
+        self.assertEqual(self.events, ["torn"])
+        self.assertTrue(torch.equal(self.weight, torch.full((8, 8), 5.0)))
+        self.events.clear()
+        self.assertTrue(self.update([self.look(), self.begin, self.copy_and_end]))
+        self.assertTrue(torch.equal(self.weight[:6], torch.arange(48.0).view(6, 8)))
+        self.assertTrue(torch.equal(self.weight[6:], torch.full((2, 8), 5.0)))
+
     def test_early_processing_that_moves_what_is_written_is_an_error(self) -> None:
         self.reload.forget()
         self.record(blind=True)

@@ -301,7 +301,9 @@ class TestConstants(PlacementTest):
         self.engine.extra = pad
         self.update(2)
         self.reload.placement(self.allocation_of)
-        self.assertTrue(self.reload.has_constants)
+        places = self.reload.places
+        assert places is not None
+        self.assertTrue(places.constants and not places.over_weights)
         wanted = self.engine.padded.clone()
         self.engine.padded.fill_(-1)
         self.reload.write_constants()
