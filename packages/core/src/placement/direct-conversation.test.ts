@@ -99,6 +99,16 @@ describe('a direct update with one worker', () => {
       [look, 'refused: it moved', left('the other rank', true), 'close'],
     ],
     [
+      'the worker speaks otherwise',
+      [connected, reply(Uint8Array.of(1)), leave, http(true)],
+      [
+        look,
+        'refused: the reply of the worker is none of ckpt_worker',
+        left('the other rank', true),
+        'close',
+      ],
+    ],
+    [
       'the memory has changed since',
       [connected, reply(LOOKED), begin, reply(NO), leave, http(true)],
       [...begun.slice(0, 3), 'refused: it moved', left('the other rank', true), 'close'],
@@ -191,14 +201,19 @@ describe('a direct update with one worker', () => {
       [...begun, { type: 'end' }, 'engine_failed in release', 'close'],
     ],
     [
-      'it speaks otherwise',
-      [connected, reply(Uint8Array.of(1)), http(true)],
+      'it speaks otherwise when it should hold still',
+      [connected, reply(LOOKED), begin, reply(Uint8Array.of(1)), http(true)],
       [
-        look,
+        ...begun.slice(0, 3),
         'engine_protocol in open',
         left('the reply of the worker is none of ckpt_worker', true),
         'close',
       ],
+    ],
+    [
+      'it comes back after bytes were copied',
+      [...toBegun, copying, disconnected, abort, connected, http(false)],
+      [...begun, 'aborted in undefined', left('the update has ended', false), 'close'],
     ],
     [
       'it replies unasked',

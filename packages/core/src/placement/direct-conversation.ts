@@ -19,6 +19,7 @@ import {
 const GRACE_MS = 2000
 /** After the engine's answer: how long the last reply, which was sent before it, may take to be seen. */
 const LAST_REPLY_GRACE_MS = 250
+const NO_ANSWER = 'the reply of the worker is none of ckpt_worker'
 const LOST = "the engine's worker closed its connection in the middle of a direct update"
 
 const WAITS_FOR: Partial<Record<DirectPhase, string>> = {
@@ -50,6 +51,8 @@ export class DirectConversation {
   #leaveUntilMs = 0
   #connected = false
   #everConnected = false
+  /** Bytes of the engine's memory may have been written. */
+  #touched = false
   /** A message of ours has no reply yet. */
   #owes = false
   #http: { readonly ok: boolean; readonly words: string } | null = null
@@ -117,7 +120,9 @@ export class DirectConversation {
       case 'begin':
         return this.#command('looked', 'beginning', packBegin(this.#generation))
       case 'copying':
-        return this.#command('begun', 'copying', null)
+        this.#command('begun', 'copying', null)
+        this.#touched ||= this.#phase === 'copying'
+        return
       case 'end':
         return this.#command('copying', 'ending', packEnd())
       case 'leave':
@@ -191,7 +196,8 @@ export class DirectConversation {
 
   #onLooked(body: Uint8Array, nowMs: number): void {
     const answer = readLookAnswer(body)
-    if (answer === null) return this.#fail(this.#noAnswer(), nowMs)
+    // perhaps of a later version of it
+    if (answer === null) return this.#refuse(NO_ANSWER, nowMs)
     if ('refused' in answer) return this.#refuse(answer.refused, nowMs)
     this.#generation = answer.generation
     this.#phase = 'looked'
@@ -200,7 +206,7 @@ export class DirectConversation {
 
   #onGrant(body: Uint8Array, nowMs: number): void {
     const answer = readGrant(body)
-    if (answer === null) return this.#fail(this.#noAnswer(), nowMs)
+    if (answer === null) return this.#fail(this.#failure('engine_protocol', NO_ANSWER), nowMs)
     const { refused } = answer
     if (this.#phase === 'beginning') {
       if (refused !== null) return this.#refuse(refused, nowMs)
@@ -212,10 +218,6 @@ export class DirectConversation {
     this.#phase = 'post'
     this.#suspicion = null
     this.#mayFinish()
-  }
-
-  #noAnswer(): Failure {
-    return this.#failure('engine_protocol', 'the reply of the worker is none of ckpt_worker')
   }
 
   #onHttp(ok: boolean, message: string, nowMs: number): void {
@@ -264,8 +266,9 @@ export class DirectConversation {
     this.#mayClose()
   }
 
-  #sendLeave(reason: string, untouched = true): void {
-    if (this.#connected) this.#out.push({ type: 'send', body: packLeave(reason, untouched) })
+  #sendLeave(reason: string): void {
+    if (!this.#connected) return
+    this.#out.push({ type: 'send', body: packLeave(reason, !this.#touched) })
   }
 
   #mayFinish(nowMs?: number): void {
@@ -296,13 +299,12 @@ export class DirectConversation {
 
   #fail(failure: Failure, nowMs: number): void {
     if (this.#phase === 'failed' || this.#phase === 'closed') return
-    const untouched = this.updatePhase === 'open' || this.#phase === 'withdrawn'
     const told = this.#phase === 'post'
     this.#phase = 'failed'
     this.#suspicion = null
     this.#leaveUntilMs = nowMs + this.#options.limits.leaveMs
     this.#out.push({ type: 'failed', failure })
-    if (!told) this.#sendLeave(failure.message, untouched)
+    if (!told) this.#sendLeave(failure.message)
     this.#mayClose()
   }
 

@@ -19,7 +19,7 @@ const Head = type({
 /**
  * Where the bytes of a checkpoint's tensors belong in the memory of one engine worker, as `ckpt_worker/placement.py` writes it.
  * Row `i` of the columns is one copy: `run[i]` bytes, and again for each index of three sizes, from `source` bytes into the
- * tensor to `destination` bytes into the allocation. No byte is written twice.
+ * tensor to `destination` bytes into the allocation. The worker sees to it that no byte is written twice.
  */
 export interface PlacementMap {
   readonly tensors: readonly string[]

@@ -2,6 +2,7 @@ import { describe, expect, test } from 'bun:test'
 import fc from 'fast-check'
 import { planInputs } from '../plan/plan-arbitraries.test.ts'
 import { dtypeIndex, torchView } from '../safetensors/dtypes.ts'
+import { buildTable } from '../checkpoint/build-table.ts'
 import type { TensorTable } from '../checkpoint/table.ts'
 import { encodePlacementMap, type MapCopy } from './encode-map.ts'
 import { decodePlacementMap } from './placement-map.ts'
@@ -187,6 +188,67 @@ describe('planDirect', () => {
     }
     const swapped = { copies: [], groups: [0], staging, bytes: 16 }
     expect(plan(['a', 'b'], copy(0, 12), copy(1, 4))).toEqual(swapped)
+  })
+
+  const ofOne = (bytes: number) => ({
+    tensors: [{ name: 'w', dtype: 'uint8', shape: [bytes] }],
+    table: buildTable([
+      { name: 'w', dtype: dtypeIndex('U8'), shape: [bytes], bytes, owner: 0, offset: 0 },
+    ]),
+    sources: [{ starts: Float64Array.of(0), bytes: Float64Array.of(bytes) }],
+  })
+
+  test.each([
+    ['one run', { run: 200 * 2 ** 20, sizes: [1, 1, 1] }, [64, 64, 64, 8]],
+    ['rows', { run: 10 * 2 ** 20, sizes: [20, 1, 1] }, [60, 60, 60, 20]],
+    ['long rows', { run: 100 * 2 ** 20, sizes: [2, 1, 1] }, [64, 36, 64, 36]],
+  ] as const)('what cannot be called back is not large: %s', (_, form, mebibytes) => {
+    const bytes = 200 * 2 ** 20
+    const { tensors, table: whole, sources: all } = ofOne(bytes)
+    const gap = form.run + 256
+    const strides = { sourceStrides: [form.run, 0, 0], destinationStrides: [gap, 0, 0] }
+    const draw = { ...copy(0, 0), ...strides, ...form }
+    const map = decodePlacementMap(encodePlacementMap(tensors, [bytes + 20 * 256], [draw]))
+    const made = planDirect(map, whole, all)
+    if ('reason' in made) throw new Error(made.reason)
+    const sizes = made.copies.map(({ width, height }) => (width * height) / 2 ** 20)
+    expect(sizes).toEqual([...mebibytes])
+    let source = 0
+    for (const one of made.copies) {
+      expect(one.source).toBe(source)
+      expect(one.destination).toBe(source + Math.floor(source / form.run) * (gap - form.run))
+      source += one.width * one.height
+    }
+    expect(source).toBe(bytes)
+  })
+
+  test('a large transposed tensor is not copied two bytes at a time', () => {
+    const side = 1024
+    const bytes = 2 * side * side
+    const { tensors, table: whole, sources: all } = ofOne(bytes)
+    const transposed = {
+      sizes: [side, side, 1],
+      sourceStrides: [2 * side, 2, 0],
+      destinationStrides: [2, 2 * side, 0],
+    }
+    const map = decodePlacementMap(
+      encodePlacementMap(tensors, [bytes], [{ ...copy(0, 0, 2), ...transposed }]),
+    )
+    expect(planDirect(map, whole, all)).toEqual({
+      reason: `${bytes} bytes of it lie in rows of less than 64 bytes`,
+    })
+  })
+
+  test('a map that would take millions of copies is not followed', () => {
+    const size = 2 ** 40
+    const { tensors, table: whole, sources: all } = ofOne(1)
+    const many = { sizes: [size, 1, 1], destinationStrides: [1, 0, 0] }
+    const map = decodePlacementMap(
+      encodePlacementMap(tensors, [size], [{ ...copy(0, 0, 1), ...many }]),
+    )
+    expect(planDirect(map, whole, all)).toEqual({
+      reason: `the engine's placement map takes ${size} copies, more than 1048576`,
+    })
   })
 
   test('a map of another checkpoint is told', () => {

@@ -1,12 +1,18 @@
 import type { SourceSpace, TensorTable } from '../checkpoint/table.ts'
-import { SourceMap } from '../plan/source-map.ts'
 import { torchView } from '../safetensors/dtypes.ts'
+import { cutAtBuffers, cutLarge, GROUP_BYTES } from './cut-copies.ts'
 import { COPY_DIMENSIONS } from './encode-map.ts'
 import { copyEnd, type PlacementMap } from './placement-map.ts'
 import { type Staging, stageSmall } from './stage-small.ts'
 
-/** Copies are waited for in groups of about this size: what is on its way cannot be called back. */
-const GROUP_BYTES = 64 * 2 ** 20
+/** A rank plans in the thread that also has to hear an abort. */
+const COPIES_MAX = 2 ** 20
+/**
+ * A device copies row by row: rows of two bytes, of a transposed tensor for instance, would take it longer than the engine takes to
+ * load them. A few of them do no harm.
+ */
+const NARROW_ROW_BYTES = 64
+const NARROW_BYTES_MAX = 2 ** 20
 
 /**
  * Rows of `width` bytes, `height` of them, from one owner's source space into one allocation of an engine worker. Offsets and
@@ -52,7 +58,11 @@ export function planDirect(
 ): DirectPlan | NotDirect {
   const all = placeTensors(map, table)
   if ('reason' in all) return all
-  const { copies, staging } = stageSmall(inOrder(cutAtBuffers(joinNeighbours(all), sources)))
+  const { copies, staging } = stageSmall(
+    inOrder(cutLarge(cutAtBuffers(joinNeighbours(all), sources))),
+  )
+  const narrow = narrowRows(copies)
+  if (narrow !== null) return narrow
   const bytes = copies.reduce((sum, { width, height }) => sum + width * height, staging.bytes)
   return { copies, groups: groupsOf(copies), staging, bytes }
 }
@@ -60,6 +70,13 @@ export function planDirect(
 function placeTensors(map: PlacementMap, table: TensorTable): readonly DirectCopy[] | NotDirect {
   const rows = rowsOf(map, table)
   if ('reason' in rows) return rows
+  let copyCount = 0
+  for (let copy = 0; copy < map.run.length; copy++) copyCount += copiesOf(map, copy)
+  if (copyCount > COPIES_MAX) {
+    return {
+      reason: `the engine's placement map takes ${copyCount} copies, more than ${COPIES_MAX}`,
+    }
+  }
   const copies: DirectCopy[] = []
   for (let copy = 0; copy < map.run.length; copy++) {
     const row = rows[map.tensor[copy] as number] as number
@@ -93,6 +110,13 @@ function rowsOf(map: PlacementMap, table: TensorTable): readonly number[] | NotD
   return found
 }
 
+function narrowRows(copies: readonly DirectCopy[]): NotDirect | null {
+  const narrow = copies.filter(({ width, height }) => height > 1 && width < NARROW_ROW_BYTES)
+  const bytes = narrow.reduce((sum, { width, height }) => sum + width * height, 0)
+  if (bytes <= NARROW_BYTES_MAX) return null
+  return { reason: `${bytes} bytes of it lie in rows of less than ${NARROW_ROW_BYTES} bytes` }
+}
+
 function groupsOf(copies: readonly DirectCopy[]): number[] {
   const groups: number[] = []
   let bytes = GROUP_BYTES
@@ -112,7 +136,30 @@ interface Dimension {
   readonly destination: number
 }
 
-/** As copies of two dimensions: the largest that a pitch can be made of, for each index of the others. */
+/** The dimension that becomes the rows of a copy, the largest that a pitch can be made of, and the others. */
+function dimensionsOf(map: PlacementMap, copy: number) {
+  const width = map.run[copy] as number
+  const dimensions: Dimension[] = []
+  for (let d = 0; d < COPY_DIMENSIONS; d++) {
+    const size = map.sizes[d]?.[copy] as number
+    const source = map.sourceStrides[d]?.[copy] as number
+    const destination = map.destinationStrides[d]?.[copy] as number
+    if (size > 1) dimensions.push({ size, source, destination })
+  }
+  const pitched = dimensions.filter((one) => one.source >= width && one.destination >= width)
+  const rows = pitched.reduce<Dimension | null>(
+    (best, one) => (best === null || one.size > best.size ? one : best),
+    null,
+  )
+  return { rows, others: dimensions.filter((one) => one !== rows) }
+}
+
+/** How many copies of two dimensions a row of the map takes. */
+function copiesOf(map: PlacementMap, copy: number): number {
+  return dimensionsOf(map, copy).others.reduce((product, { size }) => product * size, 1)
+}
+
+/** As copies of two dimensions: one for each index of the dimensions that are not its rows. */
 function addCopy(
   copies: DirectCopy[],
   map: PlacementMap,
@@ -121,18 +168,7 @@ function addCopy(
   source: number,
 ): void {
   const width = map.run[copy] as number
-  const dimensions: Dimension[] = []
-  for (let d = 0; d < COPY_DIMENSIONS; d++) {
-    const size = map.sizes[d]?.[copy] as number
-    const sourceStride = map.sourceStrides[d]?.[copy] as number
-    const destinationStride = map.destinationStrides[d]?.[copy] as number
-    if (size > 1) dimensions.push({ size, source: sourceStride, destination: destinationStride })
-  }
-  const pitched = dimensions.filter((one) => one.source >= width && one.destination >= width)
-  const rows = pitched.reduce<Dimension | null>(
-    (best, one) => (best === null || one.size > best.size ? one : best),
-    null,
-  )
+  const { rows, others } = dimensionsOf(map, copy)
   const add = (at: number, to: number, left: readonly Dimension[]): void => {
     const [outer, ...inner] = left
     if (outer !== undefined) {
@@ -152,42 +188,7 @@ function addCopy(
       height: rows?.size ?? 1,
     })
   }
-  const destination = map.destination[copy] as number
-  add(
-    source,
-    destination,
-    dimensions.filter((one) => one !== rows),
-  )
-}
-
-/** A copy may not cross from one source buffer into the next: such a one becomes single rows, cut where the buffer ends. */
-function cutAtBuffers(
-  copies: readonly DirectCopy[],
-  sources: readonly SourceSpace[],
-): readonly DirectCopy[] {
-  const maps = sources.map((space) => new SourceMap(space))
-  return copies.flatMap((copy) => {
-    const source = maps[copy.owner] as SourceMap
-    const end = copy.source + (copy.height - 1) * copy.sourcePitch + copy.width
-    return source.covers(copy.source, end) ? copy : cutRows(copy, source)
-  })
-}
-
-function cutRows(copy: DirectCopy, map: SourceMap): DirectCopy[] {
-  const parts: DirectCopy[] = []
-  for (let row = 0; row < copy.height; row++) {
-    let source = copy.source + row * copy.sourcePitch
-    let destination = copy.destination + row * copy.destinationPitch
-    const end = source + copy.width
-    while (source < end) {
-      const width = Math.min(end, map.bufferEnd(source)) - source
-      const pitches = { sourcePitch: width, destinationPitch: width }
-      parts.push({ ...copy, source, destination, width, height: 1, ...pitches })
-      source += width
-      destination += width
-    }
-  }
-  return parts
+  add(source, map.destination[copy] as number, others)
 }
 
 function inOrder(copies: readonly DirectCopy[]): readonly DirectCopy[] {
