@@ -11,7 +11,7 @@ const COPIES_MAX = 2 ** 20
  * A device copies row by row: rows of two bytes, of a transposed tensor for instance, would take it longer than the engine takes to
  * load them. A few of them do no harm.
  */
-const NARROW_ROW_BYTES = 64
+export const NARROW_ROW_BYTES = 64
 const NARROW_BYTES_MAX = 2 ** 20
 
 /**

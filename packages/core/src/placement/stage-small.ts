@@ -1,4 +1,4 @@
-import type { DirectCopy } from './plan-direct.ts'
+import { type DirectCopy, NARROW_ROW_BYTES } from './plan-direct.ts'
 
 /** A copy of its own takes the device as long as some ten thousand bytes. */
 const SMALL_BYTES_MAX = 64 * 2 ** 10
@@ -67,7 +67,9 @@ export function stageSmall(copies: readonly DirectCopy[]): {
 
 /** Its rows lie one after another in the engine's memory. */
 function isStaged({ width, height, destinationPitch }: DirectCopy): boolean {
-  return width * height <= SMALL_BYTES_MAX && (height === 1 || destinationPitch === width)
+  if (width * height > SMALL_BYTES_MAX) return false
+  // rows of a few bytes take the processor too long
+  return height === 1 || (destinationPitch === width && width >= NARROW_ROW_BYTES)
 }
 
 function endOf({ destination, width, height }: DirectCopy): number {
