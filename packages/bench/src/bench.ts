@@ -6,7 +6,7 @@ export interface BenchContext {
   readonly devices: string
   /** Bytes of each size, none below `bytesLeast` of the bench. */
   readonly sizes: readonly number[]
-  /** Names of models, which `update`, `fresh`, `peers`, `trainer` and `trace` take instead of the sizes. */
+  /** Names of models, which `direct`, `update`, `fresh`, `peers`, `trainer` and `trace` take instead of the sizes. */
   readonly models: readonly string[]
   /** Empty directory of this bench. */
   readonly dir: string

@@ -1,6 +1,7 @@
 import type { Bench } from './bench.ts'
 import { broadcast } from './broadcast.ts'
 import { conversation } from './conversation.ts'
+import { direct } from './direct.ts'
 import { fresh } from './fresh.ts'
 import { gather } from './gather.ts'
 import { h2d } from './h2d.ts'
@@ -23,6 +24,7 @@ export const BENCHES: readonly Bench[] = [
   h2d,
   broadcast,
   reload,
+  direct,
   update,
   fresh,
   peers,

@@ -6,7 +6,7 @@ import { type Lane, openLane, WAIT_MS } from './streams.ts'
 
 const READ_THREADS = 2
 /** What a destination holds before a run. */
-const SPOILED = 0xa5
+export const SPOILED = 0xa5
 
 /** A file with a pattern, and host memory that devices copy from with the same bytes. */
 export class SourceBytes {

@@ -20,7 +20,7 @@ import { compareLists, listsOf } from './pickle.ts'
 import { comparePlan } from './plan.ts'
 import { ON_PROCESS, runBenches } from './run.ts'
 import { compareWeights } from './engine.ts'
-import { verdict } from './table.ts'
+import { tableRow, verdict } from './table.ts'
 
 setDefaultTimeout(120_000)
 
@@ -244,6 +244,15 @@ describe('a copy that is not right is counted', () => {
         '1 MiB in 256 of 4 KiB',
       ],
     },
+    direct: {
+      change: (real) => ({
+        copyH2d: (stream, memory, at, buffer, from, bytes) =>
+          real.copyH2d(stream, memory, at, buffer, from, bytes - 1),
+      }),
+      rows: ['dense, tp 1', 'dense, tp 8', 'moe, tp 1', 'moe, tp 8'].map(
+        (name) => `16 MiB ${name}`,
+      ),
+    },
   }
   for (const [name, { change, rows }] of Object.entries(cases)) {
     test(name, async () => {
@@ -272,6 +281,25 @@ describe('a copy that is not right is counted', () => {
       expect(limit === undefined).toBe(row.bench === 'broadcast')
       expect(row.limit_gb_per_s).toBe(limit === row ? null : (limit?.gb_per_s ?? null))
     }
+  })
+
+  test('and is not in direct, whose rows say what was copied', async () => {
+    const { status, document } = await benchWith(() => ({}), '--only', 'direct', '--mib', '1')
+    expect([status, document.wrong, document.live_objects]).toEqual([0, 0, 0])
+    const experts = { single: 9, rows: 0, pieces: 9, gathered: 2 }
+    expect(document.rows.map(({ case: name, copies }) => [name, copies])).toEqual([
+      ['16 MiB dense, tp 1', { single: 21, rows: 0, pieces: 0, gathered: 0 }],
+      ['16 MiB dense, tp 8', { single: 88, rows: 16, pieces: 96, gathered: 16 }],
+      ['16 MiB moe, tp 1', experts],
+      ['16 MiB moe, tp 8', { single: 48, rows: 24, pieces: 72, gathered: 16 }],
+    ])
+    for (const row of document.rows) {
+      expect(row.compared).toBeGreaterThan(0)
+      expect(row.limit_gb_per_s).toBeGreaterThan(0)
+      expect(row.claims).toEqual([])
+    }
+    const [, , row] = document.rows
+    expect(tableRow(row!)).toEndWith('\n#   9 copies and 0 of rows, 9 pieces gathered into 2')
   })
 
   test('also where the end of a stream is looked for as with the CUDA library', async () => {

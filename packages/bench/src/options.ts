@@ -31,9 +31,9 @@ export const USAGE = `usage: bun run bench [--json] [--only NAME...] [--devices 
   --json           one JSON document on stdout instead of the table
   --only NAME...   these benches: ${BENCHES.map(({ name }) => name).join(', ')}
   --devices SPEC   host (default), host:D, cuda, cuda:I,J, auto; plan, pickle and conversation use none
-  --mib N...       sizes in MiB (default ${DEFAULT_MIB.join(' ')}) of register, h2d, broadcast, reload, update, fresh and trainer
+  --mib N...       sizes in MiB (default ${DEFAULT_MIB.join(' ')}) of register, h2d, broadcast, reload, direct, update, fresh and trainer
   --sizes SIZE...  the same as powers of two: 64K, 16M, 1G; 64K..1G is each of them from one to the other
-  --model NAME...  update, fresh, peers, trainer and trace with the tensors of these models instead: ${WORKLOAD_MODELS.join(', ')}
+  --model NAME...  direct, update, fresh, peers, trainer and trace with the tensors of these models instead: ${WORKLOAD_MODELS.join(', ')}
   --python PATH    peers, trainer: a Python with torch, for CUDA with a GPU (default: $CKPT_PYTHON, else python3)
   --wheels DIR     peers: install checkpoint-engine from these wheels instead of PyPI
   --trace FILE     trace: the file to write (default ${DEFAULT_TRACE})

@@ -7,7 +7,7 @@ import { measureRow, type Row, type RowHead } from './row.ts'
 import { finish } from './streams.ts'
 
 const SOURCE_BYTES = 4096 * MIB
-const COPY_BYTES = 256 * MIB
+const COPY_BYTES_MOST = 256 * MIB
 
 /**
  * What an update cannot beat: copies of 256 MiB out of 4 GiB of pinned host memory, more than the processor's caches hold,
@@ -16,32 +16,41 @@ const COPY_BYTES = 256 * MIB
 export class PinnedCopies {
   readonly #library: Library
   readonly #source: Handle
+  readonly #sourceBytes: number
+  readonly #copyBytes: number
   readonly #target: DeviceBytes
   readonly #rates: number[] = []
 
-  /** `stack` frees what they use. */
+  /**
+   * `stack` frees what they use.
+   *
+   * @param sourceBytes a multiple of 256 MiB, or less: one copy, for runs that say nothing about a device
+   */
   constructor(
     stack: AsyncDisposableStack,
     devices: string,
     open: (options: LibraryOptions) => Library,
+    sourceBytes = SOURCE_BYTES,
   ) {
     const { library: options, ranks } = selectDevices(devices, null)
     const library = open(options)
     this.#library = library
-    this.#source = library.bufferAlloc(SOURCE_BYTES, 0)
+    this.#sourceBytes = sourceBytes
+    this.#copyBytes = Math.min(sourceBytes, COPY_BYTES_MOST)
+    this.#source = library.bufferAlloc(sourceBytes, 0)
     stack.defer(() => library.bufferFree(this.#source))
     const own = stack.use(new DisposableStack())
-    this.#target = allocate(library, own, ranks[0]?.device ?? 0, COPY_BYTES)
+    this.#target = allocate(library, own, ranks[0]?.device ?? 0, this.#copyBytes)
   }
 
   time(): void {
     const { stream, memory } = this.#target
     const beginMs = performance.now()
-    for (let at = 0; at < SOURCE_BYTES; at += COPY_BYTES) {
-      this.#library.copyH2d(stream, memory, 0, this.#source, at, COPY_BYTES)
+    for (let at = 0; at < this.#sourceBytes; at += this.#copyBytes) {
+      this.#library.copyH2d(stream, memory, 0, this.#source, at, this.#copyBytes)
     }
     finish(this.#library, [this.#target])
-    this.#rates.push(SOURCE_BYTES / (performance.now() - beginMs) / 1e6)
+    this.#rates.push(this.#sourceBytes / (performance.now() - beginMs) / 1e6)
   }
 
   /** The median, in GB/s. */

@@ -1,6 +1,17 @@
 import type { Claim } from './claims.ts'
 import { type Checked, median, type Timed, timeRuns, type Timing } from './measure.ts'
 
+/** What a direct update consists of, of all ranks together. */
+export interface CopyCounts {
+  /** Of one piece each. */
+  readonly single: number
+  /** Two-dimensional ones. */
+  readonly rows: number
+  /** Gathered in pinned memory, and the copies that they became. */
+  readonly pieces: number
+  readonly gathered: number
+}
+
 /** One line of the table, one element of `rows` in the JSON document. */
 export interface Row {
   readonly bench: string
@@ -20,6 +31,8 @@ export interface Row {
   /** Most device memory in use beside what was in use before, and memory of the daemon's process; null: not looked at. */
   readonly device_bytes: number | null
   readonly host_bytes: number | null
+  /** `direct` only. */
+  readonly copies: CopyCounts | null
   /** Ranges (tensors, pieces, memories) that were compared, and those that differ. */
   readonly compared: number
   readonly wrong: number
@@ -73,6 +86,7 @@ function makeRow(head: RowHead, timing: Timing): Row {
     limit_gb_per_s: head.limitGbPerSecond ?? null,
     device_bytes: null,
     host_bytes: null,
+    copies: null,
     compared,
     wrong,
     claims: [],

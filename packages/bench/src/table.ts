@@ -55,6 +55,11 @@ function deviceText({ name, pci, numa_node, pcie }: BenchDevice): string {
 
 export function tableRow(row: Row): string {
   const figures = rowLine(row)
+  if (row.copies !== null) {
+    const { single, rows, pieces, gathered } = row.copies
+    const counts = `${single} copies and ${rows} of rows, ${pieces} pieces gathered into ${gathered}`
+    return `${figures}\n#   ${counts}`
+  }
   if (row.device_bytes === null || row.host_bytes === null) return figures
   const [device, host] = [row.device_bytes, row.host_bytes].map((bytes) => (bytes / 1e9).toFixed(2))
   return `${figures}\n#   device memory +${device} GB, memory of the daemon ${host} GB`

@@ -188,6 +188,17 @@ describe('planDirect', () => {
     }
     const swapped = { copies: [], groups: [0], staging, bytes: 16 }
     expect(plan(['a', 'b'], copy(0, 12), copy(1, 4))).toEqual(swapped)
+    const tensors = ['a', 'b'].map(tensor)
+    const map = decodePlacementMap(encodePlacementMap(tensors, [64], [copy(0, 12), copy(1, 4)]))
+    const one = { copies: [], staging: { bytes: 16 } }
+    expect(planDirect(map, table, sources, 16)).toMatchObject(one)
+    for (const stagingBytesMax of [0, 15]) {
+      expect(planDirect(map, table, sources, stagingBytesMax)).toMatchObject({
+        copies: [{ destination: 12 }, { destination: 4 }],
+        staging: { bytes: 0, pieces: [], copies: [] },
+        bytes: 16,
+      })
+    }
   })
 
   const ofOne = (bytes: number) => ({

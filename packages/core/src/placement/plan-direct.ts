@@ -50,17 +50,18 @@ export interface DirectPlan {
  * Plans a direct update of one engine worker. Neighbours on both sides are one copy.
  *
  * @param sources of each owner
+ * @param stagingBytesMax of what is gathered, 0: nothing; absent: what the daemon takes
  */
 export function planDirect(
   map: PlacementMap,
   table: TensorTable,
   sources: readonly SourceSpace[],
+  stagingBytesMax?: number,
 ): DirectPlan | NotDirect {
   const all = placeTensors(map, table)
   if ('reason' in all) return all
-  const { copies, staging } = stageSmall(
-    inOrder(cutLarge(cutAtBuffers(joinNeighbours(all), sources))),
-  )
+  const ordered = inOrder(cutLarge(cutAtBuffers(joinNeighbours(all), sources)))
+  const { copies, staging } = stageSmall(ordered, stagingBytesMax)
   const narrow = narrowRows(copies)
   if (narrow !== null) return narrow
   const bytes = copies.reduce((sum, { width, height }) => sum + width * height, staging.bytes)

@@ -34,8 +34,13 @@ export interface Staging {
 /**
  * Takes out of `copies` what is better gathered first. A device takes one to two microseconds for any copy: 9,216 scales of 384
  * bytes would be as long on their way as half a gigabyte.
+ *
+ * @param stagingBytesMax 0: nothing is gathered
  */
-export function stageSmall(copies: readonly DirectCopy[]): {
+export function stageSmall(
+  copies: readonly DirectCopy[],
+  stagingBytesMax = STAGING_BYTES_MAX,
+): {
   readonly copies: readonly DirectCopy[]
   readonly staging: Staging
 } {
@@ -49,7 +54,7 @@ export function stageSmall(copies: readonly DirectCopy[]): {
   for (let begin = 0; begin < small.length; ) {
     const end = neighboursEnd(small, begin)
     const runBytes = endOf(small[end - 1]!) - small[begin]!.destination
-    if (end - begin > 1 && bytes + runBytes <= STAGING_BYTES_MAX) {
+    if (end - begin > 1 && bytes + runBytes <= stagingBytesMax) {
       const { allocation, destination } = small[begin]!
       gathered.push({ offset: bytes, allocation, destination, bytes: runBytes })
       for (const copy of small.slice(begin, end)) {

@@ -9,8 +9,14 @@ import type { CopyOrder } from './source-reads.ts'
 /** Groups of copies on their way at a time: enough for the device never to wait, few enough to stop soon. */
 const IN_FLIGHT_MAX = 4
 
+/** What is called of the native library. */
+export type CopyCalls = Pick<
+  Library,
+  'copyH2d' | 'copyH2d2d' | 'bufferGather' | 'eventRecord' | 'eventNotify' | 'eventQuery'
+>
+
 export interface DirectTarget {
-  readonly library: Library
+  readonly library: CopyCalls
   readonly signal: Handle
   readonly plan: DirectPlan
   readonly layout: SourceLayout
