@@ -32,8 +32,11 @@ export type DirectAction =
   | { readonly type: 'send'; readonly body: Uint8Array }
   | { readonly type: 'looked'; readonly answer: LookAnswer }
   | { readonly type: 'begun' }
-  /** It cannot be done this way; nothing was changed. `leave` is to follow. */
-  | { readonly type: 'refused'; readonly reason: string }
+  /**
+   * It cannot be done this way, and no byte was copied. `leave` is to follow. `said`: by the worker, which has changed nothing
+   * either; else what it did after `begin` is in its engine's answer.
+   */
+  | { readonly type: 'refused'; readonly reason: string; readonly said: boolean }
   /** The worker serves the new weights, and its engine's request has returned. */
   | { readonly type: 'finished' }
   | { readonly type: 'failed'; readonly failure: Failure }

@@ -197,8 +197,8 @@ export class DirectConversation {
   #onLooked(body: Uint8Array, nowMs: number): void {
     const answer = readLookAnswer(body)
     // perhaps of a later version of it
-    if (answer === null) return this.#refuse(NO_ANSWER, nowMs)
-    if ('refused' in answer) return this.#refuse(answer.refused, nowMs)
+    if (answer === null) return this.#refuse(NO_ANSWER, true, nowMs)
+    if ('refused' in answer) return this.#refuse(answer.refused, true, nowMs)
     this.#generation = answer.generation
     this.#phase = 'looked'
     this.#out.push({ type: 'looked', answer })
@@ -209,7 +209,7 @@ export class DirectConversation {
     if (answer === null) return this.#fail(this.#failure('engine_protocol', NO_ANSWER), nowMs)
     const { refused } = answer
     if (this.#phase === 'beginning') {
-      if (refused !== null) return this.#refuse(refused, nowMs)
+      if (refused !== null) return this.#refuse(refused, true, nowMs)
       this.#phase = 'begun'
       this.#out.push({ type: 'begun' })
       return
@@ -230,7 +230,7 @@ export class DirectConversation {
       case 'looked':
       case 'beginning':
         // its worker has left without having begun
-        return this.#refuse(`the engine answered ${words}`, nowMs)
+        return this.#refuse(`the engine answered ${words}`, false, nowMs)
       case 'begun':
       case 'copying':
       case 'ending': {
@@ -249,10 +249,10 @@ export class DirectConversation {
   }
 
   /** Before it is granted to copy: nothing was changed. */
-  #refuse(reason: string, nowMs: number): void {
+  #refuse(reason: string, said: boolean, nowMs: number): void {
     this.#phase = 'withdrawn'
     this.#leaveUntilMs = nowMs + this.#options.limits.leaveMs
-    this.#out.push({ type: 'refused', reason })
+    this.#out.push({ type: 'refused', reason, said })
     this.#mayClose()
   }
 
@@ -329,7 +329,7 @@ export class DirectConversation {
   #lose(words: string, nowMs: number): void {
     this.#suspicion = null
     const began = this.updatePhase !== 'open' || this.#phase === 'begun'
-    if (!began) return this.#refuse(words, nowMs)
+    if (!began) return this.#refuse(words, false, nowMs)
     const code = words === LOST ? 'engine_disconnected' : 'engine_failed'
     this.#fail(this.#failure(code, words), nowMs)
   }

@@ -33,6 +33,8 @@ export interface UpdateVerdict {
   readonly structured: boolean
   /** Null: nothing was said of it. */
   readonly reload: ReloadCounts | null
+  /** Whether any worker says that it holds a part of an update; absent: nothing was said of it. */
+  readonly torn?: boolean
   /** Why the next update cannot go straight into the engine's memory; null: it may be tried; absent: nothing was said of it. */
   readonly notDirect?: string | null
 }

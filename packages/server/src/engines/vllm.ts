@@ -31,11 +31,13 @@ export const vllm: EngineAdapter = {
     const message = engineWords(failed, '') || 'a worker of the engine failed'
     const reload = reloadOf(results ?? [])
     const notDirect = notDirectOf(results ?? [])
+    const torn = tornOf(results ?? [])
     return {
       ok: failed.length === 0,
       message,
       structured: results !== null,
       reload,
+      ...(torn === undefined ? {} : { torn }),
       ...(notDirect === undefined ? {} : { notDirect }),
     }
   },
@@ -86,6 +88,7 @@ interface WorkerResult {
   readonly ordinary?: unknown
   readonly reasons?: unknown
   readonly not_direct?: unknown
+  readonly torn?: unknown
 }
 
 /** Null unless every result has our extension's form; checkpoint-engine's returns None. */
@@ -121,6 +124,11 @@ function notDirectOf(results: readonly WorkerResult[]): string | null | undefine
   const against = words.find((one) => typeof one === 'string')
   if (against !== undefined) return against.slice(0, REASON_MAX)
   return words.length > 0 && words.every((one) => one === null) ? null : undefined
+}
+
+function tornOf(results: readonly WorkerResult[]): boolean | undefined {
+  if (results.some((result) => result.torn === true)) return true
+  return results.length > 0 && results.every((result) => result.torn === false) ? false : undefined
 }
 
 function isCount(value: unknown): value is number {

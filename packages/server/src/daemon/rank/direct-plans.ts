@@ -10,6 +10,7 @@ import {
   summariseMap,
 } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
+import type { EngineMemory } from './engine-memory.ts'
 import type { EngineMapSummary, SourceLayout } from './messages.ts'
 
 /** Engines whose map a rank keeps: one of a large model has some ten megabytes. */
@@ -59,22 +60,26 @@ export class DirectPlans {
     putLast(this.#layouts, layoutKey, layout, LAYOUTS_MAX)
   }
 
-  /** @throws CkptError `engine_protocol`: the map is none, or another one than the answer names */
-  take(engine: string, answer: LookAnswer): PlacementMap {
+  /** Null: it can be planned. Else why the map is of no use: it is none, perhaps of a later version, or another one than it says. */
+  take(engine: string, answer: LookAnswer): NotDirect | null {
+    const { encodedMap, map: digest } = answer
+    try {
+      if (encodedMap.length > 0) {
+        if (new Bun.CryptoHasher('sha256').update(encodedMap).digest('hex') !== digest) {
+          return { reason: "the engine's placement map is not the one that its digest names" }
+        }
+        const fresh = { digest, map: decodePlacementMap(encodedMap), plans: new Map() }
+        putLast(this.#engines, engine, fresh, ENGINES_MAX)
+      }
+    } catch (error) {
+      return { reason: CkptError.wrap(error).message }
+    }
     const known = this.#engines.get(engine)
-    if (answer.encodedMap.length > 0) {
-      const map = decodePlacementMap(answer.encodedMap)
-      const fresh = { digest: answer.map, map, plans: new Map() }
-      putLast(this.#engines, engine, fresh, ENGINES_MAX)
-    } else if (known?.digest !== answer.map) {
-      throw new CkptError('engine_protocol', 'the engine did not send its placement map')
-    }
-    const { map } = this.#engines.get(engine) as KnownEngine
-    if (map.allocationBytes.length !== answer.handles.length) {
-      const message = `the engine's placement map has ${map.allocationBytes.length} allocations, but ${answer.handles.length} handles came`
-      throw new CkptError('engine_protocol', message)
-    }
-    return map
+    if (known?.digest !== digest) return { reason: 'the engine did not send its placement map' }
+    const { length } = known.map.allocationBytes
+    if (length === answer.handles.length) return null
+    const reason = `the engine's placement map has ${length} allocations, but ${answer.handles.length} handles came`
+    return { reason }
   }
 
   /** For the map that the engine has sent last. */
@@ -95,17 +100,20 @@ export class DirectPlans {
   }
 
   /** Pinned memory in which small tensors are gathered; the same for every update that it is large enough for. */
-  staging(library: Library, bytes: number): Handle {
+  staging(library: Library, bytes: number, node: number): Handle {
     if (this.#staging === null || this.#staging.bytes < bytes) {
       this.free(library)
-      this.#staging = { buffer: library.bufferAlloc(bytes, 0), bytes }
+      const buffer =
+        node < 0 ? library.bufferAlloc(bytes, 0) : library.bufferAllocNear(bytes, node).buffer
+      this.#staging = { buffer, bytes }
     }
     return this.#staging.buffer
   }
 
-  /** A copy that could not be stopped may still read it: it stays as it is. */
-  abandonStaging(): void {
-    this.#staging = null
+  /** A copy that could not be stopped may still read it: it goes with the memory that it writes. */
+  leaveStaging(memory: EngineMemory | null): void {
+    if (this.#staging !== null) memory?.own(this.#staging.buffer)
+    if (memory !== null) this.#staging = null
   }
 
   free(library: Library): void {

@@ -45,6 +45,7 @@ export class DirectRun {
   readonly #progress: Int32Array
   readonly #signalFd: number
   #look: LookAnswer | null = null
+  #started = false
   /** Why its memory could not be opened. */
   #closedToUs: string | null = null
   #memory: EngineMemory | null = null
@@ -92,6 +93,7 @@ export class DirectRun {
 
   /** Runs until the engine's worker has left and its memory is closed or in quarantine. Blocks. */
   loop(): void {
+    this.#started = true
     this.#turn(() => this.#step({ type: 'start', nowMs: clockMs() }))
     while (!this.#done()) {
       this.#turn(() => this.#work())
@@ -182,6 +184,8 @@ export class DirectRun {
         return this.#step({ type: 'http', ok, status, message: words, nowMs })
       }
       case 'announce':
+        if (this.#conversation.phase !== 'looked') return
+        Atomics.store(this.#progress, PROGRESS_SENT, 1)
         this.#step({ type: 'begin', nowMs })
         // while the engine's worker looks once more
         return this.#openMemory()
@@ -201,7 +205,6 @@ export class DirectRun {
   }
 
   #openMemory(): void {
-    if (this.#failure !== null || this.#closed) return
     const { library, rank } = this.#host
     const { handles } = this.#look as LookAnswer
     const { map } = this.#plans.map(this.options.engine) ?? {}
@@ -227,11 +230,11 @@ export class DirectRun {
     if (memory === null || 'reason' in plan) throw new Error('nothing says where to copy')
     const layout = this.#plans.layout(layoutKey)
     this.#reads = new SourceReads(library, signal, copyOrder(plan, layout), readings)
-    const staging = (bytes: number) => this.#plans.staging(library, bytes)
+    const { numaNode } = this.#host.rank
+    const staging = (bytes: number) => this.#plans.staging(library, bytes, numaNode)
     const target = { library, signal, plan, layout, buffers, staging }
     this.#copies = new DirectCopies(target, memory)
     this.#step({ type: 'copying', nowMs: clockMs() })
-    Atomics.store(this.#progress, PROGRESS_SENT, 1)
     this.#woken = true
   }
 
@@ -248,6 +251,8 @@ export class DirectRun {
   #copy(): void {
     const [copies, reads] = [this.#copies, this.#reads]
     if (copies === null || reads === null || this.#failure !== null || this.#transferred) return
+    // what its worker has left may be used again
+    if (!this.#conversation.worker.connected) return
     copies.enqueue(reads.take(), clockMs())
     if (!copies.done) return
     this.#transferred = true
@@ -293,6 +298,7 @@ export class DirectRun {
         )
       }
       case 'refused':
+        if (action.said) Atomics.store(this.#progress, PROGRESS_SENT, 0)
         return this.#host.report(run, { type: 'not_direct', reason: action.reason })
       case 'finished':
         this.#finished = true
@@ -308,8 +314,7 @@ export class DirectRun {
     const { run, engine, layoutKey } = this.options
     this.#host.openedAnew(engine)
     this.#look = answer
-    this.#plans.take(engine, answer)
-    const plan = this.#plans.plan(engine, layoutKey)
+    const plan = this.#plans.take(engine, answer) ?? this.#plans.plan(engine, layoutKey)
     if ('reason' in plan) {
       return this.#host.report(run, { type: 'not_direct', reason: plan.reason })
     }
@@ -345,7 +350,7 @@ export class DirectRun {
 
   /** What is left of a conversation whose worker may still connect, or has not left. */
   #leftConversation(): LeftConversation | null {
-    if (this.#finished) return null
+    if (this.#finished || !this.#started) return null
     const { http, engine } = this.options
     const { everConnected, worker } = this.#conversation
     const gone = everConnected && !worker.connected && (this.#answer !== null || !http)
@@ -363,7 +368,7 @@ export class DirectRun {
     const { run } = this.options
     const nowMs = clockMs()
     const settled = this.settle()
-    if (!settled) this.#plans.abandonStaging()
+    if (!settled) this.#plans.leaveStaging(this.#memory)
     const conversation = this.#leftConversation()
     if (conversation === null) this.#engine.close()
     if (!settled || conversation !== null) {
@@ -376,6 +381,7 @@ export class DirectRun {
       type: 'closed',
       quarantinedBytes: 0,
       settled,
+      direct: true,
       bytesPeak: this.#bytesPeak,
       bytesAfter: this.bytesInUse(),
       stages: {

@@ -18,6 +18,7 @@ export class EngineMemory {
   readonly #opened: Handle[] = []
   readonly #events: Handle[] = []
   readonly #freeEvents: Handle[] = []
+  readonly #buffers: Handle[] = []
   #freed = false
 
   /** @throws CkptError what the device says of an allocation */
@@ -55,6 +56,11 @@ export class EngineMemory {
     this.#freeEvents.push(event)
   }
 
+  /** Host memory that its copies read, freed with it. */
+  own(buffer: Handle): void {
+    this.#buffers.push(buffer)
+  }
+
   /** Waits until nothing writes it any more; false when that takes longer. Blocks. */
   settle(timeoutMs: number): boolean {
     if (this.#freed) return true
@@ -75,6 +81,7 @@ export class EngineMemory {
       ...this.#events.map((event) => () => this.#library.eventDestroy(event)),
       () => this.#library.streamDestroy(this.stream),
       ...this.#opened.map((memory) => () => this.#library.memoryFree(memory)),
+      ...this.#buffers.map((buffer) => () => this.#library.bufferFree(buffer)),
     ]
     const failures: unknown[] = []
     for (const one of undo) {

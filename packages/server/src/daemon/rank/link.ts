@@ -54,6 +54,8 @@ export class RankLink {
   readonly #port: MessagePort
   readonly #waiting = new Map<number, Waiting>()
   readonly #settling = new Map<number, PromiseWithResolvers<void>>()
+  /** Direct runs whose copies could not be stopped. */
+  readonly #writing = new Map<number, Promise<void>>()
   readonly #exited: Promise<void>
   #signal = 0
   #nextId = 0
@@ -193,6 +195,11 @@ export class RankLink {
     return waiting.promise
   }
 
+  /** Resolves when no copy of an earlier direct update writes an engine's memory any more. */
+  async quiet(): Promise<void> {
+    await Promise.all(this.#writing.values())
+  }
+
   /** Ends the Worker; one that does not answer is terminated. */
   async close(): Promise<void> {
     // an idle Worker needs no signal, and destroys it when it reads this: from here on nothing may raise it
@@ -249,6 +256,12 @@ export class RankLink {
   #takeEvent(run: number, event: RankEvent): void {
     if (event.type === 'closed') {
       if (event.quarantinedBytes > 0) this.quarantined.set(run, event.quarantinedBytes)
+      if (!event.settled && event.direct) {
+        this.#writing.set(
+          run,
+          this.settled(run).then(() => void this.#writing.delete(run)),
+        )
+      }
       const { totalBytes } = this.memory
       const used = event.bytesAfter
       if (used !== null) this.memory = { totalBytes, freeBytes: totalBytes - used }

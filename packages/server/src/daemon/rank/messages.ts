@@ -73,7 +73,7 @@ export interface SourceLayout {
 
 /** Index into {@link RunOptions.progress}: buckets acknowledged; of a direct update: groups of copies that are complete. */
 export const PROGRESS_ACKED = 0
-/** Lists sent; 1 when a direct update has begun to copy. From 1 on a failure leaves the engine torn. */
+/** Lists sent; 1 when an engine worker was told to hold still for a direct update. From 1 on a failure leaves the engine torn. */
 export const PROGRESS_SENT = 1
 /** 1: the engine's worker has taken everything and has left, whatever its engine's request still waits for. */
 export const PROGRESS_LEFT = 2
@@ -224,6 +224,8 @@ export type RankEvent =
       readonly quarantinedBytes: number
       /** No copy reads the checkpoint any more; else the report `settled` follows. */
       readonly settled: boolean
+      /** What is not settled writes the engine's own memory. */
+      readonly direct?: true
       /** Bytes in use on the device when every bucket was there, and now; null: not seen. */
       readonly bytesPeak: number | null
       readonly bytesAfter: number | null

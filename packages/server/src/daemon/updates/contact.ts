@@ -40,6 +40,8 @@ export class EngineContact {
   #words = ''
   #posted = false
   #result: HttpResult | null = null
+  /** The last request was for a direct update. */
+  #direct = false
   #servingTorn = false
   #note: Failure | null = null
 
@@ -249,6 +251,7 @@ export class EngineContact {
     const body = adapter.updateBody({ map, method, weightVersion, timeoutSeconds })
     this.#posted = true
     this.#result = null
+    this.#direct = direct
     const request = new EngineRequest(this.#client.address, timeoutSeconds * 1000)
     this.#record.request = request
     const signal = AbortSignal.any([closing, request.signal])
@@ -262,12 +265,55 @@ export class EngineContact {
         },
       )
       .then((result) => {
-        this.#result = result
-        if (result.notDirect !== undefined) this.#record.notDirect = result.notDirect
         request.answered()
-        if (this.#record.request === request) this.#record.request = null
+        // one that comes late is of an attempt that is over
+        if (this.#record.request === request) this.#takeResult(result)
         return result
       })
+  }
+
+  #takeResult(result: HttpResult): void {
+    const record = this.#record
+    this.#result = result
+    record.request = null
+    if (result.notDirect === undefined) return
+    record.notDirect = result.notDirect
+    record.saidBy = null
+    if (result.notDirect !== null || this.spec.ranks.length < 2) return
+    void this.#start(new AbortController().signal).then((start) => {
+      record.saidBy = start
+    })
+  }
+
+  /**
+   * Whether the engine is the one that has said that it understands direct updates, as far as can be seen. Of an engine of one
+   * rank it does not matter: nothing of it can fall out of step.
+   */
+  async isAsBefore(signal: AbortSignal): Promise<boolean> {
+    if (this.spec.ranks.length < 2) return true
+    const { saidBy } = this.#record
+    return saidBy === null || saidBy === (await this.#start(signal))
+  }
+
+  /**
+   * After an attempt at a direct update that was given up before the first copy.
+   *
+   * @param told whether any worker of it was told to hold still
+   * @throws CkptError `engine_restart_needed`
+   */
+  async giveUpDirect(updateId: string, told: boolean, signal: AbortSignal): Promise<void> {
+    if (this.#isTouched(told)) this.#record.tornBy = updateId
+    if (!(await this.#outOfStep(signal))) return
+    await this.#requireRestart(signal)
+    const message = `${this.spec.url} does not know direct updates any more, and its answer leaves its tensor-parallel ranks out of step: start it again`
+    throw this.#error('engine_restart_needed', message)
+  }
+
+  /** What the workers of our extension say of themselves counts. */
+  #isTouched(told: boolean): boolean {
+    const torn = this.#result?.torn
+    if (torn === true) return true
+    return told && !(this.#direct && torn === false)
   }
 
   /** After a success: caches of old results go. */
@@ -309,7 +355,7 @@ export class EngineContact {
     record.dialect = fate.dialect ?? record.dialect
     const whole = fate.finished && (this.#result?.ok ?? true)
     if (whole) this.succeed(fate.version, fate.dialect)
-    else if (fate.touched) await this.#tear(updateId, signal)
+    else if (this.#isTouched(fate.touched)) await this.#tear(updateId, signal)
     if (record.tornBy !== null) return this.#stop(signal)
     if (whole) await this.#settleInPassing(signal)
     // what is owed when this fails stays in the record
@@ -327,7 +373,10 @@ export class EngineContact {
 
   async #tear(updateId: string, signal: AbortSignal): Promise<void> {
     this.#record.tornBy = updateId
-    if (!(await this.#outOfStep(signal))) return
+    if (await this.#outOfStep(signal)) await this.#requireRestart(signal)
+  }
+
+  async #requireRestart(signal: AbortSignal): Promise<void> {
     const now = await this.#start(signal)
     this.#record.restart = { listener: now === NOT_RUNNING ? null : now }
   }

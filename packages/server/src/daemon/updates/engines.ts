@@ -29,6 +29,8 @@ export interface EngineRecord {
   restart: { readonly listener: string | null } | null
   /** Why its next update cannot go straight into its memory; null: it may be tried; undefined: it has said nothing of it. */
   notDirect: string | null | undefined
+  /** What tells the start of the engine that has said `notDirect: null` from later ones; null: that cannot be seen. */
+  saidBy: string | null
   /** The update request that it has not answered yet. */
   request: EngineRequest | null
   /** Writes the marks of all engines. */
@@ -64,6 +66,7 @@ export class EngineBook {
       paused: false,
       restart: null,
       notDirect: undefined,
+      saidBy: null,
       request: null,
       save: () => this.save(),
     }

@@ -72,6 +72,8 @@ export class UpdateRun {
   #transferred: (() => Transferred) | null = null
   /** Looked at, and paused where asked for. */
   #enginesPrepared = false
+  /** It waits for copies of an earlier update. */
+  #waitsForCopies = false
   #conversations: UpdateConversations | null = null
   #reading: VersionReading
   #failure: Failure | null = null
@@ -164,7 +166,8 @@ export class UpdateRun {
   #lateFailure(): Failure {
     const seconds = this.#spec.timeoutMs / 1000
     const phase = this.#clock.phase ?? 'gather'
-    const message = `the ${seconds} s of the update have passed in phase ${phase}${this.#reading.words}`
+    const others = this.#waitsForCopies ? '; copies of an aborted update still write an engine' : ''
+    const message = `the ${seconds} s of the update have passed in phase ${phase}${this.#reading.words}${others}`
     const rank = RANK_PHASES.has(phase) ? this.#team?.slowestRank : undefined
     return { code: 'update_timeout', message, phase, ...(rank === undefined ? {} : { rank }) }
   }
@@ -212,10 +215,18 @@ export class UpdateRun {
     if (this.#enginesPrepared) return
     this.#contacts = [...contacts]
     this.#enter('open')
+    await this.#race(this.#quiet())
     const openUntilMs = clockMs() + this.#spec.openMs
     if (!(await this.#race(ready))) await this.#race(this.#lookAt(contacts, openUntilMs))
     await this.#pauseEngines()
     this.#enginesPrepared = true
+  }
+
+  /** What an update that was aborted still copies into an engine's memory would come after what this one brings. */
+  async #quiet(): Promise<void> {
+    this.#waitsForCopies = true
+    await Promise.all(this.#context.pool.links.map((link) => link.quiet()))
+    this.#waitsForCopies = false
   }
 
   async #openRing(
@@ -253,6 +264,9 @@ export class UpdateRun {
     prepared: () => Promise<void>,
   ): Promise<NotDirectly | null> {
     const { registry, pool } = this.#context
+    const { signal } = this.#controller
+    const same = await this.#race(Promise.all(contacts.map((one) => one.isAsBefore(signal))))
+    if (same.includes(false)) return { told: 'the engine was started again' }
     this.#enter('plan')
     const links = await this.#race(pool.use(this.#spec.ranks))
     const layoutKey = await this.#race(keepLayout(version, links))
@@ -273,6 +287,10 @@ export class UpdateRun {
     }
     team.leave(told, this.#leaveMs)
     await this.#race(team.left())
+    for (const one of this.#contacts) {
+      const held = team.anySent(one.ranks)
+      await this.#race(one.giveUpDirect(this.#spec.id, held, signal))
+    }
     return { told }
   }
 

@@ -1,0 +1,42 @@
+import { expect, test } from 'bun:test'
+import { buildTable, dtypeIndex, encodePlacementMap, type LookAnswer } from '@ckpt/core'
+import { DirectPlans } from './direct-plans.ts'
+
+const ENGINE = 'http://engine'
+const ONE = { sizes: [1, 1, 1], sourceStrides: [0, 0, 0], destinationStrides: [0, 0, 0] }
+const COPY = { tensor: 0, source: 0, allocation: 0, destination: 0, run: 8, ...ONE }
+const TENSOR = { name: 'w', dtype: 'uint8', shape: [8] }
+const MAP = encodePlacementMap([TENSOR], [64], [COPY])
+const ROW = { name: 'w', dtype: dtypeIndex('U8'), shape: [8], bytes: 8, owner: 0, offset: 0 }
+const LAYOUT = {
+  table: buildTable([ROW]),
+  sources: [{ starts: Float64Array.of(0), bytes: Float64Array.of(8) }],
+}
+
+function answer(encodedMap: Uint8Array, changed: Partial<LookAnswer> = {}): LookAnswer {
+  const map = new Bun.CryptoHasher('sha256').update(encodedMap).digest('hex')
+  return { generation: 'g', handles: ['00'], map, encodedMap, ...changed }
+}
+
+const NOTHING = new Uint8Array(0)
+
+test('a map is kept for its engine, and a plan for its layout', () => {
+  const plans = new DirectPlans()
+  plans.keep('layout', LAYOUT)
+  const first = answer(MAP)
+  expect(plans.take(ENGINE, first)).toBeNull()
+  const plan = plans.plan(ENGINE, 'layout')
+  expect(plan).toMatchObject({ bytes: 8 })
+  expect(plans.take(ENGINE, { ...first, encodedMap: NOTHING })).toBeNull()
+  expect(plans.plan(ENGINE, 'layout')).toBe(plan)
+})
+
+test.each([
+  ['none', answer(Uint8Array.of(1, 2, 3)), 'cannot be used'],
+  ['of another digest', answer(MAP, { map: 'ff' }), 'not the one that its digest names'],
+  ['not sent', answer(NOTHING, { map: 'ff' }), 'did not send'],
+  ['with more allocations', answer(MAP, { handles: [] }), '1 allocations, but 0 handles'],
+])('a map that is %s is of no use, and the reason is told', (_, look, words) => {
+  const plans = new DirectPlans()
+  expect(plans.take(ENGINE, look)?.reason).toContain(words)
+})
