@@ -6,7 +6,7 @@ import {
   type Failure,
   type LookAnswer,
 } from '@ckpt/core'
-import { SIGNAL_ABORT, zmqPoll } from '@ckpt/cuda'
+import { SIGNAL_ABORT } from '@ckpt/cuda'
 import { clockMs } from '../clock.ts'
 import { copyOrder, DirectCopies, groupCount } from './direct-copies.ts'
 import type { DirectPlans } from './direct-plans.ts'
@@ -20,18 +20,10 @@ import {
   PROGRESS_SENT,
   type RankMessage,
 } from './messages.ts'
-import type { RunHost } from './run.ts'
+import { RankWait, takeEngineEvents } from './rank-wait.ts'
+import { LEAVE_MS_AT_DEADLINE, type RunHost, SETTLE_MS } from './run.ts'
 import { SourceReads } from './source-reads.ts'
 
-/** A wake-up that got lost costs no more than this. */
-const POLL_MS_MAX = 200
-/** See `run.ts`: while something moves, a rank does not sleep, or not for long. */
-const NAP_MS = 1
-const WARM_FOR_MS = 100
-/** For copies in flight, after everything else has ended. */
-const SETTLE_MS = 250
-/** Between the conversation's own deadline, which says what was waited for, and the end of the loop. */
-const LEAVE_MS_AT_DEADLINE = 1000
 const NOTHING = new Float64Array(0)
 
 /** One update of one rank straight into its engine's memory, without a ring. */
@@ -43,7 +35,7 @@ export class DirectRun {
   readonly #engine: EngineSocket
   readonly #conversation: DirectConversation
   readonly #progress: Int32Array
-  readonly #signalFd: number
+  readonly #waits: RankWait
   #look: LookAnswer | null = null
   #started = false
   /** Why its memory could not be opened. */
@@ -53,7 +45,6 @@ export class DirectRun {
   #reads: SourceReads | null = null
   #bytesPeak: number | null = null
   #endMs: number
-  #movedMs = clockMs()
   #woken = false
   #transferred = false
   #finished = false
@@ -71,7 +62,7 @@ export class DirectRun {
     this.options = options
     this.#plans = plans
     this.#progress = new Int32Array(options.progress)
-    this.#signalFd = library.signalFd(signal)
+    this.#waits = new RankWait(host)
     this.#endMs = options.deadlineMs + LEAVE_MS_AT_DEADLINE
     library.signalReset(signal)
     this.bytesBefore = this.bytesInUse()
@@ -140,36 +131,14 @@ export class DirectRun {
   }
 
   #wait(): void {
-    const nowMs = clockMs()
-    const warm = nowMs < this.#movedMs + WARM_FOR_MS
-    const pollMs = this.#woken ? 0 : warm ? NAP_MS : (this.#host.tendMs ?? POLL_MS_MAX)
     const { deadlineMs } = this.#conversation
-    const wanted = [this.#endMs, nowMs + pollMs, deadlineMs ?? this.#endMs]
-    const items: Parameters<typeof zmqPoll>[0][number][] = [{ fd: this.#signalFd }]
-    if (!this.#closed) {
-      items.push(...this.#engine.pollItems)
-      const { retryMs } = this.#engine
-      if (retryMs !== null) wanted.push(nowMs + retryMs)
-    }
-    const waitMs = Math.max(0, Math.ceil(Math.min(...wanted) - nowMs))
-    zmqPoll(items, waitMs, warm && this.#host.spins)
+    const untilMs = Math.min(this.#endMs, deadlineMs ?? this.#endMs)
+    this.#waits.until(untilMs, this.#closed ? null : this.#engine, this.#woken)
   }
 
   #takeEngine(): void {
     if (this.#closed) return
-    this.#engine.flush()
-    for (let link = this.#engine.nextLink(); link !== null; link = this.#engine.nextLink()) {
-      // a reply that came before the worker closed belongs before the disconnect
-      if (link === 'disconnected') this.#takeReplies()
-      this.#step({ type: link, nowMs: clockMs() })
-    }
-    this.#takeReplies()
-  }
-
-  #takeReplies(): void {
-    for (let body = this.#engine.receive(); body !== null; body = this.#engine.receive()) {
-      this.#step({ type: 'reply', body, nowMs: clockMs() })
-    }
+    takeEngineEvents(this.#engine, (event) => this.#step(event))
   }
 
   /** What the main thread says about this run. */
@@ -244,7 +213,7 @@ export class DirectRun {
     const before = copies.complete
     copies.takeComplete(clockMs())
     if (copies.complete === before) return
-    this.#movedMs = clockMs()
+    this.#waits.moved()
     Atomics.store(this.#progress, PROGRESS_ACKED, copies.complete)
   }
 

@@ -18,7 +18,6 @@ import {
   STATUS_ERR_STATE,
   STATUS_ERR_TIMEOUT,
   type ZmqContext,
-  zmqPoll,
 } from '@ckpt/cuda'
 import type { RankInfo } from '../types.ts'
 import { RingCopies } from './copies.ts'
@@ -36,23 +35,16 @@ import {
 import type { HeldPlan } from './plans.ts'
 import type { LeftConversation } from './keeper.ts'
 import type { KeptRun } from './quarantine.ts'
+import { RankWait, takeEngineEvents } from './rank-wait.ts'
 import { Ring } from './ring.ts'
 import { SourceReads } from './source-reads.ts'
 
-/** A wake-up that got lost costs no more than this. */
-const POLL_MS_MAX = 200
-/**
- * While something has moved within the last `WARM_FOR_MS` a rank does not sleep, or, where processors are few, not longer than
- * `NAP_MS`: after 25 ms code and processor have gone cold, and a list took twice as long.
- */
-const NAP_MS = 1
-const WARM_FOR_MS = 100
 /** For copies in flight, after everything else has ended. */
-const SETTLE_MS = 250
+export const SETTLE_MS = 250
 /** A wait that was this long has slept: nothing was there to be done before it ended. */
 const SLEPT_MS = 0.02
 /** Between the conversation's own deadline, which says what was waited for, and the end of the loop. */
-const LEAVE_MS_AT_DEADLINE = 1000
+export const LEAVE_MS_AT_DEADLINE = 1000
 /** Another rank has aborted the group, or it is destroyed. */
 const GROUP_HAS_ENDED: readonly number[] = [STATUS_ERR_ABORTED, STATUS_ERR_STATE, STATUS_ERR_HANDLE]
 
@@ -90,7 +82,7 @@ export class RankRun {
   readonly #engine: EngineSocket | null
   readonly #reload = new BusyIntervals()
   readonly #progress: Int32Array
-  readonly #signalFd: number
+  readonly #waits: RankWait
   readonly #todo: ExecutorAction[] = []
   /** Buckets whose lists are pickled as soon as nothing more urgent is to be done. */
   readonly #toPickle: number[] = []
@@ -116,8 +108,6 @@ export class RankRun {
   #engineReady = true
   /** When the loop was last woken: what has been done since then kept the engine waiting. */
   #awakeMs = clockMs()
-  /** When a bucket was last complete or acknowledged. */
-  #movedMs = clockMs()
   readonly #turnaroundsMs: number[] = []
   /** Lists that were sent: from the first on the engine is torn until it has all. */
   #sent = 0
@@ -129,7 +119,7 @@ export class RankRun {
     this.options = options
     this.#held = held
     this.#progress = new Int32Array(options.progress)
-    this.#signalFd = library.signalFd(host.signal)
+    this.#waits = new RankWait(host)
     this.#endMs = options.deadlineMs + LEAVE_MS_AT_DEADLINE
     library.signalReset(host.signal)
     this.bytesBefore = this.bytesInUse()
@@ -294,7 +284,7 @@ export class RankRun {
   #takeComplete(): void {
     if (this.#failure !== null) return
     for (const bucket of this.#copies.takeComplete(clockMs())) {
-      this.#movedMs = clockMs()
+      this.#waits.moved()
       this.#perform(this.#executor.step({ type: 'copied', bucket }))
     }
   }
@@ -302,40 +292,15 @@ export class RankRun {
   #takeEngine(): void {
     const engine = this.#engine
     if (engine === null || this.#conversationClosed) return
-    engine.flush()
-    for (let link = engine.nextLink(); link !== null; link = engine.nextLink()) {
-      // a reply that came before the worker closed belongs before the disconnect
-      if (link === 'disconnected') this.#takeReplies(engine)
-      this.#converseStep({ type: link, nowMs: clockMs() })
-    }
-    this.#takeReplies(engine)
-  }
-
-  #takeReplies(engine: EngineSocket): void {
-    for (let body = engine.receive(); body !== null; body = engine.receive()) {
-      this.#converseStep({ type: 'reply', body, nowMs: clockMs() })
-    }
+    takeEngineEvents(engine, (event) => this.#converseStep(event))
   }
 
   #wait(): void {
     const nowMs = clockMs()
-    const warm = nowMs < this.#movedMs + WARM_FOR_MS
-    const pollMs = warm ? NAP_MS : (this.#host.tendMs ?? POLL_MS_MAX)
-    const wanted = [this.#endMs, this.#woken ? nowMs : nowMs + pollMs]
-    const items: Parameters<typeof zmqPoll>[0][number][] = [{ fd: this.#signalFd }]
-    if (this.#engine !== null && !this.#conversationClosed) {
-      items.push(...this.#engine.pollItems)
-      const { retryMs } = this.#engine
-      if (retryMs !== null) wanted.push(nowMs + retryMs)
-      const deadlineMs = this.#conversation?.deadlineMs ?? null
-      if (deadlineMs !== null) wanted.push(deadlineMs)
-    }
-    const [, ...engineReady] = zmqPoll(
-      items,
-      Math.max(0, Math.ceil(Math.min(...wanted) - nowMs)),
-      warm && this.#host.spins,
-    )
-    this.#engineReady = engineReady.includes(true) || this.#engine?.retryMs != null
+    const engine = this.#conversationClosed ? null : this.#engine
+    const deadlineMs = engine === null ? null : (this.#conversation?.deadlineMs ?? null)
+    const untilMs = Math.min(this.#endMs, deadlineMs ?? this.#endMs)
+    this.#engineReady = this.#waits.until(untilMs, engine, this.#woken)
     const awakeMs = clockMs()
     if (awakeMs - nowMs >= SLEPT_MS) this.#awakeMs = awakeMs
   }
@@ -443,7 +408,7 @@ export class RankRun {
   }
 
   #acked(bucket: number): void {
-    this.#movedMs = clockMs()
+    this.#waits.moved()
     Atomics.store(this.#progress, PROGRESS_ACKED, bucket + 1)
     this.#perform(this.#executor.step({ type: 'acked', bucket }))
   }
