@@ -7,11 +7,11 @@
                                             copied if it looks at no weight; not torn any more
     daemon: leave {reason}                  instead of any of these; the worker leaves without a reply, and an engine that is
                                             torn stays so
-    daemon: leave {reason, untouched: true} after `begin`: it has copied nothing. The engine is whole again
+    daemon: leave {reason, untouched: true} after `begin`: it has copied nothing. worker: {ok}, the engine is whole as it was
 
 A refusal is `{ok: false, reason}`; it changes nothing, and the daemon leaves or tries another way. When the engine itself fails
-the worker refuses too, and then leaves: after a `begin` or an `end` that has failed the engine is torn. Any other message
-ends the conversation without a reply.
+the worker refuses too, and then leaves: `torn: true` in it says that the engine is torn, as it is after a `begin` or an `end`
+that has failed. Any other message ends the conversation without a reply.
 """
 
 from __future__ import annotations
@@ -77,14 +77,18 @@ def update_weights_directly(
             kind = head.get("type")
             if kind == "leave":
                 if begun:
-                    _leave(engine, head, early)
+                    if head.get("untouched") is not True:
+                        raise DaemonError(str(head.get("reason")))
+                    with _telling(talk, True):
+                        _leave(engine, str(head.get("reason")), early)
+                    talk.reply(pack(_OK))
                 return False
             if kind == "look" and not begun:
-                with _telling(talk):
+                with _telling(talk, False):
                     reply = _look(engine, head.get("map"))
                 talk.reply(reply)
             elif kind == "begin" and not begun:
-                with _telling(talk):
+                with _telling(talk, True):
                     reason = _begin(engine, head.get("generation"))
                 begun = reason is None
                 talk.reply(pack(_OK if reason is None else _refusal(reason)))
@@ -92,7 +96,7 @@ def update_weights_directly(
                     # the engine would only wait for the daemon
                     early = _process_early(engine)
             elif kind == "end" and begun:
-                with _telling(talk):
+                with _telling(talk, True):
                     early.check()
                     if early.done:
                         engine.synchronize()
@@ -106,12 +110,16 @@ def update_weights_directly(
 
 
 @contextmanager
-def _telling(talk: Conversation) -> Iterator[None]:
-    """The daemon learns why the worker leaves."""
+def _telling(talk: Conversation, torn: bool) -> Iterator[None]:
+    """The daemon learns why the worker leaves.
+
+    @param torn: the engine may be, when it fails
+    """
     try:
         yield
     except Exception as error:
-        talk.reply(pack(_refusal(f"{type(error).__name__}: {error}")))
+        refusal = _refusal(f"{type(error).__name__}: {error}")
+        talk.reply(pack({**refusal, "torn": True} if torn else refusal))
         raise
 
 
@@ -149,14 +157,14 @@ def _begin(engine: DirectEngine, generation: object) -> str | None:
     return None
 
 
-def _leave(engine: DirectEngine, head: dict[str, Any], early: _Early) -> None:
-    """After `begin`.
+def _leave(engine: DirectEngine, reason: str, early: _Early) -> None:
+    """After `begin`, when the daemon has copied nothing.
 
-    @raises DaemonError: the daemon does not say that it has copied nothing, or constants were written over weights
+    @raises DaemonError: constants were written over weights
     """
     places = engine.reload.places
-    if head.get("untouched") is not True or places is None or places.over_weights:
-        raise DaemonError(str(head.get("reason")))
+    if places is None or places.over_weights:
+        raise DaemonError(reason)
     early.check()
     if places.constants:
         # the processing may have made something else of them

@@ -160,7 +160,7 @@ class TestDirect(DaemonTest):
         self.hook_fails = True
         with self.assertRaises(ValueError):
             self.update([self.look(), self.begin, END])
-        self.assertEqual(self.replies()[2], {"ok": False, "reason": "ValueError: no scales"})
+        self.assertEqual(self.replies()[2], {"ok": False, "reason": "ValueError: no scales", "torn": True})
         self.assertEqual(self.events, ["torn", "hook"])
 
     def test_messages_that_do_not_belong_there(self) -> None:
@@ -272,7 +272,7 @@ class TestDirect(DaemonTest):
         self.record(b"padded", 3)
         with mock.patch.object(Constant, "write", side_effect=RuntimeError("a broken device")), self.assertRaises(RuntimeError):
             self.update([self.look(), self.begin, END])
-        self.assertEqual(self.replies()[1], {"ok": False, "reason": "RuntimeError: a broken device"})
+        self.assertEqual(self.replies()[1], {"ok": False, "reason": "RuntimeError: a broken device", "torn": True})
         self.assertEqual(self.events, ["torn"])
 
     def test_a_hook_that_moves_tensors_is_found_by_the_next_look(self) -> None:
@@ -317,7 +317,7 @@ class TestDirect(DaemonTest):
         self.hook_fails = True
         with self.assertRaisesRegex(ValueError, "no scales"):
             self.update([self.look(), self.begin, END])
-        self.assertEqual(self.replies()[1:], [{"ok": True}, {"ok": False, "reason": "ValueError: no scales"}])
+        self.assertEqual(self.replies()[1:], [{"ok": True}, {"ok": False, "reason": "ValueError: no scales", "torn": True}])
         self.assertEqual(self.events, ["torn", "hook"])
 
     def test_early_processing_that_has_failed_is_not_forgotten_when_the_daemon_leaves(self) -> None:
@@ -349,12 +349,14 @@ class TestDirect(DaemonTest):
         self.assertFalse(self.update([self.look(), self.begin, UNTOUCHED]))
         self.assertTrue(torch.equal(self.weight, before))
         self.assertEqual(self.events, ["torn", "whole"])
+        self.assertEqual(self.replies()[1:], [{"ok": True}, {"ok": True}])
 
     def test_an_engine_is_torn_by_a_constant_over_weights_that_nobody_brings(self) -> None:
         self.fill_first(6)
         with self.assertRaises(DaemonError):
             self.update([self.look(), self.begin, UNTOUCHED])
         self.assertEqual(self.events, ["torn"])
+        self.assertTrue(self.replies()[2]["torn"])
         self.assertTrue(torch.equal(self.weight, torch.full((8, 8), 5.0)))
         self.events.clear()
         self.assertTrue(self.update([self.look(), self.begin, self.copy_and_end]))

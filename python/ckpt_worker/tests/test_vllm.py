@@ -462,7 +462,7 @@ class TestDirect(WorkerTest):
         self.vllm.process = process
         answer = self.direct([self.LOOK, self.begin, self.copies(2)])
         self.expect(answer, ok=False, error="ValueError: no scales", phase="hook", torn=True, placed=False)
-        self.assertEqual(unpack(self.daemon.replies[2])[0], {"ok": False, "reason": "ValueError: no scales"})
+        self.assertEqual(unpack(self.daemon.replies[2])[0], {"ok": False, "reason": "ValueError: no scales", "torn": True})
         self.expect(self.worker.ckpt_state(), torn=True)
 
     def test_an_update_through_the_ring_that_has_failed(self) -> None:

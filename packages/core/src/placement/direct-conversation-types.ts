@@ -37,6 +37,8 @@ export type DirectAction =
    * either; else what it did after `begin` is in its engine's answer.
    */
   | { readonly type: 'refused'; readonly reason: string; readonly said: boolean }
+  /** The worker, which had been told to hold still, says that its engine is whole as it was. */
+  | { readonly type: 'whole' }
   /** The worker serves the new weights, and its engine's request has returned. */
   | { readonly type: 'finished' }
   | { readonly type: 'failed'; readonly failure: Failure }

@@ -131,8 +131,8 @@ describe('a direct update with one worker', () => {
     ['another rank refuses before it connects', [leave, connected, http(true)], [left('x', true)]],
     [
       'another rank refuses when it has begun',
-      [...toBegun, leave, http(true)],
-      [...begun, left('the other rank', true), 'close'],
+      [...toBegun, leave, reply(OK), http(true)],
+      [...begun, left('the other rank', true), 'whole', 'close'],
     ],
   ])('nothing is changed: %s', (_, events, wanted) => {
     const out = play(events)
@@ -156,8 +156,8 @@ describe('a direct update with one worker', () => {
     ['its connection ends and nothing explains it', [connected, disconnected, 99], [look]],
     [
       'an abort before the copies',
-      [...toBegun, abort, http(true)],
-      [...begun, 'aborted in undefined', left('enough', true), 'close'],
+      [...toBegun, abort, reply(OK), http(true)],
+      [...begun, 'aborted in undefined', left('enough', true), 'whole', 'close'],
     ],
     [
       'an abort in the copies',
@@ -207,8 +207,32 @@ describe('a direct update with one worker', () => {
         ...begun.slice(0, 3),
         'engine_protocol in open',
         left('the reply of the worker is none of ckpt_worker', true),
-        'close',
       ],
+    ],
+    [
+      'an abort before the copies, and the worker is not whole any more',
+      [...toBegun, abort, reply(NO), http(true)],
+      [...begun, 'aborted in undefined', left('enough', true), 'close'],
+    ],
+    [
+      'an abort before the copies, and the answer comes before the reply',
+      [...toBegun, abort, http(true), 40, reply(OK)],
+      [...begun, 'aborted in undefined', left('enough', true), 'whole', 'close'],
+    ],
+    [
+      'an abort while it is asked to hold still',
+      [connected, reply(LOOKED), begin, abort, reply(OK), reply(OK), http(true)],
+      [...begun.slice(0, 3), 'aborted in undefined', left('enough', true), 'whole', 'close'],
+    ],
+    [
+      'an abort when the worker has all: its engine goes on',
+      [...toBegun, copying, end, reply(OK), abort, http(true)],
+      [...begun, { type: 'end' }, 'finished', 'close'],
+    ],
+    [
+      'an abort when the worker has all, and its engine does not answer',
+      [...toBegun, copying, end, reply(OK), abort, 50, 50],
+      [...begun, { type: 'end' }, 'engine_timeout in release', 'close'],
     ],
     [
       'it comes back after bytes were copied',

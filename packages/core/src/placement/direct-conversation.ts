@@ -53,7 +53,11 @@ export class DirectConversation {
   #everConnected = false
   /** Bytes of the engine's memory may have been written. */
   #touched = false
-  /** A message of ours has no reply yet. */
+  /** The worker was told to hold still, and has not refused. */
+  #held = false
+  /** It was told to leave, and is to say whether it is whole. */
+  #asksWhether = false
+  /** A message of ours, but for `leave`, has no reply yet. */
   #owes = false
   #http: { readonly ok: boolean; readonly words: string } | null = null
   /** What has failed unless something explains it by then. */
@@ -118,6 +122,7 @@ export class DirectConversation {
       case 'http':
         return this.#onHttp(event.ok, event.message, nowMs)
       case 'begin':
+        this.#held ||= this.#phase === 'looked'
         return this.#command('looked', 'beginning', packBegin(this.#generation))
       case 'copying':
         this.#command('begun', 'copying', null)
@@ -128,7 +133,7 @@ export class DirectConversation {
       case 'leave':
         return this.#onLeave(event.reason, nowMs)
       case 'abort':
-        return this.#fail(event.failure, nowMs)
+        return this.#onAbort(event.failure, nowMs)
       case 'tick':
     }
   }
@@ -175,6 +180,7 @@ export class DirectConversation {
     this.#connected = false
     this.#owes = false
     if (this.#phase === 'post') return this.#mayFinish()
+    this.#asksWhether = false
     if (this.#phase === 'failed' || this.#phase === 'withdrawn') return this.#mayClose()
     // an engine that has answered already does not say more
     const graceMs = this.#options.http && this.#http === null ? GRACE_MS : 0
@@ -182,16 +188,25 @@ export class DirectConversation {
   }
 
   #onReply(body: Uint8Array, nowMs: number): void {
-    if (this.#phase === 'failed' || this.#phase === 'withdrawn') {
-      this.#owes = false
-      return
-    }
+    if (this.#phase === 'failed' || this.#phase === 'withdrawn') return this.#onLeft(body)
     if (!this.#owes) {
       return this.#fail(this.#failure('engine_protocol', 'the worker replies unasked'), nowMs)
     }
     this.#owes = false
     if (this.#phase === 'open') this.#onLooked(body, nowMs)
     else this.#onGrant(body, nowMs)
+  }
+
+  /** A reply that was on its way, or, after `begin`, the one to `leave`. */
+  #onLeft(body: Uint8Array): void {
+    if (this.#owes) {
+      this.#owes = false
+      return
+    }
+    if (!this.#asksWhether) return
+    this.#asksWhether = false
+    if (readGrant(body)?.refused === null) this.#out.push({ type: 'whole' })
+    this.#mayClose()
   }
 
   #onLooked(body: Uint8Array, nowMs: number): void {
@@ -207,9 +222,12 @@ export class DirectConversation {
   #onGrant(body: Uint8Array, nowMs: number): void {
     const answer = readGrant(body)
     if (answer === null) return this.#fail(this.#failure('engine_protocol', NO_ANSWER), nowMs)
-    const { refused } = answer
+    const { refused, torn } = answer
     if (this.#phase === 'beginning') {
-      if (refused !== null) return this.#refuse(refused, true, nowMs)
+      if (refused !== null) {
+        this.#held = torn
+        return this.#refuse(refused, !torn, nowMs)
+      }
       this.#phase = 'begun'
       this.#out.push({ type: 'begun' })
       return
@@ -244,6 +262,7 @@ export class DirectConversation {
       case 'post':
         return this.#mayFinish(nowMs)
       default:
+        this.#leaveUntilMs = Math.min(this.#leaveUntilMs, nowMs + LAST_REPLY_GRACE_MS)
         return this.#mayClose()
     }
   }
@@ -266,8 +285,15 @@ export class DirectConversation {
     this.#mayClose()
   }
 
+  /** A worker that has all serves the new weights, whatever has failed elsewhere: its engine's answer is waited for. */
+  #onAbort(failure: Failure, nowMs: number): void {
+    if (this.#phase !== 'post') return this.#fail(failure, nowMs)
+    this.#totalUntilMs = Math.min(this.#totalUntilMs, nowMs + this.#options.limits.leaveMs)
+  }
+
   #sendLeave(reason: string): void {
     if (!this.#connected) return
+    this.#asksWhether = this.#held && !this.#touched
     this.#out.push({ type: 'send', body: packLeave(reason, !this.#touched) })
   }
 
@@ -285,7 +311,7 @@ export class DirectConversation {
   /** The engine's request tells that all its workers have left; where there is none, the connection does. */
   #mayClose(): void {
     const left = this.#options.http ? this.#http !== null : !this.#connected
-    if (left) this.#close()
+    if (left && !this.#asksWhether) this.#close()
   }
 
   #close(): void {

@@ -13,7 +13,7 @@ export interface LookAnswer {
   readonly encodedMap: Uint8Array
 }
 
-const Refused = type({ ok: 'false', reason: 'string' })
+const Refused = type({ ok: 'false', reason: 'string', 'torn?': 'boolean' })
 const Looked = type({
   ok: 'true',
   generation: 'string',
@@ -37,11 +37,18 @@ export function readLookAnswer(frame: Uint8Array): LookAnswer | Refusal | null {
   return { generation, handles, map, encodedMap: unpacked.body }
 }
 
-/** The answer to `begin` and `end`. Null: it is none. */
-export function readGrant(frame: Uint8Array): { readonly refused: string | null } | null {
+/**
+ * The answer to `begin`, `end`, and a `leave` after `begin` in which nothing was written: `refused` is null when it is done. `torn`:
+ * the worker has begun to change its weights. Null: it is none.
+ */
+export function readGrant(
+  frame: Uint8Array,
+): { readonly refused: string | null; readonly torn: boolean } | null {
   const head = Granted.or(Refused)(unpackFrame(frame)?.head)
   if (head instanceof type.errors) return null
-  return { refused: head.ok ? null : head.reason }
+  return head.ok
+    ? { refused: null, torn: false }
+    : { refused: head.reason, torn: head.torn ?? false }
 }
 
 export function packLook(knownMap: string | null): Uint8Array {

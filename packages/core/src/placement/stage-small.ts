@@ -2,6 +2,8 @@ import { type DirectCopy, NARROW_ROW_BYTES } from './plan-direct.ts'
 
 /** A copy of its own takes the device as long as some ten thousand bytes. */
 const SMALL_BYTES_MAX = 64 * 2 ** 10
+/** Of one piece whose rows are narrow. */
+const NARROW_ROWS_MAX = 64
 /** Of all that is gathered: it is pinned host memory of its own. */
 const STAGING_BYTES_MAX = 64 * 2 ** 20
 
@@ -73,8 +75,10 @@ export function stageSmall(
 /** Its rows lie one after another in the engine's memory. */
 function isStaged({ width, height, destinationPitch }: DirectCopy): boolean {
   if (width * height > SMALL_BYTES_MAX) return false
-  // rows of a few bytes take the processor too long
-  return height === 1 || (destinationPitch === width && width >= NARROW_ROW_BYTES)
+  if (height === 1) return true
+  // many rows of a few bytes take the processor too long
+  const fast = width >= NARROW_ROW_BYTES || height <= NARROW_ROWS_MAX
+  return destinationPitch === width && fast
 }
 
 function endOf({ destination, width, height }: DirectCopy): number {

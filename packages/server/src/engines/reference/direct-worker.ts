@@ -68,6 +68,8 @@ export class DirectWorker {
   }
 
   #look(knownMap: string | null): void {
+    // as ckpt_worker: what has failed half way is healed through the ring
+    if (this.#task.torn) return this.#refuse('the last update has failed half way')
     const placement = placementOf(this.#parameters)
     if ('refused' in placement) return this.#refuse(placement.refused)
     const { handles, map, digest } = placement
@@ -110,7 +112,8 @@ export class DirectWorker {
   #leave(reason: string, untouched: boolean): void {
     if (!this.#begun) return
     if (!untouched) throw new CkptError('aborted', reason)
-    this.#hooks.torn(this.#task.torn)
+    this.#hooks.torn(false)
+    this.#grant()
   }
 
   #grant(): void {
