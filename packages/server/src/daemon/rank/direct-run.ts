@@ -18,6 +18,7 @@ import {
   PROGRESS_ACKED,
   PROGRESS_LEFT,
   PROGRESS_SENT,
+  type RankEvent,
   type RankMessage,
 } from './messages.ts'
 import { RankWait, takeEngineEvents } from './rank-wait.ts'
@@ -121,6 +122,7 @@ export class DirectRun {
     const aborting = (this.#host.library.signalTake(this.#host.signal) & SIGNAL_ABORT) !== 0
     this.#host.tend()
     for (const message of this.#host.takeMessages()) this.handle(message)
+    this.#takeComplete()
     if (!aborting) this.#copy()
     const { deadlineMs } = this.#conversation
     if (deadlineMs !== null && clockMs() >= deadlineMs) {
@@ -259,13 +261,11 @@ export class DirectRun {
         return this.#engine.send(action.body)
       case 'looked':
         return this.#looked(action.answer)
-      case 'begun': {
-        const reason = this.#closedToUs
-        return this.#host.report(
-          run,
-          reason === null ? { type: 'begun' } : { type: 'not_direct', reason },
-        )
-      }
+      case 'begun':
+        return this.#host.report(run, this.#begun())
+      case 'whole':
+        Atomics.store(this.#progress, PROGRESS_SENT, 0)
+        return
       case 'refused':
         if (action.said) Atomics.store(this.#progress, PROGRESS_SENT, 0)
         return this.#host.report(run, { type: 'not_direct', reason: action.reason })
@@ -277,6 +277,12 @@ export class DirectRun {
       case 'close':
         this.#closed = true
     }
+  }
+
+  #begun(): RankEvent {
+    const stream = this.#memory?.stream
+    if (stream !== undefined) return { type: 'begun', stream }
+    return { type: 'not_direct', reason: this.#closedToUs ?? "the engine's memory is not open" }
   }
 
   #looked(answer: LookAnswer): void {
@@ -350,7 +356,6 @@ export class DirectRun {
       type: 'closed',
       quarantinedBytes: 0,
       settled,
-      direct: true,
       bytesPeak: this.#bytesPeak,
       bytesAfter: this.bytesInUse(),
       stages: {

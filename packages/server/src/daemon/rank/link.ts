@@ -1,6 +1,6 @@
 import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
 import { CkptError, type Failure } from '@ckpt/core'
-import { type Library, SIGNAL_ABORT, SIGNAL_HTTP, SIGNAL_USER } from '@ckpt/cuda'
+import { type Handle, type Library, SIGNAL_ABORT, SIGNAL_HTTP, SIGNAL_USER } from '@ckpt/cuda'
 import type { LibraryOptions, RankInfo } from '../types.ts'
 import type {
   MemoryAnswer,
@@ -15,6 +15,7 @@ import type {
 const START_MS = 30_000
 /** A Worker that is asked to close may have 500 ms of messages on their way, see `engine-socket.ts`. */
 const CLOSE_MS = 3000
+const IDLE_AGAIN_MS = 20
 
 interface Waiting {
   resolve(value: unknown): void
@@ -54,6 +55,8 @@ export class RankLink {
   readonly #port: MessagePort
   readonly #waiting = new Map<number, Waiting>()
   readonly #settling = new Map<number, PromiseWithResolvers<void>>()
+  /** What direct runs write engines' memory with, until they are known to have settled. */
+  readonly #streams = new Map<number, Handle>()
   /** Direct runs whose copies could not be stopped. */
   readonly #writing = new Map<number, Promise<void>>()
   readonly #exited: Promise<void>
@@ -186,10 +189,10 @@ export class RankLink {
 
   /**
    * Resolves when no copy of a run that closed unsettled reads the checkpoint any more. Of a Worker that has died nobody can tell:
-   * then when its thread has ended, which nothing in a native call survives.
+   * then when its thread has ended, which nothing in a native call survives, and what a direct run had enqueued is over.
    */
   settled(run: number): Promise<void> {
-    if (this.#dead !== null) return this.#exited
+    if (this.#dead !== null) return this.#exited.then(() => this.#idle(run))
     const waiting = this.#settling.get(run) ?? Promise.withResolvers<void>()
     this.#settling.set(run, waiting)
     return waiting.promise
@@ -198,6 +201,23 @@ export class RankLink {
   /** Resolves when no copy of an earlier direct update writes an engine's memory any more. */
   async quiet(): Promise<void> {
     await Promise.all(this.#writing.values())
+  }
+
+  /** The stream of a direct run outlives its Worker. */
+  async #idle(run: number): Promise<void> {
+    const stream = this.#streams.get(run)
+    while (stream !== undefined && this.#isBusy(stream)) await Bun.sleep(IDLE_AGAIN_MS)
+    this.#streams.delete(run)
+  }
+
+  #isBusy(stream: Handle): boolean {
+    try {
+      this.#library.streamSync(stream, 0, 0)
+      return false
+    } catch (error) {
+      // every other error belongs to work that has ended, or to a stream that is gone
+      return error instanceof CkptError && error.code === 'update_timeout'
+    }
   }
 
   /** Ends the Worker; one that does not answer is terminated. */
@@ -238,6 +258,7 @@ export class RankLink {
       case 'settled':
         this.#settling.get(report.run)?.resolve()
         this.#settling.delete(report.run)
+        this.#streams.delete(report.run)
         return
       case 'ring_freed':
         this.quarantined.delete(report.run)
@@ -254,14 +275,11 @@ export class RankLink {
   }
 
   #takeEvent(run: number, event: RankEvent): void {
+    if (event.type === 'begun') this.#streams.set(run, event.stream)
     if (event.type === 'closed') {
+      if (event.settled) this.#streams.delete(run)
       if (event.quarantinedBytes > 0) this.quarantined.set(run, event.quarantinedBytes)
-      if (!event.settled && event.direct) {
-        this.#writing.set(
-          run,
-          this.settled(run).then(() => void this.#writing.delete(run)),
-        )
-      }
+      if (!event.settled) this.#watchWriting(run)
       const { totalBytes } = this.memory
       const used = event.bytesAfter
       if (used !== null) this.memory = { totalBytes, freeBytes: totalBytes - used }
@@ -270,6 +288,12 @@ export class RankLink {
     if (current?.run !== run) return
     if (event.type === 'closed') this.#run = null
     current.listener(event, this.rank)
+  }
+
+  #watchWriting(run: number): void {
+    if (!this.#streams.has(run)) return
+    const settled = this.settled(run).then(() => void this.#writing.delete(run))
+    this.#writing.set(run, settled)
   }
 
   #die(message: string): void {
@@ -289,14 +313,17 @@ export class RankLink {
     this.#ready?.reject(error)
     for (const waiting of this.#waiting.values()) waiting.reject(error)
     this.#waiting.clear()
-    void this.#exited.then(() => {
-      for (const { resolve } of this.#settling.values()) resolve()
-      this.#settling.clear()
-    })
+    for (const [run, { resolve }] of this.#settling) {
+      void this.#exited.then(() => this.#idle(run)).then(resolve)
+    }
+    this.#settling.clear()
     const current = this.#run
     this.#run = null
     const quarantinedBytes = current?.ringBytes ?? 0
-    if (current !== null) this.quarantined.set(current.run, quarantinedBytes)
+    if (current !== null) {
+      this.quarantined.set(current.run, quarantinedBytes)
+      this.#watchWriting(current.run)
+    }
     current?.listener({ type: 'failed', failure, connected: true }, this.rank)
     current?.listener(
       {

@@ -9,6 +9,7 @@ import type {
   SourceSpace,
   TensorTable,
 } from '@ckpt/core'
+import type { Handle } from '@ckpt/cuda'
 import type { LibraryOptions, RankInfo, SourceReading } from '../types.ts'
 
 /** What a rank Worker is started with. */
@@ -209,8 +210,8 @@ export type RankEvent =
   | { readonly type: 'opened' }
   /** The engine's worker has said where its weights lie, and the copies are planned: so many groups of so many bytes in all. */
   | { readonly type: 'looked'; readonly groups: number; readonly bytes: number }
-  /** The engine's worker holds its weights still. */
-  | { readonly type: 'begun' }
+  /** The engine's worker holds its weights still. `stream` is the one that will write them. */
+  | { readonly type: 'begun'; readonly stream: Handle }
   /** Nothing was changed, and `leave` is to follow. */
   | { readonly type: 'not_direct'; readonly reason: string }
   /** Every bucket is acknowledged, or every copy complete. */
@@ -224,8 +225,6 @@ export type RankEvent =
       readonly quarantinedBytes: number
       /** No copy reads the checkpoint any more; else the report `settled` follows. */
       readonly settled: boolean
-      /** What is not settled writes the engine's own memory. */
-      readonly direct?: true
       /** Bytes in use on the device when every bucket was there, and now; null: not seen. */
       readonly bytesPeak: number | null
       readonly bytesAfter: number | null

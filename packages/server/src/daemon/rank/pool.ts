@@ -12,6 +12,8 @@ export class RankPool {
   readonly #links: RankLink[]
   /** Rings of Workers that were replaced: nobody can free them. */
   #lostBytes = 0
+  /** What Workers that have died may still write. */
+  #writing: Promise<unknown> = Promise.resolve()
 
   private constructor(
     options: LibraryOptions,
@@ -77,10 +79,16 @@ export class RankPool {
           this.#watcher,
         )
         this.#links[index] = fresh
+        this.#writing = Promise.all([this.#writing, link.quiet()])
         this.#lostBytes += link.quarantinedBytes
         return fresh
       }),
     )
+  }
+
+  /** Resolves when no copy of an earlier direct update writes an engine's memory any more, of a Worker that has died neither. */
+  async quiet(): Promise<void> {
+    await Promise.all([this.#writing, ...this.#links.map((link) => link.quiet())])
   }
 
   async close(): Promise<void> {

@@ -40,8 +40,8 @@ export class EngineContact {
   #words = ''
   #posted = false
   #result: HttpResult | null = null
-  /** The last request was for a direct update. */
-  #direct = false
+  /** What told the start of the engine when the last request was posted. */
+  #startThen: Promise<string | null> | null = null
   #servingTorn = false
   #note: Failure | null = null
 
@@ -140,7 +140,7 @@ export class EngineContact {
       now === null
         ? ' and send an update while it is down, for a restart of it cannot be seen from here'
         : ''
-    const message = `${this.spec.url} failed update ${this.#record.tornBy ?? ''} in an RPC that leaves its tensor-parallel ranks out of step: start it again${unseen}`
+    const message = `${this.spec.url} failed ${this.#record.tornBy === null ? 'an update' : `update ${this.#record.tornBy}`} in an RPC that leaves its tensor-parallel ranks out of step: start it again${unseen}`
     throw this.#error('engine_restart_needed', message)
   }
 
@@ -251,7 +251,10 @@ export class EngineContact {
     const body = adapter.updateBody({ map, method, weightVersion, timeoutSeconds })
     this.#posted = true
     this.#result = null
-    this.#direct = direct
+    this.#startThen =
+      direct || this.spec.ranks.length < 2
+        ? null
+        : this.#start(new AbortController().signal).catch(() => null)
     const request = new EngineRequest(this.#client.address, timeoutSeconds * 1000)
     this.#record.request = request
     const signal = AbortSignal.any([closing, request.signal])
@@ -278,11 +281,7 @@ export class EngineContact {
     record.request = null
     if (result.notDirect === undefined) return
     record.notDirect = result.notDirect
-    record.saidBy = null
-    if (result.notDirect !== null || this.spec.ranks.length < 2) return
-    void this.#start(new AbortController().signal).then((start) => {
-      record.saidBy = start
-    })
+    record.saidBy = this.#startThen
   }
 
   /**
@@ -290,9 +289,10 @@ export class EngineContact {
    * rank it does not matter: nothing of it can fall out of step.
    */
   async isAsBefore(signal: AbortSignal): Promise<boolean> {
-    if (this.spec.ranks.length < 2) return true
-    const { saidBy } = this.#record
-    return saidBy === null || saidBy === (await this.#start(signal))
+    const before = await this.#record.saidBy
+    if (before === null || before === (await this.#start(signal))) return true
+    this.#record.notDirect = undefined
+    return false
   }
 
   /**
@@ -304,16 +304,15 @@ export class EngineContact {
   async giveUpDirect(updateId: string, told: boolean, signal: AbortSignal): Promise<void> {
     if (this.#isTouched(told)) this.#record.tornBy = updateId
     if (!(await this.#outOfStep(signal))) return
+    this.#record.notDirect = undefined
     await this.#requireRestart(signal)
     const message = `${this.spec.url} does not know direct updates any more, and its answer leaves its tensor-parallel ranks out of step: start it again`
     throw this.#error('engine_restart_needed', message)
   }
 
-  /** What the workers of our extension say of themselves counts. */
+  /** What an answer does not say proves nothing: with data parallelism vLLM gives only the first engine core's. */
   #isTouched(told: boolean): boolean {
-    const torn = this.#result?.torn
-    if (torn === true) return true
-    return told && !(this.#direct && torn === false)
+    return told || this.#result?.torn === true
   }
 
   /** After a success: caches of old results go. */

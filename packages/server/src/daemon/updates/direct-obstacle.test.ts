@@ -5,7 +5,8 @@ const engine = (notDirect: string | null | undefined, ...ranks: number[]) => ({
   spec: { url: 'http://engine', ranks },
   record: { notDirect },
 })
-const unsaid = 'http://engine has not taken an update of this daemon with ckpt_worker yet'
+const unsaid =
+  'http://engine has taken no update of this daemon with ckpt_worker yet: send one without mode direct first'
 
 test.each([
   ['auto', [engine(null, 0, 1)], 'host', null],

@@ -34,7 +34,7 @@ export function directObstacle(
     return { told: forced ? `no engine is contacted for rank ${alone}` : null }
   for (const { record, spec } of engines) {
     if (record.notDirect === null) continue
-    const unsaid = `${spec.url} has not taken an update of this daemon with ckpt_worker yet`
+    const unsaid = `${spec.url} has taken no update of this daemon with ckpt_worker yet: send one without mode direct first`
     return { told: record.notDirect ?? (forced ? unsaid : null) }
   }
   return null

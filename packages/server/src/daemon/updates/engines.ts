@@ -30,7 +30,7 @@ export interface EngineRecord {
   /** Why its next update cannot go straight into its memory; null: it may be tried; undefined: it has said nothing of it. */
   notDirect: string | null | undefined
   /** What tells the start of the engine that has said `notDirect: null` from later ones; null: that cannot be seen. */
-  saidBy: string | null
+  saidBy: Promise<string | null> | null
   /** The update request that it has not answered yet. */
   request: EngineRequest | null
   /** Writes the marks of all engines. */

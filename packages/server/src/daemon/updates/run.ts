@@ -225,7 +225,7 @@ export class UpdateRun {
   /** What an update that was aborted still copies into an engine's memory would come after what this one brings. */
   async #quiet(): Promise<void> {
     this.#waitsForCopies = true
-    await Promise.all(this.#context.pool.links.map((link) => link.quiet()))
+    await this.#context.pool.quiet()
     this.#waitsForCopies = false
   }
 
@@ -255,7 +255,7 @@ export class UpdateRun {
     if (refused === null) return null
     if (this.#spec.mode !== 'direct') return refused
     const message = `the engines cannot be updated directly: ${refused.told}`
-    throw new CkptError('not_supported', message, { phase: this.#clock.phase ?? 'plan' })
+    throw new CkptError('not_supported', message, { phase: 'plan' })
   }
 
   async #holdEngines(
@@ -280,8 +280,7 @@ export class UpdateRun {
       (await this.#race(team.reachedDirectly('looked'))) ?? (await this.#race(this.#hold(team)))
     if (told === null) {
       this.#transferred = () => this.#directly(version, team)
-      const { groups, bytes } = team.placed
-      this.#record.size(groups, bytes)
+      this.#record.size(team.placed.groups, version.bytes)
       team.copy()
       return null
     }
@@ -523,9 +522,10 @@ export class UpdateRun {
   #publishProgress(): void {
     const team = this.#team
     if (team === null) return
-    const { groups, bytes, part } = team.placed
+    const { groups, part } = team.placed
     if (groups > 0) {
       const done = Math.floor(part * groups)
+      const bytes = this.#lease?.version.bytes ?? 0
       if (done > 0) this.#record.progress(done, Math.floor(part * bytes))
       return
     }
