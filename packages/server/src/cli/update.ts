@@ -145,7 +145,14 @@ function addUpdateOptions(command: Command): void {
       positiveNumber,
     )
     .addOption(
-      choice('--mode <m>', 'how the bytes travel', 'auto', 'pipelined', 'serial', 'direct'),
+      choice(
+        '--mode <m>',
+        'how the bytes travel: through a ring (pipelined, serial) or straight into an engine that has told where its weights lie (direct; with auto not on GPUs yet)',
+        'auto',
+        'pipelined',
+        'serial',
+        'direct',
+      ),
     )
     .addOption(choice('--if-busy <what>', 'while another update runs', 'wait', 'fail'))
     .addOption(
