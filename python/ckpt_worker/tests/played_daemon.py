@@ -54,13 +54,26 @@ class Daemon(threading.Thread):
     def run(self) -> None:
         try:
             for message in self._messages:
-                self._socket.send(message() if callable(message) else message)
+                if not self._send(message() if callable(message) else message):
+                    return
                 while not self._socket.poll(LOOK_MS):
                     if self.worker_left.is_set() and not self._socket.poll(LOOK_MS):
                         return
                 self.replies.append(self._socket.recv())
         finally:
             self._socket.close()
+
+    def _send(self, body: bytes) -> bool:
+        """False: the worker has left, and nobody takes it."""
+        while True:
+            try:
+                self._socket.send(body, zmq.NOBLOCK)
+            except zmq.Again:
+                if self.worker_left.is_set():
+                    return False
+                self._socket.poll(LOOK_MS, zmq.POLLOUT)
+            else:
+                return True
 
 
 class DaemonTest(unittest.TestCase):
