@@ -68,8 +68,6 @@ export class DirectWorker {
   }
 
   #look(knownMap: string | null): void {
-    // as ckpt_worker: what has failed half way is healed through the ring
-    if (this.#task.torn) return this.#refuse('the last update has failed half way')
     const placement = placementOf(this.#parameters)
     if ('refused' in placement) return this.#refuse(placement.refused)
     const { handles, map, digest } = placement
@@ -112,8 +110,10 @@ export class DirectWorker {
   #leave(reason: string, untouched: boolean): void {
     if (!this.#begun) return
     if (!untouched) throw new CkptError('aborted', reason)
-    this.#hooks.torn(false)
-    this.#grant()
+    this.#hooks.torn(this.#task.torn)
+    // whether it is whole, which one that was torn before is not
+    if (this.#task.torn) this.#refuse('an update before has failed half way')
+    else this.#grant()
   }
 
   #grant(): void {
