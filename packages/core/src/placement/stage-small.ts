@@ -1,6 +1,6 @@
 import { type DirectCopy, NARROW_ROW_BYTES } from './plan-direct.ts'
 
-/** A copy of its own takes the device as long as some ten thousand bytes. */
+/** Copies of this size, each a call of its own, reached 11 of 54 GB/s on an H200; smaller ones do worse. */
 const SMALL_BYTES_MAX = 64 * 2 ** 10
 /** Of one piece whose rows are narrow. */
 const NARROW_ROWS_MAX = 64
@@ -34,8 +34,8 @@ export interface Staging {
 }
 
 /**
- * Takes out of `copies` what is better gathered first. A device takes one to two microseconds for any copy: 9,216 scales of 384
- * bytes would be as long on their way as half a gigabyte.
+ * Takes out of `copies` what is better gathered first. To issue any copy takes some microseconds, however few bytes it has, and a
+ * mixture of experts has thousands of scales of 384 bytes.
  *
  * @param stagingBytesMax 0: nothing is gathered
  */

@@ -2,6 +2,7 @@ import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
 import { CkptError, type Failure } from '@ckpt/core'
 import { type Handle, type Library, SIGNAL_ABORT, SIGNAL_HTTP, SIGNAL_USER } from '@ckpt/cuda'
 import type { LibraryOptions, RankInfo } from '../types.ts'
+import { isIdleWithin } from './device-work.ts'
 import type {
   MemoryAnswer,
   RankAnswers,
@@ -206,18 +207,11 @@ export class RankLink {
   /** The stream of a direct run outlives its Worker. */
   async #idle(run: number): Promise<void> {
     const stream = this.#streams.get(run)
-    while (stream !== undefined && this.#isBusy(stream)) await Bun.sleep(IDLE_AGAIN_MS)
-    this.#streams.delete(run)
-  }
-
-  #isBusy(stream: Handle): boolean {
-    try {
-      this.#library.streamSync(stream, 0, 0)
-      return false
-    } catch (error) {
-      // every other error belongs to work that has ended, or to a stream that is gone
-      return error instanceof CkptError && error.code === 'update_timeout'
+    // it does not block: other updates are served here
+    while (stream !== undefined && !isIdleWithin(this.#library, stream, 0)) {
+      await Bun.sleep(IDLE_AGAIN_MS)
     }
+    this.#streams.delete(run)
   }
 
   /** Ends the Worker; one that does not answer is terminated. */
