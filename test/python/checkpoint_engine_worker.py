@@ -12,18 +12,16 @@ nothing is replaced at all. With `--worker ckpt_worker` it is our own worker ins
 
 import argparse
 import hashlib
-import json
-import mmap
-import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import torch
 import torch.multiprocessing.reductions as reductions
 import zmq
 from checkpoint_engine import worker
+from engine_http import JsonHandler, map_shared_memory
 
 DTYPE_NAMES = {
     torch.bfloat16: "BF16",
@@ -66,13 +64,7 @@ def rebuild_from_shared_memory(*args):
     assert dtype is torch.uint8 and size == (handle_bytes,), (dtype, size, handle_bytes)
     assert len(handle) == 64, len(handle)
     check_refcounter(args[11])
-    path = "/dev/shm" + handle.rstrip(b"\0").decode("ascii")
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        view = mmap.mmap(fd, handle_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
-    finally:
-        os.close(fd)
-    return torch.frombuffer(view, dtype=torch.uint8)
+    return map_shared_memory(handle, handle_bytes)
 
 
 def check_refcounter(name):
@@ -171,20 +163,7 @@ def describe(tensor):
 
 
 def handler_of(engine):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args):
-            pass
-
-        def answer(self, status, body):
-            text = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
+    class Handler(JsonHandler):
         def do_GET(self):
             if self.path == "/health":
                 return self.answer(200, {})
@@ -193,7 +172,7 @@ def handler_of(engine):
             return self.answer(404, {"error": "no such route"})
 
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers.get("content-length", "0"))) or b"{}")
+            body = self.body()
             if self.path != "/collective_rpc":
                 return self.answer(404, {"error": "no such route"})
             assert body["method"] == "update_weights_from_ipc", body

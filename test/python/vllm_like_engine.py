@@ -14,17 +14,17 @@ into empty ones makes.
 """
 
 import argparse
-import json
 import mmap
 import os
 import random
 import sys
 import threading
 import types
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import torch
 import torch.multiprocessing.reductions as reductions
+from engine_http import JsonHandler, map_shared_memory
 from safetensors.torch import load_file
 
 from ckpt_worker import WorkerExtension
@@ -79,13 +79,7 @@ class DriverMemory:
 
 def rebuild_from_shared_memory(*args):
     """Maps the ring that the raw 64-byte handle names; args are the 15 of torch's rebuild_cuda_tensor."""
-    handle, handle_bytes = args[7], args[8]
-    fd = os.open("/dev/shm" + handle.rstrip(b"\0").decode("ascii"), os.O_RDONLY)
-    try:
-        view = mmap.mmap(fd, handle_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
-    finally:
-        os.close(fd)
-    return torch.frombuffer(view, dtype=torch.uint8)
+    return map_shared_memory(args[7], args[8])
 
 
 class Layout:
@@ -233,25 +227,12 @@ class Engine:
 
 
 def handler_of(engine):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args):
-            pass
-
-        def answer(self, status, body):
-            text = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
+    class Handler(JsonHandler):
         def do_GET(self):
             return self.answer(200 if self.path == "/health" else 404, {})
 
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers.get("content-length", "0"))) or b"{}")
+            body = self.body()
             if self.path == "/v1/wrong":
                 return self.answer(200, [worker.model.wrong(body["file"]) for worker in engine.workers])
             if self.path != "/collective_rpc":

@@ -1,6 +1,6 @@
 import type { SourceSpace } from '../checkpoint/table.ts'
 import { SourceMap } from '../plan/source-map.ts'
-import type { DirectCopy } from './plan-direct.ts'
+import type { DirectCopy } from './direct-copy.ts'
 
 /** Copies are waited for in groups of about this size: what is on its way cannot be called back. */
 export const GROUP_BYTES = 64 * 2 ** 20

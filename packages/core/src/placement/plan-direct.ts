@@ -1,33 +1,15 @@
 import type { SourceSpace, TensorTable } from '../checkpoint/table.ts'
 import { torchView } from '../safetensors/dtypes.ts'
 import { cutAtBuffers, cutLarge, GROUP_BYTES } from './cut-copies.ts'
+import { type DirectCopy, NARROW_ROW_BYTES } from './direct-copy.ts'
 import { COPY_DIMENSIONS } from './encode-map.ts'
 import { copyEnd, type PlacementMap } from './placement-map.ts'
 import { type Staging, stageSmall } from './stage-small.ts'
 
 /** A rank plans in the thread that also has to hear an abort. */
 const COPIES_MAX = 2 ** 20
-/**
- * A device copies row by row: rows of two bytes, of a transposed tensor for instance, would take it longer than the engine takes to
- * load them. A few of them do no harm.
- */
-export const NARROW_ROW_BYTES = 64
+/** A few narrow rows do no harm. */
 const NARROW_BYTES_MAX = 2 ** 20
-
-/**
- * Rows of `width` bytes, `height` of them, from one owner's source space into one allocation of an engine worker. Offsets and
- * pitches are bytes; a row that is alone has pitches of `width`. All of it lies in one source buffer.
- */
-export interface DirectCopy {
-  readonly owner: number
-  readonly source: number
-  readonly sourcePitch: number
-  readonly allocation: number
-  readonly destination: number
-  readonly destinationPitch: number
-  readonly width: number
-  readonly height: number
-}
 
 /** A map that does not fit the checkpoint: the update goes through the ring, and the reason is told. */
 export interface NotDirect {

@@ -1,4 +1,4 @@
-import { type DirectCopy, NARROW_ROW_BYTES } from './plan-direct.ts'
+import { type DirectCopy, NARROW_ROW_BYTES } from './direct-copy.ts'
 
 /** Copies of this size, each a call of its own, reached 11 of 54 GB/s on an H200; smaller ones do worse. */
 const SMALL_BYTES_MAX = 64 * 2 ** 10
