@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { naturalCompare } from '@ckpt/core/checkpoint/natural-order'
-import { type Handle, type Library, openLibrary } from '@ckpt/cuda'
+import { type H2dPiece, type Handle, type Library, openLibrary } from '@ckpt/cuda'
 import type { CopyCalls } from 'ckpt/daemon/rank/direct-copies'
 import { MIB } from './bench.ts'
 import { countCopies, DirectShare } from './direct-share.ts'
@@ -80,14 +80,10 @@ test.each(['dense', 'moe'])('%s: one byte of one copy that is wrong shows', (kin
   expect(allocations).toBeGreaterThan(1)
   const broken: Record<string, Partial<CopyCalls>> = {
     'no last byte': {
-      copyH2d: once((stream, memory, at, buffer, from, bytes) =>
-        library.copyH2d(stream, memory, at, buffer, from, bytes - 1),
-      ),
+      copyH2dBatch: once((piece) => ({ ...piece, bytes: piece.bytes - 1 })),
     },
     'the bytes beside them': {
-      copyH2d: once((stream, memory, at, buffer, from, bytes) =>
-        library.copyH2d(stream, memory, at, buffer, from + 2, bytes),
-      ),
+      copyH2dBatch: once((piece) => ({ ...piece, bufferOffset: piece.bufferOffset + 2 })),
     },
     'no last row': {
       copyH2d2d: once2d((stream, memory, at, pitch, buffer, from, fromPitch, width, height) =>
@@ -111,13 +107,16 @@ test.each(['dense', 'moe'])('%s: one byte of one copy that is wrong shows', (kin
   expect(wrongOf(kind, library)).toBe(0)
 })
 
-type Copy = CopyCalls['copyH2d']
+type CopyBatch = CopyCalls['copyH2dBatch']
 type Copy2d = CopyCalls['copyH2d2d']
 
-/** For the first call; the others are as they should be. */
-function once(first: Copy): Copy {
+/** For the first piece of the first call; the others are as they should be. */
+function once(change: (piece: H2dPiece) => H2dPiece): CopyBatch {
   let calls = 0
-  return (...call) => (calls++ === 0 ? first(...call) : library.copyH2d(...call))
+  return (stream, [first, ...others]) => {
+    const changed = calls++ === 0 ? change(first as H2dPiece) : (first as H2dPiece)
+    library.copyH2dBatch(stream, [changed, ...others])
+  }
 }
 
 function once2d(first: Copy2d): Copy2d {

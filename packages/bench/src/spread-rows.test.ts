@@ -11,7 +11,7 @@ const LANES = [
 test('rows take the streams in turn, and an event waits for those that were used', () => {
   const calls: unknown[] = []
   const library = {
-    copyH2d: (...call: number[]) => calls.push(['copy', call[0]]),
+    copyH2dBatch: (...call: unknown[]) => calls.push(['copies', call[0]]),
     copyH2d2d: (...call: number[]) => calls.push(['rows', call[0]]),
     eventRecord: (...call: number[]) => calls.push(['record', ...call]),
     streamWaitEvent: (...call: number[]) => calls.push(['wait', ...call]),
@@ -19,7 +19,7 @@ test('rows take the streams in turn, and an event waits for those that were used
   const spread = spreadRows(library, LANES)
   const rows = () => spread.copyH2d2d(STREAM, 100, 0, 8, 50, 0, 16, 8, 4)
   rows()
-  spread.copyH2d(STREAM, 100, 64, 50, 64, 8)
+  spread.copyH2dBatch(STREAM, [])
   spread.eventRecord(9, STREAM)
   rows()
   rows()
@@ -27,7 +27,7 @@ test('rows take the streams in turn, and an event waits for those that were used
   spread.eventRecord(9, STREAM)
   expect(calls).toEqual([
     ['rows', 2],
-    ['copy', STREAM],
+    ['copies', STREAM],
     ['record', 20, 2],
     ['wait', STREAM, 20],
     ['record', 9, STREAM],

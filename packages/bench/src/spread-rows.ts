@@ -10,7 +10,7 @@ export function spreadRows(library: Library, lanes: readonly Lane[]): CopyCalls 
   const used = new Set<Lane>()
   let next = 0
   return {
-    copyH2d: (...call) => library.copyH2d(...call),
+    copyH2dBatch: (...call) => library.copyH2dBatch(...call),
     bufferGather: (...call) => library.bufferGather(...call),
     eventNotify: (...call) => library.eventNotify(...call),
     eventQuery: (event) => library.eventQuery(event),

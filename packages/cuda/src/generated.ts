@@ -1,6 +1,6 @@
 // Made from native/include/ckpt.h by scripts/generate-ffi.ts. Do not edit.
 
-export const ABI_VERSION = 3
+export const ABI_VERSION = 4
 export const HANDLE_BYTES = 64
 
 // ckpt_status
@@ -111,6 +111,17 @@ export const STRUCTS = {
       bytes: { type: 'uint64_t', offset: 16 },
     },
   },
+  h2dPiece: {
+    name: 'ckpt_h2d_piece',
+    bytes: 32,
+    fields: {
+      memory: { type: 'uint32_t', offset: 0 },
+      buffer: { type: 'uint32_t', offset: 4 },
+      memoryOffset: { type: 'uint64_t', offset: 8 },
+      bufferOffset: { type: 'uint64_t', offset: 16 },
+      bytes: { type: 'uint64_t', offset: 24 },
+    },
+  },
   gatherPiece: {
     name: 'ckpt_gather_piece',
     bytes: 56,
@@ -191,6 +202,7 @@ export const SYMBOLS = {
     args: ['u32', 'u32', 'u64', 'u64', 'u32', 'u64', 'u64', 'u64', 'u64'],
     returns: 'i32',
   },
+  ckpt_copy_h2d_batch: { args: ['u32', 'buffer', 'u32'], returns: 'i32' },
   ckpt_copy_device: { args: ['u32', 'u32', 'u32', 'buffer', 'u32'], returns: 'i32' },
   ckpt_group_create: { args: ['u32', 'buffer'], returns: 'i32' },
   ckpt_group_join: { args: ['u32', 'u32', 'u32', 'u32'], returns: 'i32' },

@@ -11,7 +11,7 @@ import { openLibrary } from './library.ts'
 import { NativeError } from './native-error.ts'
 import { numaNodeCount } from './numa.ts'
 import { openSymbols } from './symbols.ts'
-import type { GatherPiece, Library } from './types.ts'
+import type { GatherPiece, H2dPiece, Library } from './types.ts'
 import { zmqPoll } from './zmq.ts'
 
 const WAIT_MS = 20_000
@@ -149,6 +149,53 @@ test('device to device: pieces land where they should and nowhere else', () => {
   library.bufferFree(buffer)
   library.memoryFree(src)
   library.memoryFree(dst)
+})
+
+test('a batch of copies: each piece lands where it should; a piece that is refused says which', () => {
+  const contents = [pattern(MIB, 3), pattern(1000, 5)]
+  const buffers = contents.map(bufferWith)
+  const memories = [library.memoryAlloc(0, MIB), library.memoryAlloc(0, 4096)]
+  const stream = library.streamCreate(0)
+  for (const memory of memories) library.memoryFill(memory, 0, 4096, 0xab)
+  const pieces = [
+    [0, 0, 0, MIB - 500, 500],
+    [1, 96, 1, 0, 1000],
+    [0, 1000, 0, 7, 1],
+    [1, 4096, 0, MIB, 0],
+    [1, 0, 0, 100, 96],
+    [0, 4000, 1, 900, 100],
+  ].map(([memory, memoryOffset, buffer, bufferOffset, bytes]) => ({
+    memory: memories[memory!]!,
+    memoryOffset: memoryOffset!,
+    buffer: buffers[buffer!]!,
+    bufferOffset: bufferOffset!,
+    bytes: bytes!,
+  }))
+  const refuses = (change: Partial<H2dPiece>, status: number) => {
+    const wrong = [pieces[0]!, { ...pieces[1]!, ...change }, pieces[2]!]
+    const error = failure(() => library.copyH2dBatch(stream, wrong))
+    expect([error.symbol, error.nativeStatus]).toEqual(['ckpt_copy_h2d_batch', status])
+    expect(error.message).toContain('piece 1: ')
+  }
+  refuses({ memoryOffset: 3097 }, 2)
+  refuses({ bufferOffset: 1 }, 2)
+  refuses({ memory: 4242 }, 3)
+  refuses({ buffer: 4242 }, 3)
+  library.streamSync(stream, 0, WAIT_MS)
+  const expected = [new Uint8Array(4096).fill(0xab), new Uint8Array(4096).fill(0xab)]
+  const seen = () => memories.map((memory) => hex(library.memorySha256(memory, 0, 4096)))
+  expect(seen()).toEqual(expected.map(sha256))
+  library.copyH2dBatch(stream, [])
+  library.copyH2dBatch(stream, pieces)
+  library.streamSync(stream, 0, WAIT_MS)
+  for (const { memory, memoryOffset, buffer, bufferOffset, bytes } of pieces) {
+    const from = contents[buffers.indexOf(buffer)]!.subarray(bufferOffset, bufferOffset + bytes)
+    expected[memories.indexOf(memory)]!.set(from, memoryOffset)
+  }
+  expect(seen()).toEqual(expected.map(sha256))
+  library.streamDestroy(stream)
+  for (const memory of memories) library.memoryFree(memory)
+  for (const buffer of buffers) library.bufferFree(buffer)
 })
 
 test('rows of a buffer: they land where they should and nowhere else', () => {
@@ -611,6 +658,10 @@ test('numbers that would wrap are refused before the call', () => {
   const pieces = [{ dstOffset: 0, srcOffset: 2 ** 53, bytes: 1 }]
   expect(() => library.copyDevice(1, 1, 1, pieces)).toThrow(RangeError)
   expect(() => library.copyH2d2d(1, 1, 0, 8, 1, 0, 8, 8, -1)).toThrow(RangeError)
+  const piece = { memory: 1, memoryOffset: 0, buffer: 1, bufferOffset: 0, bytes: 1 }
+  for (const change of [{ memory: 2 ** 32 }, { buffer: -1 }, { bytes: 2 ** 53 }]) {
+    expect(() => library.copyH2dBatch(1, [{ ...piece, ...change }])).toThrow(RangeError)
+  }
 })
 
 test('settings reach getenv of the process, which process.env does not', () => {

@@ -6,6 +6,7 @@ import {
   cText,
   encodeCopyPieces,
   encodeGatherPieces,
+  encodeH2dPieces,
   encodeReadPieces,
   safeNumber,
   StructView,
@@ -434,6 +435,10 @@ class FfiLibrary implements types.Library {
       width,
       height,
     )
+  }
+
+  copyH2dBatch(stream: Handle, pieces: readonly types.H2dPiece[]): void {
+    this.#guard('ckpt_copy_h2d_batch', stream, encodeH2dPieces(pieces), pieces.length)
   }
 
   copyDevice(stream: Handle, dst: Handle, src: Handle, pieces: readonly types.CopyPiece[]): void {

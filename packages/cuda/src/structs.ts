@@ -1,5 +1,5 @@
 import { STRUCTS } from './generated.ts'
-import type { CopyPiece, GatherPiece, ReadPiece } from './types.ts'
+import type { CopyPiece, GatherPiece, H2dPiece, ReadPiece } from './types.ts'
 
 type Structs = typeof STRUCTS
 
@@ -111,6 +111,22 @@ export function encodeCopyPieces(pieces: readonly CopyPiece[]): Uint8Array {
   for (const piece of pieces) {
     putU64(words, base + fields.dstOffset.offset / 4, piece.dstOffset)
     putU64(words, base + fields.srcOffset.offset / 4, piece.srcOffset)
+    putU64(words, base + fields.bytes.offset / 4, piece.bytes)
+    base += bytes / 4
+  }
+  return new Uint8Array(words.buffer)
+}
+
+/** `ckpt_h2d_piece[]`; at least one element long. */
+export function encodeH2dPieces(pieces: readonly H2dPiece[]): Uint8Array {
+  const { bytes, fields } = STRUCTS.h2dPiece
+  const words = new Uint32Array(new ArrayBuffer(bytes * Math.max(1, pieces.length)))
+  let base = 0
+  for (const piece of pieces) {
+    putU32(words, base + fields.memory.offset / 4, piece.memory)
+    putU32(words, base + fields.buffer.offset / 4, piece.buffer)
+    putU64(words, base + fields.memoryOffset.offset / 4, piece.memoryOffset)
+    putU64(words, base + fields.bufferOffset.offset / 4, piece.bufferOffset)
     putU64(words, base + fields.bytes.offset / 4, piece.bytes)
     base += bytes / 4
   }

@@ -78,6 +78,15 @@ export interface CopyPiece {
   readonly bytes: number
 }
 
+/** One piece of a batch of copies to device memory. Offsets and size in bytes. */
+export interface H2dPiece {
+  readonly memory: Handle
+  readonly buffer: Handle
+  readonly memoryOffset: number
+  readonly bufferOffset: number
+  readonly bytes: number
+}
+
 /**
  * One piece of a gather: `height` rows of `width` bytes, row r from `srcOffset + r * srcPitch` to `dstOffset + r * dstPitch`. All in
  * bytes but the height; where that is 1 or 0 the pitches are not looked at.
@@ -218,6 +227,11 @@ export interface Library {
     width: number,
     height: number,
   ): void
+  /**
+   * As many `copyH2d` as there are pieces, in any order: none may overlap what another writes. The device waits once instead of
+   * once for each. A piece that is refused says which one it is; then none is copied.
+   */
+  copyH2dBatch(stream: Handle, pieces: readonly H2dPiece[]): void
   copyDevice(stream: Handle, dst: Handle, src: Handle, pieces: readonly CopyPiece[]): void
 
   groupCreate(members: number): Handle

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, lru_cache
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -15,7 +15,7 @@ from .copies import bytes_of
 _BUFFER_ID = 7  # CU_POINTER_ATTRIBUTE_BUFFER_ID
 _INDEX_WORDS = ("expert", "physical", "logical")
 _INDEX_ITEMS_MAX = 65_536
-_NAMES_KEPT = 4096
+_KEPT = 4096
 
 # address, bytes, and the number that the driver gives each allocation only once
 Place = tuple[int, int, int]
@@ -108,9 +108,18 @@ def model_tensors(*models: torch.nn.Module | None) -> Iterator[tuple[str, torch.
     for number, model in enumerate(models):
         for path, module in () if model is None else model.named_modules():
             for held in (module._parameters, module._buffers, vars(module)):
+                # this goes over ten thousands of attributes before each update, while the engine stands still
+                if _OTHERS.issuperset(map(type, held.values())):
+                    continue
                 for name, value in held.items():
                     if isinstance(value, torch.Tensor):
                         yield f"{number}:{path}.{name}", value
+                    elif len(_OTHERS) < _KEPT:
+                        _OTHERS.add(type(value))
+
+
+# types that are no tensors
+_OTHERS: set[type] = set()
 
 
 def index_contents(*models: torch.nn.Module | None) -> tuple[int, ...]:
@@ -118,19 +127,28 @@ def index_contents(*models: torch.nn.Module | None) -> tuple[int, ...]:
     found: list[torch.Tensor] = []
     for model in models:
         for module in () if model is None else model.modules():
-            for name, value in (*module._buffers.items(), *vars(module).items()):
-                if not _names_index(name):
+            for held in (module._buffers, vars(module)):
+                if _OTHER_NAMES.issuperset(held):
                     continue
-                inner = vars(value).values() if hasattr(value, "__dict__") and not callable(value) else ()
-                candidates = (value,) if isinstance(value, torch.Tensor) else inner
-                found += [one for one in candidates if isinstance(one, torch.Tensor) and not one.is_floating_point()]
+                for name, value in held.items():
+                    if not _names_index(name):
+                        continue
+                    inner = vars(value).values() if hasattr(value, "__dict__") and not callable(value) else ()
+                    candidates = (value,) if isinstance(value, torch.Tensor) else inner
+                    found += [one for one in candidates if isinstance(one, torch.Tensor) and not one.is_floating_point()]
     small = [one for one in found if one.device.type != "meta" and 0 < one.numel() <= _INDEX_ITEMS_MAX]
     if not small:
         return ()
     return tuple(torch.cat([one.detach().reshape(-1).to(torch.int64) for one in small]).tolist())
 
 
-@lru_cache(_NAMES_KEPT)
+# of attributes: every module has the same few, and there are thousands of modules
+_OTHER_NAMES: set[str] = set()
+
+
 def _names_index(name: str) -> bool:
-    """Every module has the same few names, and there are thousands of modules."""
-    return any(word in name for word in _INDEX_WORDS)
+    if any(word in name for word in _INDEX_WORDS):
+        return True
+    if len(_OTHER_NAMES) < _KEPT:
+        _OTHER_NAMES.add(name)
+    return False

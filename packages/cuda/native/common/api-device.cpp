@@ -39,7 +39,22 @@ void copy_rows(uint32_t stream, uint32_t memory, uint32_t buffer, const CopyRows
   if (rows.width > 0 && rows.height > 0) on->copy_h2d(std::move(to), std::move(from), rows);
 }
 
+BatchCopy resolve(const ckpt_h2d_piece& piece) {
+  BatchCopy copy{find_object<Memory>(piece.memory), piece.memory_offset,
+                 find_object<Buffer>(piece.buffer), piece.buffer_offset, piece.bytes};
+  require_range("copy to device memory", copy.to_offset, copy.bytes, copy.to->bytes());
+  require_range("copy from a buffer", copy.from_offset, copy.bytes, copy.from->bytes());
+  return copy;
+}
+
 }  // namespace
+
+void ckpt::Stream::copy_h2d_batch(std::vector<BatchCopy> copies) {
+  for (BatchCopy& copy : copies) {
+    copy_h2d(std::move(copy.to), std::move(copy.from),
+             {copy.to_offset, copy.bytes, copy.from_offset, copy.bytes, copy.bytes, 1});
+  }
+}
 
 int32_t ckpt_device_count(uint32_t* count_p) {
   return guard([&] {
@@ -202,6 +217,25 @@ int32_t ckpt_copy_h2d_2d(uint32_t stream, uint32_t memory, uint64_t memory_offse
   return guard([&] {
     copy_rows(stream, memory, buffer,
               {memory_offset, memory_pitch, buffer_offset, buffer_pitch, width, height});
+  });
+}
+
+int32_t ckpt_copy_h2d_batch(uint32_t stream, const ckpt_h2d_piece* pieces, uint32_t count) {
+  return guard([&] {
+    const auto on = find_object<Stream>(stream);
+    if (count > kCopyPiecesMax) fail(CKPT_ERR_INVALID, "more than %u pieces", kCopyPiecesMax);
+    if (count > 0) require(pieces, "pieces");
+    std::vector<BatchCopy> copies;
+    copies.reserve(count);
+    for (uint32_t i = 0; i < count; i++) {
+      try {
+        copies.push_back(resolve(pieces[i]));
+      } catch (const Error& error) {
+        fail(error.status(), "piece %u: %s", i, error.what());
+      }
+      if (copies.back().bytes == 0) copies.pop_back();
+    }
+    if (!copies.empty()) on->copy_h2d_batch(std::move(copies));
   });
 }
 

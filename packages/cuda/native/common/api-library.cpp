@@ -24,6 +24,7 @@ uint32_t ckpt_struct_bytes(const char* name) {
       {"ckpt_read_piece", sizeof(ckpt_read_piece)},
       {"ckpt_read_progress", sizeof(ckpt_read_progress)},
       {"ckpt_copy_piece", sizeof(ckpt_copy_piece)},
+      {"ckpt_h2d_piece", sizeof(ckpt_h2d_piece)},
       {"ckpt_gather_piece", sizeof(ckpt_gather_piece)},
   };
   if (name == nullptr) return 0;

@@ -65,6 +65,15 @@ struct CopyRows {
   uint64_t height;
 };
 
+// One of many copies to device memory that are enqueued together.
+struct BatchCopy {
+  std::shared_ptr<Memory> to;
+  uint64_t to_offset;
+  std::shared_ptr<Buffer> from;
+  uint64_t from_offset;
+  uint64_t bytes;
+};
+
 class Event;
 
 // Work in order. An error of work that was enqueued stays with the stream: work behind it is left
@@ -85,6 +94,8 @@ class Stream : public Object {
   // Ranges are checked, no pitch is less than the width, width > 0, height > 0.
   virtual void copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> from,
                         const CopyRows& rows) = 0;
+  // Ranges are checked, none is empty, and what they write does not overlap.
+  virtual void copy_h2d_batch(std::vector<BatchCopy> copies);
   virtual void copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from,
                            std::vector<ckpt_copy_piece> pieces) = 0;
 

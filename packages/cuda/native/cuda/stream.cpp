@@ -5,6 +5,7 @@
 #include "buffer.h"
 #include "copy.h"
 #include "event.h"
+#include "h2d.h"
 #include "memory.h"
 #include "poller.h"
 #include "signals.h"
@@ -13,52 +14,6 @@ namespace ckpt {
 namespace {
 
 constexpr size_t kHeldMax = 1u << 20;
-
-// Cut where a registration ends: a copy that crosses from one into the next fails
-// (cudaErrorInvalidValue).
-void enqueue_row(cudaStream_t stream, uint8_t* to, const Buffer& from, uint64_t from_offset,
-                 uint64_t bytes) {
-  const uint64_t piece_bytes = from.pin_piece_bytes();
-  for (uint64_t done = 0; done < bytes;) {
-    const uint64_t at = from_offset + done;
-    const uint64_t count = std::min(bytes - done, piece_bytes - at % piece_bytes);
-    check_cuda(cudaMemcpyAsync(to + done, from.address() + at, count, cudaMemcpyHostToDevice,
-                               stream),
-               "copying to the device");
-    done += count;
-  }
-}
-
-// Rows from `at` on, at most `height`, that end in the registration in which the first begins.
-uint64_t rows_of_one_registration(uint64_t piece_bytes, uint64_t at, const CopyRows& rows,
-                                  uint64_t height) {
-  const uint64_t room = piece_bytes - at % piece_bytes;
-  if (room < rows.width) return 0;
-  return std::min(height, (room - rows.width) / rows.from_pitch + 1);
-}
-
-// As many rows together as lie in one registration; one by one those that lie in two, and those
-// whose pitch is more than CUDA takes: they are few.
-void enqueue_h2d(cudaStream_t stream, uint8_t* to, const Buffer& from, const CopyRows& rows,
-                 uint64_t pitch_max) {
-  const bool together = std::max(rows.to_pitch, rows.from_pitch) <= pitch_max;
-  for (uint64_t row = 0; row < rows.height;) {
-    const uint64_t at = rows.from_offset + row * rows.from_pitch;
-    uint8_t* target = to + row * rows.to_pitch;
-    const uint64_t count =
-        together ? rows_of_one_registration(from.pin_piece_bytes(), at, rows, rows.height - row)
-                 : 0;
-    if (count < 2) {
-      enqueue_row(stream, target, from, at, rows.width);
-      row++;
-      continue;
-    }
-    check_cuda(cudaMemcpy2DAsync(target, rows.to_pitch, from.address() + at, rows.from_pitch,
-                                 rows.width, count, cudaMemcpyHostToDevice, stream),
-               "copying rows to the device");
-    row += count;
-  }
-}
 
 }  // namespace
 
@@ -219,6 +174,21 @@ void CudaStream::copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> fr
           turn.use({to, from, reader}, [&] {
             enqueue_h2d(turn.stream, to->at(rows.to_offset), *from, rows, turn.owner.pitch_max_);
           });
+        }}});
+}
+
+void CudaStream::copy_h2d_batch(std::vector<BatchCopy> copies) {
+  add({{After::success, [copies = std::move(copies)](Turn& turn) {
+          Objects used;
+          H2dBatch batch;
+          for (const BatchCopy& copy : copies) {
+            used.push_back(copy.to);
+            used.push_back(copy.from);
+            const auto& to = static_cast<const CudaMemory&>(*copy.to);
+            batch.add(to.at(copy.to_offset), *copy.from, copy.from_offset, copy.bytes);
+          }
+          for (auto& reader : batch.readers()) used.push_back(std::move(reader));
+          turn.use(std::move(used), [&] { batch.enqueue(turn.stream); });
         }}});
 }
 

@@ -1,6 +1,6 @@
 import { expect, test } from 'bun:test'
 import type { DirectPlan } from '@ckpt/core'
-import type { Library } from '@ckpt/cuda'
+import type { H2dPiece, Library } from '@ckpt/cuda'
 import { copyOrder, DirectCopies, groupCount } from './direct-copies.ts'
 import type { EngineMemory } from './engine-memory.ts'
 
@@ -26,6 +26,16 @@ function row(source: number, destination: number, width: number) {
   return { owner: 0, source, allocation: 0, destination, width, height: 1, ...pitches }
 }
 
+function piece(
+  memory: number,
+  memoryOffset: number,
+  buffer: number,
+  bufferOffset: number,
+  bytes: number,
+): H2dPiece {
+  return { memory, memoryOffset, buffer, bufferOffset, bytes }
+}
+
 /** A library that only notes what it is told; events complete when the test says so. */
 function play(plan: DirectPlan) {
   const calls: unknown[] = []
@@ -35,7 +45,7 @@ function play(plan: DirectPlan) {
     eventRecord: () => {},
     eventNotify: (event: number, signal: number) => calls.push(['notify', event, signal]),
     eventQuery: (event: number) => complete.has(event),
-    copyH2d: (...call: number[]) => calls.push(['copy', ...call]),
+    copyH2dBatch: (...call: unknown[]) => calls.push(['copies', ...call]),
     copyH2d2d: (...call: number[]) => calls.push(['rows', ...call]),
     bufferGather: (to: number, pieces: unknown) => calls.push(['gather', to, pieces]),
   } as unknown as Library
@@ -54,19 +64,20 @@ const NOTHING = { bytes: 0, pieces: [], copies: [] }
 
 test('copies rows out of the right buffer, then what is gathered', () => {
   const rows = { ...row(1000, 64, 8), sourcePitch: 16, destinationPitch: 32, height: 4 }
-  const piece = { owner: 0, source: 1400, sourcePitch: 4, offset: 0, width: 4, height: 1 }
+  const small = { owner: 0, source: 1400, sourcePitch: 4, offset: 0, width: 4, height: 1 }
   const staging = {
     bytes: 8,
-    pieces: [piece, { ...piece, source: 900, offset: 4 }],
+    pieces: [small, { ...small, source: 900, offset: 4 }],
     copies: [{ offset: 0, allocation: 1, destination: 256, bytes: 8 }],
   }
-  const plan = { copies: [row(10, 0, 20), rows], groups: [0, 2], staging, bytes: 60 }
+  const copied = [row(10, 0, 20), rows, row(30, 200, 5)]
+  const plan = { copies: copied, groups: [0, 3], staging, bytes: 65 }
   const { copies, calls, complete } = play(plan)
   copies.enqueue(copyOrder(plan, LAYOUT).count, 1)
   const rest = { dstPitch: 4, srcPitch: 4, width: 4, height: 1 }
   expect(calls).toEqual([
-    ['copy', STREAM, 100, 0, 50, 10, 20],
     ['rows', STREAM, 100, 64, 32, 51, 0, 16, 8, 4],
+    ['copies', STREAM, [piece(100, 0, 50, 10, 20), piece(100, 200, 50, 30, 5)]],
     ['notify', 1, SIGNAL],
     [
       'gather',
@@ -76,7 +87,7 @@ test('copies rows out of the right buffer, then what is gathered', () => {
         { srcBuffer: 50, srcOffset: 900, dstOffset: 4, ...rest },
       ],
     ],
-    ['copy', STREAM, 101, 256, STAGING + 8, 0, 8],
+    ['copies', STREAM, [piece(101, 256, STAGING + 8, 0, 8)]],
     ['notify', 2, SIGNAL],
   ])
   expect(copies.done).toBe(false)
@@ -93,7 +104,7 @@ test('only so much is on its way at a time, and only what was read', () => {
   const many = Array.from({ length: 8 }, (_, i) => row(i * 100, i * 100, 100))
   const plan = { copies: many, groups: [0, 1, 2, 3, 4, 5, 6, 7, 8], staging: NOTHING, bytes: 800 }
   const { copies, calls, complete } = play(plan)
-  const copied = () => calls.filter((call) => (call as unknown[])[0] === 'copy').length
+  const copied = () => calls.filter((call) => (call as unknown[])[0] === 'copies').length
   copies.enqueue(2, 0)
   expect(copied()).toBe(2)
   copies.enqueue(9, 0)

@@ -1,5 +1,5 @@
 import type { DirectCopy, DirectPlan } from '@ckpt/core'
-import type { Handle, Library } from '@ckpt/cuda'
+import type { H2dPiece, Handle, Library } from '@ckpt/cuda'
 import { bufferAt } from './copies.ts'
 import type { EngineMemory } from './engine-memory.ts'
 import { BusyIntervals } from './intervals.ts'
@@ -12,7 +12,7 @@ const IN_FLIGHT_MAX = 4
 /** What is called of the native library. */
 export type CopyCalls = Pick<
   Library,
-  'copyH2d' | 'copyH2d2d' | 'bufferGather' | 'eventRecord' | 'eventNotify' | 'eventQuery'
+  'copyH2dBatch' | 'copyH2d2d' | 'bufferGather' | 'eventRecord' | 'eventNotify' | 'eventQuery'
 >
 
 export interface DirectTarget {
@@ -60,7 +60,7 @@ export class DirectCopies {
       const end = groups[this.#enqueued + 1]
       if (end !== undefined) {
         if (readable < end) return
-        for (let index = first; index < end; index++) this.#copy(copies[index] as DirectCopy)
+        this.#copy(copies.slice(first, end))
       } else {
         if (readable < copyOrder(this.#target.plan, this.#target.layout).count) return
         if (staging.bytes > 0) this.#copyGathered()
@@ -79,18 +79,24 @@ export class DirectCopies {
     this.h2d.begin(nowMs)
   }
 
-  #copy(copy: DirectCopy): void {
+  /** What is in one piece together: the device goes from one to the next without a pause. */
+  #copy(copies: readonly DirectCopy[]): void {
     const { library } = this.#target
-    const { owner, source, sourcePitch, destinationPitch, width, height } = copy
-    const bytes = (height - 1) * sourcePitch + width
-    const { buffer, offset } = this.#place(owner, source, bytes)
-    const memory = this.#memory.memory(copy.allocation)
     const { stream } = this.#memory
-    if (height === 1) library.copyH2d(stream, memory, copy.destination, buffer, offset, width)
-    else {
-      const to = [memory, copy.destination, destinationPitch] as const
-      library.copyH2d2d(stream, ...to, buffer, offset, sourcePitch, width, height)
+    const whole: H2dPiece[] = []
+    for (const copy of copies) {
+      const { owner, source, sourcePitch, destination, destinationPitch, width, height } = copy
+      const bytes = (height - 1) * sourcePitch + width
+      const { buffer, offset } = this.#place(owner, source, bytes)
+      const memory = this.#memory.memory(copy.allocation)
+      if (height === 1) {
+        whole.push({ memory, memoryOffset: destination, buffer, bufferOffset: offset, bytes })
+      } else {
+        const to = [memory, destination, destinationPitch] as const
+        library.copyH2d2d(stream, ...to, buffer, offset, sourcePitch, width, height)
+      }
     }
+    if (whole.length > 0) library.copyH2dBatch(stream, whole)
   }
 
   #place(owner: number, source: number, bytes: number): { buffer: Handle; offset: number } {
@@ -115,10 +121,11 @@ export class DirectCopies {
       return { ...from, dstOffset, dstPitch: width, width, height }
     })
     library.bufferGather(gathered, pieces)
-    for (const { offset, allocation, destination, bytes } of plan.staging.copies) {
-      const memory = this.#memory.memory(allocation)
-      library.copyH2d(this.#memory.stream, memory, destination, gathered, offset, bytes)
-    }
+    const copies = plan.staging.copies.map(({ offset, allocation, destination, bytes }) => {
+      const to = { memory: this.#memory.memory(allocation), memoryOffset: destination }
+      return { ...to, buffer: gathered, bufferOffset: offset, bytes }
+    })
+    library.copyH2dBatch(this.#memory.stream, copies)
   }
 
   /** @throws NativeError what failed in a copy */

@@ -10,7 +10,7 @@ import {
   summariseMap,
 } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
-import type { EngineMemory } from './engine-memory.ts'
+import type { EngineAllocation, EngineMemory } from './engine-memory.ts'
 import type { EngineMapSummary, SourceLayout } from './messages.ts'
 
 /** Engines whose map a rank keeps: one of a large model has some ten megabytes. */
@@ -25,7 +25,14 @@ interface EngineMap {
 }
 
 interface KnownEngine extends EngineMap {
+  memory: KnownMemory
   readonly plans: Map<string, DirectPlan | NotDirect>
+}
+
+/** Where an engine's memory was the last time, and how it is opened. */
+export interface KnownMemory {
+  readonly generation: string
+  readonly allocations: readonly EngineAllocation[]
 }
 
 /** What a rank keeps for direct updates: the map that each engine has sent last, and what was planned from it. */
@@ -37,6 +44,11 @@ export class DirectPlans {
   /** Null: this engine has sent none. */
   map(engine: string): EngineMap | null {
     return this.#engines.get(engine) ?? null
+  }
+
+  /** Of its last answer that could be planned; null: there was none. */
+  memory(engine: string): KnownMemory | null {
+    return this.#engines.get(engine)?.memory ?? null
   }
 
   /**
@@ -68,7 +80,9 @@ export class DirectPlans {
         if (new Bun.CryptoHasher('sha256').update(encodedMap).digest('hex') !== digest) {
           return { reason: "the engine's placement map is not the one that its digest names" }
         }
-        const fresh = { digest, map: decodePlacementMap(encodedMap), plans: new Map() }
+        const map = decodePlacementMap(encodedMap)
+        const memory = { generation: '', allocations: [] }
+        const fresh = { digest, map, memory, plans: new Map() }
         putLast(this.#engines, engine, fresh, ENGINES_MAX)
       }
     } catch (error) {
@@ -76,8 +90,15 @@ export class DirectPlans {
     }
     const known = this.#engines.get(engine)
     if (known?.digest !== digest) return { reason: 'the engine did not send its placement map' }
-    const { length } = known.map.allocationBytes
-    if (length === answer.handles.length) return null
+    const { allocationBytes } = known.map
+    const { length } = allocationBytes
+    if (length === answer.handles.length) {
+      const allocations = answer.handles.map((handle, index) => {
+        return { handle, bytes: allocationBytes[index] as number }
+      })
+      known.memory = { generation: answer.generation, allocations }
+      return null
+    }
     const reason = `the engine's placement map has ${length} allocations, but ${answer.handles.length} handles came`
     return { reason }
   }
