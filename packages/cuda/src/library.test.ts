@@ -163,7 +163,7 @@ test('a batch of copies: each piece lands where it should; a piece that is refus
     [0, 1000, 0, 7, 1],
     [1, 4096, 0, MIB, 0],
     [1, 0, 0, 100, 96],
-    [0, 4000, 1, 900, 100],
+    [0, 3996, 1, 900, 100],
   ].map(([memory, memoryOffset, buffer, bufferOffset, bytes]) => ({
     memory: memories[memory!]!,
     memoryOffset: memoryOffset!,
