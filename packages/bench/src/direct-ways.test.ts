@@ -29,20 +29,17 @@ test('of whole models something is asked, where the copies are those of the daem
       return [way.name, ...claimsOf(workload, way, row).map(claimLine)]
     }),
   )
-  const spread = [['tp 8, rows on 2 streams'], ['tp 8, rows on 4 streams']]
   const line = (holds: string, what: string, least: number) =>
     `${holds}: direct ${what}: of the pinned H2D rate 93 %, at least ${least} %`
   expect(asked).toEqual([
     [
       ['tp 1', line('FALLS SHORT', 'dense, tp 1', 94)],
       ['tp 8', line('holds', 'dense, tp 8', 90)],
-      ...spread,
     ],
     [
       ['tp 1', line('holds', 'moe, tp 1', 93)],
       ['tp 8', line('holds', 'moe, tp 8', 90)],
       ['tp 1, nothing gathered'],
-      ...spread,
     ],
   ])
   const [cut] = directWorkloads([16 * MIB], [])

@@ -7,7 +7,6 @@ export interface Way {
   /** `tp 8`. */
   readonly name: string
   readonly ranks: number
-  readonly streams: number
   readonly gathers: boolean
   /** As the daemon makes them; else the same work done otherwise, to compare with. */
   readonly daemon: boolean
@@ -16,23 +15,18 @@ export interface Way {
 type Kind = DirectWorkload['kind']
 
 const DAEMON: readonly Way[] = [1, 8].map((ranks) => {
-  return { name: `tp ${ranks}`, ranks, streams: 1, gathers: true, daemon: true }
+  return { name: `tp ${ranks}`, ranks, gathers: true, daemon: true }
 })
 const NOTHING_GATHERED: Way = {
   name: 'tp 1, nothing gathered',
   ranks: 1,
-  streams: 1,
   gathers: false,
   daemon: false,
 }
-const SPREAD: readonly Way[] = [2, 4].map((streams) => {
-  const name = `tp 8, rows on ${streams} streams`
-  return { name, ranks: 8, streams, gathers: true, daemon: false }
-})
 const OTHERWISE: Readonly<Record<Kind, readonly Way[]>> = {
   // has nothing to gather
-  dense: SPREAD,
-  moe: [NOTHING_GATHERED, ...SPREAD],
+  dense: [],
+  moe: [NOTHING_GATHERED],
 }
 /** Percent of the pinned H2D rate of the same run, by the number of ranks. */
 const SHARE_LEAST: Readonly<Record<Kind, Readonly<Record<number, number>>>> = {

@@ -10,8 +10,6 @@ import { parameterMap } from './parameter-map.ts'
 import { PinnedCopies } from './pinned-copies.ts'
 import { RepeatedPattern } from './repeated-pattern.ts'
 import type { Row } from './row.ts'
-import { spreadRows } from './spread-rows.ts'
-import { openLane } from './streams.ts'
 import { workloadBytes } from './workloads.ts'
 
 /** From here on both models have copies, rows and small tensors. */
@@ -75,16 +73,14 @@ function sharesOf(bed: Bed, stack: DisposableStack, ranks: number): DirectShare[
 }
 
 async function measureWay(bed: Bed, shares: readonly DirectShare[], way: Way): Promise<Row> {
-  const { library, device, workload, limit } = bed
+  const { library, workload, limit } = bed
   using stack = new DisposableStack()
   const plans = shares.map((share) => share.plan(way.gathers ? undefined : 0))
   const signal = library.signalCreate()
   stack.defer(() => library.signalDestroy(signal))
   const staging = library.bufferAlloc(Math.max(1, ...plans.map((plan) => plan.staging.bytes)), 0)
   stack.defer(() => library.bufferFree(staging))
-  const lanes = Array.from({ length: way.streams - 1 }, () => openLane(library, stack, device))
-  const calls = lanes.length === 0 ? library : spreadRows(library, lanes)
-  const means = { library: calls, signal, staging }
+  const means = { library, signal, staging }
   const timed = {
     prepare: () => shares.forEach((share) => share.spoil()),
     run: () => shares.forEach((share, rank) => share.copy(plans[rank]!, means)),

@@ -113,13 +113,16 @@ export const STRUCTS = {
   },
   h2dPiece: {
     name: 'ckpt_h2d_piece',
-    bytes: 32,
+    bytes: 56,
     fields: {
       memory: { type: 'uint32_t', offset: 0 },
       buffer: { type: 'uint32_t', offset: 4 },
       memoryOffset: { type: 'uint64_t', offset: 8 },
       bufferOffset: { type: 'uint64_t', offset: 16 },
-      bytes: { type: 'uint64_t', offset: 24 },
+      memoryPitch: { type: 'uint64_t', offset: 24 },
+      bufferPitch: { type: 'uint64_t', offset: 32 },
+      width: { type: 'uint64_t', offset: 40 },
+      height: { type: 'uint64_t', offset: 48 },
     },
   },
   gatherPiece: {

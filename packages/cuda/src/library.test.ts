@@ -158,19 +158,26 @@ test('a batch of copies: each piece lands where it should; a piece that is refus
   const stream = library.streamCreate(0)
   for (const memory of memories) library.memoryFill(memory, 0, 4096, 0xab)
   const pieces = [
-    [0, 0, 0, MIB - 500, 500],
-    [1, 96, 1, 0, 1000],
-    [0, 1000, 0, 7, 1],
-    [1, 4096, 0, MIB, 0],
-    [1, 0, 0, 100, 96],
-    [0, 3996, 1, 900, 100],
-  ].map(([memory, memoryOffset, buffer, bufferOffset, bytes]) => ({
-    memory: memories[memory!]!,
-    memoryOffset: memoryOffset!,
-    buffer: buffers[buffer!]!,
-    bufferOffset: bufferOffset!,
-    bytes: bytes!,
-  }))
+    [0, 0, 0, 0, MIB - 500, 0, 500, 1],
+    [1, 96, 0, 1, 0, 0, 1000, 1],
+    [0, 1000, 0, 0, 7, 0, 1, 1],
+    [1, 4096, 0, 0, MIB, 0, 0, 1],
+    [1, 0, 0, 0, 100, 0, 96, 1],
+    [0, 1100, 96, 0, 5000, 768, 96, 20],
+    [1, 2000, 10, 1, 9, 32, 7, 31],
+    [0, 3996, 0, 1, 900, 0, 100, 1],
+  ].map(
+    ([memory, memoryOffset, memoryPitch, buffer, bufferOffset, bufferPitch, width, height]) => ({
+      memory: memories[memory!]!,
+      memoryOffset: memoryOffset!,
+      memoryPitch: memoryPitch!,
+      buffer: buffers[buffer!]!,
+      bufferOffset: bufferOffset!,
+      bufferPitch: bufferPitch!,
+      width: width!,
+      height: height!,
+    }),
+  )
   const refuses = (change: Partial<H2dPiece>, status: number) => {
     const wrong = [pieces[0]!, { ...pieces[1]!, ...change }, pieces[2]!]
     const error = failure(() => library.copyH2dBatch(stream, wrong))
@@ -181,6 +188,8 @@ test('a batch of copies: each piece lands where it should; a piece that is refus
   refuses({ bufferOffset: 1 }, 2)
   refuses({ memory: 4242 }, 3)
   refuses({ buffer: 4242 }, 3)
+  refuses({ width: 90, height: 2, bufferPitch: 100, memoryPitch: 89 }, 2)
+  refuses({ width: 90, height: 2, bufferPitch: 911, memoryPitch: 90 }, 2)
   library.streamSync(stream, 0, WAIT_MS)
   const expected = [new Uint8Array(4096).fill(0xab), new Uint8Array(4096).fill(0xab)]
   const seen = () => memories.map((memory) => hex(library.memorySha256(memory, 0, 4096)))
@@ -188,9 +197,12 @@ test('a batch of copies: each piece lands where it should; a piece that is refus
   library.copyH2dBatch(stream, [])
   library.copyH2dBatch(stream, pieces)
   library.streamSync(stream, 0, WAIT_MS)
-  for (const { memory, memoryOffset, buffer, bufferOffset, bytes } of pieces) {
-    const from = contents[buffers.indexOf(buffer)]!.subarray(bufferOffset, bufferOffset + bytes)
-    expected[memories.indexOf(memory)]!.set(from, memoryOffset)
+  for (const { memory, buffer, width, height, ...at } of pieces) {
+    for (let row = 0; row < height; row++) {
+      const begin = at.bufferOffset + row * at.bufferPitch
+      const from = contents[buffers.indexOf(buffer)]!.subarray(begin, begin + width)
+      expected[memories.indexOf(memory)]!.set(from, at.memoryOffset + row * at.memoryPitch)
+    }
   }
   expect(seen()).toEqual(expected.map(sha256))
   library.streamDestroy(stream)
@@ -658,8 +670,9 @@ test('numbers that would wrap are refused before the call', () => {
   const pieces = [{ dstOffset: 0, srcOffset: 2 ** 53, bytes: 1 }]
   expect(() => library.copyDevice(1, 1, 1, pieces)).toThrow(RangeError)
   expect(() => library.copyH2d2d(1, 1, 0, 8, 1, 0, 8, 8, -1)).toThrow(RangeError)
-  const piece = { memory: 1, memoryOffset: 0, buffer: 1, bufferOffset: 0, bytes: 1 }
-  for (const change of [{ memory: 2 ** 32 }, { buffer: -1 }, { bytes: 2 ** 53 }]) {
+  const from = { buffer: 1, bufferOffset: 0, bufferPitch: 1, width: 1, height: 1 }
+  const piece = { memory: 1, memoryOffset: 0, memoryPitch: 1, ...from }
+  for (const change of [{ memory: 2 ** 32 }, { buffer: -1 }, { height: 2 ** 53 }]) {
     expect(() => library.copyH2dBatch(1, [{ ...piece, ...change }])).toThrow(RangeError)
   }
 })

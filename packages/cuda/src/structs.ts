@@ -127,7 +127,10 @@ export function encodeH2dPieces(pieces: readonly H2dPiece[]): Uint8Array {
     putU32(words, base + fields.buffer.offset / 4, piece.buffer)
     putU64(words, base + fields.memoryOffset.offset / 4, piece.memoryOffset)
     putU64(words, base + fields.bufferOffset.offset / 4, piece.bufferOffset)
-    putU64(words, base + fields.bytes.offset / 4, piece.bytes)
+    putU64(words, base + fields.memoryPitch.offset / 4, piece.memoryPitch)
+    putU64(words, base + fields.bufferPitch.offset / 4, piece.bufferPitch)
+    putU64(words, base + fields.width.offset / 4, piece.width)
+    putU64(words, base + fields.height.offset / 4, piece.height)
     base += bytes / 4
   }
   return new Uint8Array(words.buffer)

@@ -78,13 +78,19 @@ export interface CopyPiece {
   readonly bytes: number
 }
 
-/** One piece of a batch of copies to device memory. Offsets and size in bytes. */
+/**
+ * One piece of a batch of copies to device memory: `height` rows of `width` bytes, as `copyH2d2d` takes them. All in bytes but the
+ * height; where that is 1 or 0 the pitches are not looked at.
+ */
 export interface H2dPiece {
   readonly memory: Handle
-  readonly buffer: Handle
   readonly memoryOffset: number
+  readonly memoryPitch: number
+  readonly buffer: Handle
   readonly bufferOffset: number
-  readonly bytes: number
+  readonly bufferPitch: number
+  readonly width: number
+  readonly height: number
 }
 
 /**
@@ -228,7 +234,7 @@ export interface Library {
     height: number,
   ): void
   /**
-   * As many `copyH2d` as there are pieces, in any order: none may overlap what another writes. The device waits once instead of
+   * As many `copyH2d2d` as there are pieces, in any order: none may overlap what another writes. The device waits once instead of
    * once for each. A piece that is refused says which one it is; then none is copied.
    */
   copyH2dBatch(stream: Handle, pieces: readonly H2dPiece[]): void

@@ -23,37 +23,39 @@ void require_device(uint32_t device) {
   if (device >= count) fail(CKPT_ERR_INVALID, "device %u: there are %u", device, count);
 }
 
-void copy_rows(uint32_t stream, uint32_t memory, uint32_t buffer, const CopyRows& rows) {
-  const auto on = find_object<Stream>(stream);
-  auto to = find_object<Memory>(memory);
-  auto from = find_object<Buffer>(buffer);
+BatchCopy find_copy(uint32_t memory, uint32_t buffer, const CopyRows& rows) {
+  BatchCopy copy{find_object<Memory>(memory), find_object<Buffer>(buffer), rows};
   const uint64_t pitch = std::min(rows.to_pitch, rows.from_pitch);
   if (pitch < rows.width) {
     fail(CKPT_ERR_INVALID, "a pitch of %llu bytes for rows of %llu",
          static_cast<unsigned long long>(pitch), static_cast<unsigned long long>(rows.width));
   }
   require_range("copy to device memory", rows.to_offset,
-                rows_bytes(rows.to_pitch, rows.width, rows.height), to->bytes());
+                rows_bytes(rows.to_pitch, rows.width, rows.height), copy.to->bytes());
   require_range("copy from a buffer", rows.from_offset,
-                rows_bytes(rows.from_pitch, rows.width, rows.height), from->bytes());
-  if (rows.width > 0 && rows.height > 0) on->copy_h2d(std::move(to), std::move(from), rows);
+                rows_bytes(rows.from_pitch, rows.width, rows.height), copy.from->bytes());
+  return copy;
 }
 
-BatchCopy resolve(const ckpt_h2d_piece& piece) {
-  BatchCopy copy{find_object<Memory>(piece.memory), piece.memory_offset,
-                 find_object<Buffer>(piece.buffer), piece.buffer_offset, piece.bytes};
-  require_range("copy to device memory", copy.to_offset, copy.bytes, copy.to->bytes());
-  require_range("copy from a buffer", copy.from_offset, copy.bytes, copy.from->bytes());
-  return copy;
+bool is_empty(const CopyRows& rows) { return rows.width == 0 || rows.height == 0; }
+
+void copy_rows(uint32_t stream, uint32_t memory, uint32_t buffer, const CopyRows& rows) {
+  const auto on = find_object<Stream>(stream);
+  BatchCopy copy = find_copy(memory, buffer, rows);
+  if (!is_empty(rows)) on->copy_h2d(std::move(copy.to), std::move(copy.from), rows);
+}
+
+CopyRows rows_of(const ckpt_h2d_piece& piece) {
+  const bool together = piece.height < 2;
+  return {piece.memory_offset, together ? piece.width : piece.memory_pitch,
+          piece.buffer_offset, together ? piece.width : piece.buffer_pitch,
+          piece.width,         piece.height};
 }
 
 }  // namespace
 
 void ckpt::Stream::copy_h2d_batch(std::vector<BatchCopy> copies) {
-  for (BatchCopy& copy : copies) {
-    copy_h2d(std::move(copy.to), std::move(copy.from),
-             {copy.to_offset, copy.bytes, copy.from_offset, copy.bytes, copy.bytes, 1});
-  }
+  for (BatchCopy& copy : copies) copy_h2d(std::move(copy.to), std::move(copy.from), copy.rows);
 }
 
 int32_t ckpt_device_count(uint32_t* count_p) {
@@ -229,11 +231,11 @@ int32_t ckpt_copy_h2d_batch(uint32_t stream, const ckpt_h2d_piece* pieces, uint3
     copies.reserve(count);
     for (uint32_t i = 0; i < count; i++) {
       try {
-        copies.push_back(resolve(pieces[i]));
+        copies.push_back(find_copy(pieces[i].memory, pieces[i].buffer, rows_of(pieces[i])));
       } catch (const Error& error) {
         fail(error.status(), "piece %u: %s", i, error.what());
       }
-      if (copies.back().bytes == 0) copies.pop_back();
+      if (is_empty(copies.back().rows)) copies.pop_back();
     }
     if (!copies.empty()) on->copy_h2d_batch(std::move(copies));
   });

@@ -68,10 +68,8 @@ struct CopyRows {
 // One of many copies to device memory that are enqueued together.
 struct BatchCopy {
   std::shared_ptr<Memory> to;
-  uint64_t to_offset;
   std::shared_ptr<Buffer> from;
-  uint64_t from_offset;
-  uint64_t bytes;
+  CopyRows rows;
 };
 
 class Event;
@@ -94,7 +92,7 @@ class Stream : public Object {
   // Ranges are checked, no pitch is less than the width, width > 0, height > 0.
   virtual void copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> from,
                         const CopyRows& rows) = 0;
-  // Ranges are checked, none is empty, and what they write does not overlap.
+  // As for copy_h2d; what they write does not overlap.
   virtual void copy_h2d_batch(std::vector<BatchCopy> copies);
   virtual void copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from,
                            std::vector<ckpt_copy_piece> pieces) = 0;

@@ -19,10 +19,7 @@ constexpr size_t kHeldMax = 1u << 20;
 
 CudaStream::CudaStream(uint32_t device) : Stream(device) {
   use_device(device);
-  int pitch_max = 0;
-  check_cuda(cudaDeviceGetAttribute(&pitch_max, cudaDevAttrMaxPitch, static_cast<int>(device)),
-             "cudaDeviceGetAttribute");
-  pitch_max_ = static_cast<uint64_t>(pitch_max);
+  means_ = h2d_means(device);
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
 }
 
@@ -172,7 +169,7 @@ void CudaStream::copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> fr
             if (!reader) from->file()->require_lease();
           }
           turn.use({to, from, reader}, [&] {
-            enqueue_h2d(turn.stream, to->at(rows.to_offset), *from, rows, turn.owner.pitch_max_);
+            enqueue_h2d(turn.stream, to->at(rows.to_offset), *from, rows, turn.owner.means_);
           });
         }}});
 }
@@ -180,12 +177,12 @@ void CudaStream::copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> fr
 void CudaStream::copy_h2d_batch(std::vector<BatchCopy> copies) {
   add({{After::success, [copies = std::move(copies)](Turn& turn) {
           Objects used;
-          H2dBatch batch;
+          H2dBatch batch(turn.owner.means_);
           for (const BatchCopy& copy : copies) {
             used.push_back(copy.to);
             used.push_back(copy.from);
             const auto& to = static_cast<const CudaMemory&>(*copy.to);
-            batch.add(to.at(copy.to_offset), *copy.from, copy.from_offset, copy.bytes);
+            batch.add(to.at(copy.rows.to_offset), *copy.from, copy.rows);
           }
           for (auto& reader : batch.readers()) used.push_back(std::move(reader));
           turn.use(std::move(used), [&] { batch.enqueue(turn.stream); });

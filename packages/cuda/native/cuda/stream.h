@@ -11,6 +11,7 @@
 #include "backend.h"
 #include "cuda-api.h"
 #include "gate.h"
+#include "h2d.h"
 #include "mark.h"
 
 namespace ckpt {
@@ -77,7 +78,7 @@ class CudaStream : public Stream, public std::enable_shared_from_this<CudaStream
   bool release_complete();
 
   cudaStream_t stream_ = nullptr;
-  uint64_t pitch_max_ = 0;  // bytes; what cudaMemcpy2DAsync takes
+  H2dMeans means_{};
   std::mutex mutex_;
   std::condition_variable not_held_;
   bool closed_ = false;

@@ -117,13 +117,16 @@ typedef struct ckpt_copy_piece {
   uint64_t bytes;
 } ckpt_copy_piece;
 
-/* One piece of a batch of copies to device memory. */
+/* One piece of a batch of copies to device memory: rows of a buffer. All in bytes but the height. */
 typedef struct ckpt_h2d_piece {
   uint32_t memory;
   uint32_t buffer;
   uint64_t memory_offset;
   uint64_t buffer_offset;
-  uint64_t bytes;
+  uint64_t memory_pitch; /* from a row to the next; not looked at where there is one row or none */
+  uint64_t buffer_pitch;
+  uint64_t width;
+  uint64_t height;
 } ckpt_h2d_piece;
 
 /* One piece of a gather: rows of a buffer into rows of another. All in bytes but the height. */
@@ -266,9 +269,8 @@ CKPT_API int32_t ckpt_copy_h2d(uint32_t stream, uint32_t memory, uint64_t memory
  * A pitch (bytes) below the width gives CKPT_ERR_INVALID. A range ends with the last row, not with its pitch; where width or
  * height is 0 it is empty, and nothing is copied. */
 CKPT_API int32_t ckpt_copy_h2d_2d(uint32_t stream, uint32_t memory, uint64_t memory_offset, uint64_t memory_pitch, uint32_t buffer, uint64_t buffer_offset, uint64_t buffer_pitch, uint64_t width, uint64_t height);
-/* As many calls of ckpt_copy_h2d, for one wait of the device instead of one each (3 us): pieces of buffers, each of its own, into
- * pieces of memories. They are copied in any order, several at once: none may overlap what another writes. The message says
- * which piece is refused; then none is copied. */
+/* As many calls of ckpt_copy_h2d_2d, for one wait of the device instead of one each (3 us). They are copied in any order, several
+ * at once: none may overlap what another writes. The message says which piece is refused; then none is copied. */
 CKPT_API int32_t ckpt_copy_h2d_batch(uint32_t stream, const ckpt_h2d_piece* pieces, uint32_t count);
 /* The pieces are copied in any order, several at once: none may overlap what another writes. */
 CKPT_API int32_t ckpt_copy_device(uint32_t stream, uint32_t dst_memory, uint32_t src_memory, const ckpt_copy_piece* pieces, uint32_t count);

@@ -21,7 +21,7 @@ TEST("the ABI version, the struct sizes and the kind") {
   CHECK_EQ(ckpt_struct_bytes("ckpt_read_progress"), 32u);
   CHECK_EQ(ckpt_struct_bytes("ckpt_copy_piece"), 24u);
   CHECK_EQ(ckpt_struct_bytes("ckpt_gather_piece"), 56u);
-  CHECK_EQ(ckpt_struct_bytes("ckpt_h2d_piece"), 32u);
+  CHECK_EQ(ckpt_struct_bytes("ckpt_h2d_piece"), 56u);
   CHECK_EQ(ckpt_struct_bytes("no_such_struct"), 0u);
   CHECK_EQ(ckpt_struct_bytes(nullptr), 0u);
   char kind[8];

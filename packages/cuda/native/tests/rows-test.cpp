@@ -182,7 +182,14 @@ TEST("rows, and copies in one piece, may lie across what is pinned at once") {
     in_file.from_offset += begin;
     OK(copy_rows(stream, memory, mapped, in_file));
     OK(ckpt_stream_sync(stream, 0, 10000));
-    CHECK_EQ(memory_sha256(memory, 0, bytes), sha256_of(with_rows(empty, content, rows)));
+    const std::string expected = sha256_of(with_rows(empty, content, rows));
+    CHECK_EQ(memory_sha256(memory, 0, bytes), expected);
+    OK(ckpt_memory_fill(memory, 0, bytes, 0));
+    const ckpt_h2d_piece piece{memory,        mapped,          in_file.to_offset, in_file.from_offset,
+                               rows.to_pitch, rows.from_pitch, rows.width,        rows.height};
+    OK(ckpt_copy_h2d_batch(stream, &piece, 1));
+    OK(ckpt_stream_sync(stream, 0, 10000));
+    CHECK_EQ(memory_sha256(memory, 0, bytes), expected);
   }
   OK(ckpt_copy_h2d(stream, memory, 0, mapped, begin, bytes));
   OK(ckpt_stream_sync(stream, 0, 10000));

@@ -31,9 +31,10 @@ function piece(
   memoryOffset: number,
   buffer: number,
   bufferOffset: number,
-  bytes: number,
+  width: number,
 ): H2dPiece {
-  return { memory, memoryOffset, buffer, bufferOffset, bytes }
+  const pitches = { memoryPitch: width, bufferPitch: width }
+  return { memory, memoryOffset, buffer, bufferOffset, ...pitches, width, height: 1 }
 }
 
 /** A library that only notes what it is told; events complete when the test says so. */
@@ -46,7 +47,6 @@ function play(plan: DirectPlan) {
     eventNotify: (event: number, signal: number) => calls.push(['notify', event, signal]),
     eventQuery: (event: number) => complete.has(event),
     copyH2dBatch: (...call: unknown[]) => calls.push(['copies', ...call]),
-    copyH2d2d: (...call: number[]) => calls.push(['rows', ...call]),
     bufferGather: (to: number, pieces: unknown) => calls.push(['gather', to, pieces]),
   } as unknown as Library
   const memory = {
@@ -70,14 +70,14 @@ test('copies rows out of the right buffer, then what is gathered', () => {
     pieces: [small, { ...small, source: 900, offset: 4 }],
     copies: [{ offset: 0, allocation: 1, destination: 256, bytes: 8 }],
   }
-  const copied = [row(10, 0, 20), rows, row(30, 200, 5)]
-  const plan = { copies: copied, groups: [0, 3], staging, bytes: 65 }
+  const plan = { copies: [row(10, 0, 20), rows], groups: [0, 2], staging, bytes: 60 }
   const { copies, calls, complete } = play(plan)
   copies.enqueue(copyOrder(plan, LAYOUT).count, 1)
+  const pitches = { memoryPitch: 32, bufferPitch: 16 }
+  const ofRows = { ...piece(100, 64, 51, 0, 8), ...pitches, height: 4 }
   const rest = { dstPitch: 4, srcPitch: 4, width: 4, height: 1 }
   expect(calls).toEqual([
-    ['rows', STREAM, 100, 64, 32, 51, 0, 16, 8, 4],
-    ['copies', STREAM, [piece(100, 0, 50, 10, 20), piece(100, 200, 50, 30, 5)]],
+    ['copies', STREAM, [piece(100, 0, 50, 10, 20), ofRows]],
     ['notify', 1, SIGNAL],
     [
       'gather',

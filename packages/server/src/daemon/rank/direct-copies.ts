@@ -12,7 +12,7 @@ const IN_FLIGHT_MAX = 4
 /** What is called of the native library. */
 export type CopyCalls = Pick<
   Library,
-  'copyH2dBatch' | 'copyH2d2d' | 'bufferGather' | 'eventRecord' | 'eventNotify' | 'eventQuery'
+  'copyH2dBatch' | 'bufferGather' | 'eventRecord' | 'eventNotify' | 'eventQuery'
 >
 
 export interface DirectTarget {
@@ -79,24 +79,18 @@ export class DirectCopies {
     this.h2d.begin(nowMs)
   }
 
-  /** What is in one piece together: the device goes from one to the next without a pause. */
+  /** The device goes from one to the next without a pause. */
   #copy(copies: readonly DirectCopy[]): void {
-    const { library } = this.#target
-    const { stream } = this.#memory
-    const whole: H2dPiece[] = []
-    for (const copy of copies) {
-      const { owner, source, sourcePitch, destination, destinationPitch, width, height } = copy
+    const pieces = copies.map((copy): H2dPiece => {
+      const { owner, source, destination, destinationPitch, sourcePitch, width, height } = copy
       const bytes = (height - 1) * sourcePitch + width
       const { buffer, offset } = this.#place(owner, source, bytes)
       const memory = this.#memory.memory(copy.allocation)
-      if (height === 1) {
-        whole.push({ memory, memoryOffset: destination, buffer, bufferOffset: offset, bytes })
-      } else {
-        const to = [memory, destination, destinationPitch] as const
-        library.copyH2d2d(stream, ...to, buffer, offset, sourcePitch, width, height)
-      }
-    }
-    if (whole.length > 0) library.copyH2dBatch(stream, whole)
+      const to = { memory, memoryOffset: destination, memoryPitch: destinationPitch }
+      const from = { buffer, bufferOffset: offset, bufferPitch: sourcePitch }
+      return { ...to, ...from, width, height }
+    })
+    this.#target.library.copyH2dBatch(this.#memory.stream, pieces)
   }
 
   #place(owner: number, source: number, bytes: number): { buffer: Handle; offset: number } {
@@ -122,8 +116,10 @@ export class DirectCopies {
     })
     library.bufferGather(gathered, pieces)
     const copies = plan.staging.copies.map(({ offset, allocation, destination, bytes }) => {
-      const to = { memory: this.#memory.memory(allocation), memoryOffset: destination }
-      return { ...to, buffer: gathered, bufferOffset: offset, bytes }
+      const memory = this.#memory.memory(allocation)
+      const to = { memory, memoryOffset: destination, memoryPitch: bytes }
+      const from = { buffer: gathered, bufferOffset: offset, bufferPitch: bytes }
+      return { ...to, ...from, width: bytes, height: 1 }
     })
     library.copyH2dBatch(this.#memory.stream, copies)
   }
