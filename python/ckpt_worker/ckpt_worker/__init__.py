@@ -8,8 +8,8 @@ own loading.
 
 from .conversation import DaemonGone, Limits
 from .messages import DaemonError, ProtocolError
-from .regions import index_contents, model_tensors
 from .reload import Reload, Tally
+from .tensors import index_contents, model_tensors
 from .update import update_weights_from_ipc
 from .vllm import WorkerExtension
 

@@ -39,7 +39,7 @@ class DirectEngine:
     @param allocation_of: the device memory that an address is in
     @param synchronize: waits for what the device is still doing
     @param torn: is told when the engine begins to hold two versions, and when it has one again
-    @param refusal: why no daemon may copy into it; None: it may where all of it has places
+    @param refusal: why no daemon may copy into it; None: it may where all of it has places. Is asked after a look at the memory
     """
 
     reload: Reload
@@ -47,7 +47,7 @@ class DirectEngine:
     post_hook: PostHook
     synchronize: Callable[[], object]
     torn: Callable[[bool], object]
-    refusal: str | None = None
+    refusal: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,15 @@ def _telling(talk: Conversation, torn: bool) -> Iterator[None]:
 
 
 def _look(engine: DirectEngine, known: object) -> bytes:
-    if engine.refusal is not None:
-        return pack(_refusal(engine.refusal))
     # what was going on may still write
     engine.synchronize()
     try:
         places, generation = engine.reload.placement(engine.allocation_of)
     except NotPlaced as error:
-        return pack(_refusal(str(error)))
+        return pack(_refusal(engine.refusal() or str(error)))
+    refusal = engine.refusal()
+    if refusal is not None:
+        return pack(_refusal(refusal))
     head = {
         "ok": True,
         "generation": generation,
@@ -143,9 +144,10 @@ def _look(engine: DirectEngine, known: object) -> bytes:
 
 def _begin(engine: DirectEngine, generation: object) -> str | None:
     """Why not."""
-    if engine.refusal is not None:
-        return engine.refusal
     now = engine.reload.generation()
+    refusal = engine.refusal()
+    if refusal is not None:
+        return refusal
     if now is None or now != generation:
         return "the engine's memory has changed"
     engine.torn(True)

@@ -8,8 +8,8 @@ import weakref
 
 import torch
 
-from .regions import Named, index_contents, model_tensors
 from .reload import Reload, Run
+from .tensors import ModelTensors
 
 _reloads: weakref.WeakKeyDictionary[torch.nn.Module, Reload] = weakref.WeakKeyDictionary()
 
@@ -23,9 +23,6 @@ def reload_of(run: Run) -> Reload | None:
     if reload is None:
         # it must not keep the model
         held = weakref.ref(model)
-
-        def tensors() -> Named:
-            return model_tensors(held())
-
-        reload = _reloads[model] = Reload(tensors, lambda: index_contents(held()))
+        tensors = ModelTensors(lambda: (held(),))
+        reload = _reloads[model] = Reload(tensors, tensors.index_contents)
     return reload

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import count
 from typing import Any
@@ -13,9 +13,6 @@ import torch
 from .copies import bytes_of
 
 _BUFFER_ID = 7  # CU_POINTER_ATTRIBUTE_BUFFER_ID
-_INDEX_WORDS = ("expert", "physical", "logical")
-_INDEX_ITEMS_MAX = 65_536
-_KEPT = 4096
 
 # address, bytes, and the number that the driver gives each allocation only once
 Place = tuple[int, int, int]
@@ -46,19 +43,21 @@ class Regions:
         in_ring = None if ring is None else ring.untyped_storage()._cdata
         storages: dict[Place, torch.UntypedStorage] = {}
         views: dict[Place, set[Any]] = {}
-        places: dict[int, Place] = {}
+        # by the storage's own address
+        known: dict[int, set[Any]] = {}
         for name, tensor in self._tensors():
-            if tensor.device.type == "meta":
+            if tensor.is_meta:
                 continue
-            if tensor.untyped_storage()._cdata == in_ring:
-                tensor.data = tensor.data.clone()
             storage = tensor.untyped_storage()
-            place = places.get(storage._cdata)
-            if place is None:
-                place = places[storage._cdata] = _place(storage)
+            if storage._cdata == in_ring:
+                tensor.data = tensor.data.clone()
+                storage = tensor.untyped_storage()
+            of_storage = known.get(storage._cdata)
+            if of_storage is None:
+                place = _place(storage)
                 storages[place] = storage
-            view = (name, tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
-            views.setdefault(place, set()).add(view)
+                of_storage = known[storage._cdata] = views.setdefault(place, set())
+            of_storage.add((name, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype))
         now = {place: frozenset(of_place) for place, of_place in views.items()}
         moved = now != self._views
         self._views = now
@@ -101,54 +100,3 @@ def _buffer_id(address: int) -> int:
 def driver() -> ctypes.CDLL:
     """CUDA's. @raises OSError: there is none"""
     return ctypes.CDLL("libcuda.so.1")
-
-
-def model_tensors(*models: torch.nn.Module | None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, buffers and tensors that are plain attributes of the modules: what weights may be loaded into."""
-    for number, model in enumerate(models):
-        for path, module in () if model is None else model.named_modules():
-            for held in (module._parameters, module._buffers, vars(module)):
-                # this goes over ten thousands of attributes before each update, while the engine stands still
-                if _OTHERS.issuperset(map(type, held.values())):
-                    continue
-                for name, value in held.items():
-                    if isinstance(value, torch.Tensor):
-                        yield f"{number}:{path}.{name}", value
-                    elif len(_OTHERS) < _KEPT:
-                        _OTHERS.add(type(value))
-
-
-# types that are no tensors
-_OTHERS: set[type] = set()
-
-
-def index_contents(*models: torch.nn.Module | None) -> tuple[int, ...]:
-    """What says which expert goes where: small integer tensors of that name, of the modules and of their plain attributes."""
-    found: list[torch.Tensor] = []
-    for model in models:
-        for module in () if model is None else model.modules():
-            for held in (module._buffers, vars(module)):
-                if _OTHER_NAMES.issuperset(held):
-                    continue
-                for name, value in held.items():
-                    if not _names_index(name):
-                        continue
-                    inner = vars(value).values() if hasattr(value, "__dict__") and not callable(value) else ()
-                    candidates = (value,) if isinstance(value, torch.Tensor) else inner
-                    found += [one for one in candidates if isinstance(one, torch.Tensor) and not one.is_floating_point()]
-    small = [one for one in found if one.device.type != "meta" and 0 < one.numel() <= _INDEX_ITEMS_MAX]
-    if not small:
-        return ()
-    return tuple(torch.cat([one.detach().reshape(-1).to(torch.int64) for one in small]).tolist())
-
-
-# of attributes: every module has the same few, and there are thousands of modules
-_OTHER_NAMES: set[str] = set()
-
-
-def _names_index(name: str) -> bool:
-    if any(word in name for word in _INDEX_WORDS):
-        return True
-    if len(_OTHER_NAMES) < _KEPT:
-        _OTHER_NAMES.add(name)
-    return False

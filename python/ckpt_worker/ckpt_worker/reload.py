@@ -119,6 +119,8 @@ class Reload:
         # the processing looks at no weight, and has been done in this update already
         self._blind = False
         self._processed = False
+        #: how many looks at the engine's tensors have found them changed
+        self.changes = 0
         #: why nothing can be replayed
         self.refused: str | None = None
         self.tally = Tally()
@@ -193,7 +195,7 @@ class Reload:
         before = fingerprint(copies, self._regions.bytes())
         with ContentWatch([storages[number] for number in self._views if number in storages]) as watch:
             post_hook()
-        self._moved |= self._regions.look()
+        self._moved |= self._look_at_all()
         self._names |= self._regions.names
         if not self._holds() or not torch.equal(before, fingerprint(copies, self._regions.bytes())):
             self.forget()
@@ -277,7 +279,7 @@ class Reload:
         places = self.places
         if places is None or not places.constants:
             return
-        self._moved |= self._regions.look()
+        self._moved |= self._look_at_all()
         try:
             for constant in places.constants:
                 constant.write(self._regions.storages[constant.region])
@@ -335,7 +337,7 @@ class Reload:
 
     def _changed(self) -> str | None:
         """What is not as it was when the lists were recorded. Looks at the engine's memory."""
-        self._moved |= self._regions.look()
+        self._moved |= self._look_at_all()
         if not self._holds() or self._indices() != self._contents:
             return _ELSEWHERE
         # one that was not there may be what a weight is for
@@ -459,9 +461,15 @@ class Reload:
         self._recorder, self._before = Recorder(ring, self._regions.storages), None
         return False
 
+    def _look_at_all(self, ring: torch.Tensor | None = None) -> bool:
+        """See `Regions.look`."""
+        moved = self._regions.look(ring)
+        self.changes += moved
+        return moved
+
     def _look(self, ring: torch.Tensor) -> bool:
         """Whether the model's tensors are at other places than before."""
-        moved = self._regions.look(ring)
+        moved = self._look_at_all(ring)
         self._bytes = self._regions.bytes()
         return moved
 

@@ -16,8 +16,8 @@ from .direct import DirectEngine, update_weights_directly
 from .fingerprint import fingerprint_of
 from .kernel import has_triton
 from .layerwise import LayerwiseReload, changed_by_processing
-from .regions import index_contents, model_tensors
 from .reload import HOOK_CHANGES, Reload, Tally, Weights
+from .tensors import ModelTensors
 from .update import synchronize, update_weights_from_ipc
 
 # vLLM's RPC gives up after 300 s, and whoever called it does not learn anything then
@@ -87,7 +87,10 @@ class VllmEngine:
         self._layerwise: str | None = None
         self._processed_again = False
         self._partly: dict[str, int] = {}
-        self._reload = Reload(lambda: model_tensors(*self._models()), lambda: index_contents(*self._models()), True)
+        # what `Reload.changes` was when the tensors had the forms that weights are loaded into
+        self._unchanged: int | None = None
+        tensors = ModelTensors(self._models)
+        self._reload = Reload(tensors, tensors.index_contents, True)
 
     def update(self, handles: dict[str, str]) -> dict[str, Any]:
         begin = time.perf_counter()
@@ -147,9 +150,12 @@ class VllmEngine:
             phase = before
 
         try:
-            engine = DirectEngine(
-                self._reload, CudaMemory().allocation_of, hook, self._synchronize, torn, self._why_not_direct(*self._mode())
-            )
+            memory = CudaMemory()
+
+            def refusal() -> str | None:
+                return self._why_not_direct(*self._mode(looked=True))
+
+            engine = DirectEngine(self._reload, memory.allocation_of, hook, self._synchronize, torn, refusal)
             limits = Limits(total=max(0.0, begin + _TOTAL_SECONDS - time.perf_counter()))
             placed = update_weights_directly(self._context, self._address(handles), engine, limits)
         except Exception as error:
@@ -222,16 +228,20 @@ class VllmEngine:
             raise ValueError(f"the daemon has no address for device {uuid}, only for {', '.join(sorted(handles)) or 'none'}")
         return handles[uuid]
 
-    def _mode(self) -> tuple[Mode, str | None]:
-        """How the next update is taken, and why not recorded."""
+    def _mode(self, looked: bool = False) -> tuple[Mode, str | None]:
+        """How the next update is taken, and why not recorded.
+
+        @param looked: `_reload` has just looked at the models: where it has seen no change, their tensors have the same forms
+        """
         if os.environ.get("CKPT_RELOAD") == "ordinary":
             return "ordinary", "CKPT_RELOAD=ordinary"
         quantization = self._worker.model_config.quantization
         if self._layerwise is None and quantization is not None:
             self._layerwise = f"the model is quantised ({quantization})"
-        if self._layerwise is None:
+        if self._layerwise is None and not (looked and self._reload.changes == self._unchanged):
             changed = (changed_by_processing(model) for model in self._models())
             self._layerwise = next((where for where in changed if where is not None), None)
+            self._unchanged = self._reload.changes if looked else None
         if self._layerwise is not None:
             return "layerwise", self._layerwise
         if self._worker.vllm_config.parallel_config.enable_eplb:

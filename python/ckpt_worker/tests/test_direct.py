@@ -83,7 +83,7 @@ class TestDirect(DaemonTest):
             self.hook,
             lambda: None,
             lambda torn: self.events.append("torn" if torn else "whole"),
-            self.refusal,
+            lambda: self.refusal,
         )
         self.daemon = Daemon(self.context, self.address, messages)
         self.daemon.start()

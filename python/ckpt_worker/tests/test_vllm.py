@@ -479,8 +479,9 @@ class TestDirect(WorkerTest):
         self.expect(answer, ok=False, phase="begin", torn=False, placed=False)
         self.assertEqual(answer["error"], "ValueError: the daemon has no address for device GPU-0, only for GPU-1")
         with mock.patch.object(self.worker, "get_model", side_effect=RuntimeError("no model")):
-            answer = self.worker.ckpt_direct({UUID: self.address})
+            answer = self.direct([self.LOOK])
         self.expect(answer, ok=False, error="RuntimeError: no model", phase="begin", torn=False)
+        self.assertEqual(unpack(self.daemon.replies[0])[0], {"ok": False, "reason": "RuntimeError: no model"})
 
     def test_its_whole_time_is_limited(self) -> None:
         self.update(1)

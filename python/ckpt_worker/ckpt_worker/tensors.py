@@ -1,0 +1,151 @@
+"""The tensors that a model holds: what weights may be loaded into."""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+
+_INDEX_WORDS = ("expert", "physical", "logical")
+_INDEX_ITEMS_MAX = 65_536
+
+Models = Sequence[torch.nn.Module | None]
+Named = list[tuple[str, torch.Tensor]]
+
+
+class ModelTensors:
+    """Parameters, buffers and tensors that are plain attributes of the modules of models, with names.
+
+    An engine stands still while they are looked for, and has ten thousands of attributes: where they are is kept. Each time all
+    modules and the types of all attributes are compared with those of the last time, which takes a tenth of going over them; a
+    tensor itself is always taken from where it is now.
+
+    @param models: those that the engine has now; they are not kept
+    """
+
+    def __init__(self, models: Callable[[], Models]):
+        self._models = models
+        self._places: _Places | None = None
+
+    def __call__(self) -> Named:
+        held = self._held()
+        return [(slot.name, held[slot.holder][slot.key]) for slot in self._now.tensors]
+
+    def index_contents(self) -> tuple[int, ...]:
+        """What says which expert goes where: small integer tensors of that name, which are buffers or plain attributes of the
+        modules, or plain attributes of those."""
+        held = self._held()
+        found: list[torch.Tensor] = []
+        for slot in self._now.indices:
+            value = held[slot.holder][slot.key]
+            candidates = (value,) if isinstance(value, torch.Tensor) else vars(value).values()
+            found += [one for one in candidates if isinstance(one, torch.Tensor) and not one.is_floating_point()]
+        small = [one for one in found if one.device.type != "meta" and 0 < one.numel() <= _INDEX_ITEMS_MAX]
+        if not small:
+            return ()
+        return tuple(torch.cat([one.detach().reshape(-1).to(torch.int64) for one in small]).tolist())
+
+    @property
+    def _now(self) -> _Places:
+        assert self._places is not None, "nothing was looked for"
+        return self._places
+
+    def _held(self) -> list[dict[str, Any]]:
+        """What holds attributes, as the places count it."""
+        models = self._models()
+        held = None if self._places is None else self._places.held(models)
+        if held is None:
+            self._places = _Places(models)
+            held = self._places.held(models)
+            assert held is not None, "the model changes while it is looked at"
+        return held
+
+
+class _Slot(NamedTuple):
+    name: str
+    holder: int
+    key: str
+
+
+class _Places:
+    """Where the tensors of some models are. Keeps none of them."""
+
+    def __init__(self, models: Models):
+        self.tensors: list[_Slot] = []
+        self.indices: list[_Slot] = []
+        numbers: dict[int, int] = {}
+        modules: list[torch.nn.Module] = []
+        for number, model in enumerate(models):
+            for path, module in () if model is None else model.named_modules():
+                for at, held in enumerate(_holders(module)):
+                    self._find(f"{number}:{path}", len(modules) * _HOLDERS + at, held)
+                numbers.setdefault(id(module), len(modules))
+                modules.append(module)
+        self._roots = [None if model is None else numbers[id(model)] for model in models]
+        self._modules = [weakref.ref(module) for module in modules]
+        self._children = [None if child is None else numbers[id(child)] for child in _children(modules)]
+        self._types = list(map(type, _values(modules)))
+
+    def _find(self, path: str, holder: int, held: dict[str, Any]) -> None:
+        for key, value in held.items():
+            slot = _Slot(f"{path}.{key}", holder, key)
+            is_tensor = isinstance(value, torch.Tensor)
+            if is_tensor:
+                self.tensors.append(slot)
+            # a parameter is no index
+            if holder % _HOLDERS == 0 or not _names_index(key):
+                continue
+            if is_tensor or (hasattr(value, "__dict__") and not callable(value)):
+                self.indices.append(slot)
+
+    def held(self, models: Models) -> list[dict[str, Any]] | None:
+        """None: it may be that tensors have come, gone or moved to another attribute."""
+        modules: list[Any] = [module() for module in self._modules]
+        roots = [None if number is None else modules[number] for number in self._roots]
+        children = [None if number is None else modules[number] for number in self._children]
+        if None in modules or not _are_same(roots, models) or not _are_same(children, list(_children(modules))):
+            return None
+        if list(map(type, _values(modules))) != self._types:
+            return None
+        held = [one for module in modules for one in _holders(module)]
+        slots = chain(self.tensors, self.indices)
+        return held if all(slot.key in held[slot.holder] for slot in slots) else None
+
+
+_HOLDERS = 3
+
+
+def _holders(module: torch.nn.Module) -> tuple[dict[str, Any], ...]:
+    """Of attributes, `_HOLDERS` of them."""
+    return module._parameters, module._buffers, vars(module)
+
+
+def _values(modules: Sequence[torch.nn.Module]) -> Iterator[Any]:
+    """Of all attributes."""
+    return chain.from_iterable(held.values() for module in modules for held in _holders(module))
+
+
+def _children(modules: Sequence[torch.nn.Module]) -> Iterator[torch.nn.Module | None]:
+    return chain.from_iterable(module._modules.values() for module in modules)
+
+
+def _are_same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
+def _names_index(name: str) -> bool:
+    return any(word in name for word in _INDEX_WORDS)
+
+
+def model_tensors(*models: torch.nn.Module | None) -> Named:
+    """See `ModelTensors`."""
+    return ModelTensors(lambda: models)()
+
+
+def index_contents(*models: torch.nn.Module | None) -> tuple[int, ...]:
+    """See `ModelTensors.index_contents`."""
+    return ModelTensors(lambda: models).index_contents()
