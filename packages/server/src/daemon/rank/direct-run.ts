@@ -37,7 +37,7 @@ export class DirectRun {
   readonly #conversation: DirectConversation
   readonly #progress: Int32Array
   readonly #waits: RankWait
-  /** Whose memory is open before its worker has said where it is. */
+  /** What is opened before its worker has said where it is. */
   #guessed: KnownMemory | null = null
   #started = false
   /** Why its memory could not be opened. */
@@ -88,7 +88,7 @@ export class DirectRun {
   loop(): void {
     this.#started = true
     this.#turn(() => this.#step({ type: 'start', nowMs: clockMs() }))
-    this.#turn(() => this.#openEarly())
+    this.#turn(() => this.#guess())
     while (!this.#done()) {
       this.#turn(() => this.#work())
       if (this.#done()) break
@@ -126,6 +126,7 @@ export class DirectRun {
     for (const message of this.#host.takeMessages()) this.handle(message)
     this.#takeComplete()
     if (!aborting) this.#copy()
+    this.#openGuessed()
     const { deadlineMs } = this.#conversation
     if (deadlineMs !== null && clockMs() >= deadlineMs) {
       // what has come since the wait is in time
@@ -161,9 +162,7 @@ export class DirectRun {
         Atomics.store(this.#progress, PROGRESS_SENT, 1)
         this.#step({ type: 'begin', nowMs })
         // while the engine's worker looks once more
-        if (this.#memory === null)
-          this.#openMemory(this.#plans.memory(this.options.engine) as KnownMemory)
-        return
+        return this.#openMemory()
       case 'copy':
         return this.#startCopies()
       case 'leave':
@@ -180,37 +179,55 @@ export class DirectRun {
   }
 
   /**
-   * While the engine is asked: its memory is most often where it was the last time. Nothing is copied before its worker has said
-   * that it is; an allocation that it has freed meanwhile is held no longer than until then.
+   * While the engine is asked its memory is opened where it was the last time. Nothing is copied before its worker has said that
+   * it is there still; an allocation that it has freed meanwhile is held no longer than until then.
    */
-  #openEarly(): void {
+  #guess(): void {
     const known = this.#plans.memory(this.options.engine)
     if (known === null || known.allocations.length === 0) return
-    this.#openMemory(known)
-    // it may be an engine that has ended: its worker says what there is now
-    this.#closedToUs = null
-    if (this.#memory !== null) this.#guessed = known
+    const { library, rank } = this.#host
+    this.#memory = new EngineMemory(library, rank.device, known.allocations)
+    this.#guessed = known
   }
 
-  #openMemory({ allocations }: KnownMemory): void {
-    const { library, rank } = this.#host
+  /** One allocation between two looks at what the engine says. */
+  #openGuessed(): void {
+    const memory = this.#memory
+    if (this.#guessed === null || memory === null || memory.isOpen || this.#failure !== null) return
+    this.#woken = true
     try {
-      this.#memory = new EngineMemory(library, rank.device, allocations)
+      memory.openNext()
     } catch (error) {
-      const { code, message } = CkptError.wrap(error)
-      if (code === 'device_lost') throw error
-      this.#closedToUs = `the engine's memory cannot be opened: ${message}`
+      // perhaps of an engine that has ended: its worker says what there is now
+      if (CkptError.wrap(error).code === 'device_lost') throw error
+      this.#forgetGuess()
     }
+  }
+
+  #forgetGuess(): void {
+    this.#guessed = null
+    this.#memory?.free()
+    this.#memory = null
   }
 
   /** Within a generation nothing of it is freed: what was opened is what its worker means. */
   #checkGuess(): void {
     const now = this.#plans.memory(this.options.engine)
-    const guessed = this.#guessed
-    if (guessed === null || now === null || isSameMemory(guessed, now)) return
-    this.#guessed = null
-    this.#memory?.free()
-    this.#memory = null
+    if (this.#guessed === null || now === null || isSameMemory(this.#guessed, now)) return
+    this.#forgetGuess()
+  }
+
+  #openMemory(): void {
+    const { library, rank } = this.#host
+    const { allocations } = this.#plans.memory(this.options.engine) as KnownMemory
+    try {
+      this.#memory ??= new EngineMemory(library, rank.device, allocations)
+      this.#memory.open()
+    } catch (error) {
+      const { code, message } = CkptError.wrap(error)
+      if (code === 'device_lost') throw error
+      this.#closedToUs = `the engine's memory cannot be opened: ${message}`
+    }
   }
 
   /** From here on the engine is torn until it has all. */
@@ -302,8 +319,8 @@ export class DirectRun {
   }
 
   #begun(): RankEvent {
-    const stream = this.#memory?.stream
-    if (stream !== undefined) return { type: 'begun', stream }
+    const memory = this.#memory
+    if (memory?.isOpen) return { type: 'begun', stream: memory.stream }
     return { type: 'not_direct', reason: this.#closedToUs ?? "the engine's memory is not open" }
   }
 

@@ -8,30 +8,46 @@ export interface EngineAllocation {
   readonly bytes: number
 }
 
-/** The engine's own memory, opened for one direct update, with the stream that writes it. Opening 16 GB takes 8 ms. */
+/**
+ * The engine's own memory, opened for one direct update, with the stream that writes it. Opening 16 GB in 56 allocations takes 8 ms
+ * of an H200.
+ */
 export class EngineMemory {
   /** It is the engine's, and counted there. */
   readonly bytes = 0
   readonly stream: Handle
   readonly #library: Library
+  readonly #device: number
   readonly #work: DeviceWork
+  readonly #allocations: readonly EngineAllocation[]
   readonly #opened: Handle[] = []
 
-  /** @throws CkptError what the device says of an allocation */
+  /** With nothing open. */
   constructor(library: Library, device: number, allocations: readonly EngineAllocation[]) {
     this.#library = library
+    this.#device = device
     this.#work = new DeviceWork(library, device)
-    try {
-      for (const { handle, bytes } of allocations) {
-        const opened = library.memoryOpen(device, Uint8Array.fromHex(handle), bytes)
-        this.#work.onFree(() => library.memoryFree(opened))
-        this.#opened.push(opened)
-      }
-      this.stream = this.#work.stream()
-    } catch (error) {
-      this.#work.free()
-      throw error
-    }
+    this.#allocations = allocations
+    this.stream = this.#work.stream()
+  }
+
+  get isOpen(): boolean {
+    return this.#opened.length === this.#allocations.length
+  }
+
+  /** One more allocation. @throws CkptError what the device says of it */
+  openNext(): void {
+    const next = this.#allocations[this.#opened.length]
+    if (next === undefined) return
+    const handle = Uint8Array.fromHex(next.handle)
+    const opened = this.#library.memoryOpen(this.#device, handle, next.bytes)
+    this.#work.onFree(() => this.#library.memoryFree(opened))
+    this.#opened.push(opened)
+  }
+
+  /** The rest. @throws CkptError what the device says of an allocation */
+  open(): void {
+    while (!this.isOpen) this.openNext()
   }
 
   /** Handle of an allocation, by its index. */
