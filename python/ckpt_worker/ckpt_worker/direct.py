@@ -69,9 +69,16 @@ def update_weights_directly(
 
     @raises DaemonError, DaemonGone, ProtocolError, TimeoutError: and what the hook raises; `engine.torn` was told before
     """
+    try:
+        return _converse(context, address, engine, limits or Limits())
+    finally:
+        engine.reload.let_go()
+
+
+def _converse(context: zmq.Context[Any], address: str, engine: DirectEngine, limits: Limits) -> bool:
     begun = False
     early = _Early()
-    with Conversation(context, address, limits or Limits()) as talk:
+    with Conversation(context, address, limits) as talk:
         while True:
             head, _ = unpack(talk.next("what to do" if not begun else "the end of its copies"))
             kind = head.get("type")
@@ -177,7 +184,9 @@ def _leave(engine: DirectEngine, reason: str, early: _Early) -> None:
 def _process_early(engine: DirectEngine) -> _Early:
     """While the daemon copies."""
     try:
-        return _Early(done=engine.reload.process_placed_early(engine.post_hook))
+        done = engine.reload.process_placed_early(engine.post_hook)
+        engine.reload.check_places()
+        return _Early(done=done)
     except Exception as error:
         return _Early(failed=error)
 

@@ -13,6 +13,11 @@ from .reload import Weights
 
 def changed_by_processing(model: torch.nn.Module) -> str | None:
     """A parameter that has another form than when the model was made, so that weights cannot be loaded into it."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return _changed_by_processing(model)
+
+
+def _changed_by_processing(model: torch.nn.Module) -> str | None:
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
     for path, module in model.named_modules():

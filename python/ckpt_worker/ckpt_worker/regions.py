@@ -32,19 +32,27 @@ class Regions:
         self._numbers: dict[Place, int] = {}
         self._next = count(1)
         self._views: dict[Place, Views] = {}
+        # with their addresses
+        self._held: list[tuple[torch.Tensor, int]] = []
         self.storages: dict[int, torch.UntypedStorage] = {}
 
     def look(self, ring: torch.Tensor | None = None) -> bool:
         """Whether something is at another place than when this was called last. A tensor of the model in the ring, which is
-        written over, is taken out of it.
+        written over, is taken out of it. What is found is held until `let_go`.
 
         @param ring: all of its bytes
         """
+        # vLLM's parameters have one in Python, which is called for everything that is asked of them
+        with torch._C.DisableTorchFunctionSubclass():
+            return self._look(ring)
+
+    def _look(self, ring: torch.Tensor | None) -> bool:
         in_ring = None if ring is None else ring.untyped_storage()._cdata
         storages: dict[Place, torch.UntypedStorage] = {}
         views: dict[Place, set[Any]] = {}
         # by the storage's own address
         known: dict[int, set[Any]] = {}
+        self._held = []
         for name, tensor in self._tensors():
             if tensor.is_meta:
                 continue
@@ -57,7 +65,9 @@ class Regions:
                 place = _place(storage)
                 storages[place] = storage
                 of_storage = known[storage._cdata] = views.setdefault(place, set())
-            of_storage.add((name, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype))
+            address = tensor.data_ptr()
+            of_storage.add((name, address, tuple(tensor.shape), tensor.stride(), tensor.dtype))
+            self._held.append((tensor, address))
         now = {place: frozenset(of_place) for place, of_place in views.items()}
         moved = now != self._views
         self._views = now
@@ -70,9 +80,16 @@ class Regions:
         """Of the tensors that were seen the last time."""
         return {name for views in self._views.values() for name, *_ in views}
 
+    @property
+    def unmoved(self) -> bool:
+        """Whether all that the last look has found is held still, where it was then. Does not look for what has come since."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return bool(self._held) and all(tensor.data_ptr() == address for tensor, address in self._held)
+
     def let_go(self) -> None:
         """The engine may free its memory."""
         self.storages = {}
+        self._held = []
 
     def views(self, numbers: Iterable[int]) -> dict[int, Views | None]:
         """What was seen of these the last time; None: it is not there any more."""

@@ -29,6 +29,8 @@ PostHook = Callable[[], object]
 
 _LISTS_MAX = 65_536
 _UPDATES_KEPT = 2
+# of which the ring has room for so many
+_EARLY_BUCKETS = 3
 _UNSEEN = "the engine's memory is written by something that torch does not see"
 _LAUNCHES = "a Triton kernel runs while it is loaded"
 _TOO_MANY = "there are too many lists"
@@ -112,6 +114,8 @@ class Reload:
         self._whole = False
         self._dropped = False
         self._placed: _Placed | None = None
+        # since it was given away
+        self._holds_places = False
         # recorded, and not yet seen to outlast the engine's processing, which a failed update does not reach
         self._unprocessed: list[Copy] = []
         # some tensor, by the processing
@@ -217,10 +221,16 @@ class Reload:
         """Whether everything that was recorded is of memory that is still the engine's."""
         return self._regions.views(self._views) == self._views
 
-    def process_early(self, post_hook: PostHook, ring: torch.Tensor) -> None:
+    def process_early(self, post_hook: PostHook, ring: torch.Tensor, body: bytes) -> None:
         """Between two lists, while the engine would only wait for the next: when it was seen not to touch any weight, the
-        processing after loading may as well come before the last of them."""
-        if not self._blind or self._unprocessed or self.tally.ordinary:
+        processing after loading may as well come before the last of them.
+
+        @param body: of the list that was just taken: the daemon goes on for a while where its bucket is small for the ring
+        """
+        if not self._blind or self._processed or self._unprocessed or self.tally.ordinary:
+            return
+        recorded = self._recorded.get(body)
+        if recorded is None or sum(one.bytes for one in recorded.recording.tensors) * _EARLY_BUCKETS > ring.numel():
             return
         post_hook()
         self._processed = True
@@ -242,7 +252,7 @@ class Reload:
 
     def placement(self, allocation_of: Callable[[int], Allocation]) -> tuple[PlacementMap, str]:
         """Where the tensors of the last update belong, while the engine's memory is what it was then, and the generation of
-        that memory. What was found is kept until the lists are others.
+        that memory, which is held until `let_go`. What was found is kept until the lists are others.
 
         @param allocation_of: is asked only where nothing is kept
         @raises NotPlaced: not all of them could be replayed, or something has moved since
@@ -250,23 +260,34 @@ class Reload:
         reason = self.not_placed
         if reason is not None:
             raise NotPlaced(reason)
-        try:
-            found = self._changed() or self._find_places(allocation_of)
-        finally:
-            self._regions.let_go()
+        found = self._changed() or self._find_places(allocation_of)
         if isinstance(found, str):
             raise NotPlaced(found)
+        self._holds_places = True
         return found
 
     def generation(self) -> str | None:
-        """What `placement` has given, while all of it still holds; else None. Looks at the engine's memory."""
+        """What `placement` has given, while all of it still holds; else None. As long as it is held, only its addresses are
+        looked at, and `check_places` looks at everything."""
         placed = self._placed_lists()
         if placed is None or isinstance(placed.found, str) or self.not_placed is not None:
             return None
-        try:
-            return placed.found[1] if self._changed() is None else None
-        finally:
-            self._regions.let_go()
+        holds = (self._holds_places and self._regions.unmoved) or self._changed() is None
+        return placed.found[1] if holds else None
+
+    def check_places(self) -> None:
+        """While somebody else brings weights to their places.
+
+        @raises RuntimeError: they belong elsewhere by now
+        """
+        changed = self._changed()
+        if changed is not None:
+            raise RuntimeError(f"while the daemon copied, {changed}")
+
+    def let_go(self) -> None:
+        """The engine may free its memory."""
+        self._regions.let_go()
+        self._holds_places = False
 
     @property
     def places(self) -> PlacementMap | None:
@@ -280,11 +301,8 @@ class Reload:
         if places is None or not places.constants:
             return
         self._moved |= self._look_at_all()
-        try:
-            for constant in places.constants:
-                constant.write(self._regions.storages[constant.region])
-        finally:
-            self._regions.let_go()
+        for constant in places.constants:
+            constant.write(self._regions.storages[constant.region])
 
     def process_placed(self, post_hook: PostHook) -> None:
         """As `process`, after somebody else has brought the weights to their places. Where the hook moves tensors, the next
@@ -294,20 +312,10 @@ class Reload:
             self._check_indices(True)
 
     def process_placed_early(self, post_hook: PostHook) -> bool:
-        """As `process_early`, while somebody else brings the weights. Whether it is done.
-
-        @raises RuntimeError: it has moved what is being written
-        """
-        if not self._blind:
-            return False
-        post_hook()
-        try:
-            changed = self._changed()
-        finally:
-            self._regions.let_go()
-        if changed is not None:
-            raise RuntimeError(f"while the daemon copied, the engine's processing has run, and {changed}")
-        return True
+        """As `process_early`, while somebody else brings the weights. Whether it is done."""
+        if self._blind:
+            post_hook()
+        return self._blind
 
     def _find_places(self, allocation_of: Callable[[int], Allocation]) -> tuple[PlacementMap, str] | str:
         """After a look at the engine's memory."""
@@ -463,6 +471,7 @@ class Reload:
 
     def _look_at_all(self, ring: torch.Tensor | None = None) -> bool:
         """See `Regions.look`."""
+        self._holds_places = False
         moved = self._regions.look(ring)
         self.changes += moved
         return moved

@@ -129,9 +129,8 @@ def _take_lists(talk: Conversation, ring: torch.Tensor, engine: _Engine) -> None
                 return synchronize(ring.device)
             try:
                 engine.take(body, listed, ring)
-                if count == 1 and engine.reload is not None:
-                    # the daemon has more than one bucket in the ring by now
-                    engine.reload.process_early(engine.post_hook, ring)
+                if count > 0 and engine.reload is not None:
+                    engine.reload.process_early(engine.post_hook, ring, body)
                 synchronize(ring.device)
             except Exception as error:
                 # not raised: the daemon tells every worker of the engine to stop, and this one with them

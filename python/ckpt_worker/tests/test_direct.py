@@ -214,7 +214,7 @@ class TestDirect(DaemonTest):
             self.assertEqual(self.replies(), [{"ok": False, "reason": "the engine's memory has changed"}])
         self.assertEqual(self.events, [])
 
-    def test_an_expert_map_or_a_tensor_that_comes_between_looking_and_beginning(self) -> None:
+    def test_an_expert_map_or_a_tensor_that_comes_after_looking_is_an_error(self) -> None:
         def other_map() -> bytes:
             self.indices = (8,)
             return self.begin()
@@ -225,10 +225,26 @@ class TestDirect(DaemonTest):
 
         for begin in (other_map, new_tensor):
             self.indices = (7,)
-            self.assertFalse(self.update([self.look(), begin, LEAVE]))
-            self.assertEqual([reply["ok"] for reply in self.replies()], [True, False])
+            self.events.clear()
+            with self.assertRaisesRegex(RuntimeError, "while the daemon copied, the engine"):
+                self.update([self.look(), begin, END])
+            self.assertEqual([reply["ok"] for reply in self.replies()], [True, True, False])
+            self.assertEqual(self.events, ["torn"])
         self.assertFalse(self.update([self.look(), LEAVE]))
         self.assertIn("did not have", self.replies()[0]["reason"])
+
+    def test_what_has_gone_between_looking_and_beginning_is_refused(self) -> None:
+        def moved() -> bytes:
+            self.weight.data = self.weight.clone()
+            return self.begin()
+
+        self.update([self.look(), LEAVE])
+        begin = self.begin()
+        self.assertFalse(self.update([self.look(), moved, LEAVE]))
+        self.assertEqual(self.replies()[1], {"ok": False, "reason": "the engine's memory has changed"})
+        # after a look that was refused as well
+        self.assertFalse(self.update([self.look(), begin, LEAVE]))
+        self.assertEqual([reply["ok"] for reply in self.replies()], [False, False])
         self.assertEqual(self.events, [])
 
     def test_the_model_is_walked_once_to_look_and_once_to_begin(self) -> None:

@@ -201,7 +201,7 @@ class TestPlacement(PlacementTest):
         self.reload.replay(b"0/5", self.ring)
         self.reload.replay(b"1/5", self.ring)
         self.reload._blind = True
-        self.reload.process_early(move, self.ring)
+        self.reload.process_early(move, self.ring, b"1/5")
         self.reload.load(
             b"new", [Listed(Tensor("embed", 0, 160), torch.float32, torch.Size((10, 4)))], self.ring, self.engine.run
         )

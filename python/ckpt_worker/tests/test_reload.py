@@ -27,7 +27,7 @@ class Updates:
         self.loads: list[str] = []
         self.hook: Callable[[], object] = lambda: None
         self._load = load
-        self._ring = torch.zeros(ROWS * 4, dtype=torch.uint8)
+        self._ring = torch.zeros(3 * ROWS * 4, dtype=torch.uint8)
 
     def run(self, weights: Weights) -> None:
         for name, tensor in weights:
@@ -40,12 +40,12 @@ class Updates:
         contents = {name: self.contents(version, i) for i, name in enumerate("abc")}
         self.reload.begin(self._ring, Tally())
         for name, value in contents.items():
-            self._ring.copy_(value.view(torch.uint8))
+            self._ring[: ROWS * 4].copy_(value.view(torch.uint8))
             listed = Listed(Tensor(name, 0, ROWS * 4), torch.float32, torch.Size((ROWS,)))
             if self.reload.replays(name.encode()):
                 self.reload.replay(name.encode(), self._ring)
                 if name == "b":
-                    self.reload.process_early(self.hook, self._ring)
+                    self.reload.process_early(self.hook, self._ring, name.encode())
             else:
                 self.reload.load(name.encode(), [listed], self._ring, self.run)
         self.reload.release()

@@ -21,6 +21,8 @@ export class EngineMemory {
   readonly #work: DeviceWork
   readonly #allocations: readonly EngineAllocation[]
   readonly #opened: Handle[] = []
+  /** Of those, from the first on. */
+  #closedCount = 0
 
   /** With nothing open. */
   constructor(library: Library, device: number, allocations: readonly EngineAllocation[]) {
@@ -40,9 +42,16 @@ export class EngineMemory {
     const next = this.#allocations[this.#opened.length]
     if (next === undefined) return
     const handle = Uint8Array.fromHex(next.handle)
-    const opened = this.#library.memoryOpen(this.#device, handle, next.bytes)
-    this.#work.onFree(() => this.#library.memoryFree(opened))
-    this.#opened.push(opened)
+    this.#opened.push(this.#library.memoryOpen(this.#device, handle, next.bytes))
+  }
+
+  /** One of those that are open, when nothing writes them any more; false: none is left. @throws CkptError what the device says of it */
+  closeNext(): boolean {
+    const next = this.#opened[this.#closedCount]
+    if (next === undefined) return false
+    this.#closedCount++
+    this.#library.memoryFree(next)
+    return true
   }
 
   /** The rest. @throws CkptError what the device says of an allocation */
@@ -76,9 +85,18 @@ export class EngineMemory {
     return this.#work.settle(timeoutMs)
   }
 
-  /** Closes what was opened: a dead engine's memory would be held otherwise. {@link EngineMemory.settle} first. */
+  /** Closes what is open: a dead engine's memory would be held otherwise. {@link EngineMemory.settle} first. */
   free(): void {
-    const failure = this.#work.free()
+    let first: unknown = null
+    for (let more = true; more; ) {
+      try {
+        more = this.closeNext()
+      } catch (error) {
+        first ??= error
+      }
+    }
+    const ofWork = this.#work.free()
+    const failure = first ?? ofWork
     if (failure !== null) throw failure
   }
 }

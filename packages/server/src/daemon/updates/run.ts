@@ -504,14 +504,16 @@ export class UpdateRun {
       const taken = this.#spec.weightVersion ?? version.version
       contact.succeed(taken, team.dialectOf(contact.ranks))
     }
-    await this.#race(team.left())
     this.#publishProgress()
   }
 
   async #afterwards(): Promise<void> {
     const { signal } = this.#controller
+    const team = this.#team as RankTeam
     this.#enter('post')
-    await this.#race(Promise.all(this.#contacts.map((one) => one.settle(signal))))
+    const settled = this.#contacts.map((one) => one.settle(signal))
+    // while the ranks give back their memory, or close that of the engine
+    await this.#race(Promise.all([team.left(), ...settled]))
     // until here a daemon that is killed leaves an engine that may answer from caches of the old weights
     const journalled = this.#context.journal.conversations([])
     this.#enter('resume')
