@@ -21,6 +21,7 @@ _ROOT = Path(__file__).parent.parent.parent
 _CHECKPOINT = "measured"
 _READY_SECONDS = 120
 _UPDATE_SECONDS = 300
+_PACKED_BYTES = 2**30
 
 
 class CkptWay:
@@ -97,11 +98,14 @@ class VllmIpcWay:
         self._server = server
         self._send = IPCWeightTransferEngine.trainer_send_weights
         self._tensors = {name: tensor for path in files for name, tensor in load_file(path, device="cuda").items()}
+        # its own default, or the largest tensor
+        self._packed_bytes = max(_PACKED_BYTES, *(tensor.nbytes for tensor in self._tensors.values()))
         server.post("/init_weight_transfer_engine", {"init_info": {}})
 
     def update(self, _number: int) -> dict[str, Any]:
         self._server.post("/start_weight_update", {"is_checkpoint_format": True})
-        self._send(iter(self._tensors.items()), {"send_mode": "http", "url": self._server.url, "packed": True})
+        how = {"send_mode": "http", "url": self._server.url, "packed": True, "packed_buffer_size_bytes": self._packed_bytes}
+        self._send(iter(self._tensors.items()), how)
         self._server.post("/finish_weight_update", {})
         return {}
 
