@@ -246,8 +246,11 @@ describe('a copy that is not right is counted', () => {
     },
     direct: {
       change: (real) => ({
-        copyH2d: (stream, memory, at, buffer, from, bytes) =>
-          real.copyH2d(stream, memory, at, buffer, from, bytes - 1),
+        copyH2dBatch: (stream, pieces) =>
+          real.copyH2dBatch(
+            stream,
+            pieces.map((piece) => ({ ...piece, width: piece.width - 1 })),
+          ),
       }),
       rows: ['dense, tp 1', 'dense, tp 8', 'moe, tp 1', 'moe, tp 8'].map(
         (name) => `16 MiB ${name}`,

@@ -5,7 +5,8 @@
 namespace ckpt {
 namespace {
 
-// Calls `piece` with what lies in one registration: an offset in the copy, the address there and a number of bytes.
+// Calls `piece` with what lies in one registration: an offset in the copy, the address there and
+// a number of bytes.
 template <class Piece>
 void cut(const Buffer& from, uint64_t from_offset, uint64_t bytes, Piece&& piece) {
   const uint64_t piece_bytes = from.pin_piece_bytes();
@@ -37,8 +38,8 @@ uint64_t rows_of_one_registration(uint64_t piece_bytes, uint64_t at, const CopyR
   return std::min(height, (room - rows.width) / rows.from_pitch + 1);
 }
 
-// Where the kernel is faster. Rows of 96, 192, 512, 1024 and 3072 bytes, each an eighth of the pitch: 30, 37, 45, 46 and 48 GB/s,
-// cudaMemcpy2DAsync 20, 31, 42, 49 and 53 (an H200).
+// Where the kernel is faster. Rows of 96, 192, 512, 1024 and 3072 bytes, each an eighth of the
+// pitch: 30, 37, 45, 46 and 48 GB/s, cudaMemcpy2DAsync 20, 31, 42, 49 and 53 (an H200).
 constexpr uint64_t kKernelWidthMax = 512;
 
 bool for_kernel(const CopyRows& rows) { return rows.width <= kKernelWidthMax; }

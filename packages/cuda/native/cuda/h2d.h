@@ -1,5 +1,5 @@
-// Copies out of host memory, cut where a registration ends: one that crosses from one into the next fails
-// (cudaErrorInvalidValue).
+// Copies out of host memory, cut where a registration ends: one that crosses from one into the next
+// fails (cudaErrorInvalidValue).
 #pragma once
 
 #include <memory>
@@ -23,8 +23,9 @@ H2dMeans h2d_means(uint32_t device);
 void enqueue_h2d(cudaStream_t stream, uint8_t* to, const Buffer& from, const CopyRows& rows,
                  const H2dMeans& means);
 
-// Many copies, given to the device at once: it goes from one to the next without a pause, which is 3 us where each is a call of
-// its own (16 GB in pieces of 3 MiB: 55.4 GB/s instead of 52.9 on an H200).
+// Many copies, given to the device at once: it goes from one to the next without a pause, which is
+// 3 us where each is a call of its own (16 GB in pieces of 3 MiB: 55.4 GB/s instead of 52.9 on an
+// H200).
 class H2dBatch {
  public:
   explicit H2dBatch(const H2dMeans& means) : means_(means) {}

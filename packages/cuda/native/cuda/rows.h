@@ -1,5 +1,5 @@
-// Rows of pinned host memory into rows of device memory, by a kernel that reads the host's memory itself. Copies of narrow rows
-// that are far apart take the copy engines twice as long or more; each copy for itself would leave them waiting.
+// Rows of pinned host memory into rows of device memory, by a kernel that reads the host's memory
+// itself: the copy engines take longer for narrow ones, and wait between one copy and the next.
 #pragma once
 
 #include <cstdint>
