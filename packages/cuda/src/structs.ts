@@ -1,5 +1,4 @@
 import { STRUCTS } from './generated.ts'
-import type { CopyPiece, GatherPiece, H2dPiece, ReadPiece } from './types.ts'
 
 type Structs = typeof STRUCTS
 
@@ -87,69 +86,29 @@ function putU32(words: Uint32Array, index: number, value: number): void {
   words[index] = value
 }
 
-/** `ckpt_read_piece[]`; at least one element long, because an empty typed array has no address. */
-export function encodeReadPieces(pieces: readonly ReadPiece[]): Uint8Array {
-  const { bytes, fields } = STRUCTS.readPiece
-  const words = new Uint32Array(new ArrayBuffer(bytes * Math.max(1, pieces.length)))
-  let base = 0
-  for (const piece of pieces) {
-    words[base + fields.file.offset / 4] = piece.file
-    words[base + fields.buffer.offset / 4] = piece.buffer
-    putU64(words, base + fields.fileOffset.offset / 4, piece.fileOffset)
-    putU64(words, base + fields.bufferOffset.offset / 4, piece.bufferOffset)
-    putU64(words, base + fields.bytes.offset / 4, piece.bytes)
-    base += bytes / 4
+type Fields = Readonly<Record<string, { readonly type: string; readonly offset: number }>>
+type Piece<F> = Readonly<Record<Exclude<keyof F, 'reserved'>, number>>
+
+/** Arrays of a struct of unsigned integers; at least one element long, because an empty typed array has no address. */
+function encoderOf<F extends Fields>({ bytes, fields }: { bytes: number; fields: F }) {
+  const places = Object.entries(fields)
+    .filter(([name]) => name !== 'reserved')
+    .map(([name, { type, offset }]) => {
+      const put = type === 'uint64_t' ? putU64 : putU32
+      return { name: name as keyof Piece<F>, put, word: offset / 4 }
+    })
+  return (pieces: readonly Piece<F>[]): Uint8Array => {
+    const words = new Uint32Array(new ArrayBuffer(bytes * Math.max(1, pieces.length)))
+    let base = 0
+    for (const piece of pieces) {
+      for (const { name, put, word } of places) put(words, base + word, piece[name])
+      base += bytes / 4
+    }
+    return new Uint8Array(words.buffer)
   }
-  return new Uint8Array(words.buffer)
 }
 
-/** `ckpt_copy_piece[]`; at least one element long. */
-export function encodeCopyPieces(pieces: readonly CopyPiece[]): Uint8Array {
-  const { bytes, fields } = STRUCTS.copyPiece
-  const words = new Uint32Array(new ArrayBuffer(bytes * Math.max(1, pieces.length)))
-  let base = 0
-  for (const piece of pieces) {
-    putU64(words, base + fields.dstOffset.offset / 4, piece.dstOffset)
-    putU64(words, base + fields.srcOffset.offset / 4, piece.srcOffset)
-    putU64(words, base + fields.bytes.offset / 4, piece.bytes)
-    base += bytes / 4
-  }
-  return new Uint8Array(words.buffer)
-}
-
-/** `ckpt_h2d_piece[]`; at least one element long. */
-export function encodeH2dPieces(pieces: readonly H2dPiece[]): Uint8Array {
-  const { bytes, fields } = STRUCTS.h2dPiece
-  const words = new Uint32Array(new ArrayBuffer(bytes * Math.max(1, pieces.length)))
-  let base = 0
-  for (const piece of pieces) {
-    putU32(words, base + fields.memory.offset / 4, piece.memory)
-    putU32(words, base + fields.buffer.offset / 4, piece.buffer)
-    putU64(words, base + fields.memoryOffset.offset / 4, piece.memoryOffset)
-    putU64(words, base + fields.bufferOffset.offset / 4, piece.bufferOffset)
-    putU64(words, base + fields.memoryPitch.offset / 4, piece.memoryPitch)
-    putU64(words, base + fields.bufferPitch.offset / 4, piece.bufferPitch)
-    putU64(words, base + fields.width.offset / 4, piece.width)
-    putU64(words, base + fields.height.offset / 4, piece.height)
-    base += bytes / 4
-  }
-  return new Uint8Array(words.buffer)
-}
-
-/** `ckpt_gather_piece[]`; at least one element long. */
-export function encodeGatherPieces(pieces: readonly GatherPiece[]): Uint8Array {
-  const { bytes, fields } = STRUCTS.gatherPiece
-  const words = new Uint32Array(new ArrayBuffer(bytes * Math.max(1, pieces.length)))
-  let base = 0
-  for (const piece of pieces) {
-    putU32(words, base + fields.srcBuffer.offset / 4, piece.srcBuffer)
-    putU64(words, base + fields.srcOffset.offset / 4, piece.srcOffset)
-    putU64(words, base + fields.dstOffset.offset / 4, piece.dstOffset)
-    putU64(words, base + fields.srcPitch.offset / 4, piece.srcPitch)
-    putU64(words, base + fields.dstPitch.offset / 4, piece.dstPitch)
-    putU64(words, base + fields.width.offset / 4, piece.width)
-    putU64(words, base + fields.height.offset / 4, piece.height)
-    base += bytes / 4
-  }
-  return new Uint8Array(words.buffer)
-}
+export const encodeReadPieces = encoderOf(STRUCTS.readPiece)
+export const encodeCopyPieces = encoderOf(STRUCTS.copyPiece)
+export const encodeH2dPieces = encoderOf(STRUCTS.h2dPiece)
+export const encodeGatherPieces = encoderOf(STRUCTS.gatherPiece)

@@ -135,9 +135,9 @@ def _look(engine: DirectEngine, known: object) -> bytes:
     engine.synchronize()
     try:
         places, generation = engine.reload.placement(engine.allocation_of)
+        refusal = engine.refusal()
     except NotPlaced as error:
-        return pack(_refusal(engine.refusal() or str(error)))
-    refusal = engine.refusal()
+        refusal = engine.refusal() or str(error)
     if refusal is not None:
         return pack(_refusal(refusal))
     head = {

@@ -54,10 +54,6 @@ CopyRows rows_of(const ckpt_h2d_piece& piece) {
 
 }  // namespace
 
-void ckpt::Stream::copy_h2d_batch(std::vector<BatchCopy> copies) {
-  for (BatchCopy& copy : copies) copy_h2d(std::move(copy.to), std::move(copy.from), copy.rows);
-}
-
 int32_t ckpt_device_count(uint32_t* count_p) {
   return guard([&] {
     uint32_t& out = require(count_p, "count_p");

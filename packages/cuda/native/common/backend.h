@@ -25,6 +25,7 @@
 #pragma once
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "handle-table.h"
@@ -93,7 +94,9 @@ class Stream : public Object {
   virtual void copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> from,
                         const CopyRows& rows) = 0;
   // As for copy_h2d; what they write does not overlap.
-  virtual void copy_h2d_batch(std::vector<BatchCopy> copies);
+  virtual void copy_h2d_batch(std::vector<BatchCopy> copies) {
+    for (BatchCopy& copy : copies) copy_h2d(std::move(copy.to), std::move(copy.from), copy.rows);
+  }
   virtual void copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from,
                            std::vector<ckpt_copy_piece> pieces) = 0;
 

@@ -80,6 +80,13 @@ void enqueue_h2d(cudaStream_t stream, uint8_t* to, const Buffer& from, const Cop
   }
 }
 
+std::shared_ptr<File::Reader> enter_file(const Buffer& buffer) {
+  if (!buffer.file()) return nullptr;
+  std::shared_ptr<File::Reader> reader = buffer.file()->enter();
+  if (!reader) buffer.file()->require_lease();
+  return reader;
+}
+
 H2dMeans h2d_means(uint32_t device) {
   int pitch_max = 0;
   check_cuda(cudaDeviceGetAttribute(&pitch_max, cudaDevAttrMaxPitch, static_cast<int>(device)),
@@ -88,11 +95,8 @@ H2dMeans h2d_means(uint32_t device) {
 }
 
 void H2dBatch::add(uint8_t* to, const Buffer& from, const CopyRows& rows) {
-  if (const auto& file = from.file(); file != nullptr) {
-    std::shared_ptr<File::Reader>& reader = readers_[file.get()];
-    if (!reader) reader = file->enter();
-    if (!reader) file->require_lease();
-  }
+  std::shared_ptr<File::Reader>& reader = readers_[from.file().get()];
+  if (!reader) reader = enter_file(from);
   if (rows.height > 1) {
     if (means_.reads_host && for_kernel(rows)) {
       rows_.push_back({to, from.address() + rows.from_offset, rows.to_pitch, rows.from_pitch,

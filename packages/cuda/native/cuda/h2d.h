@@ -20,6 +20,10 @@ struct H2dMeans {
 };
 H2dMeans h2d_means(uint32_t device);
 
+// To be kept until the device has read the buffer; null when there is no file behind it.
+// CKPT_ERR_CHANGED when that has changed.
+std::shared_ptr<File::Reader> enter_file(const Buffer& buffer);
+
 void enqueue_h2d(cudaStream_t stream, uint8_t* to, const Buffer& from, const CopyRows& rows,
                  const H2dMeans& means);
 

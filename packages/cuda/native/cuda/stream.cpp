@@ -163,12 +163,7 @@ void CudaStream::copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> fr
                           const CopyRows& rows) {
   add({{After::success, [to = std::static_pointer_cast<CudaMemory>(std::move(to)),
                          from = std::move(from), rows](Turn& turn) {
-          std::shared_ptr<File::Reader> reader;
-          if (from->file()) {
-            reader = from->file()->enter();
-            if (!reader) from->file()->require_lease();
-          }
-          turn.use({to, from, reader}, [&] {
+          turn.use({to, from, enter_file(*from)}, [&] {
             enqueue_h2d(turn.stream, to->at(rows.to_offset), *from, rows, turn.owner.means_);
           });
         }}});

@@ -86,9 +86,7 @@ TEST("a batch out of a file's mapping: CHANGED when its lease is broken, and tha
   const std::vector<uint8_t> content = random_bytes(3'000'000, 1);
   TempFile source(content);
   const uint32_t file = open_file(source.path());
-  OK(ckpt_file_lease(file, 0));
-  uint32_t mapped = 0;
-  OK(ckpt_buffer_map(file, &mapped));
+  const uint32_t mapped = mapped_buffer(file);
   const uint32_t stream = new_stream();
   Targets targets(1, 4'000'000);
   std::vector<Piece> pieces;

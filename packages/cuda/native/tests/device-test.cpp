@@ -439,9 +439,7 @@ TEST("an error stays with the stream, reaches those that wait for it, and sync c
   const std::vector<uint8_t> content = random_bytes(4096, 1);
   TempFile source(content);
   const uint32_t file = open_file(source.path());
-  OK(ckpt_file_lease(file, 0));
-  uint32_t mapped = 0;
-  OK(ckpt_buffer_map(file, &mapped));
+  const uint32_t mapped = mapped_buffer(file);
   CHECK_EQ(run_child({"write", source.path()}).exit_status, 0);
   const uint32_t good = buffer_with(content), memory = new_memory(8192), stream = new_stream(),
                  other = new_stream();

@@ -40,8 +40,7 @@ void apply(const Piece& piece, const std::vector<uint8_t>& content, std::vector<
 struct Mapped {
   explicit Mapped(const std::vector<uint8_t>& content) : source(content) {
     file = open_file(source.path());
-    OK(ckpt_file_lease(file, 0));
-    OK(ckpt_buffer_map(file, &buffer));
+    buffer = mapped_buffer(file);
   }
   ~Mapped() {
     ckpt_buffer_free(buffer);

@@ -246,9 +246,7 @@ TEST("destroying a group ends what is pending, and an abort in the middle of cop
 TEST("a root whose stream has failed fails the broadcast on every member; a member only its own") {
   TempFile source(random_bytes(4096, 1));
   const uint32_t file = open_file(source.path());
-  OK(ckpt_file_lease(file, 0));
-  uint32_t mapped = 0;
-  OK(ckpt_buffer_map(file, &mapped));
+  const uint32_t mapped = mapped_buffer(file);
   CHECK_EQ(run_child({"write", source.path()}).exit_status, 0);
   Ranks ranks(3);
   for (uint32_t failing : {1u, 0u}) {

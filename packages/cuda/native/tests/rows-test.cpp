@@ -120,9 +120,7 @@ TEST("rows of a file's mapping: CHANGED when its lease is broken, and that stays
   const std::vector<uint8_t> content = random_bytes(100'000, 1);
   TempFile source(content);
   const uint32_t file = open_file(source.path());
-  OK(ckpt_file_lease(file, 0));
-  uint32_t mapped = 0;
-  OK(ckpt_buffer_map(file, &mapped));
+  const uint32_t mapped = mapped_buffer(file);
   const uint32_t pinned = buffer_with(content), memory = new_memory(50'000), stream = new_stream(),
                  event = new_event();
   const Rows rows{0, 500, 300, 1000, 500, 99};
@@ -162,9 +160,7 @@ TEST("rows, and copies in one piece, may lie across what is pinned at once") {
         static_cast<ssize_t>(bytes));
   close(fd);
   const uint32_t file = open_file(source.path());
-  OK(ckpt_file_lease(file, 0));
-  uint32_t mapped = 0;
-  OK(ckpt_buffer_map(file, &mapped));
+  const uint32_t mapped = mapped_buffer(file);
   const uint32_t memory = new_memory(bytes), stream = new_stream();
   const std::vector<uint8_t> empty(bytes, 0);
   const Rows cases[] = {

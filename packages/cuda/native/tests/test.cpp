@@ -165,6 +165,13 @@ uint32_t open_file(const std::string& path) {
   return file;
 }
 
+uint32_t mapped_buffer(uint32_t file) {
+  uint32_t buffer = 0;
+  OK(ckpt_file_lease(file, 0));
+  OK(ckpt_buffer_map(file, &buffer));
+  return buffer;
+}
+
 uint32_t buffer_with(const std::vector<uint8_t>& content) {
   TempFile source(content, "/dev/shm");
   const uint32_t file = open_file(source.path());

@@ -97,6 +97,8 @@ uint32_t new_stream(uint32_t device = 0);
 uint32_t new_event(uint32_t device = 0);
 uint32_t new_memory(uint64_t bytes, uint32_t device = 0);
 uint32_t open_file(const std::string& path);
+// The file's mapping, under a lease of its own.
+uint32_t mapped_buffer(uint32_t file);
 // Filled through a file and a read, which is how bytes come into a buffer.
 uint32_t buffer_with(const std::vector<uint8_t>& content);
 std::string memory_sha256(uint32_t memory, uint64_t offset, uint64_t bytes);

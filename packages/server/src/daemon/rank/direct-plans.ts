@@ -25,7 +25,7 @@ interface EngineMap {
 }
 
 interface KnownEngine extends EngineMap {
-  memory: KnownMemory
+  memory: KnownMemory | null
   readonly plans: Map<string, DirectPlan | NotDirect>
 }
 
@@ -81,8 +81,7 @@ export class DirectPlans {
           return { reason: "the engine's placement map is not the one that its digest names" }
         }
         const map = decodePlacementMap(encodedMap)
-        const memory = { generation: '', allocations: [] }
-        const fresh = { digest, map, memory, plans: new Map() }
+        const fresh = { digest, map, memory: null, plans: new Map() }
         putLast(this.#engines, engine, fresh, ENGINES_MAX)
       }
     } catch (error) {

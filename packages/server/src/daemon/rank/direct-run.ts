@@ -187,7 +187,7 @@ export class DirectRun {
    */
   #guess(): void {
     const known = this.#plans.memory(this.options.engine)
-    if (known === null || known.allocations.length === 0) return
+    if (known === null) return
     const { library, rank } = this.#host
     this.#memory = new EngineMemory(library, rank.device, known.allocations)
     this.#guessed = known
@@ -216,8 +216,7 @@ export class DirectRun {
   /** Within a generation nothing of it is freed: what was opened is what its worker means. */
   #checkGuess(): void {
     const now = this.#plans.memory(this.options.engine)
-    if (this.#guessed === null || now === null || isSameMemory(this.#guessed, now)) return
-    this.#forgetGuess()
+    if (this.#guessed !== null && !Bun.deepEquals(this.#guessed, now)) this.#forgetGuess()
   }
 
   #openMemory(): void {
@@ -412,13 +411,4 @@ export class DirectRun {
       turnaroundsMs: NOTHING,
     })
   }
-}
-
-function isSameMemory(one: KnownMemory, other: KnownMemory): boolean {
-  if (one.generation !== other.generation) return false
-  if (one.allocations.length !== other.allocations.length) return false
-  return one.allocations.every(({ handle, bytes }, index) => {
-    const there = other.allocations[index]
-    return handle === there?.handle && bytes === there.bytes
-  })
 }
