@@ -6,8 +6,11 @@ import { BusyIntervals } from './intervals.ts'
 import type { SourceLayout } from './messages.ts'
 import type { CopyOrder } from './source-reads.ts'
 
-/** Groups of copies on their way at a time: enough for the device never to wait, few enough to stop soon. */
-const IN_FLIGHT_MAX = 4
+/**
+ * Groups of copies on their way at a time: few enough to stop soon, 7 ms, enough for the device never to wait, also while an
+ * allocation is opened, which takes up to 5 ms.
+ */
+const IN_FLIGHT_MAX = 6
 
 /** What is called of the native library. */
 export type CopyCalls = Pick<
@@ -31,8 +34,8 @@ export class DirectCopies {
   readonly h2d = new BusyIntervals()
   readonly #target: DirectTarget
   readonly #memory: EngineMemory
-  /** In the order in which they complete. */
-  readonly #inFlight: Handle[] = []
+  /** Of each group those that are not complete, in the order in which they complete. */
+  readonly #inFlight: Handle[][] = []
   #enqueued = 0
   #complete = 0
 
@@ -64,33 +67,52 @@ export class DirectCopies {
       } else {
         if (readable < copyOrder(this.#target.plan, this.#target.layout).count) return
         if (staging.bytes > 0) this.#copyGathered()
+        this.#record([this.#memory.stream])
       }
-      this.#record(nowMs)
+      this.#enqueued++
+      this.h2d.begin(nowMs)
     }
   }
 
-  #record(nowMs: number): void {
+  #record(streams: readonly Handle[]): void {
     const { library, signal } = this.#target
-    const event = this.#memory.event()
-    library.eventRecord(event, this.#memory.stream)
-    library.eventNotify(event, signal)
-    this.#inFlight.push(event)
-    this.#enqueued++
-    this.h2d.begin(nowMs)
+    const events = streams.map((stream) => {
+      const event = this.#memory.event()
+      library.eventRecord(event, stream)
+      library.eventNotify(event, signal)
+      return event
+    })
+    this.#inFlight.push(events)
   }
 
-  /** The device goes from one to the next without a pause. */
+  /**
+   * The device goes from one to the next without a pause. Rows have a stream of their own: narrow ones do not fill the wire, other
+   * copies beside them do.
+   */
   #copy(copies: readonly DirectCopy[]): void {
-    const pieces = copies.map((copy): H2dPiece => {
+    const [single, rows]: [H2dPiece[], H2dPiece[]] = [[], []]
+    for (const copy of copies) {
       const { owner, source, destination, destinationPitch, sourcePitch, width, height } = copy
       const bytes = (height - 1) * sourcePitch + width
       const { buffer, offset } = this.#place(owner, source, bytes)
-      const memory = this.#memory.memory(copy.allocation)
-      const to = { memory, memoryOffset: destination, memoryPitch: destinationPitch }
-      const from = { buffer, bufferOffset: offset, bufferPitch: sourcePitch }
-      return { ...to, ...from, width, height }
-    })
-    this.#target.library.copyH2dBatch(this.#memory.stream, pieces)
+      const piece = {
+        memory: this.#memory.memory(copy.allocation),
+        memoryOffset: destination,
+        memoryPitch: destinationPitch,
+        buffer,
+        bufferOffset: offset,
+        bufferPitch: sourcePitch,
+        width,
+        height,
+      }
+      if (height === 1) single.push(piece)
+      else rows.push(piece)
+    }
+    const { stream, rowsStream } = this.#memory
+    const { library } = this.#target
+    if (single.length > 0) library.copyH2dBatch(stream, single)
+    if (rows.length > 0) library.copyH2dBatch(rowsStream, rows)
+    this.#record([...(single.length > 0 ? [stream] : []), ...(rows.length > 0 ? [rowsStream] : [])])
   }
 
   #place(owner: number, source: number, bytes: number): { buffer: Handle; offset: number } {
@@ -127,11 +149,13 @@ export class DirectCopies {
   /** @throws NativeError what failed in a copy */
   takeComplete(nowMs: number): void {
     const { library } = this.#target
-    while (this.#inFlight.length > 0) {
-      const event = this.#inFlight[0] as Handle
-      if (!library.eventQuery(event)) return
+    for (let events = this.#inFlight[0]; events !== undefined; events = this.#inFlight[0]) {
+      for (let event = events[0]; event !== undefined; event = events[0]) {
+        if (!library.eventQuery(event)) return
+        events.shift()
+        this.#memory.reuse(event)
+      }
       this.#inFlight.shift()
-      this.#memory.reuse(event)
       this.h2d.end(nowMs)
       this.#complete++
     }

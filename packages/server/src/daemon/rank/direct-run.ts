@@ -3,6 +3,7 @@ import {
   type DirectAction,
   DirectConversation,
   type DirectEvent,
+  type DirectPhase,
   type Failure,
   type LookAnswer,
 } from '@ckpt/core'
@@ -26,6 +27,8 @@ import { LEAVE_MS_AT_DEADLINE, type RunHost, SETTLE_MS } from './run.ts'
 import { SourceReads } from './source-reads.ts'
 
 const NOTHING = new Float64Array(0)
+/** While the engine's memory may be of use. */
+const OPENS_IN: readonly DirectPhase[] = ['open', 'looked', 'beginning', 'begun', 'copying']
 
 /** One update of one rank straight into its engine's memory, without a ring. */
 export class DirectRun {
@@ -164,8 +167,9 @@ export class DirectRun {
         if (this.#conversation.phase !== 'looked') return
         Atomics.store(this.#progress, PROGRESS_SENT, 1)
         this.#step({ type: 'begin', nowMs })
-        // while the engine's worker looks once more
-        return this.#openMemory()
+        // what is where it was opens: then the copies need not wait for all of it
+        if (this.#guessed === null) this.#openMemory()
+        return
       case 'copy':
         return this.#startCopies()
       case 'leave':
@@ -193,16 +197,19 @@ export class DirectRun {
     this.#guessed = known
   }
 
-  /** One allocation between two looks at what the engine says. */
+  /** One allocation between two looks at what the engine says, or at the copies that are on their way. */
   #openGuessed(): void {
     const memory = this.#memory
-    if (this.#guessed === null || memory === null || memory.isOpen || this.#failure !== null) return
+    const { phase } = this.#conversation
+    if (this.#guessed === null || memory === null || memory.isOpen) return
+    if (!OPENS_IN.includes(phase) || this.#transferred) return
     this.#woken = true
     try {
       memory.openNext()
     } catch (error) {
+      const mayForget = phase === 'open' || phase === 'looked'
+      if (!mayForget || CkptError.wrap(error).code === 'device_lost') throw error
       // perhaps of an engine that has ended: its worker says what there is now
-      if (CkptError.wrap(error).code === 'device_lost') throw error
       this.#forgetGuess()
     }
   }
@@ -326,7 +333,8 @@ export class DirectRun {
 
   #begun(): RankEvent {
     const memory = this.#memory
-    if (memory?.isOpen) return { type: 'begun', stream: memory.stream }
+    if (memory !== null && this.#closedToUs === null)
+      return { type: 'begun', streams: memory.streams }
     return { type: 'not_direct', reason: this.#closedToUs ?? "the engine's memory is not open" }
   }
 

@@ -57,7 +57,7 @@ export class RankLink {
   readonly #waiting = new Map<number, Waiting>()
   readonly #settling = new Map<number, PromiseWithResolvers<void>>()
   /** What direct runs write engines' memory with, until they are known to have settled. */
-  readonly #streams = new Map<number, Handle>()
+  readonly #streams = new Map<number, readonly Handle[]>()
   /** Direct runs whose copies could not be stopped. */
   readonly #writing = new Map<number, Promise<void>>()
   readonly #exited: Promise<void>
@@ -204,12 +204,11 @@ export class RankLink {
     await Promise.all(this.#writing.values())
   }
 
-  /** The stream of a direct run outlives its Worker. */
+  /** The streams of a direct run outlive its Worker. */
   async #idle(run: number): Promise<void> {
-    const stream = this.#streams.get(run)
-    // it does not block: other updates are served here
-    while (stream !== undefined && !isIdleWithin(this.#library, stream, 0)) {
-      await Bun.sleep(IDLE_AGAIN_MS)
+    for (const stream of this.#streams.get(run) ?? []) {
+      // it does not block: other updates are served here
+      while (!isIdleWithin(this.#library, stream, 0)) await Bun.sleep(IDLE_AGAIN_MS)
     }
     this.#streams.delete(run)
   }
@@ -269,7 +268,7 @@ export class RankLink {
   }
 
   #takeEvent(run: number, event: RankEvent): void {
-    if (event.type === 'begun') this.#streams.set(run, event.stream)
+    if (event.type === 'begun') this.#streams.set(run, event.streams)
     if (event.type === 'closed') {
       if (event.settled) this.#streams.delete(run)
       if (event.quarantinedBytes > 0) this.quarantined.set(run, event.quarantinedBytes)

@@ -211,7 +211,7 @@ export type RankEvent =
   /** The engine's worker has said where its weights lie, and the copies are planned: so many groups of so many bytes in all. */
   | { readonly type: 'looked'; readonly groups: number; readonly bytes: number }
   /** The engine's worker holds its weights still. `stream` is the one that will write them. */
-  | { readonly type: 'begun'; readonly stream: Handle }
+  | { readonly type: 'begun'; readonly streams: readonly Handle[] }
   /** Nothing was changed, and `leave` is to follow. */
   | { readonly type: 'not_direct'; readonly reason: string }
   /** Every bucket is acknowledged, or every copy complete. */
