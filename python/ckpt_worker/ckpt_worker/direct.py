@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import zmq
@@ -26,7 +27,7 @@ import zmq
 from .conversation import Conversation, Limits
 from .frames import pack, unpack
 from .messages import DaemonError, ProtocolError
-from .placement import Allocation, NotPlaced
+from .placement import Allocation, NotPlaced, PlacementMap
 from .reload import PostHook, Reload
 
 _OK = {"ok": True}
@@ -79,6 +80,8 @@ def _converse(context: zmq.Context[Any], address: str, engine: DirectEngine, lim
     begun = False
     early = _Early()
     with Conversation(context, address, limits) as talk:
+        # the daemon has not connected yet
+        places = _find_early(engine)
         while True:
             head, _ = unpack(talk.next("what to do" if not begun else "the end of its copies"))
             kind = head.get("type")
@@ -92,8 +95,9 @@ def _converse(context: zmq.Context[Any], address: str, engine: DirectEngine, lim
                 return False
             if kind == "look" and not begun:
                 with _telling(talk, False):
-                    reply = _look(engine, head.get("map"))
+                    reply = _looked(places(), head.get("map"))
                 talk.reply(reply)
+                places = partial(_find, engine)
             elif kind == "begin" and not begun:
                 with _telling(talk, True):
                     reason = _begin(engine, head.get("generation"))
@@ -130,16 +134,35 @@ def _telling(talk: Conversation, torn: bool) -> Iterator[None]:
         raise
 
 
-def _look(engine: DirectEngine, known: object) -> bytes:
+def _find_early(engine: DirectEngine) -> Callable[[], tuple[PlacementMap, str] | str]:
+    """As `_find`; what fails is raised where the daemon can be told."""
+    try:
+        found = _find(engine)
+    except Exception as error:
+        failure = error
+
+        def fail() -> str:
+            raise failure
+
+        return fail
+    return lambda: found
+
+
+def _find(engine: DirectEngine) -> tuple[PlacementMap, str] | str:
+    """Where everything belongs, and the generation of that; else why the daemon may not copy."""
     # what was going on may still write
     engine.synchronize()
     try:
-        places, generation = engine.reload.placement(engine.allocation_of)
-        refusal = engine.refusal()
+        found = engine.reload.placement(engine.allocation_of)
+        return engine.refusal() or found
     except NotPlaced as error:
-        refusal = engine.refusal() or str(error)
-    if refusal is not None:
-        return pack(_refusal(refusal))
+        return engine.refusal() or str(error)
+
+
+def _looked(found: tuple[PlacementMap, str] | str, known: object) -> bytes:
+    if isinstance(found, str):
+        return pack(_refusal(found))
+    places, generation = found
     head = {
         "ok": True,
         "generation": generation,

@@ -7,6 +7,7 @@ import hashlib
 import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -85,6 +86,7 @@ class Reload:
     @param tensors: gives the model's parameters, buffers and other tensors that its weights may be loaded into, with names
     @param indices: the contents of what says where a weight goes, an expert map for instance
     @param strict: a hook that changes what was loaded is an error, because the engine has a better way for the next update
+    @param standing: around calls of `tensors` and `indices` between which nothing changes
     """
 
     def __init__(
@@ -92,10 +94,12 @@ class Reload:
         tensors: Callable[[], Named],
         indices: Callable[[], tuple[int, ...]] | None = None,
         strict: bool = False,
+        standing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self._regions = Regions(tensors)
         self._indices = indices or (lambda: ())
         self._strict = strict
+        self._standing = standing
         self._updates = 0
         # that were there when something was recorded
         self._names: set[str] = set()
@@ -154,11 +158,13 @@ class Reload:
         self._whole = False
         self._processed = False
         self._updates += 1
-        if self._look(ring) or self._moved:
+        with self._standing():
+            moved = self._look(ring)
+            contents = self._indices()
+        if moved or self._moved:
             # what could not be replayed may be with other tensors
             self._recorded = {body: one for body, one in self._recorded.items() if not one.recording.reasons}
         self._moved = False
-        contents = self._indices()
         names = self._regions.names
         # one that was not there may be what a weight is for
         if not self._holds() or contents != self._contents or names - self._names:
@@ -345,8 +351,10 @@ class Reload:
 
     def _changed(self) -> str | None:
         """What is not as it was when the lists were recorded. Looks at the engine's memory."""
-        self._moved |= self._look_at_all()
-        if not self._holds() or self._indices() != self._contents:
+        with self._standing():
+            self._moved |= self._look_at_all()
+            contents = self._indices()
+        if not self._holds() or contents != self._contents:
             return _ELSEWHERE
         # one that was not there may be what a weight is for
         return _NEW_TENSORS if self._regions.names - self._names else None

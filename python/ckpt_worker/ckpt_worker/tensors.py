@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -32,6 +33,17 @@ class ModelTensors:
     def __init__(self, models: Callable[[], Models]):
         self._models = models
         self._places: _Places | None = None
+        self._standing: tuple[_Places, list[dict[str, Any]]] | None = None
+        self._stands = False
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """Around several looks between which the engine does nothing: the modules are gone over once."""
+        self._stands = True
+        try:
+            yield
+        finally:
+            self._stands, self._standing = False, None
 
     def __call__(self) -> Named:
         places, held = self._look()
@@ -53,6 +65,14 @@ class ModelTensors:
 
     def _look(self) -> tuple[_Places, list[dict[str, Any]]]:
         """With what holds attributes, as the places count it."""
+        if self._standing is None:
+            found = self._go_over()
+            if not self._stands:
+                return found
+            self._standing = found
+        return self._standing
+
+    def _go_over(self) -> tuple[_Places, list[dict[str, Any]]]:
         models = self._models()
         held = None if self._places is None else self._places.held(models)
         if self._places is None or held is None:
@@ -108,7 +128,7 @@ class _Places:
             return None
         if list(map(type, _values(modules))) != self._types:
             return None
-        held = [one for module in modules for one in _holders(module)]
+        held = list(chain.from_iterable(map(_holders, modules)))
         slots = chain(self.tensors, self.indices)
         return held if all(slot.key in held[slot.holder] for slot in slots) else None
 
@@ -120,7 +140,7 @@ def _holders(module: torch.nn.Module) -> tuple[dict[str, Any], ...]:
 
 def _values(modules: Sequence[torch.nn.Module]) -> Iterator[Any]:
     """Of all attributes."""
-    return chain.from_iterable(held.values() for module in modules for held in _holders(module))
+    return chain.from_iterable(held.values() for held in chain.from_iterable(map(_holders, modules)))
 
 
 def _children(modules: Sequence[torch.nn.Module]) -> Iterator[torch.nn.Module | None]:

@@ -90,7 +90,7 @@ class VllmEngine:
         # what `Reload.changes` was when the tensors had the forms that weights are loaded into
         self._unchanged: int | None = None
         tensors = ModelTensors(self._models)
-        self._reload = Reload(tensors, tensors.index_contents, True)
+        self._reload = Reload(tensors, tensors.index_contents, True, tensors.standing)
 
     def update(self, handles: dict[str, str]) -> dict[str, Any]:
         begin = time.perf_counter()

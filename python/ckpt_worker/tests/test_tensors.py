@@ -48,6 +48,25 @@ def grown() -> torch.nn.Module:
 
 
 class TestModelTensors(unittest.TestCase):
+    def test_modules_that_stand_are_gone_over_once(self) -> None:
+        models: list[torch.nn.Module | None] = [grown()]
+        asked: list[None] = []
+
+        def ask() -> list[torch.nn.Module | None]:
+            asked.append(None)
+            return models
+
+        tensors = ModelTensors(ask)
+        with tensors.standing():
+            before = tensors()
+            tensors.index_contents()
+        once = len(asked)
+        models[0] = Layer(5)
+        after = tensors()
+        self.assertEqual(1, once)
+        self.assertNotEqual([name for name, _ in before], [name for name, _ in after])
+        self.assertEqual([name for name, _ in model_tensors(Layer(5))], [name for name, _ in after])
+
     def test_whatever_is_done_to_a_model(self) -> None:
         for seed in range(60):
             with self.subTest(seed=seed):

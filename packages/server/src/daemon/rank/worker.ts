@@ -173,6 +173,8 @@ class RankWorker implements RunHost {
       this.#die(error)
     } finally {
       this.#run = null
+      // else this is done in the middle of a later run, which stands still meanwhile: 3 ms of every direct one with 14,000 tensors
+      Bun.gc(true)
     }
   }
 
