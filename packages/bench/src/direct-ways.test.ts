@@ -22,8 +22,7 @@ test.each([16 * MIB, 64 * MIB, GIB])(
 )
 
 test('of whole models something is asked, where the copies are those of the daemon', () => {
-  const [dense, moe] = directWorkloads([MIB], ['dense', 'moe'])
-  const asked = [dense!, moe!].map((workload) =>
+  const asked = directWorkloads([MIB], ['dense', 'moe', 'moe-bf16']).map((workload) =>
     waysOf(workload).map((way) => {
       const row = { case: `${workload.name}, ${way.name}`, gb_per_s: 46.5, limit_gb_per_s: 50 }
       return [way.name, ...claimsOf(workload, way, row).map(claimLine)]
@@ -36,10 +35,10 @@ test('of whole models something is asked, where the copies are those of the daem
       ['tp 1', line('FALLS SHORT', 'dense, tp 1', 94)],
       ['tp 8', line('holds', 'dense, tp 8', 90)],
     ],
+    [['tp 1', line('holds', 'moe, tp 1', 93)], ['tp 8'], ['tp 1, nothing gathered']],
     [
-      ['tp 1', line('holds', 'moe, tp 1', 93)],
-      ['tp 8', line('holds', 'moe, tp 8', 90)],
-      ['tp 1, nothing gathered'],
+      ['tp 1', line('holds', 'moe-bf16, tp 1', 93)],
+      ['tp 8', line('holds', 'moe-bf16, tp 8', 90)],
     ],
   ])
   const [cut] = directWorkloads([16 * MIB], [])

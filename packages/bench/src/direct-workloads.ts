@@ -12,7 +12,7 @@ const TENSORS_OF_EXPERT = 6
 
 /** A model, or one that is cut to a size. */
 export interface DirectWorkload extends Workload {
-  readonly kind: 'dense' | 'moe'
+  readonly kind: 'dense' | 'moe' | 'moe-bf16'
 }
 
 /** The models, or without any both of them cut to each size. */

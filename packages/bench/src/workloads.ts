@@ -17,7 +17,14 @@ const MODELS = {
   dense: () => modelTensors('qwen3-8b'),
   /** 24 layers of 128 experts in FP8 with block scales: 14.5 GB in 18,432 tensors. */
   moe: quantizedExperts,
+  /** The first 12 layers of Qwen3-30B-A3B, with 128 experts each: 16.2 GB of bf16 in 4,719 tensors. */
+  'moe-bf16': () => modelTensors('qwen3-30b-a3b').filter(({ name }) => layerOf(name) < 12),
 } as const
+
+/** -1: in none. */
+function layerOf(name: string): number {
+  return Number(/^model\.layers\.(\d+)\./.exec(name)?.[1] ?? -1)
+}
 
 export const WORKLOAD_MODELS = Object.keys(MODELS)
 
