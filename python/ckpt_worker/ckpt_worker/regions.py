@@ -16,8 +16,10 @@ _BUFFER_ID = 7  # CU_POINTER_ATTRIBUTE_BUFFER_ID
 
 # address, bytes, and the number that the driver gives each allocation only once
 Place = tuple[int, int, int]
-# of its tensors: name, address, shape, strides, dtype
-Views = frozenset[tuple[str, int, tuple[int, ...], tuple[int, ...], torch.dtype]]
+# of a tensor: name, address, shape, strides, dtype
+View = tuple[str, int, tuple[int, ...], tuple[int, ...], torch.dtype]
+# of a storage's tensors
+Views = frozenset[View]
 Named = Iterable[tuple[str, torch.Tensor]]
 
 
@@ -32,6 +34,10 @@ class Regions:
         self._numbers: dict[Place, int] = {}
         self._next = count(1)
         self._views: dict[Place, Views] = {}
+        # of each tensor, with the address and the bytes of its storage
+        self._seen: list[tuple[View, int, int]] = []
+        # of each allocation: its number, and an address in it
+        self._allocations: dict[int, int] = {}
         # with their addresses
         self._held: list[tuple[torch.Tensor, int]] = []
         self.storages: dict[int, torch.UntypedStorage] = {}
@@ -52,7 +58,7 @@ class Regions:
         views: dict[Place, set[Any]] = {}
         # by the storage's own address
         known: dict[int, set[Any]] = {}
-        self._held = []
+        self._held, self._seen, self._allocations = [], [], {}
         for name, tensor in self._tensors():
             if tensor.is_meta:
                 continue
@@ -65,15 +71,27 @@ class Regions:
                 place = _place(storage)
                 storages[place] = storage
                 of_storage = known[storage._cdata] = views.setdefault(place, set())
-            address = tensor.data_ptr()
-            of_storage.add((name, address, tuple(tensor.shape), tensor.stride(), tensor.dtype))
-            self._held.append((tensor, address))
+                self._allocations.setdefault(place[2], place[0])
+            view = _view(name, tensor)
+            of_storage.add(view)
+            self._seen.append((view, storage.data_ptr(), storage.nbytes()))
+            self._held.append((tensor, view[1]))
         now = {place: frozenset(of_place) for place, of_place in views.items()}
         moved = now != self._views
         self._views = now
         self._numbers = {place: self._numbers.get(place) or next(self._next) for place in storages}
         self.storages = {self._numbers[place]: one for place, one in storages.items()}
         return moved
+
+    def look_again(self) -> bool:
+        """Whether `look` would find what it has found the last time; it takes longer, and may find so too where this does not.
+        What is found is held until `let_go`, but not as `storages`."""
+        with torch._C.DisableTorchFunctionSubclass():
+            found = [(name, tensor, tensor.untyped_storage()) for name, tensor in self._tensors() if not tensor.is_meta]
+            seen = [(_view(name, tensor), storage.data_ptr(), storage.nbytes()) for name, tensor, storage in found]
+        self._held = [(tensor, view[1]) for (_, tensor, _), (view, _, _) in zip(found, seen, strict=True)]
+        # the driver gives memory back as whole allocations
+        return seen == self._seen and all(number == _buffer_id(at) for number, at in self._allocations.items() if number != 0)
 
     @property
     def names(self) -> set[str]:
@@ -99,6 +117,10 @@ class Regions:
     def bytes(self) -> dict[int, torch.Tensor]:
         """All bytes of each storage."""
         return {number: bytes_of(storage) for number, storage in self.storages.items()}
+
+
+def _view(name: str, tensor: torch.Tensor) -> View:
+    return name, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _place(storage: torch.UntypedStorage) -> Place:

@@ -266,7 +266,7 @@ class Reload:
         reason = self.not_placed
         if reason is not None:
             raise NotPlaced(reason)
-        found = self._changed() or self._find_places(allocation_of)
+        found = self._changed(self._placed_lists() is None) or self._find_places(allocation_of)
         if isinstance(found, str):
             raise NotPlaced(found)
         self._holds_places = True
@@ -349,10 +349,15 @@ class Reload:
         held = sorted((number, sorted(map(repr, views or ()))) for number, views in self._views.items())
         return hashlib.sha256(repr((places.digest, held, self._contents)).encode()).hexdigest()
 
-    def _changed(self) -> str | None:
-        """What is not as it was when the lists were recorded. Looks at the engine's memory."""
+    def _changed(self, whole: bool = False) -> str | None:
+        """What is not as it was when the lists were recorded. Looks at the engine's memory.
+
+        @param whole: for somebody who goes on with what is found there
+        """
+        self._holds_places = False
         with self._standing():
-            self._moved |= self._look_at_all()
+            if whole or not self._regions.look_again():
+                self._moved |= self._look_at_all()
             contents = self._indices()
         if not self._holds() or contents != self._contents:
             return _ELSEWHERE

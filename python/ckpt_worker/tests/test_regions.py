@@ -1,0 +1,91 @@
+"""Where tensors are: a short look finds whatever a whole one would."""
+
+from __future__ import annotations
+
+import random
+import unittest
+from collections.abc import Callable
+
+import torch
+from test_tensors import CHANGES, grown, modules_of
+
+from ckpt_worker.regions import Regions
+from ckpt_worker.tensors import ModelTensors
+
+Models = list[torch.nn.Module | None]
+
+
+class TestLookAgain(unittest.TestCase):
+    def test_whatever_is_done_to_a_model(self) -> None:
+        told = set()
+        for seed in range(80):
+            with self.subTest(seed=seed):
+                told |= self.check_changes(random.Random(seed))
+        # both are seen
+        self.assertEqual(told, {True, False})
+
+    def check_changes(self, choose: random.Random) -> set[bool]:
+        models: Models = [grown(), None]
+        regions = Regions(ModelTensors(lambda: models))
+        regions.look()
+        told = set()
+        for _ in range(25):
+            for _ in range(choose.randrange(3)):
+                choose.choice([*CHANGES, *MOVES])(choose, models)
+            same = regions.look_again()
+            moved = regions.look()
+            self.assertFalse(same and moved)
+            self.assertTrue(regions.look_again())
+            told.add(same)
+        return told
+
+    def test_other_contents_are_the_same_places(self) -> None:
+        model = grown()
+        regions = Regions(ModelTensors(lambda: [model]))
+        regions.look()
+        regions.let_go()
+        model[0].weight.data.fill_(9)
+        self.assertTrue(regions.look_again())
+        self.assertTrue(regions.unmoved)
+        self.assertEqual(regions.storages, {})
+
+    def test_a_storage_that_is_larger_at_the_same_address(self) -> None:
+        memory = bytearray(64)
+        model = torch.nn.Module()
+        model.weight = torch.nn.Parameter(torch.frombuffer(memory, dtype=torch.uint8, count=16), requires_grad=False)
+        regions = Regions(ModelTensors(lambda: [model]))
+        regions.look()
+        model.weight.data = torch.frombuffer(memory, dtype=torch.uint8)[:16]
+        self.assertFalse(regions.look_again())
+        self.assertTrue(regions.look())
+
+
+def weight_of(choose: random.Random, models: Models) -> torch.Tensor:
+    """Of one of the layers that have one."""
+    weights = [module._parameters.get("weight") for module in modules_of(models)]
+    return choose.choice([weight for weight in weights if weight is not None] or [torch.zeros(2)])
+
+
+def move(choose: random.Random, models: Models) -> None:
+    """The same object, elsewhere."""
+    weight = weight_of(choose, models)
+    weight.data = weight.data.clone()
+
+
+def cut(choose: random.Random, models: Models) -> None:
+    """The same object and address, another form."""
+    weight = weight_of(choose, models)
+    weight.data = weight.data[:1]
+
+
+def share(choose: random.Random, models: Models) -> None:
+    """Two in one storage."""
+    weight_of(choose, models).data = weight_of(choose, models).data
+
+
+Move = Callable[[random.Random, Models], None]
+MOVES: list[Move] = [move, cut, share]
+
+
+if __name__ == "__main__":
+    unittest.main()
