@@ -240,7 +240,7 @@ class Reload:
             return
         post_hook()
         self._processed = True
-        if self._look(ring) and not self._holds():
+        if not self._regions.look_again() and self._look(ring) and not self._holds():
             self._drop()
             self._recorder, self._before = Recorder(ring, self._regions.storages), None
 

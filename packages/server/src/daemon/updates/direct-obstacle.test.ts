@@ -9,17 +9,15 @@ const unsaid =
   'http://engine has taken no update of this daemon with ckpt_worker yet: send one without mode direct first'
 
 test.each([
-  ['auto', [engine(null, 0, 1)], 'host', null],
-  ['direct', [engine(null, 0), engine(null, 1)], 'cuda', null],
-  // not run on a GPU yet
-  ['auto', [engine(null, 0, 1)], 'cuda', { told: null }],
-  ['auto', [engine(undefined, 0, 1)], 'host', { told: null }],
-  ['direct', [engine(undefined, 0, 1)], 'host', { told: unsaid }],
-  ['auto', [engine(null, 0), engine('it sleeps', 1)], 'host', { told: 'it sleeps' }],
-  ['auto', [engine(null, 0)], 'host', { told: null }],
-  ['direct', [engine(null, 0)], 'host', { told: 'no engine is contacted for rank 1' }],
-  ['pipelined', [engine(null, 0, 1)], 'host', { told: null }],
-  ['serial', [engine(null, 0, 1)], 'host', { told: null }],
-] as const)('%s of %j on %s', (mode, engines, library, wanted) => {
-  expect(directObstacle({ mode, ranks: [0, 1] }, engines, library)).toEqual(wanted)
+  ['auto', [engine(null, 0, 1)], null],
+  ['direct', [engine(null, 0), engine(null, 1)], null],
+  ['auto', [engine(undefined, 0, 1)], { told: null }],
+  ['direct', [engine(undefined, 0, 1)], { told: unsaid }],
+  ['auto', [engine(null, 0), engine('it sleeps', 1)], { told: 'it sleeps' }],
+  ['auto', [engine(null, 0)], { told: null }],
+  ['direct', [engine(null, 0)], { told: 'no engine is contacted for rank 1' }],
+  ['pipelined', [engine(null, 0, 1)], { told: null }],
+  ['serial', [engine(null, 0, 1)], { told: null }],
+] as const)('%s of %j', (mode, engines, wanted) => {
+  expect(directObstacle({ mode, ranks: [0, 1] }, engines)).toEqual(wanted)
 })

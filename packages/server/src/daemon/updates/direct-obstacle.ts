@@ -1,4 +1,3 @@
-import type { LibraryOptions } from '@ckpt/cuda'
 import type { EngineRecord } from './engines.ts'
 import type { EngineSpec, UpdateSpec } from './spec.ts'
 
@@ -6,9 +5,6 @@ import type { EngineSpec, UpdateSpec } from './spec.ts'
 export interface NotDirectly {
   readonly told: string | null
 }
-
-/** Where `auto` may be direct. Not with CUDA before direct updates were run and measured on a GPU: there it is to be asked for. */
-const UNASKED_ON: readonly LibraryOptions['kind'][] = ['host']
 
 interface KnownEngine {
   readonly spec: Pick<EngineSpec, 'url' | 'ranks'>
@@ -23,11 +19,9 @@ interface KnownEngine {
 export function directObstacle(
   { mode, ranks }: Pick<UpdateSpec, 'mode' | 'ranks'>,
   engines: readonly KnownEngine[],
-  library: LibraryOptions['kind'],
 ): NotDirectly | null {
   const forced = mode === 'direct'
-  const unasked = mode === 'auto' && UNASKED_ON.includes(library)
-  if (!forced && !unasked) return { told: null }
+  if (!forced && mode !== 'auto') return { told: null }
   const contacted = engines.flatMap(({ spec }) => spec.ranks)
   const alone = ranks.find((rank) => !contacted.includes(rank))
   if (alone !== undefined)

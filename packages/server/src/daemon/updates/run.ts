@@ -250,7 +250,7 @@ export class UpdateRun {
     contacts: readonly EngineContact[],
     prepared: () => Promise<void>,
   ): Promise<NotDirectly | null> {
-    const obstacle = directObstacle(this.#spec, contacts, this.#context.options.library.kind)
+    const obstacle = directObstacle(this.#spec, contacts)
     const refused = obstacle ?? (await this.#holdEngines(version, contacts, prepared))
     if (refused === null) return null
     if (this.#spec.mode !== 'direct') return refused
