@@ -3,7 +3,6 @@ import {
   type DirectAction,
   DirectConversation,
   type DirectEvent,
-  type DirectPhase,
   type Failure,
   type LookAnswer,
 } from '@ckpt/core'
@@ -27,8 +26,6 @@ import { LEAVE_MS_AT_DEADLINE, type RunHost, SETTLE_MS } from './run.ts'
 import { SourceReads } from './source-reads.ts'
 
 const NOTHING = new Float64Array(0)
-/** While the engine's memory may be of use. */
-const OPENS_IN: readonly DirectPhase[] = ['open', 'looked', 'beginning', 'begun', 'copying']
 
 /** One update of one rank straight into its engine's memory, without a ring. */
 export class DirectRun {
@@ -197,18 +194,21 @@ export class DirectRun {
     this.#guessed = known
   }
 
-  /** One allocation between two looks at what the engine says, or at the copies that are on their way. */
+  /**
+   * One allocation between two looks at what else there is to do, for an allocation may take 5 ms: until its worker has connected,
+   * and while copies are on their way. In between the worker waits for every word.
+   */
   #openGuessed(): void {
     const memory = this.#memory
-    const { phase } = this.#conversation
-    if (this.#guessed === null || memory === null || memory.isOpen) return
-    if (!OPENS_IN.includes(phase) || this.#transferred) return
+    if (this.#guessed === null || memory === null || memory.isOpen || this.#transferred) return
+    const { phase, worker } = this.#conversation
+    const early = phase === 'open' && !worker.connected
+    if (!early && phase !== 'copying') return
     this.#woken = true
     try {
       memory.openNext()
     } catch (error) {
-      const mayForget = phase === 'open' || phase === 'looked'
-      if (!mayForget || CkptError.wrap(error).code === 'device_lost') throw error
+      if (!early || CkptError.wrap(error).code === 'device_lost') throw error
       // perhaps of an engine that has ended: its worker says what there is now
       this.#forgetGuess()
     }
