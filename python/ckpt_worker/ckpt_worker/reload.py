@@ -120,6 +120,8 @@ class Reload:
         self._placed: _Placed | None = None
         # since it was given away
         self._holds_places = False
+        # what the last whole look has found is what was recorded with
+        self._fits = False
         # recorded, and not yet seen to outlast the engine's processing, which a failed update does not reach
         self._unprocessed: list[Copy] = []
         # some tensor, by the processing
@@ -146,6 +148,7 @@ class Reload:
         self._dropped = True
         self._placed = None
         self._blind = False
+        self._fits = False
 
     def begin(self, ring: torch.Tensor, tally: Tally) -> None:
         """An update begins: what was recorded holds only for the memory that it was recorded with.
@@ -359,10 +362,11 @@ class Reload:
             if whole or not self._regions.look_again():
                 self._moved |= self._look_at_all()
             contents = self._indices()
-        if not self._holds() or contents != self._contents:
+        if contents != self._contents or not (self._fits or self._holds()):
             return _ELSEWHERE
         # one that was not there may be what a weight is for
-        return _NEW_TENSORS if self._regions.names - self._names else None
+        self._fits = self._fits or not self._regions.names - self._names
+        return None if self._fits else _NEW_TENSORS
 
     def end(self) -> None:
         """The update is over, however it went."""
@@ -484,7 +488,7 @@ class Reload:
 
     def _look_at_all(self, ring: torch.Tensor | None = None) -> bool:
         """See `Regions.look`."""
-        self._holds_places = False
+        self._holds_places = self._fits = False
         moved = self._regions.look(ring)
         self.changes += moved
         return moved

@@ -105,7 +105,7 @@ class _Places:
         self._roots = [None if model is None else numbers[id(model)] for model in models]
         self._modules = [weakref.ref(module) for module in modules]
         self._children = [None if child is None else numbers[id(child)] for child in _children(modules)]
-        self._types = list(map(type, _values(modules)))
+        self._types = _types(_all_holders(modules))
 
     def _find(self, path: str, holder: int, held: dict[str, Any]) -> None:
         for key, value in held.items():
@@ -126,9 +126,9 @@ class _Places:
         children = [None if number is None else modules[number] for number in self._children]
         if None in modules or not _are_same(roots, models) or not _are_same(children, list(_children(modules))):
             return None
-        if list(map(type, _values(modules))) != self._types:
+        held = _all_holders(modules)
+        if _types(held) != self._types:
             return None
-        held = list(chain.from_iterable(map(_holders, modules)))
         slots = chain(self.tensors, self.indices)
         return held if all(slot.key in held[slot.holder] for slot in slots) else None
 
@@ -138,9 +138,13 @@ def _holders(module: torch.nn.Module) -> tuple[dict[str, Any], ...]:
     return module._parameters, module._buffers, vars(module)
 
 
-def _values(modules: Sequence[torch.nn.Module]) -> Iterator[Any]:
+def _all_holders(modules: Sequence[torch.nn.Module]) -> list[dict[str, Any]]:
+    return list(chain.from_iterable(map(_holders, modules)))
+
+
+def _types(held: list[dict[str, Any]]) -> list[type]:
     """Of all attributes."""
-    return chain.from_iterable(held.values() for held in chain.from_iterable(map(_holders, modules)))
+    return list(map(type, chain.from_iterable(map(dict.values, held))))
 
 
 def _children(modules: Sequence[torch.nn.Module]) -> Iterator[torch.nn.Module | None]:

@@ -147,7 +147,7 @@ function addUpdateOptions(command: Command): void {
     .addOption(
       choice(
         '--mode <m>',
-        'how the bytes travel: through a ring (pipelined, serial) or straight into an engine that has told where its weights lie (direct; with auto not on GPUs yet)',
+        'how the bytes travel: through a ring (pipelined, serial) or straight into an engine that has told where its weights lie (direct); auto takes direct where it can',
         'auto',
         'pipelined',
         'serial',

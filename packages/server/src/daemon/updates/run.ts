@@ -263,7 +263,7 @@ export class UpdateRun {
     contacts: readonly EngineContact[],
     prepared: () => Promise<void>,
   ): Promise<NotDirectly | null> {
-    const { registry, pool } = this.#context
+    const { pool } = this.#context
     const { signal } = this.#controller
     const same = await this.#race(Promise.all(contacts.map((one) => one.isAsBefore(signal))))
     if (same.includes(false)) return { told: 'the engine was started again' }
@@ -271,11 +271,8 @@ export class UpdateRun {
     const links = await this.#race(pool.use(this.#spec.ranks))
     const layoutKey = await this.#race(keepLayout(version, links))
     await this.#headStart()
-    await prepared()
-    this.#enter('open')
     const team = this.#makeTeam(links, this.#run)
-    if (version.files.length > 0) await this.#race(registry.check(version))
-    await this.#openDirectly(version, team, layoutKey)
+    await this.#openDirectly(version, team, layoutKey, prepared)
     const told =
       (await this.#race(team.reachedDirectly('looked'))) ?? (await this.#race(this.#hold(team)))
     if (told === null) {
@@ -298,19 +295,27 @@ export class UpdateRun {
     return team.reachedDirectly('begun')
   }
 
-  async #openDirectly(version: HeldVersion, team: RankTeam, layoutKey: string): Promise<void> {
-    const { journal } = this.#context
+  async #openDirectly(
+    version: HeldVersion,
+    team: RankTeam,
+    layoutKey: string,
+    prepared: () => Promise<void>,
+  ): Promise<void> {
+    const { journal, registry } = this.#context
     const { buffers, readings } = version
+    // an engine takes a millisecond to say that it is ready
+    const engines = prepared()
     const conversations = this.#converse()
     const { addresses } = conversations
     const times = { openMs: this.#spec.openMs, deadlineMs: this.#deadlineMs }
-    await this.#race(
-      team.openDirect({ layoutKey, buffers, readings, ...times }, (rank) => ({
-        address: addresses.get(rank) as string,
-        engine: conversations.engineKey(rank) as string,
-      })),
-    )
-    await this.#race(journal.conversations(conversations.journalled(version)))
+    const opened = team.openDirect({ layoutKey, buffers, readings, ...times }, (rank) => ({
+      address: addresses.get(rank) as string,
+      engine: conversations.engineKey(rank) as string,
+    }))
+    const journalled = journal.conversations(conversations.journalled(version))
+    const checked = version.files.length > 0 ? registry.check(version) : null
+    await this.#race(Promise.all([engines, opened, journalled, checked]))
+    this.#enter('open')
     team.begin()
     for (const contact of this.#contacts) this.#post(contact, addresses, team, true)
   }
