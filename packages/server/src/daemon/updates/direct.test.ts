@@ -245,6 +245,22 @@ describe('a direct update of which one rank fails', () => {
   )
 })
 
+test('an engine that does not pause is not begun with, though its ranks were opened meanwhile', () =>
+  withUpdates(async (bench) => {
+    const engine = await prepared(bench, { faults: ['hang@pause:once'] })
+    const waits = { mode: 'direct', pause: 'wait', pause_timeout: 0.3 } as const
+    const { failure } = await update(bench, [engine], waits)
+    expect(failure).toMatchObject({ code: 'engine_busy', phase: 'pause' })
+    expect(bench.updates.status()).toMatchObject({
+      engines: [{ torn: false }],
+      quarantined_bytes: 0,
+    })
+    await requireWeights(engine, version(1))
+    const { report } = await update(bench, [engine], { mode: 'direct', pause: 'abort' })
+    expect(report?.mode).toBe('direct')
+    await requireWeights(engine, version(2))
+  }))
+
 test('an engine of which one rank held still and another refused is whole, and goes on', () =>
   withUpdates(async (bench) => {
     const engine = await prepared(bench, { faults: ['error@0:direct:once'] })
