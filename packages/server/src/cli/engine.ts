@@ -1,6 +1,7 @@
 import type { Dialect } from '@ckpt/core'
 import { type Command, Option } from 'commander'
 import { describeFaults } from '../engines/reference/faults.ts'
+import { SHARDED_BY, type ShardedBy } from '../engines/reference/shard.ts'
 import { EXIT } from './exit.ts'
 import { collect, wholeNumber, withJson } from './options.ts'
 import { endWithNpx } from './npx-parent.ts'
@@ -9,6 +10,7 @@ import { printText } from './output.ts'
 interface EngineFlags {
   readonly listen: string
   readonly tensorParallelSize: number
+  readonly shard: ShardedBy
   readonly devices: string
   readonly dialect: Dialect
   readonly fault?: string[]
@@ -31,6 +33,11 @@ export function addEngineCommand(program: Command): void {
       wholeNumber(1),
       1,
     )
+    .addOption(
+      new Option('--shard <by>', 'what the ranks split: rows, columns, or each of some tensors')
+        .choices(SHARDED_BY)
+        .default('rows'),
+    )
     .option('--devices <spec>', 'auto, host, host:D, cuda or cuda:0,2', 'auto')
     .addOption(
       new Option('--dialect <d>', "generation of checkpoint-engine's worker")
@@ -51,7 +58,16 @@ export function addEngineCommand(program: Command): void {
 
 async function runEngine(flags: EngineFlags): Promise<number> {
   const { runReferenceEngine } = await import('../engines/reference/index.ts')
-  const { listen, tensorParallelSize, devices, dialect, fault, tellDevices, direct } = flags
+  const {
+    listen,
+    tensorParallelSize,
+    shard: shardedBy,
+    devices,
+    dialect,
+    fault,
+    tellDevices,
+    direct,
+  } = flags
   const stopped = new Promise<void>((resolve) => {
     process.once('SIGTERM', () => resolve())
     process.once('SIGINT', () => resolve())
@@ -60,6 +76,7 @@ async function runEngine(flags: EngineFlags): Promise<number> {
   const engine = await runReferenceEngine({
     listen,
     tensorParallelSize,
+    shardedBy,
     devices,
     dialect,
     faults: fault ?? [],

@@ -3,6 +3,7 @@ import { openLibrary, selectDevices } from '@ckpt/cuda'
 import { type Fault, Faults, strikes } from './faults.ts'
 import type { UpdateWay } from './messages.ts'
 import { type RankOutcome, RankThread } from './rank-thread.ts'
+import type { ShardedBy } from './shard.ts'
 import { Turn } from './turn.ts'
 
 /** How long a daemon that has disconnected may take to come back, by default. */
@@ -14,6 +15,8 @@ const WEIGHTS_WAIT_MS = 600_000
 
 export interface EngineOptions {
   readonly tensorParallelSize: number
+  /** Default: rows. */
+  readonly shardedBy?: ShardedBy
   /** As `--devices` of the daemon: auto, host, host:D, cuda or cuda:I,J. */
   readonly devices: string
   readonly dialect: Dialect
@@ -96,6 +99,7 @@ export class ReferenceEngine {
         library: selection.library,
         rank,
         size,
+        shardedBy: options.shardedBy ?? 'rows',
         device: selection.ranks[rank]?.device ?? 0,
         dialect: options.dialect,
         direct: options.direct ?? false,

@@ -1,6 +1,7 @@
 import type { Dialect } from '@ckpt/core'
 import type { Handle, LibraryOptions } from '@ckpt/cuda'
 import type { Fault } from './faults.ts'
+import type { ShardedBy } from './shard.ts'
 
 /** What a rank's Worker is started with. */
 export interface RankSettings {
@@ -8,6 +9,7 @@ export interface RankSettings {
   readonly rank: number
   /** Tensor-parallel size. */
   readonly size: number
+  readonly shardedBy: ShardedBy
   readonly device: number
   readonly dialect: Dialect
   /** Whether direct updates are taken. */

@@ -12,7 +12,7 @@ test('tensors that shrink and grow under their names are hashed over their own b
   const before = library.liveObjects()
   const memory = library.memoryAlloc(0, RING_BYTES)
   const signal = library.signalCreate()
-  const parameters = new Parameters(library, 0, 0, 1)
+  const parameters = new Parameters(library, 0, { by: 'rows', rank: 0, size: 1 })
   try {
     // sizes of `a`, `b`, `c` in each update
     const updates = [
@@ -51,7 +51,7 @@ test('a tensor that torch cannot hold has no place in a map, which says which on
   const before = library.liveObjects()
   const memory = library.memoryAlloc(0, RING_BYTES)
   const signal = library.signalCreate()
-  const parameters = new Parameters(library, 0, 0, 1)
+  const parameters = new Parameters(library, 0, { by: 'rows', rank: 0, size: 1 })
   const F6 = dtypeIndex('F6_E2M3')
   const update = (...list: { name: string; dtype: number; shape: number[]; offset: number }[]) => {
     parameters.beginUpdate()

@@ -1,8 +1,8 @@
 import { CkptError } from '@ckpt/core/api/errors'
-import { DTYPES, itemBytes } from '@ckpt/core/safetensors/dtypes'
+import { DTYPES, itemBytes, tensorBytes } from '@ckpt/core/safetensors/dtypes'
 import type { CopyPiece, Handle, Library } from '@ckpt/cuda'
 import type { HeldTensor } from './messages.ts'
-import { type Shard, shardOf } from './shard.ts'
+import { type Shard, type Sharding, shardOf } from './shard.ts'
 
 /** One entry of a tensor list. */
 export interface ListedTensor {
@@ -21,24 +21,20 @@ export interface Place {
   readonly dtype: number
   /** Of the whole tensor. */
   readonly shape: readonly number[]
-  /** Byte offset of the part in the whole tensor. */
-  readonly source: number
+  readonly shard: Shard
   /** Index into the allocations. */
   readonly allocation: number
   /** Byte offset in the allocation. */
   readonly destination: number
-  readonly bytes: number
 }
 
 interface Slot {
   readonly dtype: number
+  /** Of the whole tensor. */
   readonly shape: readonly number[]
-  readonly whole: readonly number[]
-  /** Byte offset in the whole tensor. */
-  readonly source: number
+  readonly shard: Shard
   readonly chunk: Chunk
   readonly offset: number
-  readonly bytes: number
 }
 
 interface Chunk {
@@ -68,8 +64,7 @@ function aligned(bytes: number): number {
 export class Parameters {
   readonly #library: Library
   readonly #device: number
-  readonly #rank: number
-  readonly #size: number
+  readonly #sharding: Sharding
   readonly #stream: Handle
   readonly #slots = new Map<string, Slot>()
   readonly #chunks: Chunk[] = []
@@ -77,11 +72,10 @@ export class Parameters {
   #listed = new Set<string>()
   #updated: ReadonlySet<string> = new Set()
 
-  constructor(library: Library, device: number, rank: number, size: number) {
+  constructor(library: Library, device: number, sharding: Sharding) {
     this.#library = library
     this.#device = device
-    this.#rank = rank
-    this.#size = size
+    this.#sharding = sharding
     this.#stream = library.streamCreate(device)
   }
 
@@ -119,11 +113,14 @@ export class Parameters {
       if (shard.bytes === 0) continue
       const pieces = piecesOf.get(slot.chunk) ?? []
       piecesOf.set(slot.chunk, pieces)
-      pieces.push({
-        dstOffset: slot.offset,
-        srcOffset: tensor.offset + shard.offset,
-        bytes: shard.bytes,
-      })
+      const { offset, width, pitch, height } = shard
+      for (let row = 0; row < height; row++) {
+        pieces.push({
+          dstOffset: slot.offset + row * width,
+          srcOffset: tensor.offset + offset + row * pitch,
+          bytes: width,
+        })
+      }
     }
     for (const [chunk, pieces] of piecesOf) {
       this.#library.copyDevice(this.#stream, chunk.memory, ring.memory, pieces)
@@ -132,11 +129,11 @@ export class Parameters {
   }
 
   #checkedShard(tensor: ListedTensor, ringBytes: number) {
-    const whole = shardOf(tensor.dtype, tensor.shape, 0, 1)
-    const shard = shardOf(tensor.dtype, tensor.shape, this.#rank, this.#size)
+    const bytes = tensorBytes(tensor.dtype, tensor.shape)
+    const shard = shardOf(tensor, this.#sharding)
     const inRing =
-      whole !== null && Number.isSafeInteger(tensor.offset) && tensor.offset >= 0
-        ? tensor.offset + whole.bytes <= ringBytes
+      bytes !== null && Number.isSafeInteger(tensor.offset) && tensor.offset >= 0
+        ? tensor.offset + bytes <= ringBytes
         : false
     if (shard === null || !inRing) {
       throw new CkptError('engine_protocol', `${tensor.name} does not lie in the ring`)
@@ -152,8 +149,8 @@ export class Parameters {
   #reserve(list: readonly ListedTensor[]): void {
     let needed = 0
     for (const tensor of list) {
-      const shard = shardOf(tensor.dtype, tensor.shape, this.#rank, this.#size)
-      if (shard === null || this.#slots.get(tensor.name)?.bytes === shard.bytes) continue
+      const shard = shardOf(tensor, this.#sharding)
+      if (shard === null || this.#slots.get(tensor.name)?.shard.bytes === shard.bytes) continue
       needed += aligned(shard.bytes)
     }
     const last = this.#chunks.at(-1)
@@ -165,20 +162,21 @@ export class Parameters {
     this.#chunks.push({ memory, bytes, used: 0 })
   }
 
-  #slotFor(tensor: ListedTensor, { shape, offset: source, bytes }: Shard): Slot {
-    const held = this.#slots.get(tensor.name)
-    const part = { dtype: tensor.dtype, shape, whole: tensor.shape, source, bytes }
-    if (held !== undefined && held.bytes === bytes) {
+  #slotFor({ name, dtype, shape }: ListedTensor, shard: Shard): Slot {
+    const held = this.#slots.get(name)
+    const part = { dtype, shape, shard }
+    const { bytes } = shard
+    if (held !== undefined && held.shard.bytes === bytes) {
       const slot = { ...held, ...part }
-      this.#slots.set(tensor.name, slot)
+      this.#slots.set(name, slot)
       return slot
     }
-    if (held !== undefined && held.bytes > 0) {
-      this.#holes.push({ chunk: held.chunk, offset: held.offset, bytes: aligned(held.bytes) })
+    if (held !== undefined && held.shard.bytes > 0) {
+      this.#holes.push({ chunk: held.chunk, offset: held.offset, bytes: aligned(held.shard.bytes) })
     }
     const { chunk, offset } = this.#place(aligned(bytes))
     const slot = { ...part, chunk, offset }
-    this.#slots.set(tensor.name, slot)
+    this.#slots.set(name, slot)
     return slot
   }
 
@@ -209,7 +207,8 @@ export class Parameters {
   hash(): Record<string, HeldTensor> {
     // Names come from the wire, and `__proto__` is a legal one.
     const tensors: Record<string, HeldTensor> = Object.create(null)
-    for (const [name, { dtype, shape, chunk, offset, bytes }] of this.#slots) {
+    for (const [name, { dtype, shard, chunk, offset }] of this.#slots) {
+      const { shape, bytes } = shard
       const digest =
         bytes === 0
           ? new Bun.CryptoHasher('sha256').digest()
@@ -231,14 +230,13 @@ export class Parameters {
   /** Of everything that is held. */
   places(): Place[] {
     const numbers = new Map(this.#chunks.map((chunk, number) => [chunk, number]))
-    return Array.from(this.#slots, ([name, { dtype, whole, source, chunk, offset, bytes }]) => ({
+    return Array.from(this.#slots, ([name, { dtype, shape, shard, chunk, offset }]) => ({
       name,
       dtype,
-      shape: whole,
-      source,
+      shape,
+      shard,
       allocation: numbers.get(chunk) as number,
       destination: offset,
-      bytes,
     }))
   }
 

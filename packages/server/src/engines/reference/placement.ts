@@ -3,8 +3,6 @@ import { encodePlacementMap, type MapCopy, type MapTensor } from '@ckpt/core/pla
 import { DTYPES, torchView } from '@ckpt/core/safetensors/dtypes'
 import type { Parameters, Place } from './parameters.ts'
 
-const NO_DIMENSIONS = [0, 0, 0]
-
 /** Where a rank's parameters lie, as its worker tells a daemon that copies into them. */
 export interface Placement {
   /** What another process opens each allocation with, in hex. */
@@ -57,10 +55,21 @@ function mapTensor({ name, dtype, shape }: Place): MapTensor | null {
 
 /** Nothing is copied for a part without bytes. */
 function copyOf(place: Place, tensor: number): MapCopy[] {
-  const { source, allocation, destination, bytes } = place
+  const { allocation, destination } = place
+  const { offset: source, width, pitch, height, bytes } = place.shard
   if (bytes === 0) return []
-  const strides = { sourceStrides: NO_DIMENSIONS, destinationStrides: NO_DIMENSIONS }
-  return [{ tensor, source, allocation, destination, run: bytes, sizes: [1, 1, 1], ...strides }]
+  return [
+    {
+      tensor,
+      source,
+      allocation,
+      destination,
+      run: width,
+      sizes: [1, 1, height],
+      sourceStrides: [0, 0, height > 1 ? pitch : 0],
+      destinationStrides: [0, 0, height > 1 ? width : 0],
+    },
+  ]
 }
 
 function sha256(content: string | Uint8Array): string {

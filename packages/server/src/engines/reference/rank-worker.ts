@@ -35,8 +35,8 @@ class Rank {
   constructor(settings: RankSettings) {
     this.#settings = settings
     this.#library = openLibrary(settings.library)
-    const { device, rank, size } = settings
-    this.#parameters = new Parameters(this.#library, device, rank, size)
+    const { device, shardedBy: by, rank, size } = settings
+    this.#parameters = new Parameters(this.#library, device, { by, rank, size })
   }
 
   update(request: UpdateRequest): Done {

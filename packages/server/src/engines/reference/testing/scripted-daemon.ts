@@ -214,7 +214,7 @@ export class ScriptedDaemon {
   ): Record<string, { shape: readonly number[]; sha256: string }> {
     const held = Object.create(null)
     for (const { name, dtype, shape, offset } of this.tensors) {
-      const shard = shardOf(dtype, shape, rank, size)
+      const shard = shardOf({ name, dtype, shape }, { by: 'rows', rank, size })
       if (shard === null) throw new Error(name)
       const from = offset + shard.offset
       const part = this.#content.subarray(from, from + shard.bytes)
