@@ -11,6 +11,8 @@ import { writeCheckpoint } from '../packages/server/src/cli/write-checkpoint.ts'
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
+  // what it does not know is told by the usage below
+  strict: false,
   options: {
     model: { type: 'string', default: 'small-llama' },
     seed: { type: 'string', default: '1' },
@@ -18,11 +20,14 @@ const { values, positionals } = parseArgs({
   },
 })
 const directory = positionals[0]
+const known = ['model', 'seed', 'shard-gb']
+const strangers = Object.keys(values).filter((name) => !known.includes(name))
 const model = MODEL_NAMES.find((name) => name === values.model)
 const shardBytes = Number(values['shard-gb']) * 1e9
 const seed = Number(values.seed)
 if (
   directory === undefined ||
+  strangers.length > 0 ||
   model === undefined ||
   !(shardBytes > 0) ||
   !Number.isInteger(seed)

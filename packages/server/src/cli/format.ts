@@ -22,6 +22,11 @@ export function formatRate(bytes: number, seconds: number): string {
   return bytes > 0 && seconds > 0 ? (bytes / seconds / 1e9).toFixed(2) : ''
 }
 
+/** `1 rank`, `2 ranks`. */
+export function counted(count: number, what: string): string {
+  return `${count} ${what}${count === 1 ? '' : 's'}`
+}
+
 /** Names come from files: a terminal must not obey what is in them. */
 export function printable(text: string): string {
   const hex = (c: string) => c.charCodeAt(0).toString(16).padStart(2, '0')

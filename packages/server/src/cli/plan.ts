@@ -4,7 +4,7 @@ import { DTYPES } from '@ckpt/core'
 import { DEFAULT_RATES } from '@ckpt/core/plan/cost'
 import { findCheckpointFiles, readHeader } from './checkpoint-files.ts'
 import { usageError } from './exit.ts'
-import { formatBytes, formatRate, formatSeconds, formatTable } from './format.ts'
+import { formatBytes, formatRate, formatSeconds, formatTable, counted } from './format.ts'
 import { MODEL_NAMES, modelTensors, type TensorShape } from './model-shapes.ts'
 import { positiveNumber, seconds, wholeNumber, withJson } from './options.ts'
 import { print } from './output.ts'
@@ -170,8 +170,4 @@ function predictionText(p: Prediction): string {
     '',
     `in the engines: ${p.tenths_s.map((s, i) => `${10 * (i + 1)} % ${formatSeconds(s)}`).join(', ')}`,
   ].join('\n')
-}
-
-function counted(count: number, what: string): string {
-  return `${count} ${what}${count === 1 ? '' : 's'}`
 }

@@ -14,6 +14,7 @@ import { findCheckpointFiles } from './checkpoint-files.ts'
 import { addressText, type DaemonClient, DaemonClient as Client, daemonAddress } from './client.ts'
 import { engineTargets } from './engine-targets.ts'
 import { EXIT, usageError } from './exit.ts'
+import { counted } from './format.ts'
 import { startLocalDaemon } from './local-daemon.ts'
 import { loadMetas, saveMetas } from './metas-file.ts'
 import {
@@ -379,7 +380,7 @@ function resultText(name: string, result: JobResult, notes: readonly string[]): 
       (engine) => `${engine.url} (${engine.dialect ?? 'dialect unknown'})`,
     )
     lines.push(
-      `${name} -> ${engines.join(', ')}: ${report.tensors} tensors on ${report.ranks} ranks, ${s.total.toFixed(3)} s from files to engine`,
+      `${name} -> ${engines.join(', ')}: ${counted(report.tensors, 'tensor')} on ${counted(report.ranks, 'rank')}, ${s.total.toFixed(3)} s from files to engine`,
       stageTable(report, before, s.total),
       ...report.engines.flatMap(reloadLines),
       ...notDirectLines(report),

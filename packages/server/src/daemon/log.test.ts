@@ -14,6 +14,17 @@ test('a line of text, with what it is about', () => {
   expect(lines[0]).toMatch(/^\S+T\S+Z .*registered .*llama.*: 2 tensors\n$/)
 })
 
+test('numbers are short in text', () => {
+  const lines: string[] = []
+  configureLogging({ format: 'text', level: 'info', write: (line) => lines.push(line) })
+  log.info('{bytes} bytes in {seconds} s, {rate}', {
+    bytes: 16_199_559_168,
+    seconds: 0.4190682550000001,
+    rate: 54.838123,
+  })
+  expect(lines[0]).toEndWith(' 16199559168 bytes in 0.4191 s, 54.84\n')
+})
+
 test('JSON lines keep the fields', () => {
   const lines: string[] = []
   configureLogging({ format: 'json', level: 'warning', write: (line) => lines.push(line) })

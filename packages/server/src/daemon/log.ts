@@ -17,12 +17,18 @@ export interface LogOptions {
   readonly write?: (line: string) => void
 }
 
+/** For people: seconds and rates to four digits. */
+function textOf(value: unknown, inspect: (value: unknown) => string): string {
+  const isFraction = typeof value === 'number' && Number.isFinite(value) && !Number.isInteger(value)
+  return isFraction ? String(Number(value.toPrecision(4))) : inspect(value)
+}
+
 /** Turns logging on for this process. A library stays silent, so the daemon never calls it: the CLI does. */
 export function configureLogging(options: LogOptions): void {
   const format =
     options.format === 'json'
       ? jsonLinesFormatter
-      : getTextFormatter({ timestamp: 'rfc3339', category: '.' })
+      : getTextFormatter({ timestamp: 'rfc3339', category: '.', value: textOf })
   const write = options.write ?? ((line: string) => void process.stderr.write(line))
   configureSync({
     reset: true,
