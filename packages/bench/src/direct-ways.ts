@@ -1,6 +1,7 @@
 import { atLeast, type Claim } from './claims.ts'
 import type { DirectWorkload } from './direct-workloads.ts'
 import { percentOfLimit, type Row } from './row.ts'
+import type { WorkloadModel } from './workloads.ts'
 
 /** How the copies are made. */
 export interface Way {
@@ -12,8 +13,6 @@ export interface Way {
   readonly daemon: boolean
 }
 
-type Kind = DirectWorkload['kind']
-
 const DAEMON: readonly Way[] = [1, 8].map((ranks) => {
   return { name: `tp ${ranks}`, ranks, gathers: true, daemon: true }
 })
@@ -23,17 +22,14 @@ const NOTHING_GATHERED: Way = {
   gathers: false,
   daemon: false,
 }
-const OTHERWISE: Readonly<Record<Kind, readonly Way[]>> = {
-  // has nothing to gather
-  dense: [],
+const OTHERWISE: Readonly<Partial<Record<WorkloadModel, readonly Way[]>>> = {
   moe: [NOTHING_GATHERED],
-  'moe-bf16': [],
 }
 /**
  * Percent of the pinned H2D rate of the same run, by the number of ranks. Nothing of `moe` on eight: vLLM refuses it, because its
  * blocks of scales do not divide among them, and its rows have 96 bytes.
  */
-const SHARE_LEAST: Readonly<Record<Kind, Readonly<Record<number, number>>>> = {
+const SHARE_LEAST: Readonly<Record<WorkloadModel, Readonly<Record<number, number>>>> = {
   dense: { 1: 94, 8: 90 },
   moe: { 1: 93 },
   'moe-bf16': { 1: 93, 8: 90 },
@@ -41,7 +37,7 @@ const SHARE_LEAST: Readonly<Record<Kind, Readonly<Record<number, number>>>> = {
 
 /** The daemon's; of a whole model the others too: they are questions to a device. */
 export function waysOf({ kind, model }: DirectWorkload): readonly Way[] {
-  return model ? [...DAEMON, ...OTHERWISE[kind]] : DAEMON
+  return model ? [...DAEMON, ...(OTHERWISE[kind] ?? [])] : DAEMON
 }
 
 /** What is asked of the daemon's way with a whole model. */

@@ -1,7 +1,7 @@
 import { modelTensors, quantizedExperts, type TensorShape } from 'ckpt/cli/model-shapes'
 import { tensorBytes } from 'ckpt/cli/write-checkpoint'
 import { sizeName } from './bench.ts'
-import { type Workload, workloads } from './workloads.ts'
+import { type Workload, type WorkloadModel, workloads } from './workloads.ts'
 
 /** What both models have of the shapes of a dense layer, in every dimension, when they are cut to a size. */
 const NARROWER = 8
@@ -12,7 +12,7 @@ const TENSORS_OF_EXPERT = 6
 
 /** A model, or one that is cut to a size. */
 export interface DirectWorkload extends Workload {
-  readonly kind: 'dense' | 'moe' | 'moe-bf16'
+  readonly kind: WorkloadModel
 }
 
 /** The models, or without any both of them cut to each size. */
@@ -23,7 +23,7 @@ export function directWorkloads(
   if (models.length > 0) {
     return workloads(sizes, models).map((one) => ({
       ...one,
-      kind: one.name as DirectWorkload['kind'],
+      kind: one.name as WorkloadModel,
     }))
   }
   return sizes.flatMap((bytes) => [

@@ -26,6 +26,8 @@ function layerOf(name: string): number {
   return Number(/^model\.layers\.(\d+)\./.exec(name)?.[1] ?? -1)
 }
 
+export type WorkloadModel = keyof typeof MODELS
+
 export const WORKLOAD_MODELS = Object.keys(MODELS)
 
 /** The models, or without any a workload of each size. */

@@ -1,6 +1,7 @@
 """One update by a daemon that copies straight into the engine's memory: what it has to know, and when it may.
 
-    daemon: look {map: digest or null}      worker: {ok, generation, handles, map}, and the map unless it has that digest
+    daemon: look {map: digest or null}      worker: {ok, generation, handles, map}, and the map unless it has that digest; it
+                                            has looked while the daemon connected
     daemon: begin {generation}              worker: {ok}, after it has written the constants of its loading (padding and the
                                             like), which are in no map; from now on the engine is torn
     daemon: end                             worker: {ok}, after the engine's processing, which may have run while the daemon
@@ -17,6 +18,7 @@ that has failed. Any other message ends the conversation without a reply.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +33,9 @@ from .placement import Allocation, NotPlaced, PlacementMap
 from .reload import PostHook, Reload
 
 _OK = {"ok": True}
+
+# a map and its generation, or why there is none
+_Found = tuple[PlacementMap, str] | str
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def _converse(context: zmq.Context[Any], address: str, engine: DirectEngine, lim
     early = _Early()
     with Conversation(context, address, limits) as talk:
         # the daemon has not connected yet
-        places = _find_early(engine)
+        places = _find_first(engine).result
         while True:
             head, _ = unpack(talk.next("what to do" if not begun else "the end of its copies"))
             kind = head.get("type")
@@ -134,21 +139,17 @@ def _telling(talk: Conversation, torn: bool) -> Iterator[None]:
         raise
 
 
-def _find_early(engine: DirectEngine) -> Callable[[], tuple[PlacementMap, str] | str]:
+def _find_first(engine: DirectEngine) -> Future[_Found]:
     """As `_find`; what fails is raised where the daemon can be told."""
+    found: Future[_Found] = Future()
     try:
-        found = _find(engine)
+        found.set_result(_find(engine))
     except Exception as error:
-        failure = error
-
-        def fail() -> str:
-            raise failure
-
-        return fail
-    return lambda: found
+        found.set_exception(error)
+    return found
 
 
-def _find(engine: DirectEngine) -> tuple[PlacementMap, str] | str:
+def _find(engine: DirectEngine) -> _Found:
     """Where everything belongs, and the generation of that; else why the daemon may not copy."""
     # what was going on may still write
     engine.synchronize()
@@ -159,7 +160,7 @@ def _find(engine: DirectEngine) -> tuple[PlacementMap, str] | str:
         return engine.refusal() or str(error)
 
 
-def _looked(found: tuple[PlacementMap, str] | str, known: object) -> bytes:
+def _looked(found: _Found, known: object) -> bytes:
     if isinstance(found, str):
         return pack(_refusal(found))
     places, generation = found

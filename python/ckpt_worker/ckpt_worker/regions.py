@@ -84,8 +84,8 @@ class Regions:
         return moved
 
     def look_again(self) -> bool:
-        """Whether `look` would find what it has found the last time; it takes longer, and may find so too where this does not.
-        What is found is held until `let_go`, but not as `storages`."""
+        """Whether `look`, which takes longer, would find what it has found the last time. Where this says no, `look` may still
+        say that nothing has moved. What is found is held until `let_go`, but not as `storages`."""
         with torch._C.DisableTorchFunctionSubclass():
             found = [(name, tensor, tensor.untyped_storage()) for name, tensor in self._tensors() if not tensor.is_meta]
             seen = [(_view(name, tensor), storage.data_ptr(), storage.nbytes()) for name, tensor, storage in found]

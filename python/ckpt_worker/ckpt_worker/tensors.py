@@ -144,7 +144,8 @@ def _all_holders(modules: Sequence[torch.nn.Module]) -> list[dict[str, Any]]:
 
 def _types(held: list[dict[str, Any]]) -> list[type]:
     """Of all attributes."""
-    return list(map(type, chain.from_iterable(map(dict.values, held))))
+    # a scripted module holds them in something that is no dict
+    return list(map(type, chain.from_iterable(one.values() for one in held)))
 
 
 def _children(modules: Sequence[torch.nn.Module]) -> Iterator[torch.nn.Module | None]:

@@ -241,8 +241,7 @@ class VllmEngine:
         if self._layerwise is None and not (looked and self._reload.changes == self._unchanged):
             changed = (changed_by_processing(model) for model in self._models())
             self._layerwise = next((where for where in changed if where is not None), None)
-            if looked:
-                self._unchanged = self._reload.changes
+            self._unchanged = self._reload.changes
         if self._layerwise is not None:
             return "layerwise", self._layerwise
         if self._worker.vllm_config.parallel_config.enable_eplb:

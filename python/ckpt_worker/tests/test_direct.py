@@ -311,6 +311,35 @@ class TestDirect(DaemonTest):
             self.update([self.look()])
         self.assertEqual(self.replies(), [{"ok": False, "reason": "RuntimeError: a broken device"}])
 
+    def test_a_look_before_the_daemon_says_anything(self) -> None:
+        seen: list[int] = []
+
+        def first() -> bytes:
+            for _ in range(100):
+                if self.walks > 0:
+                    break
+                time.sleep(0.01)
+            seen.append(self.walks)
+            return self.look()
+
+        self.walks = 0
+        self.assertFalse(self.update([first, LEAVE]))
+        self.assertEqual((seen, self.walks), ([1], 1))
+
+    def test_a_look_that_has_failed_and_that_nobody_asks_for(self) -> None:
+        broken = mock.patch.object(self.reload, "placement", side_effect=RuntimeError("a broken device"))
+        with broken:
+            self.assertFalse(self.update([LEAVE]))
+        self.assertEqual(self.events, [])
+
+    def test_each_look_is_a_new_one(self) -> None:
+        def again() -> bytes:
+            self.weight.data = self.weight.clone()
+            return self.look()
+
+        self.assertFalse(self.update([self.look(), again, LEAVE]))
+        self.assertEqual([reply["ok"] for reply in self.replies()], [True, False])
+
     def test_processing_that_looks_at_no_weight_runs_while_the_daemon_copies(self) -> None:
         self.reload.forget()
         self.record(blind=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import unittest
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 from test_tensors import CHANGES, grown, modules_of
 
+from ckpt_worker import regions as regions_module
 from ckpt_worker.regions import Regions
 from ckpt_worker.tensors import ModelTensors
 
@@ -48,6 +50,20 @@ class TestLookAgain(unittest.TestCase):
         self.assertTrue(regions.look_again())
         self.assertTrue(regions.unmoved)
         self.assertEqual(regions.storages, {})
+
+    def test_memory_that_was_given_back_and_taken_again(self) -> None:
+        model, number = grown(), 7
+        regions = Regions(ModelTensors(lambda: [model]))
+        place = regions_module._place
+        numbered = mock.patch.object(regions_module, "_place", lambda storage: (*place(storage)[:2], number))
+        asked = mock.patch.object(regions_module, "_buffer_id", lambda _: number)
+        with numbered, asked:
+            regions.look()
+            self.assertTrue(regions.look_again())
+            number = 8
+            self.assertFalse(regions.look_again())
+            self.assertTrue(regions.look())
+            self.assertTrue(regions.look_again())
 
     def test_a_storage_that_is_larger_at_the_same_address(self) -> None:
         memory = bytearray(64)

@@ -67,6 +67,11 @@ class TestModelTensors(unittest.TestCase):
         self.assertNotEqual([name for name, _ in before], [name for name, _ in after])
         self.assertEqual([name for name, _ in model_tensors(Layer(5))], [name for name, _ in after])
 
+    def test_a_scripted_module(self) -> None:
+        model = torch.nn.Sequential(Layer(1), torch.jit.script(torch.nn.Linear(2, 2)))
+        names = [name for name, _ in model_tensors(model)]
+        self.assertEqual(names[-2:], ["0:1.weight", "0:1.bias"])
+
     def test_whatever_is_done_to_a_model(self) -> None:
         for seed in range(60):
             with self.subTest(seed=seed):

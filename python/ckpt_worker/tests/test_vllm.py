@@ -371,6 +371,14 @@ class TestDirect(WorkerTest):
         self.expect(self.update(4), ok=True, replayed=1, not_direct=None)
         self.assertEqual(self.held(), 4.0)
 
+    def test_forms_that_are_known_are_not_looked_at_again(self) -> None:
+        self.update(1)
+        self.direct([self.LOOK, self.begin, self.copies(2)])
+        # which asks for them itself
+        self.worker.ckpt_state()
+        with mock.patch.object(vllm_module, "changed_by_processing", side_effect=AssertionError("again")):
+            self.expect(self.direct([self.LOOK, self.begin, self.copies(3)]), **self.DONE)
+
     def test_not_before_an_update_has_gone_through_the_ring(self) -> None:
         self.expect(self.worker.ckpt_state(), not_direct="no update has gone through")
         self.refused("no update has gone through")

@@ -1,4 +1,4 @@
-import type { ConversationEvent, ConversationLimits } from '../engine/conversation-types.ts'
+import type { ConversationEvent } from '../engine/conversation-types.ts'
 import type { Failure } from '../api/errors.ts'
 import type { LookAnswer } from './direct-messages.ts'
 
@@ -6,10 +6,18 @@ export interface DirectOptions {
   readonly rank: number
   /** Digest of the map that is known of this engine worker; null: none is. */
   readonly knownMap: string | null
-  /** `openMs`: until the worker has said where its weights lie; `leaveMs`: from a failure, or from `leave`. */
-  readonly limits: Omit<ConversationLimits, 'replyMs'>
+  readonly limits: DirectLimits
   /** See `ConversationOptions`. */
   readonly http: boolean
+}
+
+export interface DirectLimits {
+  /** From the start until the worker has said where its weights lie. */
+  readonly openMs: number
+  /** When all of it must have ended, on the clock of the events. */
+  readonly endMs: number
+  /** From a failure, or from `leave`. */
+  readonly leaveMs: number
 }
 
 /** As of `Conversation`, with its own commands. */

@@ -47,7 +47,7 @@ export class DirectConversation {
   #started = false
   #generation = ''
   #openUntilMs = 0
-  #totalUntilMs = 0
+  #endMs = 0
   #leaveUntilMs = 0
   #connected = false
   #everConnected = false
@@ -139,10 +139,10 @@ export class DirectConversation {
   }
 
   #onStart(nowMs: number): void {
-    const { openMs, totalMs } = this.#options.limits
+    const { openMs, endMs } = this.#options.limits
     this.#started = true
     this.#openUntilMs = nowMs + openMs
-    this.#totalUntilMs = nowMs + totalMs
+    this.#endMs = endMs
   }
 
   /** What a failure has overtaken is not done any more. */
@@ -288,7 +288,7 @@ export class DirectConversation {
   /** A worker that has all serves the new weights, whatever has failed elsewhere: its engine's answer is waited for. */
   #onAbort(failure: Failure, nowMs: number): void {
     if (this.#phase !== 'post') return this.#fail(failure, nowMs)
-    this.#totalUntilMs = Math.min(this.#totalUntilMs, nowMs + this.#options.limits.leaveMs)
+    this.#endMs = Math.min(this.#endMs, nowMs + this.#options.limits.leaveMs)
   }
 
   #sendLeave(reason: string): void {
@@ -336,8 +336,8 @@ export class DirectConversation {
 
   #limitMs(): number {
     if (this.#phase === 'withdrawn' || this.#phase === 'failed') return this.#leaveUntilMs
-    if (this.#phase === 'open') return Math.min(this.#openUntilMs, this.#totalUntilMs)
-    return this.#totalUntilMs
+    if (this.#phase === 'open') return Math.min(this.#openUntilMs, this.#endMs)
+    return this.#endMs
   }
 
   #expire(nowMs: number): void {

@@ -39,7 +39,9 @@ uint64_t rows_of_one_registration(uint64_t piece_bytes, uint64_t at, const CopyR
 }
 
 // Where the kernel is faster. Rows of 96, 192, 512, 1024 and 3072 bytes, each an eighth of the
-// pitch: 30, 37, 45, 46 and 48 GB/s, cudaMemcpy2DAsync 20, 31, 42, 49 and 53 (an H200).
+// pitch, 64 pieces a launch and nothing beside them: 30, 37, 45, 46 and 48 GB/s,
+// cudaMemcpy2DAsync 20, 31, 42, 49 and 53 (an H200). Beside other copies both get closer to the
+// wire, the kernel by 1 to 3 % of it: docs/bench.md.
 constexpr uint64_t kKernelWidthMax = 512;
 
 bool for_kernel(const CopyRows& rows) { return rows.width <= kKernelWidthMax; }

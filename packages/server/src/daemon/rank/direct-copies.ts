@@ -7,8 +7,8 @@ import type { SourceLayout } from './messages.ts'
 import type { CopyOrder } from './source-reads.ts'
 
 /**
- * Groups of copies on their way at a time: few enough to stop soon, 7 ms, enough for the device never to wait, also while an
- * allocation is opened, which takes up to 5 ms.
+ * Groups of copies on their way at a time: few enough to stop soon, 7 ms, enough for the device not to wait while an allocation is
+ * opened, which takes up to 5 ms.
  */
 const IN_FLIGHT_MAX = 6
 
@@ -110,9 +110,12 @@ export class DirectCopies {
     }
     const { stream, rowsStream } = this.#memory
     const { library } = this.#target
-    if (single.length > 0) library.copyH2dBatch(stream, single)
-    if (rows.length > 0) library.copyH2dBatch(rowsStream, rows)
-    this.#record([...(single.length > 0 ? [stream] : []), ...(rows.length > 0 ? [rowsStream] : [])])
+    const batches = [
+      { on: stream, pieces: single },
+      { on: rowsStream, pieces: rows },
+    ].filter(({ pieces }) => pieces.length > 0)
+    for (const { on, pieces } of batches) library.copyH2dBatch(on, pieces)
+    this.#record(batches.map(({ on }) => on))
   }
 
   #place(owner: number, source: number, bytes: number): { buffer: Handle; offset: number } {

@@ -31,6 +31,19 @@ test('a map is kept for its engine, and a plan for its layout', () => {
   expect(plans.plan(ENGINE, 'layout')).toBe(plan)
 })
 
+test('memory that is forgotten is not known until the worker says it again; the map is', () => {
+  const plans = new DirectPlans()
+  const first = answer(MAP)
+  plans.take(ENGINE, first)
+  const allocations = [{ handle: '00', bytes: 64 }]
+  expect(plans.memory(ENGINE)).toEqual({ generation: 'g', allocations })
+  plans.forgetMemory(ENGINE)
+  plans.forgetMemory('another')
+  expect([plans.memory(ENGINE), plans.map(ENGINE)?.digest]).toEqual([null, first.map])
+  plans.take(ENGINE, { ...first, encodedMap: NOTHING })
+  expect(plans.memory(ENGINE)).toEqual({ generation: 'g', allocations })
+})
+
 test.each([
   ['none', answer(Uint8Array.of(1, 2, 3)), 'cannot be used'],
   ['of another digest', answer(MAP, { map: 'ff' }), 'not the one that its digest names'],

@@ -51,6 +51,12 @@ export class DirectPlans {
     return this.#engines.get(engine)?.memory ?? null
   }
 
+  /** It is not opened any more before its worker has said where it is. */
+  forgetMemory(engine: string): void {
+    const known = this.#engines.get(engine)
+    if (known !== undefined) known.memory = null
+  }
+
   /**
    * Of the same.
    *

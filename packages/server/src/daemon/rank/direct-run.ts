@@ -70,12 +70,12 @@ export class DirectRun {
     this.#endMs = options.deadlineMs + LEAVE_MS_AT_DEADLINE
     library.signalReset(signal)
     this.bytesBefore = this.bytesInUse()
-    const totalMs = Math.max(1, options.deadlineMs - clockMs())
+    const { openMs, deadlineMs: endMs } = options
     this.#conversation = new DirectConversation({
       rank: rank.rank,
       knownMap: plans.map(options.engine)?.digest ?? null,
-      // the loop's own end bounds it, see `#stop`
-      limits: { openMs: options.openMs, totalMs, leaveMs: totalMs + LEAVE_MS_AT_DEADLINE },
+      // the loop's own end bounds how long a worker may take to leave, see `#stop`
+      limits: { openMs, endMs, leaveMs: Number.POSITIVE_INFINITY },
       http: options.http,
     })
     this.#engine = new EngineSocket(host.context, options.address)
@@ -164,7 +164,7 @@ export class DirectRun {
         if (this.#conversation.phase !== 'looked') return
         Atomics.store(this.#progress, PROGRESS_SENT, 1)
         this.#step({ type: 'begin', nowMs })
-        // what is where it was opens: then the copies need not wait for all of it
+        // what is still where it was is opened while the copies are made
         if (this.#guessed === null) this.#openMemory()
         return
       case 'copy':
@@ -203,7 +203,7 @@ export class DirectRun {
     if (this.#guessed === null || memory === null || memory.isOpen || this.#transferred) return
     const { phase, worker } = this.#conversation
     const early = phase === 'open' && !worker.connected
-    if (!early && phase !== 'copying') return
+    if (!early && !(phase === 'copying' && worker.connected)) return
     this.#woken = true
     try {
       memory.openNext()
@@ -235,7 +235,7 @@ export class DirectRun {
     } catch (error) {
       const { code, message } = CkptError.wrap(error)
       if (code === 'device_lost') throw error
-      this.#closedToUs = `the engine's memory cannot be opened: ${message}`
+      this.#closedToUs = message
     }
   }
 
@@ -367,6 +367,8 @@ export class DirectRun {
   #noteFailure(failure: Failure): void {
     if (this.#failure !== null) return
     this.#failure = { rank: this.#host.rank.rank, ...failure }
+    // perhaps its memory could not be opened while copies were made: the next update opens all of it before it begins
+    this.#plans.forgetMemory(this.options.engine)
     const connected = this.#conversation.everConnected
     this.#host.report(this.options.run, { type: 'failed', failure: this.#failure, connected })
   }

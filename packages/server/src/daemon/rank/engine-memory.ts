@@ -1,3 +1,4 @@
+import { CkptError } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
 import { DeviceWork } from './device-work.ts'
 
@@ -25,6 +26,7 @@ export class EngineMemory {
   readonly #opened = new Map<number, Handle>()
   /** All before it are open. */
   #next = 0
+  #closing = false
 
   /** With nothing open. */
   constructor(library: Library, device: number, allocations: readonly EngineAllocation[]) {
@@ -32,8 +34,13 @@ export class EngineMemory {
     this.#device = device
     this.#work = new DeviceWork(library, device)
     this.#allocations = allocations
-    this.stream = this.#work.stream()
-    this.rowsStream = this.#work.stream()
+    try {
+      this.stream = this.#work.stream()
+      this.rowsStream = this.#work.stream()
+    } catch (error) {
+      this.#work.free()
+      throw error
+    }
   }
 
   get isOpen(): boolean {
@@ -48,12 +55,13 @@ export class EngineMemory {
 
   /** One of those that are open, when nothing writes them any more; false: none is left. @throws CkptError what the device says of it */
   closeNext(): boolean {
-    for (const [allocation, memory] of this.#opened) {
-      this.#opened.delete(allocation)
-      this.#library.memoryFree(memory)
-      return true
-    }
-    return false
+    this.#closing = true
+    const [first] = this.#opened
+    if (first === undefined) return false
+    const [allocation, memory] = first
+    this.#opened.delete(allocation)
+    this.#library.memoryFree(memory)
+    return true
   }
 
   /** All that write it. */
@@ -71,11 +79,17 @@ export class EngineMemory {
     const opened = this.#opened.get(allocation)
     if (opened !== undefined) return opened
     const closed = this.#allocations[allocation]
-    if (closed === undefined) throw new Error(`there is no allocation ${allocation}`)
+    if (closed === undefined || this.#closing)
+      throw new Error(`no allocation ${allocation} to open`)
     const handle = Uint8Array.fromHex(closed.handle)
-    const memory = this.#library.memoryOpen(this.#device, handle, closed.bytes)
-    this.#opened.set(allocation, memory)
-    return memory
+    try {
+      const memory = this.#library.memoryOpen(this.#device, handle, closed.bytes)
+      this.#opened.set(allocation, memory)
+      return memory
+    } catch (error) {
+      const { code, message } = CkptError.wrap(error)
+      throw new CkptError(code, `the engine's memory cannot be opened: ${message}`)
+    }
   }
 
   /** See {@link DeviceWork.event}. */

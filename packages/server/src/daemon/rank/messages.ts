@@ -210,7 +210,7 @@ export type RankEvent =
   | { readonly type: 'opened' }
   /** The engine's worker has said where its weights lie, and the copies are planned: so many groups of so many bytes in all. */
   | { readonly type: 'looked'; readonly groups: number; readonly bytes: number }
-  /** The engine's worker holds its weights still. `stream` is the one that will write them. */
+  /** The engine's worker holds its weights still. `streams` will write them. */
   | { readonly type: 'begun'; readonly streams: readonly Handle[] }
   /** Nothing was changed, and `leave` is to follow. */
   | { readonly type: 'not_direct'; readonly reason: string }

@@ -65,7 +65,7 @@ export class UpdateRun {
   readonly #deadlineMs: number
   readonly #clock: PhaseClock
   readonly #controller = new AbortController()
-  #contacts: EngineContact[] = []
+  #contacts: readonly EngineContact[] = []
   #team: RankTeam | null = null
   #lease: VersionLease | null = null
   #planned: PlannedUpdate | null = null
@@ -213,7 +213,6 @@ export class UpdateRun {
     ready: Promise<boolean>,
   ): Promise<void> {
     if (this.#enginesPrepared) return
-    this.#contacts = [...contacts]
     this.#enter('open')
     await this.#race(this.#quiet())
     const openUntilMs = clockMs() + this.#spec.openMs
@@ -237,6 +236,7 @@ export class UpdateRun {
   ): Promise<void> {
     await this.#plan(version, contacts.length, notDirect)
     await this.#headStart()
+    this.#contacts = contacts
     await prepared()
     await this.#openRanks(version)
   }
@@ -271,6 +271,7 @@ export class UpdateRun {
     const links = await this.#race(pool.use(this.#spec.ranks))
     const layoutKey = await this.#race(keepLayout(version, links))
     await this.#headStart()
+    this.#contacts = contacts
     const team = this.#makeTeam(links, this.#run)
     await this.#openDirectly(version, team, layoutKey, prepared)
     const told =
@@ -303,18 +304,19 @@ export class UpdateRun {
   ): Promise<void> {
     const { journal, registry } = this.#context
     const { buffers, readings } = version
-    // an engine takes a millisecond to say that it is ready
-    const engines = prepared()
     const conversations = this.#converse()
     const { addresses } = conversations
     const times = { openMs: this.#spec.openMs, deadlineMs: this.#deadlineMs }
-    const opened = team.openDirect({ layoutKey, buffers, readings, ...times }, (rank) => ({
-      address: addresses.get(rank) as string,
-      engine: conversations.engineKey(rank) as string,
-    }))
-    const journalled = journal.conversations(conversations.journalled(version))
-    const checked = version.files.length > 0 ? registry.check(version) : null
-    await this.#race(Promise.all([engines, opened, journalled, checked]))
+    const opened = [
+      team.openDirect({ layoutKey, buffers, readings, ...times }, (rank) => ({
+        address: addresses.get(rank) as string,
+        engine: conversations.engineKey(rank) as string,
+      })),
+      journal.conversations(conversations.journalled(version)),
+      ...(version.files.length > 0 ? [registry.check(version)] : []),
+    ]
+    // an engine takes a millisecond to say that it is ready
+    await this.#race(Promise.all([prepared(), ...opened.map((work) => inPhase('open', work))]))
     this.#enter('open')
     team.begin()
     for (const contact of this.#contacts) this.#post(contact, addresses, team, true)
@@ -584,5 +586,14 @@ export class UpdateRun {
       ...failure,
       message: `${failure.message}; the engine answered${status}: ${words}`,
     }
+  }
+}
+
+/** What fails in it belongs to that phase, whatever else is going on. */
+async function inPhase(phase: Phase, work: Promise<void>): Promise<void> {
+  try {
+    await work
+  } catch (error) {
+    throw CkptError.from({ phase, ...CkptError.wrap(error).failure })
   }
 }
