@@ -10,8 +10,10 @@ import {
 } from 'node:fs'
 import { freemem, tmpdir, totalmem } from 'node:os'
 import { join } from 'node:path'
+import { naturalCompare } from '@ckpt/core'
 import { libraryDir, numaNodeCount, openLibrary, ZmqContext } from '@ckpt/cuda'
 import { formatBytes } from './format.ts'
+import { rdmaCheck } from './rdma-check.ts'
 
 export interface Check {
   readonly name: string
@@ -36,6 +38,7 @@ export function runChecks(): Check[] {
     cudaToolkit(),
     nccl(),
     ucx(),
+    rdma(),
     hostMemory(),
     lockedMemory(),
     hugePages(),
@@ -160,6 +163,12 @@ function ucx(): Check {
   return { name, state: 'absent', found: 'no libucp.so.0', fix }
 }
 
+function rdma(): Check {
+  const { PS_P2P_STORE_RDMA_DEVICES: devices, NCCL_IB_HCA: hca } = process.env
+  const available = entries('/sys/class/infiniband').toSorted(naturalCompare)
+  return rdmaCheck(available, { devices, hca }, entries('/proc/driver/nvidia/gpus').length)
+}
+
 function hostMemory(): Check {
   const limit = Number(read('/sys/fs/cgroup/memory.max')?.trim())
   const inCgroup = Number.isFinite(limit) && limit > 0 && limit < totalmem()
@@ -251,6 +260,14 @@ function opens(names: readonly string[]): string | null {
     }
   }
   return null
+}
+
+function entries(directory: string): string[] {
+  try {
+    return readdirSync(directory)
+  } catch {
+    return []
+  }
 }
 
 function read(path: string): string | null {
