@@ -12,17 +12,9 @@ import { freemem, tmpdir, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { naturalCompare } from '@ckpt/core'
 import { libraryDir, numaNodeCount, openLibrary, ZmqContext } from '@ckpt/cuda'
+import type { Check } from './check.ts'
 import { formatBytes } from './format.ts'
 import { rdmaCheck } from './rdma-check.ts'
-
-export interface Check {
-  readonly name: string
-  /** `missing`: nothing works without it; `absent`: a part of the program does not; `note`: works, but could be better. */
-  readonly state: 'ok' | 'missing' | 'absent' | 'note'
-  readonly found: string
-  /** What to do about it, when not ok. */
-  readonly fix?: string
-}
 
 const GIB = 1024 ** 3
 

@@ -1,7 +1,7 @@
 import type { Command } from 'commander'
 import manifest from '../../package.json' with { type: 'json' }
 import { DaemonClient, addressText, daemonAddress } from './client.ts'
-import type { Check } from './doctor-checks.ts'
+import type { Check } from './check.ts'
 import { EXIT } from './exit.ts'
 import { formatTable } from './format.ts'
 import { withJson } from './options.ts'

@@ -1,5 +1,5 @@
 import { chooseRdmaDevices, CkptError, rdmaDevicesOf, type RdmaSettings } from '@ckpt/core'
-import type { Check } from './doctor-checks.ts'
+import type { Check } from './check.ts'
 
 const name = 'RDMA devices'
 
