@@ -1,7 +1,7 @@
 import { CkptError } from '@ckpt/core'
 import { arrange } from '@ckpt/core/checkpoint/arrange'
 import { buildTable, type TensorRow } from '@ckpt/core/checkpoint/build-table'
-import { naturalCompare } from '@ckpt/core/checkpoint/natural-order'
+import { naturalOrder } from '@ckpt/core/checkpoint/natural-order'
 import { stripeOwners } from '@ckpt/core/checkpoint/stripes'
 import type { SourceSpace, TensorTable } from '@ckpt/core'
 import type { CostRates } from '@ckpt/core/plan/cost'
@@ -109,12 +109,14 @@ function largestOf(table: TensorTable): { name: string; bytes: number } {
 
 /** The tensors in the memory of their owners, as the daemons would place them. */
 function layOut(input: PredictionInput): { table: TensorTable; sources: SourceSpace[] } {
-  const tensors = [...input.tensors].sort((a, b) => naturalCompare(a.name, b.name))
+  const order = naturalOrder(input.tensors.map(({ name }) => name))
+  const tensors = Array.from(order, (i) => input.tensors[i] as TensorShape)
   const bytes = tensors.map(bytesOf)
   const owners = stripeOwners(bytes, input.hosts)
   const offsets = new Float64Array(tensors.length)
+  const owned = Map.groupBy(owners.keys(), (tensor) => owners[tensor] as number)
   const sources = Array.from({ length: input.hosts }, (_, owner): SourceSpace => {
-    const mine = [...owners.keys()].filter((i) => owners[i] === owner)
+    const mine = owned.get(owner) ?? []
     const placed = arrange(mine.map((i) => bytes[i]!))
     mine.forEach((tensor, i) => {
       offsets[tensor] = placed.offsets[i]!
