@@ -83,7 +83,8 @@ def main() -> int:
         "limit_gb_per_s": limit,
     }
     if options.json is not None:
-        options.json.write_text(json.dumps({**document, "graphs": options.graphs, "rows": [asdict(row) for row in rows]}))
+        whole = {**document, "graphs": options.graphs, "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(whole, indent=1) + "\n")
     return 1 if failed or any(row.wrong for row in rows) else 0
 
 
