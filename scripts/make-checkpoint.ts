@@ -9,25 +9,29 @@ import {
 } from '../packages/server/src/cli/model-shapes.ts'
 import { writeCheckpoint } from '../packages/server/src/cli/write-checkpoint.ts'
 
-const { values, positionals } = parseArgs({
-  allowPositionals: true,
-  // what it does not know is told by the usage below
-  strict: false,
-  options: {
-    model: { type: 'string', default: 'small-llama' },
-    seed: { type: 'string', default: '1' },
-    'shard-gb': { type: 'string', default: '1' },
-  },
-})
+/** Null: what it is told is told wrongly. */
+function told() {
+  try {
+    return parseArgs({
+      allowPositionals: true,
+      options: {
+        model: { type: 'string', default: 'small-llama' },
+        seed: { type: 'string', default: '1' },
+        'shard-gb': { type: 'string', default: '1' },
+      },
+    })
+  } catch {
+    return null
+  }
+}
+
+const { values, positionals } = told() ?? { values: {}, positionals: [] }
 const directory = positionals[0]
-const known = ['model', 'seed', 'shard-gb']
-const strangers = Object.keys(values).filter((name) => !known.includes(name))
 const model = MODEL_NAMES.find((name) => name === values.model)
 const shardBytes = Number(values['shard-gb']) * 1e9
 const seed = Number(values.seed)
 if (
   directory === undefined ||
-  strangers.length > 0 ||
   model === undefined ||
   !(shardBytes > 0) ||
   !Number.isInteger(seed)

@@ -30,17 +30,16 @@ export function chooseRdmaDevices(
   if (devices !== undefined && devices !== '') {
     return { devices: devices.split(','), by: 'PS_P2P_STORE_RDMA_DEVICES' }
   }
-  const chosen = filterByHca(available, hca ?? '')
-  if (chosen === null || chosen.length === 0) {
-    return { devices: chosen === null ? available.slice(0, DEVICES_MAX) : available, by: null }
-  }
+  const filter = hca?.trim() ?? ''
+  if (filter === '') return { devices: available.slice(0, DEVICES_MAX), by: null }
+  const chosen = filterByHca(available, filter)
+  if (chosen.length === 0) return { devices: available, by: null }
   return { devices: chosen.slice(0, DEVICES_MAX), by: 'NCCL_IB_HCA' }
 }
 
-/** Null: it says nothing. `^` before all: those that are not named; `=` after it: whole names, else what names begin with. */
-function filterByHca(available: readonly string[], hca: string): string[] | null {
-  const [, not, whole, list] = /^(\^?)(=?)([^]*)$/.exec(hca.trim()) as string[]
-  if (hca.trim() === '') return null
+/** `^` before all: those that are not named; `=` after it: whole names, else what names begin with. */
+function filterByHca(available: readonly string[], hca: string): string[] {
+  const [, not, whole, list] = /^(\^?)(=?)([^]*)$/.exec(hca) as string[]
   const names = (list as string)
     .split(',')
     .map((one) => one.trim())
@@ -69,12 +68,11 @@ export function rdmaDevicesOf(
 ): readonly string[] {
   const { length } = devices
   if (length === 0) throw new CkptError('bad_request', 'there is no RDMA device')
-  const [more, fewer] = length > localRanks ? [length, localRanks] : [localRanks, length]
-  if (more % fewer !== 0) {
+  const share = Math.max(length, localRanks) / Math.min(length, localRanks)
+  if (!Number.isInteger(share)) {
     const message = `${length} RDMA devices (${devices.join(', ')}) do not divide among ${localRanks} ranks: name others with NCCL_IB_HCA or PS_P2P_STORE_RDMA_DEVICES`
     throw new CkptError('bad_request', message)
   }
-  const share = more / fewer
   if (length <= localRanks) return [devices[Math.floor(localRank / share)] as string]
   return devices.slice(localRank * share, (localRank + 1) * share)
 }
