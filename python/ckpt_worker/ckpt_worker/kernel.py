@@ -12,7 +12,10 @@ import torch
 
 from .copies import DIMENSIONS_MAX, Copy
 
-_UNITS = (8, 4, 2, 1)
+# what all of a copy's offsets, strides and runs are multiples of, in bytes
+_UNITS = (16, 8, 4, 2, 1)
+# the widest number there is; of wider units the kernel copies several at once
+_ITEM_BYTES_MAX = 8
 # of one program of the kernel; it copies them in steps
 _TILE_ITEMS = 4096
 _STEP_ITEMS = 1024
@@ -34,8 +37,8 @@ class KernelReplay:
     def __init__(self, copies: Iterable[Copy], regions: Mapping[int, torch.Tensor], ring: torch.Tensor):
         by_unit: dict[int, list[Sequence[int]]] = defaultdict(list)
         for copy in copies:
-            row = _row(copy, regions[copy.region].data_ptr())
-            by_unit[row[0]].append(row[1:])
+            unit, row = _row(copy, regions[copy.region].data_ptr())
+            by_unit[unit].append(row)
         self._launches = [_Launch(unit, rows, ring.device) for unit, rows in sorted(by_unit.items())]
 
     def warm(self, ring: torch.Tensor) -> None:
@@ -44,7 +47,7 @@ class KernelReplay:
             launch.run(ring, 0)
 
     def run(self, ring: torch.Tensor) -> None:
-        """@param ring: all of its bytes, at a multiple of 8"""
+        """@param ring: all of its bytes, at a multiple of 16"""
         assert ring.data_ptr() % max(_UNITS) == 0, "the ring is not aligned"
         for launch in self._launches:
             launch.run(ring, launch.programs)
@@ -54,7 +57,8 @@ class _Launch:
     """Copies whose offsets, strides and runs are multiples of `unit` bytes."""
 
     def __init__(self, unit: int, rows: Sequence[Sequence[int]], device: torch.device):
-        self._unit = unit
+        self._item = min(unit, _ITEM_BYTES_MAX)
+        self._pairs = unit > _ITEM_BYTES_MAX
         self._table = torch.tensor(rows, dtype=torch.int64).reshape(-1, _COLUMNS).to(device)
         tiles = (self._table[:, 3] + _TILE_ITEMS - 1) // _TILE_ITEMS
         first = torch.cumsum(tiles, 0) - tiles
@@ -70,23 +74,25 @@ class _Launch:
             self._table,
             self._tiles,
             programs,
-            UNIT=self._unit,
+            UNIT=self._item,
+            PAIRS=self._pairs,
             COLUMNS=_COLUMNS,
             TILE=_TILE_ITEMS,
             STEP=_STEP_ITEMS,
         )
 
 
-def _row(copy: Copy, region: int) -> tuple[int, ...]:
-    """The unit, and the copy's row of the table. Addresses are bytes (the ring's is added when it runs), all else units."""
+def _row(copy: Copy, region: int) -> tuple[int, Sequence[int]]:
+    """The unit, and the copy's row of the table. Addresses are bytes (the ring's is added when it runs), all else items."""
     destination = region + copy.destination
     common = gcd(copy.source, destination, copy.run, *copy.source_strides, *copy.destination_strides)
     unit = next(unit for unit in _UNITS if common % unit == 0)
+    item = min(unit, _ITEM_BYTES_MAX)
     fill = DIMENSIONS_MAX - len(copy.shape)
     sizes = (*(1,) * fill, *copy.shape)
-    sources = (*(0,) * fill, *(stride // unit for stride in copy.source_strides))
-    destinations = (*(0,) * fill, *(stride // unit for stride in copy.destination_strides))
-    return (unit, copy.source, destination, copy.run // unit, copy.bytes // unit, *sizes, *sources, *destinations)
+    sources = (*(0,) * fill, *(stride // item for stride in copy.source_strides))
+    destinations = (*(0,) * fill, *(stride // item for stride in copy.destination_strides))
+    return unit, (copy.source, destination, copy.run // item, copy.bytes // item, *sizes, *sources, *destinations)
 
 
 _compiled: Any = None

@@ -90,8 +90,30 @@ class Regions:
             found = [(name, tensor, tensor.untyped_storage()) for name, tensor in self._tensors() if not tensor.is_meta]
             seen = [(_view(name, tensor), storage.data_ptr(), storage.nbytes()) for name, tensor, storage in found]
         self._held = [(tensor, view[1]) for (_, tensor, _), (view, _, _) in zip(found, seen, strict=True)]
-        # the driver gives memory back as whole allocations
-        return seen == self._seen and all(number == _buffer_id(at) for number, at in self._allocations.items() if number != 0)
+        return seen == self._seen and self._are_allocated(self._allocations)
+
+    def are_same(self, numbers: Iterable[int]) -> bool:
+        """Whether these storages are where the last look has found them, with the same tensors in them. Takes less than `look`,
+        and does not mind what has become of other storages."""
+        wanted = set(numbers)
+        places = {place for place, number in self._numbers.items() if number in wanted}
+        if len(places) < len(wanted):
+            return False
+        found: dict[tuple[int, int], set[View]] = {place[:2]: set() for place in places}
+        with torch._C.DisableTorchFunctionSubclass():
+            for name, tensor in self._tensors():
+                if tensor.is_meta:
+                    continue
+                storage = tensor.untyped_storage()
+                views = found.get((storage.data_ptr(), storage.nbytes()))
+                if views is not None:
+                    views.add(_view(name, tensor))
+        held = all(found[place[:2]] == self._views[place] for place in places)
+        return held and self._are_allocated({place[2] for place in places})
+
+    def _are_allocated(self, allocations: Iterable[int]) -> bool:
+        """The driver gives memory back as whole allocations."""
+        return all(number == _buffer_id(self._allocations[number]) for number in allocations if number != 0)
 
     @property
     def names(self) -> set[str]:

@@ -243,7 +243,8 @@ class Reload:
             return
         post_hook()
         self._processed = True
-        if not self._regions.look_again() and self._look(ring) and not self._holds():
+        # vLLM's makes some small tensors anew each time, which no weight is for
+        if not self._regions.are_same(self._views) and self._look(ring) and not self._holds():
             self._drop()
             self._recorder, self._before = Recorder(ring, self._regions.storages), None
 

@@ -12,11 +12,14 @@ def copy_tiles(
     tiles,
     programs,
     UNIT: tl.constexpr,
+    PAIRS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TILE: tl.constexpr,
     STEP: tl.constexpr,
 ):
     """A program copies one tile, `TILE` items of `UNIT` bytes of one copy; see `KernelReplay` for the columns of the table.
+
+    PAIRS: all of a row are even numbers of items, its addresses multiples of two: a thread loads and stores two items at once.
 
     ring: address. table: int64 (copies, COLUMNS). tiles: int32 (programs, 2), the copy and which of its tiles.
     """
@@ -32,10 +35,11 @@ def copy_tiles(
             item = tl.int16
         else:
             item = tl.int8
-        source = (tl.load(row) + ring).to(tl.pointer_type(item))
-        destination = tl.load(row + 1).to(tl.pointer_type(item))
-        run = tl.load(row + 2)
-        total = tl.load(row + 3)
+        even: tl.constexpr = 2 if PAIRS else 1
+        source = tl.multiple_of((tl.load(row) + ring).to(tl.pointer_type(item)), even * UNIT)
+        destination = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(item)), even * UNIT)
+        run = tl.multiple_of(tl.load(row + 2), even)
+        total = tl.multiple_of(tl.load(row + 3), even)
         if run == total:
             for step in range(0, TILE, STEP):
                 at = begin + step + tl.arange(0, STEP)
@@ -53,6 +57,12 @@ def copy_tiles(
                 rest = rest // size_2
                 index_1 = rest % size_1
                 index_0 = rest // size_1
-                to = within + index_0 * tl.load(row + 10) + index_1 * tl.load(row + 11) + index_2 * tl.load(row + 12)
-                of = within + index_0 * tl.load(row + 7) + index_1 * tl.load(row + 8) + index_2 * tl.load(row + 9)
+                to = within
+                of = within
+                to += index_0 * tl.multiple_of(tl.load(row + 10), even)
+                to += index_1 * tl.multiple_of(tl.load(row + 11), even)
+                to += index_2 * tl.multiple_of(tl.load(row + 12), even)
+                of += index_0 * tl.multiple_of(tl.load(row + 7), even)
+                of += index_1 * tl.multiple_of(tl.load(row + 8), even)
+                of += index_2 * tl.multiple_of(tl.load(row + 9), even)
                 tl.store(destination + to, tl.load(source + of, mask=inside), mask=inside)

@@ -27,9 +27,9 @@ def add_mixed(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < items
     if UNIT == 8:
-        words = tl.load(address.to(tl.pointer_type(tl.int64)) + at, mask=inside, other=0)
+        words = tl.load(address.to(tl.int64).to(tl.pointer_type(tl.int64)) + at, mask=inside, other=0)
     else:
-        words = tl.load(address.to(tl.pointer_type(tl.uint8)) + at, mask=inside, other=0).to(tl.int64)
+        words = tl.load(address.to(tl.int64).to(tl.pointer_type(tl.uint8)) + at, mask=inside, other=0).to(tl.int64)
     values = mixed(words ^ mixed(at + items, ODD), ODD)
     of_block = tl.sum(tl.where(inside, values, 0))
     if EACH:

@@ -27,7 +27,7 @@ def random_copies(numbers: random.Random) -> list[Copy]:
     """Each in a block of its own, so that none is written over."""
     copies = []
     for block in range(numbers.randint(1, 6)):
-        item = numbers.choice((1, 2, 4, 8))
+        item = numbers.choice((1, 2, 4, 8, 16))
         shape = tuple(numbers.randint(1, 5) for _ in range(numbers.randint(0, 3)))
         run = item * numbers.choice((1, 3, 16, 700))
         sources, destinations = [], []
@@ -45,7 +45,7 @@ def random_copies(numbers: random.Random) -> list[Copy]:
 
 def play(kernel: KernelReplay, ring: torch.Tensor) -> None:
     for launch in kernel._launches:
-        unit = launch._unit
+        unit = launch._item
         for copy, tile in launch._tiles.tolist():
             source, destination, run, total, *rest = launch._table[copy].tolist()
             sizes, of, to = rest[0:3], rest[3:6], rest[6:9]
@@ -62,12 +62,14 @@ def play(kernel: KernelReplay, ring: torch.Tensor) -> None:
 class TestKernels(unittest.TestCase):
     def check(self, device: str) -> None:
         numbers = random.Random(7)
+        units: set[tuple[int, bool]] = set()
         for _ in range(ROUNDS):
             copies = random_copies(numbers)
             ring = torch.randint(0, 256, (8 * _BLOCK,), dtype=torch.uint8, device=device)
             wanted, got = (torch.zeros(8 * _BLOCK, dtype=torch.uint8, device=device) for _ in range(2))
             replay(copies, ring, {1: bytes_of(wanted.untyped_storage())})
             kernel = KernelReplay(copies, {1: bytes_of(got.untyped_storage())}, ring)
+            units |= {(launch._item, launch._pairs) for launch in kernel._launches}
             if device == "cpu" and not INTERPRETED:
                 play(kernel, ring)
             else:
@@ -75,6 +77,7 @@ class TestKernels(unittest.TestCase):
                 self.assertEqual(int(got.sum()), 0)
                 kernel.run(ring)
             self.assertTrue(torch.equal(got, wanted), copies)
+        self.assertEqual(units, {(8, True), (8, False), (4, False), (2, False), (1, False)})
 
     def check_fingerprints(self, device: str) -> None:
         for size in (8, 9, 8 * 4096, 8 * 4096 + 3, 100_001):

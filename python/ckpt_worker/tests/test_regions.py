@@ -41,6 +41,24 @@ class TestLookAgain(unittest.TestCase):
             told.add(same)
         return told
 
+    def test_of_some_storages_only(self) -> None:
+        told = set()
+        for seed in range(80):
+            choose = random.Random(seed)
+            models: Models = [grown(), None]
+            regions = Regions(ModelTensors(lambda models=models: models))
+            regions.look()
+            for _ in range(25):
+                numbers = choose.sample(sorted(regions.storages), choose.randint(1, min(4, len(regions.storages))))
+                before = regions.views(numbers)
+                for _ in range(choose.randrange(3)):
+                    choose.choice([*CHANGES, *MOVES])(choose, models)
+                same = regions.are_same(numbers)
+                regions.look()
+                self.assertEqual(same, regions.views(numbers) == before)
+                told.add(same)
+        self.assertEqual(told, {True, False})
+
     def test_other_contents_are_the_same_places(self) -> None:
         model = grown()
         regions = Regions(ModelTensors(lambda: [model]))
@@ -60,8 +78,11 @@ class TestLookAgain(unittest.TestCase):
         with numbered, asked:
             regions.look()
             self.assertTrue(regions.look_again())
+            numbers = sorted(regions.storages)
+            self.assertTrue(regions.are_same(numbers))
             number = 8
             self.assertFalse(regions.look_again())
+            self.assertFalse(regions.are_same(numbers))
             self.assertTrue(regions.look())
             self.assertTrue(regions.look_again())
 

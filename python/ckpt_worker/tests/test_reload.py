@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import unittest
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 
@@ -200,6 +201,34 @@ class TestProcessing(unittest.TestCase):
             sent = self.updates.update(version)
             self.assertTrue(torch.equal(self.tensors[3], sent["c"] * 2))
         self.assertEqual(self.updates.loads, [])
+
+    def test_between_two_lists_only_what_weights_go_to_is_looked_at(self) -> None:
+        def make() -> None:
+            self.tensors[3] = torch.zeros(ROWS)
+
+        self.updates.hook = make
+        self.updates.update(0)
+        looks = self.updates.reload._regions.look
+        with mock.patch.object(self.updates.reload._regions, "look", side_effect=looks) as counted:
+            self.updates.update(1)
+        # as the update begins
+        self.assertEqual(counted.call_count, 1)
+        self.assertEqual(self.updates.loads, [])
+
+    def test_a_hook_that_moves_a_weight_in_a_later_update(self) -> None:
+        def move() -> None:
+            moved = torch.empty_like(self.c)
+            # not by an operator of torch, which would be seen
+            ctypes.memmove(moved.data_ptr(), self.c.data_ptr(), ROWS * 4)
+            self.c.data = moved
+
+        self.updates.update(0)
+        self.updates.hook = move
+        for version in (1, 2):
+            sent = self.updates.update(version)
+            # the one that comes after the hook
+            self.assertEqual("".join(self.updates.loads), "c" if version == 1 else "abc")
+            self.assertTrue(torch.equal(self.c, sent["c"]))
 
     def test_a_list_that_could_not_be_replayed_may_be_with_other_tensors(self) -> None:
         """An engine that makes its tensors in the first update."""
