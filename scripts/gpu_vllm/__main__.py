@@ -26,6 +26,8 @@ _WAYS = {
     "recorded": CkptWay,
     "direct": DirectWay,
 }
+# vLLM refuses the one, the daemon the other
+_UNQUANTISED = ("ordinary", "direct")
 _IPC = ["--weight-transfer-config", '{"backend":"ipc"}']
 _LOG_CHARACTERS = 3000
 _COLUMNS = ("round", "s", "GB/s", "percent", "apart s", "MiB", "us/tensor", "replayed", "wrong")
@@ -56,7 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="moe")
     parser.add_argument("--layers", type=int, help="fewer layers than the model has")
-    parser.add_argument("--ways", default=",".join(_WAYS))
+    parser.add_argument("--ways", help="default: all that the model admits")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--graphs", action="store_true", help="with CUDA graphs instead of --enforce-eager")
     parser.add_argument("--fresh", action="store_true", help="compare with a server that has loaded the files itself")
@@ -67,6 +69,7 @@ def main() -> int:
     # the servers end with the stack
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     model = MODELS[options.model](**({} if options.layers is None else {"layers": options.layers}))
+    options.ways = options.ways or ",".join(way for way in _WAYS if not (model.quantised and way in _UNQUANTISED))
     folder = Path(tempfile.mkdtemp(prefix="gpu-vllm-", dir=options.dir))
     try:
         with ExitStack() as stack:

@@ -29,6 +29,11 @@ class Model:
     shapes: Shapes
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
+    @property
+    def quantised(self) -> bool:
+        """vLLM makes something else of the weights: they go layer by layer through its own reload."""
+        return "quantization_config" in self.config
+
     def dtype(self, name: str) -> torch.dtype:
         return self.dtypes.get(name, torch.bfloat16)
 

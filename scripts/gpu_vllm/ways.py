@@ -27,7 +27,8 @@ _PACKED_BYTES = 2**30
 class CkptWay:
     """`ckpt serve`, through its ring, with the engine's worker loading in one of the ways of our extension."""
 
-    mode = "pipelined"
+    #: of the first update, and of the others
+    first_mode = mode = "pipelined"
 
     def __init__(self, stack: ExitStack, server: VllmServer, files: list[Path], folder: Path):
         self._server = server
@@ -42,7 +43,7 @@ class CkptWay:
         """@param number: 0: the first one, which may be of another kind"""
         url = f"{self._server.url}/collective_rpc"
         engines = [{"url": url, "ranks": [0], "engine": "vllm"}]
-        mode = self.mode if number > 0 else "pipelined"
+        mode = self.mode if number > 0 else self.first_mode
         return self._daemon.update(_CHECKPOINT, engines=engines, pause="none", timeout=_UPDATE_SECONDS, mode=mode)
 
     def close(self) -> None:
@@ -53,7 +54,7 @@ class CkptWay:
 class DirectWay(CkptWay):
     """As the daemon chooses: straight into the parameters, after one update through the ring has told where they lie."""
 
-    mode = "auto"
+    first_mode = mode = "auto"
 
     def update(self, number: int) -> dict[str, Any]:
         report = super().update(number)

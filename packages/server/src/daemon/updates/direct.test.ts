@@ -30,11 +30,11 @@ async function update(
   return await outcomeOf(updates.start(NAME, { engines: targets, timeout: 20, ...request }).done)
 }
 
-/** One update through the ring, after which the engine says that it may be written directly. */
+/** One update through the ring, after which the engine says that it may be written directly. Nobody has asked it where. */
 async function prepared(bench: Bench, options: Parameters<Bench['engine']>[0] = {}) {
   const engine = await bench.engine({ direct: true, ...options })
   await bench.register(version(1))
-  const first = await update(bench, [engine])
+  const first = await update(bench, [engine], { mode: 'pipelined' })
   expect(first.failure).toBeNull()
   expect(first.report).toMatchObject({
     mode: 'pipelined',

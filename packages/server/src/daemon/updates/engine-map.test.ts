@@ -13,7 +13,8 @@ setDefaultTimeout(60_000)
 
 const COUNT = 6
 const version = (seed: number) => tensorsOf(COUNT, 60_000, seed)
-const UNTOLD = 'has told this daemon where its weights lie: it does in a direct update'
+const UNTOLD =
+  'has told this daemon where its weights lie: one with ckpt_worker does when an update was left to choose its mode'
 
 /** `GET /v1/engine-map` of a daemon with these updates. */
 async function get({ updates }: Pick<Bench, 'updates'>, query: Record<string, string>) {
@@ -30,7 +31,7 @@ test('after a direct update it says what each rank holds of which tensor, and wh
       const { url } = engine
       const update_url = `${url}/collective_rpc`
       await bench.register(version(1))
-      await bench.updates.start(NAME, { update_url, timeout: 20 }).done
+      await bench.updates.start(NAME, { update_url, timeout: 20, mode: 'pipelined' }).done
       expect(await get(bench, { url })).toMatchObject({
         status: 404,
         body: { error: { code: 'not_found', message: `no engine at ${url} ${UNTOLD}` } },

@@ -48,7 +48,7 @@ export async function engineMap(
   const known = asked.filter((one): one is RankSummary => one.summary !== null)
   if (known.length === 0) {
     const where = uds === undefined ? url : `${url} behind ${uds}`
-    const message = `no engine at ${where} has told this daemon where its weights lie: it does in a direct update`
+    const message = `no engine at ${where} has told this daemon where its weights lie: one with ckpt_worker does when an update was left to choose its mode`
     throw new CkptError('not_found', message)
   }
   const ranks = known.map((one) => rankAnswer(one, tensor))

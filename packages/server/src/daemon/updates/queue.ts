@@ -11,8 +11,8 @@ import { type RunContext, UpdateRun } from './run.ts'
 import type { UpdateSpec } from './spec.ts'
 
 const QUEUED_MAX = 16
-/** One straight into the engines' memory, and, where that cannot be, one through the ring. */
-const RUNS_PER_UPDATE = 2
+/** One straight into the engines' memory, and, where that cannot be, one through the ring, and one for the next update. */
+const RUNS_PER_UPDATE = 3
 /** Ended updates that are remembered. */
 const ENDED_MAX = 100
 /** Those whose timelines are kept: they have a span per bucket, stage and rank. */

@@ -17,6 +17,7 @@ import type { Library } from '@ckpt/cuda'
 import { abortOf, EngineContact } from './contact.ts'
 import { UpdateConversations } from './conversations.ts'
 import { directObstacle, type NotDirectly } from './direct-obstacle.ts'
+import { prepareDirect } from './direct-preparation.ts'
 import type { EngineBook } from './engines.ts'
 import { keepLayout, type PlannedUpdate, type Planner } from './plan.ts'
 import type { RateBook } from './rates.ts'
@@ -72,6 +73,8 @@ export class UpdateRun {
   #transferred: (() => Transferred) | null = null
   /** Looked at, and paused where asked for. */
   #enginesPrepared = false
+  /** Where their weights lie. */
+  #askedDirectly = false
   /** It waits for copies of an earlier update. */
   #waitsForCopies = false
   #conversations: UpdateConversations | null = null
@@ -191,7 +194,9 @@ export class UpdateRun {
     const notDirect = await this.#placeDirectly(version, contacts, prepared)
     if (notDirect !== null) await this.#openRing(version, contacts, prepared, notDirect.told)
     await this.#transfer(version)
-    await this.#afterwards()
+    await this.#settle()
+    if (notDirect !== null && !this.#askedDirectly) await this.#prepareDirect(version)
+    await this.#resume()
     await this.#context.book.save()
     this.#clock.enter(null)
     const report = makeReport({
@@ -273,6 +278,7 @@ export class UpdateRun {
     await this.#headStart()
     this.#contacts = contacts
     const team = this.#makeTeam(links, this.#run)
+    this.#askedDirectly = true
     await this.#openDirectly(version, team, layoutKey, prepared)
     const told =
       (await this.#race(team.reachedDirectly('looked'))) ?? (await this.#race(this.#hold(team)))
@@ -514,13 +520,33 @@ export class UpdateRun {
     this.#publishProgress()
   }
 
-  async #afterwards(): Promise<void> {
+  async #settle(): Promise<void> {
     const { signal } = this.#controller
     const team = this.#team as RankTeam
     this.#enter('post')
     const settled = this.#contacts.map((one) => one.settle(signal))
     // while the ranks give back their memory, or close that of the engine
     await this.#race(Promise.all([team.left(), ...settled]))
+  }
+
+  /** For the next update, while the engines are still paused. */
+  async #prepareDirect(version: HeldVersion): Promise<void> {
+    this.#enter('plan')
+    // it ends itself: nothing of it may be left when the update has ended
+    await prepareDirect({
+      context: this.#context,
+      spec: this.#spec,
+      run: this.#run + 2,
+      version,
+      contacts: this.#makeContacts(),
+      deadlineMs: this.#deadlineMs,
+      signal: this.#controller.signal,
+    })
+    if (this.#failure !== null) throw CkptError.from(this.#failure)
+  }
+
+  async #resume(): Promise<void> {
+    const { signal } = this.#controller
     // until here a daemon that is killed leaves an engine that may answer from caches of the old weights
     const journalled = this.#context.journal.conversations([])
     this.#enter('resume')

@@ -1,0 +1,119 @@
+import { expect, setDefaultTimeout, test } from 'bun:test'
+import type { UpdateRequest } from '@ckpt/core'
+import type { RunningEngine } from '../../engines/reference/index.ts'
+import { failure } from '../registry/testing/fixture.ts'
+import {
+  type Bench,
+  NAME,
+  outcomeOf,
+  requireWeights,
+  SMALL_BUCKETS,
+  tensorsOf,
+  withUpdates,
+} from './testing/fixture.ts'
+
+setDefaultTimeout(60_000)
+
+const version = (seed: number) => tensorsOf(8, 60_000, seed)
+
+function start({ updates }: Bench, { url }: RunningEngine, request: Partial<UpdateRequest> = {}) {
+  return updates.start(NAME, { engines: [{ url, ranks: [] }], timeout: 20, ...request })
+}
+
+/** The map that was told, of all ranks, or null. */
+async function digests({ updates }: Bench, { url }: RunningEngine): Promise<string[] | null> {
+  try {
+    return (await updates.engineMap({ url })).ranks.map(({ digest }) => digest)
+  } catch {
+    return null
+  }
+}
+
+test.each([1, 4])(
+  'the first update of %d ranks has the engine say where the next belongs',
+  (rankCount) =>
+    withUpdates(
+      async (bench) => {
+        const engine = await bench.engine({ direct: true })
+        await bench.register(version(1))
+        const { done, id } = start(bench, engine, { pause: 'abort' })
+        const phases: unknown[] = []
+        for await (const { event, phase } of bench.updates.events(id)) {
+          if (event === 'phase') phases.push(phase)
+        }
+        const { report } = await outcomeOf(done)
+        expect(report).toMatchObject({
+          mode: 'pipelined',
+          engines: [{ result: 'ok', torn: false }],
+        })
+        await requireWeights(engine, version(1))
+        const told = await digests(bench, engine)
+        expect(told).toHaveLength(rankCount)
+        // before the engine goes on
+        expect(phases.slice(-3)).toEqual(['post', 'plan', 'resume'])
+        await bench.register(version(2))
+        expect((await outcomeOf(start(bench, engine).done)).report?.mode).toBe('direct')
+        expect(await digests(bench, engine)).toEqual(told)
+        await requireWeights(engine, version(2))
+      },
+      { rankCount, ...SMALL_BUCKETS },
+    ),
+)
+
+test('nothing is asked of an engine that was updated as it was told to be, or that does not know', () =>
+  withUpdates(async (bench) => {
+    await bench.register(version(1))
+    for (const [direct, mode] of [
+      [true, 'pipelined'],
+      [true, 'serial'],
+      [false, 'auto'],
+    ] as const) {
+      const engine = await bench.engine({ direct })
+      const { report } = await outcomeOf(start(bench, engine, { mode }).done)
+      expect(report?.engines).toMatchObject([{ result: 'ok' }])
+      expect(await digests(bench, engine)).toBeNull()
+      await engine.close()
+    }
+  }))
+
+test.each([
+  ['http-500@open', 'direct'],
+  ['moved@open', 'direct'],
+  // the engine answers when it has timed out itself
+  ['hang@open', 'pipelined'],
+])('what goes wrong there (%s) is no failure of the update', (fault, mode) =>
+  withUpdates(async (bench) => {
+    const engine = await bench.engine({ direct: true, faults: [`${fault}:direct:once`] })
+    for (const [seed, taken] of [
+      [1, 'pipelined'],
+      [2, mode],
+      [3, 'direct'],
+    ] as const) {
+      await bench.register(version(seed))
+      const request = { pause: 'abort', timeout: 5 } as const
+      const { report, failure: why } = await outcomeOf(start(bench, engine, request).done)
+      expect(why).toBeNull()
+      expect(report).toMatchObject({ mode: taken, engines: [{ result: 'ok', torn: false }] })
+      await requireWeights(engine, version(seed))
+      expect(await (await fetch(`${engine.url}/is_paused`)).json()).toEqual({ is_paused: false })
+    }
+  }),
+)
+
+test('an abort ends it, and the next update heals what an engine is said to be', () =>
+  withUpdates(async (bench) => {
+    const engine = await bench.engine({ direct: true, faults: ['hang@open:direct:once'] })
+    await bench.register(version(1))
+    const { done, id } = start(bench, engine, { timeout: 6 })
+    const phases: unknown[] = []
+    for await (const event of bench.updates.events(id)) {
+      if (event.event !== 'phase') continue
+      phases.push(event.phase)
+      if (event.phase === 'plan' && phases.includes('post')) break
+    }
+    bench.updates.abort(id, 'enough')
+    await failure(() => done, 'aborted', 'enough')
+    await bench.register(version(2))
+    expect((await outcomeOf(start(bench, engine).done)).failure).toBeNull()
+    await requireWeights(engine, version(2))
+  }))
