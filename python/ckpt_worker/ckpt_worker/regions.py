@@ -34,8 +34,8 @@ class Regions:
         self._numbers: dict[Place, int] = {}
         self._next = count(1)
         self._views: dict[Place, Views] = {}
-        # of each tensor, with the address and the bytes of its storage
-        self._seen: list[tuple[View, int, int]] = []
+        # names
+        self._seen: list[str] = []
         # of each allocation: its number, and an address in it
         self._allocations: dict[int, int] = {}
         # with their addresses
@@ -74,7 +74,7 @@ class Regions:
                 self._allocations.setdefault(place[2], place[0])
             view = _view(name, tensor)
             of_storage.add(view)
-            self._seen.append((view, storage.data_ptr(), storage.nbytes()))
+            self._seen.append(name)
             self._held.append((tensor, view[1]))
         now = {place: frozenset(of_place) for place, of_place in views.items()}
         moved = now != self._views
@@ -83,33 +83,30 @@ class Regions:
         self.storages = {self._numbers[place]: one for place, one in storages.items()}
         return moved
 
-    def look_again(self) -> bool:
-        """Whether `look`, which takes longer, would find what it has found the last time. Where this says no, `look` may still
-        say that nothing has moved. What is found is held until `let_go`, but not as `storages`."""
-        with torch._C.DisableTorchFunctionSubclass():
-            found = [(name, tensor, tensor.untyped_storage()) for name, tensor in self._tensors() if not tensor.is_meta]
-            seen = [(_view(name, tensor), storage.data_ptr(), storage.nbytes()) for name, tensor, storage in found]
-        self._held = [(tensor, view[1]) for (_, tensor, _), (view, _, _) in zip(found, seen, strict=True)]
-        return seen == self._seen and self._are_allocated(self._allocations)
-
     def are_same(self, numbers: Iterable[int]) -> bool:
-        """Whether these storages are where the last look has found them, with the same tensors in them. Takes less than `look`,
-        and does not mind what has become of other storages."""
+        """Whether these storages are where the last look has found them, with the same tensors in them, and all names are those
+        that it has found. Takes less than `look`, and does not mind where other storages are. What is found in these is held
+        until `let_go`, but not as `storages`."""
         wanted = set(numbers)
         places = {place for place, number in self._numbers.items() if number in wanted}
         if len(places) < len(wanted):
             return False
         found: dict[tuple[int, int], set[View]] = {place[:2]: set() for place in places}
+        names: list[str] = []
+        self._held = []
         with torch._C.DisableTorchFunctionSubclass():
             for name, tensor in self._tensors():
                 if tensor.is_meta:
                     continue
+                names.append(name)
                 storage = tensor.untyped_storage()
                 views = found.get((storage.data_ptr(), storage.nbytes()))
                 if views is not None:
-                    views.add(_view(name, tensor))
+                    view = _view(name, tensor)
+                    views.add(view)
+                    self._held.append((tensor, view[1]))
         held = all(found[place[:2]] == self._views[place] for place in places)
-        return held and self._are_allocated({place[2] for place in places})
+        return held and names == self._seen and self._are_allocated({place[2] for place in places})
 
     def _are_allocated(self, allocations: Iterable[int]) -> bool:
         """The driver gives memory back as whole allocations."""
@@ -118,7 +115,7 @@ class Regions:
     @property
     def names(self) -> set[str]:
         """Of the tensors that were seen the last time."""
-        return {name for views in self._views.values() for name, *_ in views}
+        return set(self._seen)
 
     @property
     def unmoved(self) -> bool:

@@ -230,23 +230,24 @@ class Reload:
         """Whether everything that was recorded is of memory that is still the engine's."""
         return self._regions.views(self._views) == self._views
 
-    def process_early(self, post_hook: PostHook, ring: torch.Tensor, body: bytes) -> None:
+    def process_early(self, post_hook: PostHook, ring: torch.Tensor, body: bytes) -> bool:
         """Between two lists, while the engine would only wait for the next: when it was seen not to touch any weight, the
-        processing after loading may as well come before the last of them.
+        processing after loading may as well come before the last of them. Whether it was done now.
 
         @param body: of the list that was just taken: the daemon goes on for a while where its bucket is small for the ring
         """
         if not self._blind or self._processed or self._unprocessed or self.tally.ordinary:
-            return
+            return False
         recorded = self._recorded.get(body)
         if recorded is None or sum(one.bytes for one in recorded.recording.tensors) * _EARLY_BUCKETS > ring.numel():
-            return
+            return False
         post_hook()
         self._processed = True
         # vLLM's makes some small tensors anew each time, which no weight is for
         if not self._regions.are_same(self._views) and self._look(ring) and not self._holds():
             self._drop()
             self._recorder, self._before = Recorder(ring, self._regions.storages), None
+        return True
 
     @property
     def not_placed(self) -> str | None:
@@ -360,7 +361,7 @@ class Reload:
         """
         self._holds_places = False
         with self._standing():
-            if whole or not self._regions.look_again():
+            if whole or not self._regions.are_same(self._views):
                 self._moved |= self._look_at_all()
             contents = self._indices()
         if contents != self._contents or not (self._fits or self._holds()):

@@ -82,6 +82,17 @@ class _Engine:
         else:
             self.reload.load(body, listed, ring, self.run)
 
+    def process_early(self, body: bytes, ring: torch.Tensor) -> Exception | None:
+        """After a list was taken, see `Reload`. What fails is returned: nobody waits for a reply."""
+        if self.reload is None:
+            return None
+        try:
+            if self.reload.process_early(self.post_hook, ring, body):
+                synchronize(ring.device)
+        except Exception as error:
+            return error
+        return None
+
     def process(self) -> None:
         self.tally.hook = True
         if self.reload is None:
@@ -117,28 +128,35 @@ def _take_weights(talk: Conversation, device_id: int, engine: _Engine) -> torch.
 def _take_lists(talk: Conversation, ring: torch.Tensor, engine: _Engine) -> None:
     count = 0
     failed: str | None = None
+    # what failed between two lists
+    owed: Exception | None = None
     try:
         while True:
             body = talk.next(f"list {count} or the end of the lists")
             begin = time.perf_counter()
             known = engine.knows(body)
             listed = None if known else talk.read(body)
-            if listed is None and not known:
-                if failed is not None:
-                    raise ProtocolError(f"the daemon goes on after a list that has failed: {failed}")
-                return synchronize(ring.device)
+            over = listed is None and not known
+            if over and failed is not None:
+                raise ProtocolError(f"the daemon goes on after a list that has failed: {failed}")
             try:
-                engine.take(body, listed, ring)
-                if count > 0 and engine.reload is not None:
-                    engine.reload.process_early(engine.post_hook, ring, body)
+                if owed is not None:
+                    raise owed
+                if not over:
+                    engine.take(body, listed, ring)
                 synchronize(ring.device)
             except Exception as error:
                 # not raised: the daemon tells every worker of the engine to stop, and this one with them
                 talk.fail(error)
                 failed = f"{type(error).__name__}: {error}"
                 _let_go(error)
+                owed = None
             else:
+                if over:
+                    return
                 talk.ok()
+                # the daemon goes on meanwhile
+                owed = engine.process_early(body, ring) if count > 0 else None
             engine.tally.busy_seconds += time.perf_counter() - begin
             count += 1
     finally:

@@ -1,4 +1,4 @@
-"""Where tensors are: a short look finds whatever a whole one would."""
+"""Where tensors are: a short look finds of some storages whatever a whole one would."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ckpt_worker.tensors import ModelTensors
 Models = list[torch.nn.Module | None]
 
 
-class TestLookAgain(unittest.TestCase):
+class TestAreSame(unittest.TestCase):
     def test_whatever_is_done_to_a_model(self) -> None:
         told = set()
         for seed in range(80):
@@ -32,42 +32,41 @@ class TestLookAgain(unittest.TestCase):
         regions.look()
         told = set()
         for _ in range(25):
+            numbers = choose.sample(sorted(regions.storages), choose.randrange(len(regions.storages) + 1))
+            before = regions.views(numbers), regions.names
             for _ in range(choose.randrange(3)):
                 choose.choice([*CHANGES, *MOVES])(choose, models)
-            same = regions.look_again()
+            same = regions.are_same(numbers)
             moved = regions.look()
-            self.assertFalse(same and moved)
-            self.assertTrue(regions.look_again())
+            self.assertEqual(same, (regions.views(numbers), regions.names) == before)
+            self.assertFalse(moved and same and len(numbers) == len(regions.storages))
+            self.assertTrue(regions.are_same(regions.storages))
             told.add(same)
         return told
-
-    def test_of_some_storages_only(self) -> None:
-        told = set()
-        for seed in range(80):
-            choose = random.Random(seed)
-            models: Models = [grown(), None]
-            regions = Regions(ModelTensors(lambda models=models: models))
-            regions.look()
-            for _ in range(25):
-                numbers = choose.sample(sorted(regions.storages), choose.randint(1, min(4, len(regions.storages))))
-                before = regions.views(numbers)
-                for _ in range(choose.randrange(3)):
-                    choose.choice([*CHANGES, *MOVES])(choose, models)
-                same = regions.are_same(numbers)
-                regions.look()
-                self.assertEqual(same, regions.views(numbers) == before)
-                told.add(same)
-        self.assertEqual(told, {True, False})
 
     def test_other_contents_are_the_same_places(self) -> None:
         model = grown()
         regions = Regions(ModelTensors(lambda: [model]))
         regions.look()
+        numbers = set(regions.storages)
         regions.let_go()
         model[0].weight.data.fill_(9)
-        self.assertTrue(regions.look_again())
+        self.assertTrue(regions.are_same(numbers))
         self.assertTrue(regions.unmoved)
         self.assertEqual(regions.storages, {})
+
+    def test_storages_that_nobody_asks_for_may_be_elsewhere(self) -> None:
+        model = grown()
+        regions = Regions(ModelTensors(lambda: [model]))
+        regions.look()
+        mine = next(number for number, storage in regions.storages.items() if storage.data_ptr() == model[0].weight.data_ptr())
+        kept = model[2].weight.data
+        model[2].weight.data = kept.clone()
+        self.assertTrue(regions.are_same([mine]))
+        self.assertFalse(regions.are_same(regions.storages))
+        model[0].weight.data = model[0].weight.data.clone()
+        self.assertFalse(regions.are_same([mine]))
+        self.assertFalse(regions.are_same([*regions.storages, 99]))
 
     def test_memory_that_was_given_back_and_taken_again(self) -> None:
         model, number = grown(), 7
@@ -77,14 +76,11 @@ class TestLookAgain(unittest.TestCase):
         asked = mock.patch.object(regions_module, "_buffer_id", lambda _: number)
         with numbered, asked:
             regions.look()
-            self.assertTrue(regions.look_again())
-            numbers = sorted(regions.storages)
-            self.assertTrue(regions.are_same(numbers))
+            self.assertTrue(regions.are_same(regions.storages))
             number = 8
-            self.assertFalse(regions.look_again())
-            self.assertFalse(regions.are_same(numbers))
+            self.assertFalse(regions.are_same(regions.storages))
             self.assertTrue(regions.look())
-            self.assertTrue(regions.look_again())
+            self.assertTrue(regions.are_same(regions.storages))
 
     def test_a_storage_that_is_larger_at_the_same_address(self) -> None:
         memory = bytearray(64)
@@ -93,7 +89,7 @@ class TestLookAgain(unittest.TestCase):
         regions = Regions(ModelTensors(lambda: [model]))
         regions.look()
         model.weight.data = torch.frombuffer(memory, dtype=torch.uint8)[:16]
-        self.assertFalse(regions.look_again())
+        self.assertFalse(regions.are_same(regions.storages))
         self.assertTrue(regions.look())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 import unittest
 import weakref
 from typing import Any
@@ -173,6 +174,40 @@ class TestUpdate(DaemonTest):
         self.update([self.handle, *lists, pickle.dumps(None), pickle.dumps(None)])
         self.expect_held(contents)
         self.assertEqual(self.reload.tally.replayed, 1)
+
+    def test_the_daemon_goes_on_while_the_engine_processes_between_two_lists(self) -> None:
+        replied: list[int] = []
+
+        def hook() -> None:
+            until = time.monotonic() + 2
+            while len(self.daemon.replies) < 3 and time.monotonic() < until:
+                time.sleep(0.005)
+            replied.append(len(self.daemon.replies))
+
+        for version in range(2):
+            lists, contents = self.lists(version)
+            self.update([self.handle, *lists, pickle.dumps(None), pickle.dumps(None)])
+            self.expect_held(contents)
+            self.model.hook = hook  # type: ignore[method-assign]
+        # the handle and two lists
+        self.assertEqual(replied, [3])
+
+    def test_processing_between_two_lists_that_fails_is_told_with_the_next_message(self) -> None:
+        lists, contents = self.lists(0)
+        self.update([self.handle, *lists, pickle.dumps(None), pickle.dumps(None)])
+        stop = pickle.dumps(RuntimeError("stop, all of you"))
+        failing = mock.patch.object(self.model, "hook", side_effect=ValueError("no processing"))
+        for is_last in (False, True):
+            lists, _ = self.lists(1)
+            after = pickle.dumps(None) if is_last else lists[2]
+            with failing, self.assertRaisesRegex(DaemonError, "stop, all of you"):
+                self.update([self.handle, *lists[:2], after, stop], limits=SOON)
+            self.assertEqual(self.daemon.replies[:3], [b""] * 3)
+            self.assertIn(b"no processing", self.daemon.replies[3])
+            self.assertEqual([ring() for ring in self.rings[-1:]], [None])
+        lists, contents = self.lists(2)
+        self.update([self.handle, *lists, pickle.dumps(None), pickle.dumps(None)])
+        self.expect_held(contents)
 
     def test_a_handle_that_cannot_be_opened_is_refused(self) -> None:
         stop = pickle.dumps(RuntimeError("stop"))
