@@ -1,4 +1,3 @@
-import { dlopen } from 'bun:ffi'
 import {
   existsSync,
   mkdtempSync,
@@ -14,6 +13,7 @@ import { naturalCompare } from '@ckpt/core'
 import { libraryDir, numaNodeCount, openLibrary, ZmqContext } from '@ckpt/cuda'
 import type { Check } from './check.ts'
 import { formatBytes } from './format.ts'
+import { type FoundLibrary, openNccl, openUcx } from './library-check.ts'
 import { rdmaCheck } from './rdma-check.ts'
 
 const GIB = 1024 ** 3
@@ -137,22 +137,28 @@ function cudaToolkit(): Check {
 
 function nccl(): Check {
   const name = 'NCCL'
-  const library = opens(['libnccl.so.2', 'libnccl.so'])
-  if (library !== null) return { name, state: 'ok', found: `${library} opens` }
-  return {
-    name,
-    state: 'absent',
-    found: 'no libnccl.so.2',
-    fix: 'only needed for several hosts: apt-get install libnccl2, or the wheel nvidia-nccl-cu13 on LD_LIBRARY_PATH',
+  const library = openNccl(['libnccl.so.2', 'libnccl.so'])
+  if (library === null) {
+    return {
+      name,
+      state: 'absent',
+      found: 'no libnccl.so.2',
+      fix: 'only needed for several hosts: apt-get install libnccl2, or the wheel nvidia-nccl-cu13 on LD_LIBRARY_PATH',
+    }
   }
+  return { name, state: 'ok', found: opened(library) }
 }
 
 function ucx(): Check {
   const name = 'UCX'
-  const library = opens(['libucp.so.0', 'libucp.so'])
-  if (library !== null) return { name, state: 'ok', found: `${library} opens` }
+  const library = openUcx(['libucp.so.0', 'libucp.so'])
+  if (library !== null) return { name, state: 'ok', found: opened(library) }
   const fix = 'only needed for joining instances on other hosts: apt-get install libucx0'
   return { name, state: 'absent', found: 'no libucp.so.0', fix }
+}
+
+function opened({ name, version }: FoundLibrary): string {
+  return version === null ? `${name} opens` : `${name} opens: ${version}`
 }
 
 function rdma(): Check {
@@ -239,19 +245,6 @@ function openFiles(): Check {
     found: `${text ?? 'unknown'} (ulimit -n)`,
     fix: 'ulimit -n 65536, for checkpoints of many files',
   }
-}
-
-/** The first of these libraries that the dynamic loader opens. */
-function opens(names: readonly string[]): string | null {
-  for (const name of names) {
-    try {
-      dlopen(name, {})
-      return name
-    } catch {
-      // not there, or of another machine: the next name
-    }
-  }
-  return null
 }
 
 function entries(directory: string): string[] {
