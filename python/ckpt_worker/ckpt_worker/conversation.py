@@ -94,7 +94,7 @@ class Conversation:
 
     def fail(self, error: BaseException) -> None:
         """The traceback, which the daemon passes on; it answers with the end of the update."""
-        self.reply("".join(traceback.format_exception(type(error), error, error.__traceback__)).encode())
+        self.reply(trace_of(error).encode())
 
     def reply(self, body: bytes) -> None:
         self._socket.send(body)
@@ -120,3 +120,7 @@ class Conversation:
                 self._gone = None
         if self._gone is not None and time.monotonic() - self._gone > self._limits.grace:
             raise DaemonGone(f"the daemon has gone; it had not sent {what}")
+
+
+def trace_of(error: BaseException) -> str:
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))

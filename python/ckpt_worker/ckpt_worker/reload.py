@@ -49,7 +49,7 @@ class Tally:
     replayed: int = 0
     ordinary: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
-    #: from each list's arrival to its reply
+    #: from each list's arrival to its reply, and what is processed before the next one
     busy_seconds: float = 0.0
     #: the engine's processing after loading has begun
     hook: bool = False
@@ -279,7 +279,7 @@ class Reload:
 
     def generation(self) -> str | None:
         """What `placement` has given, while all of it still holds; else None. As long as it is held, only its addresses are
-        looked at, and `check_places` looks at everything."""
+        looked at, and `check_places` looks for what has come since."""
         placed = self._placed_lists()
         if placed is None or isinstance(placed.found, str) or self.not_placed is not None:
             return None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import zmq
 
-from .conversation import Conversation, Limits
+from .conversation import Conversation, Limits, trace_of
 from .found import reload_of
-from .messages import Listed, ProtocolError
+from .messages import DaemonError, Listed, ProtocolError
 from .reload import PostHook, Reload, Run, Tally
 
 
@@ -59,6 +59,19 @@ def update_weights_from_ipc(
             reload.end()
 
 
+class _Failed(NamedTuple):
+    """What is told of an exception, which would hold the ring."""
+
+    words: str
+    trace: str
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failed:
+        failed = cls(f"{type(error).__name__}: {error}", trace_of(error))
+        _let_go(error)
+        return failed
+
+
 @dataclass
 class _Engine:
     """What an update does with the engine."""
@@ -82,7 +95,7 @@ class _Engine:
         else:
             self.reload.load(body, listed, ring, self.run)
 
-    def process_early(self, body: bytes, ring: torch.Tensor) -> Exception | None:
+    def process_early(self, body: bytes, ring: torch.Tensor) -> _Failed | None:
         """After a list was taken, see `Reload`. What fails is returned: nobody waits for a reply."""
         if self.reload is None:
             return None
@@ -90,7 +103,7 @@ class _Engine:
             if self.reload.process_early(self.post_hook, ring, body):
                 synchronize(ring.device)
         except Exception as error:
-            return error
+            return _Failed.of(error)
         return None
 
     def process(self) -> None:
@@ -129,7 +142,7 @@ def _take_lists(talk: Conversation, ring: torch.Tensor, engine: _Engine) -> None
     count = 0
     failed: str | None = None
     # what failed between two lists
-    owed: Exception | None = None
+    owed: _Failed | None = None
     try:
         while True:
             body = talk.next(f"list {count} or the end of the lists")
@@ -139,29 +152,38 @@ def _take_lists(talk: Conversation, ring: torch.Tensor, engine: _Engine) -> None
             over = listed is None and not known
             if over and failed is not None:
                 raise ProtocolError(f"the daemon goes on after a list that has failed: {failed}")
-            try:
-                if owed is not None:
-                    raise owed
-                if not over:
-                    engine.take(body, listed, ring)
-                synchronize(ring.device)
-            except Exception as error:
-                # not raised: the daemon tells every worker of the engine to stop, and this one with them
-                talk.fail(error)
-                failed = f"{type(error).__name__}: {error}"
-                _let_go(error)
-                owed = None
-            else:
+            now = owed or _take_list(engine, None if over else body, listed, ring)
+            owed = None
+            if now is None:
                 if over:
                     return
                 talk.ok()
                 # the daemon goes on meanwhile
                 owed = engine.process_early(body, ring) if count > 0 else None
+            else:
+                # not raised: the daemon tells every worker of the engine to stop, and this one with them
+                talk.reply(now.trace.encode())
+                failed = now.words
             engine.tally.busy_seconds += time.perf_counter() - begin
             count += 1
+    except DaemonError as error:
+        if owed is not None:
+            raise error from RuntimeError(f"while the daemon went on, {owed.words}")
+        raise
     finally:
         # an exception that leaves here keeps this frame
         del ring
+
+
+def _take_list(engine: _Engine, body: bytes | None, listed: list[Listed] | None, ring: torch.Tensor) -> _Failed | None:
+    """@param body: None: there is no list, only what the device is still doing"""
+    try:
+        if body is not None:
+            engine.take(body, listed, ring)
+        synchronize(ring.device)
+    except Exception as error:
+        return _Failed.of(error)
+    return None
 
 
 def _let_go(error: BaseException) -> None:

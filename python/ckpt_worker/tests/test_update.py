@@ -209,6 +209,22 @@ class TestUpdate(DaemonTest):
         self.update([self.handle, *lists, pickle.dumps(None), pickle.dumps(None)])
         self.expect_held(contents)
 
+    def test_a_daemon_that_ends_the_update_meanwhile(self) -> None:
+        lists, _ = self.lists(0)
+        self.update([self.handle, *lists, pickle.dumps(None), pickle.dumps(None)])
+        lists, _ = self.lists(1)
+        failing = mock.patch.object(self.model, "hook", side_effect=ValueError("no processing"))
+        try:
+            with failing:
+                self.update([self.handle, *lists[:2], pickle.dumps(RuntimeError("another rank"))], limits=SOON)
+        except DaemonError as error:
+            # the exception is held here, the ring is not
+            self.assertIsNone(self.rings[-1]())
+            self.assertIn("another rank", str(error))
+            self.assertEqual(str(error.__cause__), "while the daemon went on, ValueError: no processing")
+        else:
+            self.fail("it has not ended")
+
     def test_a_handle_that_cannot_be_opened_is_refused(self) -> None:
         stop = pickle.dumps(RuntimeError("stop"))
         broken = mock.patch.object(reductions, "rebuild_cuda_tensor", side_effect=OSError("no such ring"))

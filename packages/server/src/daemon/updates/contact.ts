@@ -391,9 +391,9 @@ export class EngineContact {
 
   /** Whether workers may have raised out of the call, in an engine that does not get over that; see design.md, section 7. */
   async #outOfStep(signal: AbortSignal): Promise<boolean> {
-    if (this.#adapter === null || this.spec.ranks.length < 2 || !this.#posted) return false
+    if (this.spec.ranks.length < 2 || !this.#posted) return false
     if ((this.#result?.ok ?? false) || (this.#result?.structured ?? false)) return false
-    return this.#adapter.outOfStep(this.#client, signal)
+    return this.#knownAdapter().outOfStep(this.#client, signal)
   }
 
   report(failure: Failure | null, finished: boolean): EngineReport {

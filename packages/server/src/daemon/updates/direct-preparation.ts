@@ -1,4 +1,4 @@
-import { CkptError, type Failure } from '@ckpt/core'
+import { CkptError } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
 import { log } from '../log.ts'
 import type { HeldVersion } from '../types.ts'
@@ -10,17 +10,15 @@ import type { RunContext } from './run.ts'
 import type { UpdateSpec } from './spec.ts'
 import { RankTeam } from './team.ts'
 
-/** It is of use to later updates only: none waits longer for it, and none is late because of it. */
+/** It is of use to later updates only: none waits longer for it, nor with less time left than it takes itself. */
 const MOST_MS = 10_000
 const LEAST_MS = 1000
 /** For the engines' workers to leave. */
 const LEAVE_MS = 2000
 /** What is left to do when the time for leaving is over. */
 const CLOSE_MS = 500
-const LATE = {
-  code: 'engine_timeout',
-  message: 'the engine has not said where its weights lie',
-} as const
+/** Asking an engine what has become of it. */
+const ASK_MS = 1000
 const DONE = 'the next update may go straight into the memory of the engine'
 
 export interface DirectPreparation {
@@ -38,76 +36,101 @@ export interface DirectPreparation {
 }
 
 /**
- * After an update through the ring, while the engines are still paused: has them say where their weights lie and plans for it, so
- * that the first direct update is as fast as later ones. Changes nothing in them, and what fails here is no failure of the update:
- * the next one finds out itself.
+ * After an update through the ring, before the engines resume: has them say where their weights lie and plans for it, so that the
+ * first direct update is as fast as later ones. Changes nothing in them, and what fails here is no failure of the update: the next
+ * one asks them itself.
  */
 export async function prepareDirect(preparation: DirectPreparation): Promise<void> {
   const { spec, contacts, deadlineMs, signal } = preparation
   if (spec.mode !== 'auto' || directObstacle(spec, contacts) !== null) return
-  const untilMs = Math.min(clockMs() + MOST_MS, deadlineMs - LEAVE_MS - CLOSE_MS)
-  if (untilMs - clockMs() < LEAST_MS) return
+  const limitMs = Math.min(MOST_MS, (deadlineMs - clockMs()) / 2 - LEAVE_MS - CLOSE_MS)
+  if (limitMs < LEAST_MS) return
+  const stop = new AbortController()
+  const late = () => {
+    const message = `the engine has not said within ${(limitMs / 1000).toFixed(1)} s where its weights lie`
+    stop.abort(new CkptError('engine_timeout', message))
+  }
+  const timer = setTimeout(late, limitMs)
+  const aborted = () => stop.abort(signal.reason)
+  signal.addEventListener('abort', aborted, { once: true })
+  if (signal.aborted) aborted()
   try {
-    await lookAndPlan(preparation, untilMs)
+    await lookAndPlan(preparation, clockMs() + limitMs, stop)
   } catch (error) {
-    if (signal.aborted) return
     const { message } = CkptError.wrap(error)
-    log.warn('the next update will not be direct: {message}', { message })
-    // until it has taken an update and says otherwise
-    for (const { record } of contacts) record.notDirect ??= `when it was asked, ${message}`
+    if (!signal.aborted) log.warn('the next update has to ask the engine: {message}', { message })
+  } finally {
+    clearTimeout(timer)
+    signal.removeEventListener('abort', aborted)
   }
 }
 
-/** @throws CkptError what went wrong, after every worker has left or was given up */
-async function lookAndPlan(preparation: DirectPreparation, untilMs: number): Promise<void> {
-  const { context, spec, run, version, contacts, signal } = preparation
-  const links = await context.pool.use(spec.ranks)
-  const layoutKey = await keepLayout(version, links)
-  const { promise: failed, reject } = Promise.withResolvers<never>()
-  const fail = (failure: Failure) => reject(CkptError.from(failure))
-  const team = new RankTeam(run, links, fail)
-  const timer = setTimeout(() => fail(LATE), untilMs - clockMs())
+/**
+ * @param stop ends it, also when a rank fails
+ * @throws CkptError what went wrong, after every worker has left or was given up
+ */
+async function lookAndPlan(
+  preparation: DirectPreparation,
+  untilMs: number,
+  stop: AbortController,
+): Promise<void> {
+  const { context, spec, run, version, contacts } = preparation
+  const race = <T>(work: Promise<T>) => Promise.race([work, abortOf(stop.signal)])
+  const links = await race(context.pool.use(spec.ranks))
+  const layoutKey = await race(keepLayout(version, links))
+  const team = new RankTeam(run, links, (failure) => stop.abort(CkptError.from(failure)))
+  const conversations = new UpdateConversations(spec, contacts, context.sockets)
+  let answers: Promise<unknown>[] = []
   try {
-    const looked = open(preparation, team, layoutKey, untilMs).then(() =>
-      team.reachedDirectly('looked'),
-    )
-    const told = await Promise.race([looked, failed, abortOf(signal)])
+    await race(open(preparation, team, conversations, layoutKey, untilMs))
+    answers = post(preparation, team, conversations, untilMs)
+    const told = await race(team.reachedDirectly('looked'))
     team.leave(told ?? DONE, LEAVE_MS)
   } catch (error) {
     team.abort(CkptError.wrap(error).failure, LEAVE_MS)
     throw error
   } finally {
-    clearTimeout(timer)
-    await Promise.race([team.left(), Bun.sleep(LEAVE_MS + CLOSE_MS)])
+    const left = Promise.all([team.left(), ...answers])
+    await Promise.race([left, Bun.sleep(LEAVE_MS + CLOSE_MS)])
     await context.journal.ended((address) => context.pool.keeps(address))
+    const asking = AbortSignal.any([context.closing, AbortSignal.timeout(ASK_MS)])
+    await Promise.all(contacts.map((one) => one.giveUpDirect(spec.id, false, asking)))
   }
-  await Promise.all(contacts.map((one) => one.giveUpDirect(spec.id, false, signal)))
 }
 
 async function open(
-  { context, spec, version, contacts }: DirectPreparation,
+  { context, spec, version }: DirectPreparation,
   team: RankTeam,
+  conversations: UpdateConversations,
   layoutKey: string,
-  untilMs: number,
+  deadlineMs: number,
 ): Promise<void> {
-  const { journal, sockets, closing } = context
-  const conversations = new UpdateConversations(spec, contacts, sockets)
-  const { addresses } = conversations
-  const openMs = Math.min(spec.openMs, untilMs - clockMs())
   const { buffers, readings } = version
+  const openMs = Math.min(spec.openMs, deadlineMs - clockMs())
+  // the engines are whole: whoever finds this after a crash only ends the conversations
+  const ended = { ended: true, ended_ms: Date.now() } as const
+  const journalled = conversations.journalled(version).map((one) => ({ ...one, ...ended }))
   await Promise.all([
-    team.openDirect({ layoutKey, buffers, readings, openMs, deadlineMs: untilMs }, (rank) => ({
-      address: addresses.get(rank) as string,
+    team.openDirect({ layoutKey, buffers, readings, openMs, deadlineMs }, (rank) => ({
+      address: conversations.addresses.get(rank) as string,
       engine: conversations.engineKey(rank) as string,
     })),
-    journal.conversations(conversations.journalled(version)),
+    context.journal.conversations(journalled),
   ])
+}
+
+/** The answers of the engines: none rejects. */
+function post(
+  { context, spec, contacts }: DirectPreparation,
+  team: RankTeam,
+  { addresses }: UpdateConversations,
+  untilMs: number,
+): Promise<unknown>[] {
   team.begin()
-  const seconds = (untilMs + LEAVE_MS - clockMs()) / 1000
-  for (const contact of contacts) {
-    const map = contact.map(addresses)
-    void contact.post(map, spec, seconds, closing, true).then((result) => {
-      team.http(contact.ranks, result)
-    })
-  }
+  const seconds = Math.max(1, (untilMs - clockMs() + LEAVE_MS) / 1000)
+  return contacts.map((contact) =>
+    contact
+      .post(contact.map(addresses), spec, seconds, context.closing, true)
+      .then((result) => team.http(contact.ranks, result)),
+  )
 }

@@ -547,7 +547,7 @@ export class UpdateRun {
 
   async #resume(): Promise<void> {
     const { signal } = this.#controller
-    // until here a daemon that is killed leaves an engine that may answer from caches of the old weights
+    // the caches of the old weights are gone: what a daemon leaves that is killed from here on is whole
     const journalled = this.#context.journal.conversations([])
     this.#enter('resume')
     const resumed = this.#contacts.map((one) => one.resume(signal))
