@@ -37,8 +37,8 @@ class WorkerExtension:
         @param zmq_handles: the daemon's address for each device, by `GPU-` and its uuid
         @returns `ok`, `error`, `phase` of it (`begin`, `lists` or `hook`), `torn`: what the engine holds is of two versions;
             `mode`, how many tensors were `replayed` and how many `ordinary`, the latter with `reasons`; `busy_seconds` with
-            the lists and between them, and `seconds` in all; `not_direct`: why the next one cannot be by `ckpt_direct`, as far as is
-            known, or None
+            the lists and between them, and `seconds` in all; `not_direct`: why the next one cannot be by `ckpt_direct`, as far as
+            is known, or None
         """
         return _engine(self).update(zmq_handles)
 
@@ -231,7 +231,7 @@ class VllmEngine:
     def _mode(self, looked: bool = False) -> tuple[Mode, str | None]:
         """How the next update is taken, and why not recorded.
 
-        @param looked: `_reload` has just looked at the models: where it has seen no change, what weights go to has the same forms
+        @param looked: `_reload` has just looked: where it has seen no change, what weights go to has the same forms
         """
         if os.environ.get("CKPT_RELOAD") == "ordinary":
             return "ordinary", "CKPT_RELOAD=ordinary"
