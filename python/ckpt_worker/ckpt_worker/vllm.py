@@ -37,8 +37,8 @@ class WorkerExtension:
         @param zmq_handles: the daemon's address for each device, by `GPU-` and its uuid
         @returns `ok`, `error`, `phase` of it (`begin`, `lists` or `hook`), `torn`: what the engine holds is of two versions;
             `mode`, how many tensors were `replayed` and how many `ordinary`, the latter with `reasons`; `busy_seconds` with
-            the lists and between them, and `seconds` in all; `not_direct`: why the next one cannot be by `ckpt_direct`, as far as
-            is known, or None
+            the lists and between them, and `seconds` in all; `not_direct`: why the next one cannot be by `ckpt_direct`, as
+            far as is known, or None
         """
         return _engine(self).update(zmq_handles)
 
