@@ -1,0 +1,178 @@
+import { CkptError } from '../api/errors.ts'
+import type { BucketRead, NetworkRank, OwnedBucket, ReadInstance } from './receivers.ts'
+import { simulateReads } from './simulate-reads.ts'
+
+/** Beyond so many there is no luck any more, and simulating takes longer than it may gain. */
+const TRIED_MAX = 256
+
+/**
+ * Who reads which bucket, in an order that keeps every device of owners and receivers at work: each sends and takes its share of any
+ * stretch of the order. What a receiver's host has is read there. A device has no more to do than its part of the whole, as much as
+ * its rate allows, and one bucket. Of few buckets the order is the fastest of several in {@link simulateReads}, turns over the
+ * devices, as checkpoint-engine 0.4.2 takes them, among them.
+ *
+ * @returns a read of every bucket
+ * @throws CkptError `bad_request`: there is no receiver, or bytes have to go over devices that their owner or all receivers lack
+ */
+export function assignReceivers(instance: ReadInstance): BucketRead[] {
+  const { buckets, owners, receivers } = instance
+  if (receivers.length === 0) throw new CkptError('bad_request', 'there is no receiver')
+  const local: BucketRead[] = []
+  const remote: number[] = []
+  const nearest = new Turns(receivers.map(() => 1))
+  for (const [bucket, { owner, bytes }] of buckets.entries()) {
+    const near = receiversOf(receivers, owners[owner] as NetworkRank)
+    if (near.length === 0) remote.push(bucket)
+    else local.push({ bucket, receiver: nearest.take(near, bytes), path: null })
+  }
+  if (remote.length === 0) return local
+  const sends = senders(instance, remote)
+  const paced = takers(
+    instance,
+    sends.toSorted((a, b) => a.middle - b.middle || a.bucket - b.bucket),
+  )
+  if (buckets.length > TRIED_MAX) return merge(instance, local, paced)
+  const early = takers(
+    instance,
+    sends.toSorted((a, b) => a.begin - b.begin || a.bucket - b.bucket),
+  )
+  const fastest = [paced, early, inTurns(instance, remote)]
+    .map((reads) => ({ reads, seconds: simulateReads(instance, reads) }))
+    .reduce((best, one) => (one.seconds < best.seconds ? one : best))
+  return merge(instance, local, fastest.reads)
+}
+
+/** Those of the owner's host, and of them the owner itself where it is one. */
+function receiversOf(receivers: readonly NetworkRank[], owner: NetworkRank): number[] {
+  const near = [...receivers.keys()].filter((index) => receivers[index]?.host === owner.host)
+  const self = near.filter((index) => receivers[index]?.rank === owner.rank)
+  return self.length > 0 ? self : near
+}
+
+interface Send {
+  readonly bucket: number
+  readonly bytes: number
+  readonly from: number
+  /** Of what its sender sends, the part before it, and before its middle. */
+  readonly begin: number
+  readonly middle: number
+}
+
+/** Each bucket over that device of its owner's which is done with it first. */
+function senders({ devices, owners, buckets }: ReadInstance, remote: readonly number[]): Send[] {
+  const turns = new Turns(devices.map(({ bytesPerSecond }) => bytesPerSecond))
+  const sends = remote.map((bucket) => {
+    const { owner, bytes } = buckets[bucket] as OwnedBucket
+    const from = turns.take(devicesOf(owners[owner] as NetworkRank), bytes)
+    return { bucket, bytes, from, until: turns.taken(from) }
+  })
+  return sends.map(({ until, ...send }) => {
+    const all = turns.taken(send.from)
+    return { ...send, begin: (until - send.bytes) / all, middle: (until - send.bytes / 2) / all }
+  })
+}
+
+/** In this order, each by that device of the receivers which is done with it first. */
+function takers({ devices, receivers }: ReadInstance, sends: readonly Send[]): BucketRead[] {
+  const turns = new Turns(devices.map(({ bytesPerSecond }) => bytesPerSecond))
+  const ranks = new Turns(receivers.map(() => 1))
+  const byDevice = receiversByDevice(receivers)
+  const any = [...byDevice.keys()]
+  return sends.map(({ bucket, from, bytes }) => {
+    const to = turns.take(any, bytes)
+    return { bucket, receiver: ranks.take(byDevice.get(to) ?? [], bytes), path: { from, to } }
+  })
+}
+
+function receiversByDevice(receivers: readonly NetworkRank[]): Map<number, number[]> {
+  const byDevice = new Map<number, number[]>()
+  for (const [receiver, { devices }] of receivers.entries()) {
+    for (const device of devices) {
+      byDevice.set(device, [...(byDevice.get(device) ?? []), receiver])
+    }
+  }
+  if (byDevice.size > 0) return byDevice
+  throw new CkptError('bad_request', 'no receiver has a network device')
+}
+
+/** One bucket of each owner's device after another, by the first rank of each of as many devices of receivers. */
+function inTurns(
+  { owners, receivers, buckets }: ReadInstance,
+  remote: readonly number[],
+): BucketRead[] {
+  const firstDevice = (bucket: number) => {
+    const { owner } = buckets[bucket] as OwnedBucket
+    return devicesOf(owners[owner] as NetworkRank)[0] as number
+  }
+  const columns = [...Map.groupBy(remote, firstDevice).values()]
+  const most = Math.max(0, ...columns.map(({ length }) => length))
+  const order = Array.from({ length: most }, (_, i) => columns.flatMap((column) => column[i] ?? []))
+  const takers = new Map<number, number>()
+  for (const [receiver, one] of receivers.entries()) {
+    const [device] = one.devices
+    if (device !== undefined && !takers.has(device)) takers.set(device, receiver)
+  }
+  const used = [...takers].slice(0, columns.length)
+  const busy = new Set<number>()
+  let turn = 0
+  return order.flat().map((bucket) => {
+    const from = firstDevice(bucket)
+    if (turn === used.length || busy.has(from)) {
+      turn = 0
+      busy.clear()
+    }
+    busy.add(from)
+    const [to, receiver] = used[turn++] as [number, number]
+    return { bucket, receiver, path: { from, to } }
+  })
+}
+
+function devicesOf({ rank, devices }: NetworkRank): readonly number[] {
+  if (devices.length > 0) return devices
+  throw new CkptError('bad_request', `rank ${rank} has no network device`, { rank })
+}
+
+/** What is read without a network comes evenly among what is not: it takes turns in the same ring. */
+function merge(
+  { buckets }: ReadInstance,
+  local: readonly BucketRead[],
+  remote: readonly BucketRead[],
+): BucketRead[] {
+  const placed = [local, remote].flatMap((reads) => {
+    const bytesOf = ({ bucket }: BucketRead) => (buckets[bucket] as OwnedBucket).bytes
+    const total = reads.reduce((sum, read) => sum + bytesOf(read), 0)
+    let before = 0
+    return reads.map((read) => {
+      const middle = (before + bytesOf(read) / 2) / Math.max(1, total)
+      before += bytesOf(read)
+      return { read, middle }
+    })
+  })
+  return placed.toSorted((a, b) => a.middle - b.middle).map(({ read }) => read)
+}
+
+/** Gives each piece to whoever is done with it first, after what it has been given before. */
+class Turns {
+  readonly #rates: readonly number[]
+  readonly #taken: Float64Array
+
+  constructor(rates: readonly number[]) {
+    this.#rates = rates
+    this.#taken = new Float64Array(rates.length)
+  }
+
+  taken(index: number): number {
+    return this.#taken[index] as number
+  }
+
+  take(among: readonly number[], bytes: number): number {
+    let [best, soonest] = [-1, Number.POSITIVE_INFINITY]
+    for (const index of among) {
+      const done = (this.taken(index) + bytes) / (this.#rates[index] as number)
+      if (done < soonest) [best, soonest] = [index, done]
+    }
+    if (best < 0) throw new Error('nobody to take it')
+    this.#taken[best] = this.taken(best) + bytes
+    return best
+  }
+}
