@@ -8,7 +8,7 @@ import { DirectPlans } from './direct-plans.ts'
 import { DirectRun } from './direct-run.ts'
 import { PROGRESS_BYTES } from './messages.ts'
 import { type KeptRun, Quarantine } from './quarantine.ts'
-import type { RunHost } from './run.ts'
+import type { RunHost } from './run-host.ts'
 
 // another rank could not open, or the journal be written, or an abort came between
 test('a run that ends before it has begun leaves no socket behind', () => {

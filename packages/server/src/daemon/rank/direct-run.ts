@@ -22,7 +22,8 @@ import {
   type RankMessage,
 } from './messages.ts'
 import { RankWait, takeEngineEvents } from './rank-wait.ts'
-import { LEAVE_MS_AT_DEADLINE, type RunHost, SETTLE_MS } from './run.ts'
+import { LEAVE_MS_AT_DEADLINE, SETTLE_MS } from './run.ts'
+import type { RunHost } from './run-host.ts'
 import { SourceReads } from './source-reads.ts'
 
 const NOTHING = new Float64Array(0)

@@ -1,7 +1,7 @@
 import { zmqPoll } from '@ckpt/cuda'
 import { clockMs } from '../clock.ts'
 import type { EngineSocket } from './engine-socket.ts'
-import type { RunHost } from './run.ts'
+import type { RunHost } from './run-host.ts'
 
 /** A wake-up that got lost costs no more than this. */
 const POLL_MS_MAX = 200

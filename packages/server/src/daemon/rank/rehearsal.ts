@@ -12,7 +12,8 @@ import {
 } from './messages.ts'
 import { HeldPlan } from './plans.ts'
 import type { KeptRun } from './quarantine.ts'
-import { RankRun, type RunHost } from './run.ts'
+import { RankRun } from './run.ts'
+import type { RunHost } from './run-host.ts'
 import { uniformPlan } from './uniform-plan.ts'
 
 /** After so many buckets the runtime has compiled what an update runs: a list then takes a third of the time of the first ones. */

@@ -10,16 +10,13 @@ import {
   pickleHandle,
 } from '@ckpt/core'
 import {
-  type Library,
   NativeError,
   SIGNAL_ABORT,
   STATUS_ERR_ABORTED,
   STATUS_ERR_HANDLE,
   STATUS_ERR_STATE,
   STATUS_ERR_TIMEOUT,
-  type ZmqContext,
 } from '@ckpt/cuda'
-import type { RankInfo } from '../types.ts'
 import { RingCopies } from './copies.ts'
 import { EngineSocket } from './engine-socket.ts'
 import { BusyIntervals } from './intervals.ts'
@@ -29,14 +26,13 @@ import {
   PROGRESS_ACKED,
   PROGRESS_LEFT,
   PROGRESS_SENT,
-  type RankEvent,
   type RankMessage,
 } from './messages.ts'
 import type { HeldPlan } from './plans.ts'
 import type { LeftConversation } from './keeper.ts'
-import type { KeptRun } from './quarantine.ts'
 import { RankWait, takeEngineEvents } from './rank-wait.ts'
 import { Ring } from './ring.ts'
+import type { RunHost } from './run-host.ts'
 import { SourceReads } from './source-reads.ts'
 
 /** For copies in flight, after everything else has ended. */
@@ -47,26 +43,6 @@ const SLEPT_MS = 0.02
 export const LEAVE_MS_AT_DEADLINE = 1000
 /** Another rank has aborted the group, or it is destroyed. */
 const GROUP_HAS_ENDED: readonly number[] = [STATUS_ERR_ABORTED, STATUS_ERR_STATE, STATUS_ERR_HANDLE]
-
-export interface RunHost {
-  readonly library: Library
-  readonly context: ZmqContext
-  readonly signal: number
-  readonly rank: RankInfo
-  /** There are processors enough for a rank not to sleep while an update moves. */
-  readonly spins: boolean
-  report(run: number, event: RankEvent): void
-  /** The messages that have arrived; those that are not for a run are kept for later. */
-  takeMessages(): RankMessage[]
-  /** Keeps a ring that may still be read or written, and the socket of a worker that has not left; frees them later. */
-  quarantine(kept: KeptRun): void
-  /** This engine's worker is in this run, so it is in no earlier one. */
-  openedAnew(engine: string): void
-  /** Looks after what earlier runs have left. Does not wait. */
-  tend(): void
-  /** So often at least, where it matters. */
-  readonly tendMs?: number
-}
 
 /** One update on one rank: drives the executor and the conversation from one blocking loop. */
 export class RankRun {

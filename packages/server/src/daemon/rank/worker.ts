@@ -23,7 +23,8 @@ import { PlanShelf } from './plans.ts'
 import { type KeptRun, Quarantine } from './quarantine.ts'
 import { rehearse } from './rehearsal.ts'
 import { type LeftAddresses, releaseLeft } from './release-left.ts'
-import { RankRun, type RunHost } from './run.ts'
+import { RankRun } from './run.ts'
+import type { RunHost } from './run-host.ts'
 import { StopFlag } from './stop-flag.ts'
 
 const SWEEP_MS = 100

@@ -6,7 +6,7 @@ import { abortOf, type EngineContact } from './contact.ts'
 import { UpdateConversations } from './conversations.ts'
 import { directObstacle } from './direct-obstacle.ts'
 import { keepLayout } from './plan.ts'
-import type { RunContext } from './run.ts'
+import type { RunContext } from './run-context.ts'
 import type { UpdateSpec } from './spec.ts'
 import { RankTeam } from './team.ts'
 

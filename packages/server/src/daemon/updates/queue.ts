@@ -7,7 +7,8 @@ import {
 } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
 import { UpdateRecord } from './record.ts'
-import { type RunContext, UpdateRun } from './run.ts'
+import type { RunContext } from './run-context.ts'
+import { UpdateRun } from './run.ts'
 import type { UpdateSpec } from './spec.ts'
 
 const QUEUED_MAX = 16

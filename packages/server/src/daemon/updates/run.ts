@@ -7,23 +7,17 @@ import {
   type UpdateReport,
 } from '@ckpt/core'
 import { signalWithin } from '../../engines/client.ts'
-import type { Journal } from './journal.ts'
 import { clockMs } from '../clock.ts'
 import type { RankLink } from '../rank/link.ts'
-import type { RankPool } from '../rank/pool.ts'
-import type { Registry } from '../registry/registry.ts'
-import type { DaemonOptions, HeldVersion, RankInfo, VersionLease } from '../types.ts'
-import type { Library } from '@ckpt/cuda'
+import type { HeldVersion, RankInfo, VersionLease } from '../types.ts'
 import { abortOf, EngineContact } from './contact.ts'
 import { UpdateConversations } from './conversations.ts'
 import { directObstacle, type NotDirectly } from './direct-obstacle.ts'
 import { prepareDirect } from './direct-preparation.ts'
-import type { EngineBook } from './engines.ts'
-import { keepLayout, type PlannedUpdate, type Planner } from './plan.ts'
-import type { RateBook } from './rates.ts'
+import { keepLayout, type PlannedUpdate } from './plan.ts'
 import type { UpdateRecord } from './record.ts'
 import { makeReport, PhaseClock, type Transferred } from './report.ts'
-import type { EngineSockets } from './sockets.ts'
+import type { RunContext } from './run-context.ts'
 import type { UpdateSpec } from './spec.ts'
 import { RankTeam } from './team.ts'
 import { toldBy } from './told.ts'
@@ -41,21 +35,6 @@ const PROGRESS_MS = 100
 const SLOWEST_RANK_MS = 180
 /** What an update waits for in the others, files or engines, no rank can be late with. */
 const RANK_PHASES: ReadonlySet<Phase> = new Set(['open', 'transfer', 'release'])
-
-/** What the updates of one daemon share. */
-export interface RunContext {
-  readonly options: DaemonOptions
-  readonly library: Library
-  readonly registry: Registry
-  readonly pool: RankPool
-  readonly book: EngineBook
-  readonly journal: Journal
-  readonly planner: Planner
-  readonly rates: RateBook
-  readonly sockets: EngineSockets
-  /** Ends the requests to engines when the daemon closes. */
-  readonly closing: AbortSignal
-}
 
 /** One update from its turn to its end. */
 export class UpdateRun {

@@ -15,7 +15,8 @@ import { clockMs } from '../../clock.ts'
 import { PROGRESS_BYTES, PROGRESS_SENT, type RankEvent, type RankMessage } from '../messages.ts'
 import { HeldPlan } from '../plans.ts'
 import { type KeptRun, Quarantine } from '../quarantine.ts'
-import { RankRun, type RunHost } from '../run.ts'
+import { RankRun } from '../run.ts'
+import type { RunHost } from '../run-host.ts'
 import { uniformPlan } from '../uniform-plan.ts'
 
 export const RING_BYTES = 2 ** 21
