@@ -74,15 +74,6 @@ export class EngineContact {
   }
 
   /**
-   * Whether a request that changes nothing may be posted before the engine was seen to be ready: nothing is known against it, and it
-   * goes on without being paused.
-   */
-  get takesRequests(): boolean {
-    const { kind, restart, request } = this.#record
-    return kind !== null && restart === null && request === null
-  }
-
-  /**
    * Waits until the engine can take an update.
    *
    * @throws CkptError `engine_unreachable`, `engine_device_missing`, `engine_restart_needed`, `engine_busy`, `engine_protocol`
@@ -163,8 +154,7 @@ export class EngineContact {
 
   async #lastRequest(waitMs: number, signal: AbortSignal): Promise<void> {
     const { request } = this.#record
-    // one of this very update came after all others
-    if (request === null || this.#posted) return
+    if (request === null) return
     const endMs = performance.now() + waitMs
     while (!(await request.isOver())) {
       if (signal.aborted) throw reasonOf(signal)

@@ -10,15 +10,12 @@ import {
   requireWeights,
   SMALL_BUCKETS,
   tensorsOf,
-  until,
   weightsOf,
   withUpdates,
 } from './testing/fixture.ts'
-import { proxyOf } from './testing/proxy.ts'
 
 setDefaultTimeout(60_000)
 
-const RPC = '/collective_rpc'
 const COUNT = 24
 const BYTES = 60_000
 const version = (seed: number) => tensorsOf(COUNT, BYTES, seed)
@@ -247,41 +244,6 @@ describe('a direct update of which one rank fails', () => {
       }),
   )
 })
-
-test.each(['ready', 'gone'])(
-  'an engine that is not paused is asked before it says that it is ready, and not written: it is %s',
-  (what) =>
-    withUpdates(async (bench) => {
-      const engine = await prepared(bench)
-      let late = false
-      const answer = Promise.withResolvers<number>()
-      const proxy = proxyOf(engine, {
-        'GET /health': async () => new Response('', { status: late ? await answer.promise : 200 }),
-      })
-      try {
-        const there = { ...engine, url: proxy.url }
-        expect((await update(bench, [there], { mode: 'pipelined' })).failure).toBeNull()
-        await bench.register(version(3))
-        late = true
-        const asked = () => JSON.stringify(proxy.bodies.get(RPC)).includes('ckpt_direct')
-        const { done } = bench.updates.start(NAME, {
-          engines: [{ url: proxy.url, ranks: [] }],
-          timeout: 20,
-          open_timeout: 1,
-        })
-        await until(asked)
-        await Bun.sleep(200)
-        answer.resolve(what === 'ready' ? 200 : 503)
-        const { report, failure } = await outcomeOf(done)
-        if (what === 'ready') expect(report?.mode).toBe('direct')
-        else expect(failure).toMatchObject({ code: 'engine_unreachable', phase: 'open' })
-        await requireWeights(engine, version(what === 'ready' ? 3 : 2))
-        expect(bench.updates.status().engines).toMatchObject([{ torn: false }, { torn: false }])
-      } finally {
-        await proxy.close()
-      }
-    }),
-)
 
 test('an engine that does not pause is not begun with, though its ranks were opened meanwhile', () =>
   withUpdates(async (bench) => {

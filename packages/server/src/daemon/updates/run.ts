@@ -300,20 +300,11 @@ export class UpdateRun {
       journal.conversations(conversations.journalled(version)),
       ...(version.files.length > 0 ? [registry.check(version)] : []),
     ]
-    const open = Promise.all(opened.map((work) => inPhase('open', work)))
-    const post = () => {
-      if (this.#failure !== null) return
-      this.#enter('open')
-      team.begin()
-      for (const contact of this.#contacts) this.#post(contact, addresses, team, true)
-    }
-    // an engine takes two milliseconds to say that it is ready, in which its workers can say where their weights lie
-    const early = this.#spec.pause === null && this.#contacts.every((one) => one.takesRequests)
-    if (early) await this.#race(Promise.all([prepared(), open.then(post)]))
-    else {
-      await this.#race(Promise.all([prepared(), open]))
-      post()
-    }
+    // an engine takes a millisecond to say that it is ready
+    await this.#race(Promise.all([prepared(), ...opened.map((work) => inPhase('open', work))]))
+    this.#enter('open')
+    team.begin()
+    for (const contact of this.#contacts) this.#post(contact, addresses, team, true)
   }
 
   #directly({ table, bytes }: HeldVersion, team: RankTeam): Transferred {
