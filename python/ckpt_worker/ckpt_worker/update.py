@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import zmq
 
-from .conversation import Conversation, Limits, trace_of
+from .conversation import Conversation, DaemonGone, Limits, trace_of
 from .found import reload_of
 from .messages import DaemonError, Listed, ProtocolError
 from .reload import PostHook, Reload, Run, Tally
@@ -166,10 +166,10 @@ def _take_lists(talk: Conversation, ring: torch.Tensor, engine: _Engine) -> None
                 failed = now.words
             engine.tally.busy_seconds += time.perf_counter() - begin
             count += 1
-    except DaemonError as error:
-        if owed is not None:
-            raise error from RuntimeError(f"while the daemon went on, {owed.words}")
-        raise
+    except (DaemonError, DaemonGone, ProtocolError, TimeoutError) as error:
+        if owed is None:
+            raise
+        raise type(error)(f"{error}; while the daemon went on, {owed.words}") from error
     finally:
         # an exception that leaves here keeps this frame
         del ring

@@ -189,6 +189,10 @@ test('what cannot be read is an error', () => {
   expect(() => assignReceivers(offline)).toThrow('no receiver has a network device')
   const unheard = { ...offline, owners: [rank(3, 0)] }
   expect(() => assignReceivers(unheard)).toThrow('rank 3 has no network device')
+  for (const gbits of [0, Number.NaN, Number.POSITIVE_INFINITY]) {
+    const still = { ...offline, devices: rates(gbits) }
+    expect(() => assignReceivers(still)).toThrow('network device 0 of rank 0 has no rate')
+  }
   // another rank takes what one cannot
   const one = { ...offline, receivers: [rank(7, 1), rank(8, 2, 0)] }
   expect(assignReceivers(one)).toEqual([{ bucket: 0, receiver: 1, path: { from: 0, to: 0 } }])

@@ -12,11 +12,13 @@ const TRIED_MAX = 256
  * devices, as checkpoint-engine 0.4.2 takes them, among them.
  *
  * @returns a read of every bucket
- * @throws CkptError `bad_request`: there is no receiver, or bytes have to go over devices that their owner or all receivers lack
+ * @throws CkptError `bad_request`: there is no receiver, a device has no rate, or bytes have to go over devices that their owner or
+ * all receivers lack
  */
 export function assignReceivers(instance: ReadInstance): BucketRead[] {
   const { buckets, owners, receivers } = instance
   if (receivers.length === 0) throw new CkptError('bad_request', 'there is no receiver')
+  for (const rank of [...owners, ...receivers]) requireRates(instance, rank)
   const local: BucketRead[] = []
   const remote: number[] = []
   const nearest = new Turns(receivers.map(() => 1))
@@ -40,6 +42,15 @@ export function assignReceivers(instance: ReadInstance): BucketRead[] {
     .map((reads) => ({ reads, seconds: simulateReads(instance, reads) }))
     .reduce((best, one) => (one.seconds < best.seconds ? one : best))
   return merge(instance, local, fastest.reads)
+}
+
+function requireRates({ devices }: ReadInstance, { rank, devices: own }: NetworkRank): void {
+  for (const index of own) {
+    const rate = devices[index]?.bytesPerSecond ?? 0
+    if (rate > 0 && Number.isFinite(rate)) continue
+    const message = `network device ${index} of rank ${rank} has no rate`
+    throw new CkptError('bad_request', message, { rank })
+  }
 }
 
 /** Those of the owner's host, and of them the owner itself where it is one. */

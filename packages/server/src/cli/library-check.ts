@@ -1,4 +1,4 @@
-import { dlopen, ptr } from 'bun:ffi'
+import { dlopen } from 'bun:ffi'
 
 /** A library of another project that is opened at run time. */
 export interface FoundLibrary {
@@ -11,9 +11,9 @@ export interface FoundLibrary {
 /** The first of these NCCLs that the dynamic loader opens, with what it says of itself. */
 export function openNccl(names: readonly string[]): FoundLibrary | null {
   return firstOf(names, (name) => {
-    const { symbols } = dlopen(name, { ncclGetVersion: { args: ['ptr'], returns: 'i32' } })
+    const { symbols } = dlopen(name, { ncclGetVersion: { args: ['buffer'], returns: 'i32' } })
     const code = new Int32Array(1)
-    const known = symbols.ncclGetVersion(ptr(code)) === 0
+    const known = symbols.ncclGetVersion(code) === 0
     return known ? ncclVersion(code[0] as number) : null
   })
 }

@@ -342,7 +342,6 @@ export class EngineContact {
     record.updated = true
     record.dialect = dialect ?? record.dialect
     record.tornBy = null
-    record.restart = null
   }
 
   /**

@@ -141,28 +141,42 @@ test('an abort ends it before the engine is asked, and the next update does not 
     }
   }))
 
-test('an engine that it leaves out of step is to be started again', () =>
-  withUpdates(async (bench) => {
-    const engine = await bench.engine({ direct: true })
-    const proxy: EngineProxy = proxyOf(engine, {
-      [`POST ${RPC}`]: () =>
-        wasAsked(proxy)
-          ? new Response('no such method', { status: 500 })
-          : fetch(`${engine.url}${RPC}`, {
-              method: 'POST',
-              body: JSON.stringify(proxy.bodies.get(RPC)),
-            }),
-      'GET /version': () => Response.json({ version: '0.26.0' }),
-    })
-    try {
-      await bench.register(version(1))
-      const { report } = await outcomeOf(start(bench, { ...engine, url: proxy.url }).done)
-      expect(wasAsked(proxy)).toBe(true)
-      expect(report).toMatchObject({
-        engines: [{ result: 'ok', torn: false, engine_restart_needed: true }],
+test.each([true, false])(
+  'an engine that it leaves out of step is to be started again; it resumes: %p',
+  (resumes) =>
+    withUpdates(async (bench) => {
+      const engine = await bench.engine({ direct: true })
+      const proxy: EngineProxy = proxyOf(engine, {
+        [`POST ${RPC}`]: () =>
+          wasAsked(proxy)
+            ? new Response('no such method', { status: 500 })
+            : fetch(`${engine.url}${RPC}`, {
+                method: 'POST',
+                body: JSON.stringify(proxy.bodies.get(RPC)),
+              }),
+        'POST /resume': () =>
+          resumes
+            ? fetch(`${engine.url}/resume`, { method: 'POST' })
+            : new Response('', { status: 500 }),
+        'GET /version': () => Response.json({ version: '0.26.0' }),
       })
-      await requireWeights(engine, version(1))
-    } finally {
-      await proxy.close()
-    }
-  }))
+      try {
+        await bench.register(version(1))
+        const there = { ...engine, url: proxy.url }
+        const { report, failure: why } = await outcomeOf(
+          start(bench, there, { pause: 'abort' }).done,
+        )
+        expect(wasAsked(proxy)).toBe(true)
+        if (resumes) expect(report).toMatchObject({ engines: [{ result: 'ok', torn: false }] })
+        else expect(why?.phase).toBe('resume')
+        expect(bench.updates.status().engines).toMatchObject([
+          { torn: false, engine_restart_needed: true },
+        ])
+        await requireWeights(engine, version(1))
+        const next = await outcomeOf(start(bench, there).done)
+        expect(next.failure?.code).toBe('engine_restart_needed')
+      } finally {
+        await proxy.close()
+      }
+    }),
+)

@@ -80,7 +80,7 @@ async function lookAndPlan(
   const layoutKey = await race(keepLayout(version, links))
   const team = new RankTeam(run, links, (failure) => stop.abort(CkptError.from(failure)))
   const conversations = new UpdateConversations(spec, contacts, context.sockets)
-  let answers: Promise<unknown>[] = []
+  let answers: Promise<void>[] = []
   try {
     await race(open(preparation, team, conversations, layoutKey, untilMs))
     answers = post(preparation, team, conversations, untilMs)
@@ -93,8 +93,6 @@ async function lookAndPlan(
     const left = Promise.all([team.left(), ...answers])
     await Promise.race([left, Bun.sleep(LEAVE_MS + CLOSE_MS)])
     await context.journal.ended((address) => context.pool.keeps(address))
-    const asking = AbortSignal.any([context.closing, AbortSignal.timeout(ASK_MS)])
-    await Promise.all(contacts.map((one) => one.giveUpDirect(spec.id, false, asking)))
   }
 }
 
@@ -119,18 +117,27 @@ async function open(
   ])
 }
 
-/** The answers of the engines: none rejects. */
+/** What the engines answer, also late; what that leaves of them is noted. None rejects. */
 function post(
   { context, spec, contacts }: DirectPreparation,
   team: RankTeam,
   { addresses }: UpdateConversations,
   untilMs: number,
-): Promise<unknown>[] {
+): Promise<void>[] {
   team.begin()
+  const { closing } = context
   const seconds = Math.max(1, (untilMs - clockMs() + LEAVE_MS) / 1000)
-  return contacts.map((contact) =>
-    contact
-      .post(contact.map(addresses), spec, seconds, context.closing, true)
-      .then((result) => team.http(contact.ranks, result)),
-  )
+  return contacts.map(async (contact) => {
+    const result = await contact.post(contact.map(addresses), spec, seconds, closing, true)
+    team.http(contact.ranks, result)
+    try {
+      const asking = AbortSignal.any([closing, AbortSignal.timeout(ASK_MS)])
+      await contact.giveUpDirect(spec.id, false, asking)
+    } catch (error) {
+      if (closing.aborted) return
+      const { message } = CkptError.wrap(error)
+      log.warn('{message}', { message })
+      await contact.record.save().catch(() => {})
+    }
+  })
 }
