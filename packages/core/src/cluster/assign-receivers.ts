@@ -22,23 +22,23 @@ export function assignReceivers(instance: ReadInstance): BucketRead[] {
   const local: BucketRead[] = []
   const remote: number[] = []
   const nearest = new Turns(receivers.map(() => 1))
+  const nearOwner = owners.map((owner) => receiversOf(receivers, owner))
   for (const [bucket, { owner, bytes }] of buckets.entries()) {
-    const near = receiversOf(receivers, owners[owner] as NetworkRank)
+    const near = nearOwner[owner] as number[]
     if (near.length === 0) remote.push(bucket)
     else local.push({ bucket, receiver: nearest.take(near, bytes), path: null })
   }
   if (remote.length === 0) return local
   const sends = senders(instance, remote)
-  const paced = takers(
-    instance,
-    sends.toSorted((a, b) => a.middle - b.middle || a.bucket - b.bucket),
-  )
+  const inOrderOf = (key: 'begin' | 'middle') => {
+    return takers(
+      instance,
+      sends.toSorted((a, b) => a[key] - b[key] || a.bucket - b.bucket),
+    )
+  }
+  const paced = inOrderOf('middle')
   if (buckets.length > TRIED_MAX) return merge(instance, local, paced)
-  const early = takers(
-    instance,
-    sends.toSorted((a, b) => a.begin - b.begin || a.bucket - b.bucket),
-  )
-  const fastest = [paced, early, inTurns(instance, remote)]
+  const fastest = [paced, inOrderOf('begin'), inTurns(instance, remote)]
     .map((reads) => ({ reads, seconds: simulateReads(instance, reads) }))
     .reduce((best, one) => (one.seconds < best.seconds ? one : best))
   return merge(instance, local, fastest.reads)
@@ -118,12 +118,12 @@ function inTurns(
   const columns = [...Map.groupBy(remote, firstDevice).values()]
   const most = Math.max(0, ...columns.map(({ length }) => length))
   const order = Array.from({ length: most }, (_, i) => columns.flatMap((column) => column[i] ?? []))
-  const takers = new Map<number, number>()
+  const firstRanks = new Map<number, number>()
   for (const [receiver, one] of receivers.entries()) {
     const [device] = one.devices
-    if (device !== undefined && !takers.has(device)) takers.set(device, receiver)
+    if (device !== undefined && !firstRanks.has(device)) firstRanks.set(device, receiver)
   }
-  const used = [...takers].slice(0, columns.length)
+  const used = [...firstRanks].slice(0, columns.length)
   const busy = new Set<number>()
   let turn = 0
   return order.flat().map((bucket) => {

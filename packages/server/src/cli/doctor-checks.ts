@@ -136,29 +136,26 @@ function cudaToolkit(): Check {
 }
 
 function nccl(): Check {
-  const name = 'NCCL'
-  const library = openNccl(['libnccl.so.2', 'libnccl.so'])
-  if (library === null) {
-    return {
-      name,
-      state: 'absent',
-      found: 'no libnccl.so.2',
-      fix: 'only needed for several hosts: apt-get install libnccl2, or the wheel nvidia-nccl-cu13 on LD_LIBRARY_PATH',
-    }
-  }
-  return { name, state: 'ok', found: opened(library) }
+  const fix =
+    'only needed for several hosts: apt-get install libnccl2, or the wheel nvidia-nccl-cu13 on LD_LIBRARY_PATH'
+  return optionalLibrary('NCCL', ['libnccl.so.2', 'libnccl.so'], openNccl, fix)
 }
 
 function ucx(): Check {
-  const name = 'UCX'
-  const library = openUcx(['libucp.so.0', 'libucp.so'])
-  if (library !== null) return { name, state: 'ok', found: opened(library) }
   const fix = 'only needed for joining instances on other hosts: apt-get install libucx0'
-  return { name, state: 'absent', found: 'no libucp.so.0', fix }
+  return optionalLibrary('UCX', ['libucp.so.0', 'libucp.so'], openUcx, fix)
 }
 
-function opened({ name, version }: FoundLibrary): string {
-  return version === null ? `${name} opens` : `${name} opens: ${version}`
+function optionalLibrary(
+  name: string,
+  files: readonly [string, ...string[]],
+  open: (files: readonly string[]) => FoundLibrary | null,
+  fix: string,
+): Check {
+  const library = open(files)
+  if (library === null) return { name, state: 'absent', found: `no ${files[0]}`, fix }
+  const version = library.version === null ? '' : `: ${library.version}`
+  return { name, state: 'ok', found: `${library.name} opens${version}` }
 }
 
 function rdma(): Check {

@@ -3,6 +3,7 @@ import type { EngineContact } from './contact.ts'
 import type { JournalConversation } from './journal.ts'
 import type { EngineSockets } from './sockets.ts'
 import type { UpdateSpec } from './spec.ts'
+import type { DirectRankOpening } from './team.ts'
 
 /** Where the workers of an update's engines connect to, and whose each rank's is. */
 export class UpdateConversations {
@@ -28,6 +29,12 @@ export class UpdateConversations {
   engineKey(rank: number): string | null {
     return this.contact(rank)?.spec.key ?? null
   }
+
+  /** Of a rank in a direct update, all of whose engines are contacted. */
+  readonly direct = (rank: number): DirectRankOpening => ({
+    address: this.addresses.get(rank) as string,
+    engine: this.engineKey(rank) as string,
+  })
 
   /** For whoever starts the workers itself. */
   publishedMap(ranks: readonly RankInfo[]): Record<string, string> {

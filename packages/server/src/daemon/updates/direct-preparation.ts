@@ -1,4 +1,5 @@
 import { CkptError } from '@ckpt/core'
+import { signalWithin } from '../../engines/client.ts'
 import { clockMs } from '../clock.ts'
 import { log } from '../log.ts'
 import type { HeldVersion } from '../types.ts'
@@ -19,6 +20,7 @@ const LEAVE_MS = 2000
 const CLOSE_MS = 500
 /** Asking an engine what has become of it. */
 const ASK_MS = 1000
+const NO_ANSWER = { code: 'engine_timeout', message: 'the engine did not answer' } as const
 const DONE = 'the next update may go straight into the memory of the engine'
 
 export interface DirectPreparation {
@@ -45,40 +47,32 @@ export async function prepareDirect(preparation: DirectPreparation): Promise<voi
   if (spec.mode !== 'auto' || directObstacle(spec, contacts) !== null) return
   const limitMs = Math.min(MOST_MS, (deadlineMs - clockMs()) / 2 - LEAVE_MS - CLOSE_MS)
   if (limitMs < LEAST_MS) return
-  const stop = new AbortController()
-  const late = () => {
-    const message = `the engine has not said within ${(limitMs / 1000).toFixed(1)} s where its weights lie`
-    stop.abort(new CkptError('engine_timeout', message))
-  }
-  const timer = setTimeout(late, limitMs)
-  const aborted = () => stop.abort(signal.reason)
-  signal.addEventListener('abort', aborted, { once: true })
-  if (signal.aborted) aborted()
+  const message = `the engine has not said within ${(limitMs / 1000).toFixed(1)} s where its weights lie`
+  const within = signalWithin(signal, limitMs, { code: 'engine_timeout', message })
   try {
-    await lookAndPlan(preparation, clockMs() + limitMs, stop)
+    await lookAndPlan(preparation, clockMs() + limitMs, within)
   } catch (error) {
     const { message } = CkptError.wrap(error)
     if (!signal.aborted) log.warn('the next update has to ask the engine: {message}', { message })
-  } finally {
-    clearTimeout(timer)
-    signal.removeEventListener('abort', aborted)
   }
 }
 
 /**
- * @param stop ends it, also when a rank fails
+ * @param within ends it
  * @throws CkptError what went wrong, after every worker has left or was given up
  */
 async function lookAndPlan(
   preparation: DirectPreparation,
   untilMs: number,
-  stop: AbortController,
+  within: AbortSignal,
 ): Promise<void> {
   const { context, spec, run, version, contacts } = preparation
-  const race = <T>(work: Promise<T>) => Promise.race([work, abortOf(stop.signal)])
+  const rankFailed = new AbortController()
+  const stop = AbortSignal.any([within, rankFailed.signal])
+  const race = <T>(work: Promise<T>) => Promise.race([work, abortOf(stop)])
   const links = await race(context.pool.use(spec.ranks))
   const layoutKey = await race(keepLayout(version, links))
-  const team = new RankTeam(run, links, (failure) => stop.abort(CkptError.from(failure)))
+  const team = new RankTeam(run, links, (failure) => rankFailed.abort(CkptError.from(failure)))
   const conversations = new UpdateConversations(spec, contacts, context.sockets)
   let answers: Promise<void>[] = []
   try {
@@ -109,10 +103,7 @@ async function open(
   const ended = { ended: true, ended_ms: Date.now() } as const
   const journalled = conversations.journalled(version).map((one) => ({ ...one, ...ended }))
   await Promise.all([
-    team.openDirect({ layoutKey, buffers, readings, openMs, deadlineMs }, (rank) => ({
-      address: conversations.addresses.get(rank) as string,
-      engine: conversations.engineKey(rank) as string,
-    })),
+    team.openDirect({ layoutKey, buffers, readings, openMs, deadlineMs }, conversations.direct),
     context.journal.conversations(journalled),
   ])
 }
@@ -131,7 +122,7 @@ function post(
     const result = await contact.post(contact.map(addresses), spec, seconds, closing, true)
     team.http(contact.ranks, result)
     try {
-      const asking = AbortSignal.any([closing, AbortSignal.timeout(ASK_MS)])
+      const asking = signalWithin(closing, ASK_MS, NO_ANSWER)
       await contact.giveUpDirect(spec.id, false, asking)
     } catch (error) {
       if (closing.aborted) return

@@ -293,10 +293,7 @@ export class UpdateRun {
     const { addresses } = conversations
     const times = { openMs: this.#spec.openMs, deadlineMs: this.#deadlineMs }
     const opened = [
-      team.openDirect({ layoutKey, buffers, readings, ...times }, (rank) => ({
-        address: addresses.get(rank) as string,
-        engine: conversations.engineKey(rank) as string,
-      })),
+      team.openDirect({ layoutKey, buffers, readings, ...times }, conversations.direct),
       journal.conversations(conversations.journalled(version)),
       ...(version.files.length > 0 ? [registry.check(version)] : []),
     ]
