@@ -505,7 +505,7 @@ export class UpdateRun {
     await this.#race(Promise.all([team.left(), ...settled]))
   }
 
-  /** For the next update, while the engines are still paused. */
+  /** For the next update, before the engines go on. */
   async #prepareDirect(version: HeldVersion): Promise<void> {
     this.#enter('plan')
     // it ends itself: nothing of it may be left when the update has ended
