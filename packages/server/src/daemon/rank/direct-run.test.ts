@@ -43,6 +43,7 @@ test('a run that ends before it has begun leaves no socket behind', () => {
     deadlineMs: clockMs() + 1000,
     progress: new SharedArrayBuffer(PROGRESS_BYTES),
     layoutKey: 'layout',
+    prepares: false,
   }
   const run = new DirectRun(host, options, plans)
   run.close()

@@ -6,7 +6,7 @@ import {
   type Failure,
   type LookAnswer,
 } from '@ckpt/core'
-import { SIGNAL_ABORT } from '@ckpt/cuda'
+import { type Handle, SIGNAL_ABORT } from '@ckpt/cuda'
 import { clockMs } from '../clock.ts'
 import { copyOrder, DirectCopies, groupCount } from './direct-copies.ts'
 import type { DirectPlans, KnownMemory } from './direct-plans.ts'
@@ -250,12 +250,16 @@ export class DirectRun {
     if (memory === null || 'reason' in plan) throw new Error('nothing says where to copy')
     const layout = this.#plans.layout(layoutKey)
     this.#reads = new SourceReads(library, signal, copyOrder(plan, layout), readings)
-    const { numaNode } = this.#host.rank
-    const staging = (bytes: number) => this.#plans.staging(library, bytes, numaNode)
+    const staging = (bytes: number) => this.#staging(bytes)
     const target = { library, signal, plan, layout, buffers, staging }
     this.#copies = new DirectCopies(target, memory)
     this.#step({ type: 'copying', nowMs: clockMs() })
     this.#woken = true
+  }
+
+  #staging(bytes: number): Handle {
+    const { library, rank } = this.#host
+    return this.#plans.staging(library, bytes, rank.numaNode)
   }
 
   #takeComplete(): void {
@@ -346,6 +350,14 @@ export class DirectRun {
     this.#checkGuess()
     if ('reason' in plan) {
       return this.#host.report(run, { type: 'not_direct', reason: plan.reason })
+    }
+    if (this.options.prepares) {
+      // a device, a driver and pinned memory take longer the first time
+      this.#openMemory()
+      if (plan.staging.bytes > 0) this.#staging(plan.staging.bytes)
+    }
+    if (this.#closedToUs !== null) {
+      return this.#host.report(run, { type: 'not_direct', reason: this.#closedToUs })
     }
     const { bytes } = plan
     this.#host.report(run, { type: 'looked', groups: groupCount(plan), bytes })

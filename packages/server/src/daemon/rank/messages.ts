@@ -63,6 +63,8 @@ export interface DirectOpenOptions extends RunOptions {
   readonly layoutKey: string
   readonly address: string
   readonly engine: string
+  /** For later updates: nothing is copied, but all that is slow the first time is done once. */
+  readonly prepares: boolean
 }
 
 /** What a direct update of any engine worker is planned from. */

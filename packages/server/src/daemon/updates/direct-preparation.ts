@@ -103,7 +103,10 @@ async function open(
   const ended = { ended: true, ended_ms: Date.now() } as const
   const journalled = conversations.journalled(version).map((one) => ({ ...one, ...ended }))
   await Promise.all([
-    team.openDirect({ layoutKey, buffers, readings, openMs, deadlineMs }, conversations.direct),
+    team.openDirect(
+      { layoutKey, buffers, readings, prepares: true, openMs, deadlineMs },
+      conversations.direct,
+    ),
     context.journal.conversations(journalled),
   ])
 }

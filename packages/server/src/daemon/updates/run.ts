@@ -293,7 +293,10 @@ export class UpdateRun {
     const { addresses } = conversations
     const times = { openMs: this.#spec.openMs, deadlineMs: this.#deadlineMs }
     const opened = [
-      team.openDirect({ layoutKey, buffers, readings, ...times }, conversations.direct),
+      team.openDirect(
+        { layoutKey, buffers, readings, prepares: false, ...times },
+        conversations.direct,
+      ),
       journal.conversations(conversations.journalled(version)),
       ...(version.files.length > 0 ? [registry.check(version)] : []),
     ]

@@ -33,7 +33,7 @@ export type TeamOpening = Pick<
 export type DirectRankOpening = Pick<DirectOpenOptions, 'address' | 'engine'>
 export type DirectTeamOpening = Pick<
   DirectOpenOptions,
-  'layoutKey' | 'buffers' | 'readings' | 'openMs' | 'deadlineMs'
+  'layoutKey' | 'prepares' | 'buffers' | 'readings' | 'openMs' | 'deadlineMs'
 >
 
 /** `connected`: whether a worker of the rank's engine has ever connected. */
