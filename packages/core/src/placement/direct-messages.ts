@@ -21,6 +21,9 @@ const Looked = type({
   map: 'string',
 })
 const Granted = type({ ok: 'true' })
+// made once: to compose two takes a millisecond or two
+const LookReply = Looked.or(Refused)
+const GrantReply = Granted.or(Refused)
 
 /** The worker does not do what it was asked, and says why. */
 export interface Refusal {
@@ -30,7 +33,7 @@ export interface Refusal {
 /** Null: it is no answer of `ckpt_worker/direct.py`. */
 export function readLookAnswer(frame: Uint8Array): LookAnswer | Refusal | null {
   const unpacked = unpackFrame(frame)
-  const head = Looked.or(Refused)(unpacked?.head)
+  const head = LookReply(unpacked?.head)
   if (unpacked === null || head instanceof type.errors) return null
   if (!head.ok) return { refused: head.reason }
   const { generation, handles, map } = head
@@ -44,7 +47,7 @@ export function readLookAnswer(frame: Uint8Array): LookAnswer | Refusal | null {
 export function readGrant(
   frame: Uint8Array,
 ): { readonly refused: string | null; readonly torn: boolean } | null {
-  const head = Granted.or(Refused)(unpackFrame(frame)?.head)
+  const head = GrantReply(unpackFrame(frame)?.head)
   if (head instanceof type.errors) return null
   return head.ok
     ? { refused: null, torn: false }
