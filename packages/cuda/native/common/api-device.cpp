@@ -14,14 +14,7 @@ using namespace ckpt;
 
 namespace {
 
-constexpr uint32_t kGroupMembersMax = 256;
 constexpr uint32_t kCopyPiecesMax = 1u << 20;
-
-void require_device(uint32_t device) {
-  require_initialized();
-  const uint32_t count = backend::device_count();
-  if (device >= count) fail(CKPT_ERR_INVALID, "device %u: there are %u", device, count);
-}
 
 BatchCopy find_copy(uint32_t memory, uint32_t buffer, const CopyRows& rows) {
   BatchCopy copy{find_object<Memory>(memory), find_object<Buffer>(buffer), rows};
@@ -252,45 +245,4 @@ int32_t ckpt_copy_device(uint32_t stream, uint32_t dst_memory, uint32_t src_memo
     }
     if (count > 0) on->copy_device(std::move(to), std::move(from), std::move(checked));
   });
-}
-
-int32_t ckpt_group_create(uint32_t members, uint32_t* group_p) {
-  return guard([&] {
-    uint32_t& out = require(group_p, "group_p");
-    require_initialized();
-    if (members == 0 || members > kGroupMembersMax)
-      fail(CKPT_ERR_INVALID, "a group has 1 to %u members", kGroupMembersMax);
-    out = add_object(backend::group_create(members));
-  });
-}
-
-int32_t ckpt_group_join(uint32_t group, uint32_t member, uint32_t stream, uint32_t memory) {
-  return guard([&] {
-    const auto object = find_object<Group>(group);
-    auto on = find_object<Stream>(stream);
-    auto ring = find_object<Memory>(memory);
-    if (member >= object->members())
-      fail(CKPT_ERR_INVALID, "member %u of %u", member, object->members());
-    object->join(member, std::move(on), std::move(ring));
-  });
-}
-
-int32_t ckpt_group_broadcast(uint32_t group, uint32_t member, uint32_t root, uint64_t offset,
-                             uint64_t bytes) {
-  return guard([&] {
-    const auto object = find_object<Group>(group);
-    if (member >= object->members() || root >= object->members()) {
-      fail(CKPT_ERR_INVALID, "member %u, root %u of %u", member, root, object->members());
-    }
-    if (bytes == 0) fail(CKPT_ERR_INVALID, "a broadcast of 0 bytes");
-    object->broadcast(member, root, offset, bytes);
-  });
-}
-
-int32_t ckpt_group_abort(uint32_t group) {
-  return guard([&] { find_object<Group>(group)->abort(); });
-}
-
-int32_t ckpt_group_destroy(uint32_t group) {
-  return guard([&] { destroy_object<Group>(group); });
 }

@@ -3,11 +3,12 @@
 //
 //   common/api-library.cpp   library, signals, init, live objects
 //   common/api-host.cpp      buffers, files, reads, the reference counters
-//   common/api-device.cpp    devices, memory, streams, events, copies, groups: looks handles up,
-//   checks arguments and
-//                            ranges, then calls the functions and classes below
+//   common/api-device.cpp    devices, memory, streams, events, copies: looks handles up, checks
+//                            arguments and ranges, then calls the functions and classes below
+//   common/api-group.cpp     groups and communicators, in the same way
 //
-// So a backend has no extern "C" function. It derives from Memory, Stream, Event and Group, and
+// So a backend has no extern "C" function. It derives from Memory, Stream, Event, Group and
+// Communicator, and
 // defines the functions of namespace backend. It reports an error by throwing ckpt::Error (fail()
 // and fail_errno() in error.h); destructors do not throw. Every function may be called from any
 // thread, also several at once on one object.
@@ -147,6 +148,36 @@ class Group : public Object {
   uint32_t members_;
 };
 
+// One member's part in broadcasts among ranks of any processes, see ckpt_communicator_broadcast.
+// close() does what abort() does.
+class Communicator : public Object {
+ public:
+  static constexpr Kind kKind = Kind::communicator;
+  Communicator(uint32_t device, uint32_t members) : device_(device), members_(members) {}
+  uint32_t device() const noexcept { return device_; }
+  uint32_t members() const noexcept { return members_; }
+
+  // root < members(), bytes > 0, a range of the memory; stream and memory are of device().
+  // CKPT_ERR_ABORTED after abort().
+  virtual void broadcast(std::shared_ptr<Stream> stream, std::shared_ptr<Memory> memory,
+                         uint32_t root, uint64_t offset, uint64_t bytes) = 0;
+  virtual void abort() = 0;
+  void close() override { abort(); }
+
+ private:
+  uint32_t device_;
+  uint32_t members_;
+};
+
+// member < members; `sharers` members have this device, at least this one.
+struct CommunicatorPlace {
+  const uint8_t* id;  // CKPT_COMMUNICATOR_ID_BYTES
+  uint32_t device;
+  uint32_t members;
+  uint32_t member;
+  uint32_t sharers;
+};
+
 // How a range of host memory is pinned: in pieces, several at once.
 struct PinPlan {
   bool needed;           // false: nothing is pinned
@@ -170,6 +201,11 @@ std::shared_ptr<Memory> memory_open(uint32_t device, const uint8_t* handle, uint
 std::shared_ptr<Stream> stream_create(uint32_t device);
 std::shared_ptr<Event> event_create(uint32_t device);
 std::shared_ptr<Group> group_create(uint32_t members);
+void communicator_id(uint8_t* id);  // CKPT_COMMUNICATOR_ID_BYTES
+// Returns when every member has come. signal may be null. Throws CKPT_ERR_ABORTED or
+// CKPT_ERR_TIMEOUT.
+std::shared_ptr<Communicator> communicator_create(const CommunicatorPlace& place, Signal* signal,
+                                                  uint32_t timeout_ms);
 
 // Host memory for every device. The pages are populated. unpin_host gets the addresses that
 // pin_host got.

@@ -61,6 +61,8 @@ const char* kind_name(Kind kind) noexcept {
       return "event";
     case Kind::group:
       return "group";
+    case Kind::communicator:
+      return "communicator";
     case Kind::refcounter:
       return "refcounter";
   }

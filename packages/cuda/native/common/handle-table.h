@@ -18,6 +18,7 @@ enum class Kind : uint8_t {
   stream,
   event,
   group,
+  communicator,
   refcounter
 };
 

@@ -39,6 +39,12 @@ void require_initialized() {
   if (!initialized) fail(CKPT_ERR_STATE, "ckpt_init has not been called");
 }
 
+void require_device(uint32_t device) {
+  require_initialized();
+  const uint32_t count = backend::device_count();
+  if (device >= count) fail(CKPT_ERR_INVALID, "device %u: there are %u", device, count);
+}
+
 uint64_t read_bytes_per_second() {
   require_initialized();
   return first_config.read_bytes_per_second;

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <string>
 
+#include "communicator.h"
 #include "cuda-api.h"
 #include "event.h"
 #include "group.h"
@@ -83,6 +84,18 @@ std::shared_ptr<Memory> memory_open(uint32_t device, const uint8_t* handle, uint
 std::shared_ptr<Stream> stream_create(uint32_t device) { return std::make_shared<CudaStream>(device); }
 std::shared_ptr<Event> event_create(uint32_t device) { return std::make_shared<CudaEvent>(device); }
 std::shared_ptr<Group> group_create(uint32_t members) { return std::make_shared<CudaGroup>(members); }
+
+void communicator_id(uint8_t* id) {
+  Nccl::UniqueId unique;
+  const Nccl& nccl = Nccl::get();
+  nccl.check(nccl.get_unique_id(&unique), nullptr, "ncclGetUniqueId");
+  std::copy_n(unique.internal, CKPT_COMMUNICATOR_ID_BYTES, id);
+}
+
+std::shared_ptr<Communicator> communicator_create(const CommunicatorPlace& place, Signal* signal,
+                                                  uint32_t timeout_ms) {
+  return NcclCommunicator::create(place, signal, timeout_ms);
+}
 
 PinPlan pin_plan(uint64_t bytes, bool read_only) {
   if (!read_only || bytes <= kPinPieceBytesMin) return {true, 0};

@@ -2,6 +2,7 @@
 #include "common/backend.h"
 
 #include "common/error.h"
+#include "communicator.h"
 #include "devices.h"
 #include "group.h"
 #include "memory.h"
@@ -43,6 +44,13 @@ std::shared_ptr<Event> event_create(uint32_t device) { return std::make_shared<H
 
 std::shared_ptr<Group> group_create(uint32_t members) {
   return std::make_shared<HostGroup>(members);
+}
+
+void communicator_id(uint8_t* id) { make_communicator_id(id); }
+
+std::shared_ptr<Communicator> communicator_create(const CommunicatorPlace& place, Signal* signal,
+                                                  uint32_t timeout_ms) {
+  return HostCommunicator::meet(place, signal, timeout_ms);
 }
 
 // Nothing reads host memory but the processor.

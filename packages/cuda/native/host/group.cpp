@@ -40,12 +40,27 @@ void HostGroup::broadcast(uint32_t member, uint32_t root, uint64_t offset, uint6
   if (aborted_) fail_aborted();
   Member& self = joined_[member];
   if (!self.joined) fail(CKPT_ERR_STATE, "member %u has not joined", member);
-  const auto stream = self.stream.lock();
-  const auto memory = self.memory.lock();
+  auto stream = self.stream.lock();
+  auto memory = self.memory.lock();
   if (stream == nullptr || memory == nullptr) {
     fail(CKPT_ERR_STATE, "the stream or memory of member %u was freed", member);
   }
   require_range("broadcast", offset, bytes, memory->bytes());
+  enqueue_locked(member, std::move(stream), std::move(memory), root, offset, bytes);
+}
+
+void HostGroup::broadcast_on(uint32_t member, std::shared_ptr<HostStream> stream,
+                             std::shared_ptr<HostMemory> memory, uint32_t root, uint64_t offset,
+                             uint64_t bytes) {
+  std::lock_guard lock(mutex_);
+  if (aborted_) fail_aborted();
+  enqueue_locked(member, std::move(stream), std::move(memory), root, offset, bytes);
+}
+
+void HostGroup::enqueue_locked(uint32_t member, std::shared_ptr<HostStream> stream,
+                               std::shared_ptr<HostMemory> memory, uint32_t root, uint64_t offset,
+                               uint64_t bytes) {
+  Member& self = joined_[member];
   std::shared_ptr<Round> round = round_locked(self, root, offset, bytes);
   // The stream outlives its work, so that the work may point to it.
   HostStream* on = stream.get();

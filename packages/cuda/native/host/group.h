@@ -21,6 +21,12 @@ class HostGroup : public Group, public std::enable_shared_from_this<HostGroup> {
   void broadcast(uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes) override;
   void abort() override;
 
+  // As broadcast() of a member that need not have joined. stream and memory are not null, and the
+  // range is the memory's.
+  void broadcast_on(uint32_t member, std::shared_ptr<HostStream> stream,
+                    std::shared_ptr<HostMemory> memory, uint32_t root, uint64_t offset,
+                    uint64_t bytes);
+
  private:
   struct Member {
     bool joined = false;
@@ -40,6 +46,9 @@ class HostGroup : public Group, public std::enable_shared_from_this<HostGroup> {
     uint32_t taken = 0;
   };
 
+  void enqueue_locked(uint32_t member, std::shared_ptr<HostStream> stream,
+                      std::shared_ptr<HostMemory> memory, uint32_t root, uint64_t offset,
+                      uint64_t bytes);
   std::shared_ptr<Round> round_locked(Member& member, uint32_t root, uint64_t offset,
                                       uint64_t bytes);
   void give(HostStream& stream, Round& round, std::shared_ptr<HostMemory> memory);

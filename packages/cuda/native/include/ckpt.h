@@ -16,8 +16,9 @@
 
 #include <stdint.h>
 
-#define CKPT_ABI_VERSION 4
+#define CKPT_ABI_VERSION 5
 #define CKPT_HANDLE_BYTES 64
+#define CKPT_COMMUNICATOR_ID_BYTES 128
 #define CKPT_API __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -285,6 +286,23 @@ CKPT_API int32_t ckpt_group_broadcast(uint32_t group, uint32_t member, uint32_t 
  * Copies that a GPU has been given already end by themselves, within their time: one that is complete there is a good one. */
 CKPT_API int32_t ckpt_group_abort(uint32_t group);
 CKPT_API int32_t ckpt_group_destroy(uint32_t group);
+
+/* --- broadcast among the ranks of any processes --- */
+/* CUDA: NCCL, opened at the first of these calls (CKPT_ERR_UNSUPPORTED with the reason where it is missing or too old). host: among
+ * the ranks of one process, so that what uses communicators runs without a GPU. */
+/* 128 bytes that one rank makes and every other one gets. */
+CKPT_API int32_t ckpt_communicator_id(uint8_t* id_p);
+/* Each member calls it once, on a thread of its own: returns when all have come. sharers: how many members have this device, which
+ * must all have room on it at once. CKPT_ERR_ABORTED, CKPT_ERR_TIMEOUT. Holds device memory (NCCL: some hundred MiB). */
+CKPT_API int32_t ckpt_communicator_create(const uint8_t* id, uint32_t device, uint32_t members, uint32_t member, uint32_t sharers, uint32_t signal, uint32_t timeout_ms, uint32_t* communicator_p);
+/* Every member calls it in the same order with the same root, offset and bytes; the call enqueues on its stream: the root's bytes of
+ * [offset, offset + bytes) come to the same place of each member's memory. A member's broadcast completes when its own bytes are
+ * there and what the root has to send is sent. */
+CKPT_API int32_t ckpt_communicator_broadcast(uint32_t communicator, uint32_t stream, uint32_t memory, uint32_t root, uint64_t offset, uint64_t bytes);
+/* Ends what this member waits for, from any thread; every member's must be called. Broadcasts that it ends complete with nothing
+ * said and anything in the memory: whoever aborts must not look at them. Destroying does the same. */
+CKPT_API int32_t ckpt_communicator_abort(uint32_t communicator);
+CKPT_API int32_t ckpt_communicator_destroy(uint32_t communicator);
 
 /* --- engine protocol --- */
 /* The POSIX shared-memory ref-counter file that torch's rebuild_cuda_tensor wants: a 64-byte header whose first int64 is 1,

@@ -1,0 +1,175 @@
+#include "communicator.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <thread>
+
+#include "signals.h"
+
+namespace ckpt {
+namespace {
+
+constexpr int kSharedDeviceVersionMin = 23000;
+constexpr const char* kSharedDeviceSetting = "NCCL_MULTI_RANK_GPU_ENABLE";
+// NCCL never takes more.
+constexpr int kCtasMax = 32;
+constexpr uint64_t kWarmUpBytes = 4ull << 20;
+constexpr uint64_t kWarmUpBytesSmall = 1 << 10;
+constexpr std::chrono::microseconds kPoll{100};
+// For NCCL to take one broadcast, which it does at once.
+constexpr uint32_t kEnqueueMs = 10000;
+
+// The kernels of all members wait for each other: they must be on the device at the same time, and
+// leave room for what else runs there.
+int ctas_of(uint32_t device, uint32_t sharers) {
+  if (sharers == 1) return Nccl::kUndefined;
+  int processors = 0;
+  check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount,
+                                    static_cast<int>(device)),
+             "the device's processors");
+  return std::clamp(processors / static_cast<int>(2 * sharers), 1, kCtasMax);
+}
+
+void require_shared_device(const Nccl& nccl, uint32_t sharers) {
+  if (sharers == 1) return;
+  if (nccl.version < kSharedDeviceVersionMin) {
+    fail(CKPT_ERR_UNSUPPORTED,
+         "%u ranks on one device need NCCL 2.30 or newer, and this is NCCL %s", sharers,
+         nccl.version_text().c_str());
+  }
+  const char* setting = std::getenv(kSharedDeviceSetting);
+  if (setting == nullptr || std::string(setting) != "1") {
+    fail(CKPT_ERR_UNSUPPORTED, "%u ranks on one device need %s=1", sharers, kSharedDeviceSetting);
+  }
+}
+
+// What the first broadcasts use. Made before the members meet: from then on a call that waits for
+// the device, as these may, would wait for another member's kernel, and that for this member.
+struct Scratch {
+  explicit Scratch(uint32_t device) {
+    use_device(device);
+    check_cuda(cudaMalloc(&bytes, kWarmUpBytes), "cudaMalloc");
+    const cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    if (error != cudaSuccess) cudaFree(bytes);
+    check_cuda(error, "cudaStreamCreate");
+  }
+  ~Scratch() {
+    cudaStreamDestroy(stream);
+    cudaFree(bytes);
+  }
+  Scratch(const Scratch&) = delete;
+  void* bytes = nullptr;
+  cudaStream_t stream = nullptr;
+};
+
+}  // namespace
+
+class NcclCommunicator::Limit {
+ public:
+  Limit(Signal* signal, uint32_t timeout_ms)
+      : signal_(signal), timeout_ms_(timeout_ms), deadline_(deadline_after(timeout_ms)) {}
+  void check(const char* what, bool aborted) const {
+    if (aborted || (signal_ != nullptr && signal_->aborted()))
+      fail(CKPT_ERR_ABORTED, "%s: aborted", what);
+    if (Clock::now() >= deadline_)
+      fail(CKPT_ERR_TIMEOUT, "%s: not done within %u ms", what, timeout_ms_);
+  }
+
+ private:
+  Signal* signal_;
+  uint32_t timeout_ms_;
+  Clock::time_point deadline_;
+};
+
+std::shared_ptr<NcclCommunicator> NcclCommunicator::create(const CommunicatorPlace& place,
+                                                           Signal* signal, uint32_t timeout_ms) {
+  const Limit limit(signal, timeout_ms);
+  const auto self = std::make_shared<NcclCommunicator>(place);
+  require_shared_device(self->nccl_, place.sharers);
+  Scratch scratch(place.device);
+  try {
+    self->init(place, limit);
+    self->warm_up(scratch.bytes, scratch.stream, limit);
+  } catch (...) {
+    self->abort();
+    throw;
+  }
+  return self;
+}
+
+void NcclCommunicator::init(const CommunicatorPlace& place, const Limit& limit) {
+  Nccl::UniqueId id;
+  std::copy_n(place.id, sizeof id.internal, id.internal);
+  Nccl::Config config;
+  config.max_ctas = ctas_of(place.device, place.sharers);
+  std::lock_guard lock(mutex_);
+  nccl_.check(nccl_.comm_init_rank_config(&comm_, static_cast<int>(place.members), id,
+                                          static_cast<int>(place.member), &config),
+              comm_, "ncclCommInitRankConfig");
+  settle_locked("the communicator's other members", limit);
+}
+
+void NcclCommunicator::warm_up(void* scratch, cudaStream_t stream, const Limit& limit) {
+  for (const uint64_t bytes : {kWarmUpBytesSmall, kWarmUpBytes}) {
+    enqueue(stream, scratch, bytes, 0, limit);
+    cudaError_t state;
+    while ((state = cudaStreamQuery(stream)) == cudaErrorNotReady) {
+      limit.check("the communicator's first broadcast", aborted_);
+      std::this_thread::sleep_for(kPoll);
+    }
+    check_cuda(state, "the communicator's first broadcast");
+  }
+}
+
+void NcclCommunicator::settle_locked(const char* what, const Limit& limit) {
+  for (;;) {
+    int state = Nccl::kSuccess;
+    nccl_.check(nccl_.comm_get_async_error(comm_, &state), comm_, "ncclCommGetAsyncError");
+    if (state == Nccl::kSuccess) return;
+    nccl_.check(state, comm_, what);
+    limit.check(what, aborted_);
+    std::this_thread::sleep_for(kPoll);
+  }
+}
+
+void NcclCommunicator::enqueue(cudaStream_t stream, void* bytes, uint64_t count, uint32_t root,
+                               const Limit& limit) {
+  std::lock_guard lock(mutex_);
+  if (aborted_) fail(CKPT_ERR_ABORTED, "the communicator was aborted");
+  const int result = nccl_.broadcast(bytes, bytes, count, Nccl::kUint8, static_cast<int>(root),
+                                     comm_, stream);
+  nccl_.check(result, comm_, "ncclBroadcast");
+  if (result == Nccl::kInProgress) settle_locked("ncclBroadcast", limit);
+}
+
+void NcclCommunicator::broadcast(std::shared_ptr<Stream> stream, std::shared_ptr<Memory> memory,
+                                 uint32_t root, uint64_t offset, uint64_t bytes) {
+  if (aborted_) fail(CKPT_ERR_ABORTED, "the communicator was aborted");
+  auto& on = static_cast<CudaStream&>(*stream);
+  on.add({{CudaStream::After::success,
+           [self = shared_from_this(), memory = std::static_pointer_cast<CudaMemory>(memory), root,
+            offset, bytes](CudaStream::Turn& turn) {
+             turn.use({memory, self}, [&] {
+               self->enqueue(turn.stream, memory->at(offset), bytes, root,
+                             Limit(nullptr, kEnqueueMs));
+             });
+           }}});
+}
+
+void NcclCommunicator::abort() {
+  aborted_ = true;  // ends what settle_locked waits for
+  std::lock_guard lock(mutex_);
+  if (comm_ == nullptr) return;
+  const Nccl::Comm comm = std::exchange(comm_, nullptr);
+  nccl_.check(nccl_.comm_abort(comm), nullptr, "ncclCommAbort");
+}
+
+NcclCommunicator::~NcclCommunicator() {
+  try {
+    abort();
+  } catch (const Error&) {
+  }
+}
+
+}  // namespace ckpt
