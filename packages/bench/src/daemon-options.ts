@@ -19,5 +19,7 @@ export function daemonOptions(devices: string, ranks: number | null, dir: string
     bucketBytes: null,
     memoryFraction: 0.9,
     spin: 'auto',
+    broadcast: 'copies',
+    idleCommunicatorMs: 600_000,
   }
 }

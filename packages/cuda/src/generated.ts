@@ -1,7 +1,8 @@
 // Made from native/include/ckpt.h by scripts/generate-ffi.ts. Do not edit.
 
-export const ABI_VERSION = 4
+export const ABI_VERSION = 5
 export const HANDLE_BYTES = 64
+export const COMMUNICATOR_ID_BYTES = 128
 
 // ckpt_status
 export const STATUS_OK = 0
@@ -212,6 +213,14 @@ export const SYMBOLS = {
   ckpt_group_broadcast: { args: ['u32', 'u32', 'u32', 'u64', 'u64'], returns: 'i32' },
   ckpt_group_abort: { args: ['u32'], returns: 'i32' },
   ckpt_group_destroy: { args: ['u32'], returns: 'i32' },
+  ckpt_communicator_id: { args: ['buffer'], returns: 'i32' },
+  ckpt_communicator_create: {
+    args: ['buffer', 'u32', 'u32', 'u32', 'u32', 'u32', 'u32', 'buffer'],
+    returns: 'i32',
+  },
+  ckpt_communicator_broadcast: { args: ['u32', 'u32', 'u32', 'u32', 'u64', 'u64'], returns: 'i32' },
+  ckpt_communicator_abort: { args: ['u32'], returns: 'i32' },
+  ckpt_communicator_destroy: { args: ['u32'], returns: 'i32' },
   ckpt_refcounter_create: { args: ['buffer', 'buffer', 'u32'], returns: 'i32' },
   ckpt_refcounter_destroy: { args: ['u32'], returns: 'i32' },
 } as const

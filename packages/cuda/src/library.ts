@@ -42,7 +42,7 @@ export function openLibrary(options: types.LibraryOptions): types.Library {
   const deviceBytes = options.hostDeviceBytes || fromEnvironment('CKPT_HOST_DEVICE_BYTES')
   const share = deviceBytes === 0 ? devices : 1
   const library = new FfiLibrary(options.kind, openSymbols(options.kind), devices, share)
-  if (options.kind === 'cuda') setConnections(library)
+  if (options.kind === 'cuda') makeSettings(library)
   const config = new StructView('config')
   // One process has one configuration, but a daemon, an engine and a test in it may want different numbers of devices: all
   // exist, and each user sees as many as it asked for, with its share of the memory.
@@ -62,11 +62,16 @@ export function openLibrary(options: types.LibraryOptions): types.Library {
 
 /**
  * Streams share a hardware queue, and wait for each other, where there are more of them than connections (CUDA's default is
- * 8). CUDA reads it once, at the first call. Only the main thread sets it: setenv races with every other thread's getenv.
+ * 8). NCCL lets ranks share a device only when told. Both are read once, at the first call. Only the main thread sets them:
+ * setenv races with every other thread's getenv.
  */
-function setConnections(library: FfiLibrary): void {
-  if (!Bun.isMainThread || process.env.CUDA_DEVICE_MAX_CONNECTIONS !== undefined) return
-  library.setenv('CUDA_DEVICE_MAX_CONNECTIONS', '32')
+const SETTINGS = { CUDA_DEVICE_MAX_CONNECTIONS: '32', NCCL_MULTI_RANK_GPU_ENABLE: '1' }
+
+function makeSettings(library: FfiLibrary): void {
+  if (!Bun.isMainThread) return
+  for (const [name, value] of Object.entries(SETTINGS)) {
+    if (process.env[name] === undefined) library.setenv(name, value)
+  }
 }
 
 function fromEnvironment(name: string): number {
@@ -463,6 +468,54 @@ class FfiLibrary implements types.Library {
 
   groupDestroy(group: Handle): void {
     this.#guard('ckpt_group_destroy', group)
+  }
+
+  communicatorId(): Uint8Array {
+    const id = new Uint8Array(new ArrayBuffer(abi.COMMUNICATOR_ID_BYTES))
+    this.#guard('ckpt_communicator_id', id)
+    return id
+  }
+
+  communicatorCreate(
+    place: types.CommunicatorPlace,
+    signal: Handle,
+    timeoutMs: number,
+  ): types.Handle {
+    const { id, device, members, member, sharers } = place
+    if (id.length !== abi.COMMUNICATOR_ID_BYTES) {
+      throw new RangeError(
+        `a communicator's id has ${abi.COMMUNICATOR_ID_BYTES} bytes, not ${id.length}`,
+      )
+    }
+    return this.#u32Of(
+      'ckpt_communicator_create',
+      id,
+      device,
+      members,
+      member,
+      sharers,
+      signal,
+      timeoutMs,
+    )
+  }
+
+  communicatorBroadcast(
+    communicator: Handle,
+    stream: Handle,
+    memory: Handle,
+    root: number,
+    offset: number,
+    bytes: number,
+  ): void {
+    this.#guard('ckpt_communicator_broadcast', communicator, stream, memory, root, offset, bytes)
+  }
+
+  communicatorAbort(communicator: Handle): void {
+    this.#guard('ckpt_communicator_abort', communicator)
+  }
+
+  communicatorDestroy(communicator: Handle): void {
+    this.#guard('ckpt_communicator_destroy', communicator)
   }
 
   refcounterCreate(): { refcounter: Handle; name: string } {

@@ -246,9 +246,35 @@ export interface Library {
   groupAbort(group: Handle): void
   groupDestroy(group: Handle): void
 
+  /** 128 bytes that one rank makes and every other one gets. @throws NativeError where there is no NCCL, with the reason */
+  communicatorId(): Uint8Array
+  /** Each member's own, once every member has come. Blocks. */
+  communicatorCreate(place: CommunicatorPlace, signal: Handle, timeoutMs: number): Handle
+  communicatorBroadcast(
+    communicator: Handle,
+    stream: Handle,
+    memory: Handle,
+    root: number,
+    offset: number,
+    bytes: number,
+  ): void
+  communicatorAbort(communicator: Handle): void
+  communicatorDestroy(communicator: Handle): void
+
   /** The ref-counter file of torch's `rebuild_cuda_tensor`; `name` is `/ckpt-...`. */
   refcounterCreate(): { refcounter: Handle; name: string }
   refcounterDestroy(refcounter: Handle): void
+}
+
+/** What a rank is in a communicator. */
+export interface CommunicatorPlace {
+  readonly id: Uint8Array
+  readonly device: number
+  readonly members: number
+  /** From 0. */
+  readonly member: number
+  /** Members that have this device, of whatever process. */
+  readonly sharers: number
 }
 
 /** One member of the update group: one device of this daemon (or of the reference engine). */

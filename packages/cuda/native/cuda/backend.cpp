@@ -12,6 +12,7 @@
 #include "event.h"
 #include "group.h"
 #include "memory.h"
+#include "outstanding.h"
 #include "stream.h"
 
 namespace ckpt {
@@ -110,6 +111,7 @@ void pin_host(void* address, uint64_t bytes, bool read_only) {
 }
 
 void unpin_host(void* address) noexcept {
+  wait_for_outstanding();
   try {
     use_any_device();
   } catch (const Error&) {

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <optional>
 #include <thread>
 
+#include "outstanding.h"
 #include "signals.h"
 
 namespace ckpt {
@@ -55,12 +57,15 @@ struct Scratch {
     check_cuda(error, "cudaStreamCreate");
   }
   ~Scratch() {
+    outstanding = std::nullopt;
+    wait_for_outstanding();
     cudaStreamDestroy(stream);
     cudaFree(bytes);
   }
   Scratch(const Scratch&) = delete;
   void* bytes = nullptr;
   cudaStream_t stream = nullptr;
+  std::optional<Outstanding> outstanding{std::in_place};
 };
 
 }  // namespace
@@ -150,7 +155,7 @@ void NcclCommunicator::broadcast(std::shared_ptr<Stream> stream, std::shared_ptr
   on.add({{CudaStream::After::success,
            [self = shared_from_this(), memory = std::static_pointer_cast<CudaMemory>(memory), root,
             offset, bytes](CudaStream::Turn& turn) {
-             turn.use({memory, self}, [&] {
+             turn.use({memory, self, std::make_shared<Outstanding>()}, [&] {
                self->enqueue(turn.stream, memory->at(offset), bytes, root,
                              Limit(nullptr, kEnqueueMs));
              });

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "outstanding.h"
 #include "sha256.h"
 
 namespace ckpt {
@@ -73,6 +74,7 @@ CudaMemory::CudaMemory(uint32_t device, const uint8_t* handle, uint64_t bytes)
 }
 
 CudaMemory::~CudaMemory() {
+  wait_for_outstanding();
   if (pointer_ == nullptr || cudaSetDevice(static_cast<int>(device())) != cudaSuccess) return;
   const cudaError_t error = opened_ ? cudaIpcCloseMemHandle(pointer_) : cudaFree(pointer_);
   if (error != cudaSuccess) cudaGetLastError();  // a lost device frees everything with the process

@@ -9,6 +9,13 @@
 #include "threads.h"
 
 namespace ckpt {
+namespace {
+
+thread_local bool is_poller = false;
+
+}  // namespace
+
+bool Poller::is_current() noexcept { return is_poller; }
 
 // Never destroyed: the threads end with the process.
 Poller& Poller::notifications() {
@@ -34,6 +41,7 @@ void Poller::add(std::function<bool()> step) {
 }
 
 void Poller::run(std::chrono::microseconds interval) {
+  is_poller = true;
   prctl(PR_SET_TIMERSLACK, 1000UL);  // the default of 50 us would be added to every sleep
   std::vector<std::function<bool()>> steps;
   for (;;) {

@@ -18,6 +18,9 @@ class Poller {
   // freed), so no notification waits for it.
   static Poller& releases();
 
+  // Whether this is one of those threads.
+  static bool is_current() noexcept;
+
   // Calls `step` until it returns true. It must not throw.
   void add(std::function<bool()> step);
 

@@ -176,6 +176,26 @@ TEST("an abort ends a broadcast that other members never call") {
   OK(ckpt_event_destroy(event));
 }
 
+TEST("memory can be freed while a broadcast waits for a member that calls later") {
+  Members members(2);
+  const uint32_t buffer = buffer_with(random_bytes(1 << 20, 1)), other = new_memory(1 << 20, 0);
+  const auto call = [&](uint32_t member) {
+    const auto& [communicator, stream, memory] = members.all[member];
+    OK(ckpt_communicator_broadcast(communicator, stream, memory, 1, 0, kRingBytes));
+  };
+  call(0);
+  std::atomic<int32_t> freed{CKPT_OK};
+  Thread thread([&] {
+    freed = ckpt_buffer_free(buffer);
+    if (freed == CKPT_OK) freed = ckpt_memory_free(other);
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  call(1);
+  for (const Member& one : members.all) OK(ckpt_stream_sync(one.stream, 0, 10000));
+  thread.join();
+  CHECK_EQ(freed, CKPT_OK);
+}
+
 TEST("communicators refuse wrong members, roots, ranges and devices") {
   const Id id;
   uint32_t communicator = 0;

@@ -2,7 +2,7 @@ import { CkptError } from '@ckpt/core'
 import { type Command, Option } from 'commander'
 import { configureLogging } from '../daemon/log.ts'
 import type { ServeOptions } from '../daemon/options.ts'
-import { SERVE_DEFAULTS } from '../daemon/options.ts'
+import { BROADCAST_CHOICES, SERVE_DEFAULTS } from '../daemon/options.ts'
 import { SPIN_CHOICES } from '../daemon/rank/spin.ts'
 import { EXIT, usageError } from './exit.ts'
 import { endWithNpx } from './npx-parent.ts'
@@ -45,6 +45,17 @@ export function addServeCommand(program: Command): void {
       new Option('--spin <when>', 'keep a processor per rank busy while an update moves')
         .choices(SPIN_CHOICES)
         .default(SERVE_DEFAULTS.spin),
+    )
+    .addOption(
+      new Option('--broadcast <how>', 'how ranks bring each other their buckets')
+        .choices(BROADCAST_CHOICES)
+        .default(SERVE_DEFAULTS.broadcast),
+    )
+    .option(
+      '--idle-communicator-seconds <s>',
+      'how long a communicator of NCCL is kept without an update',
+      positiveNumber,
+      SERVE_DEFAULTS.idleCommunicatorSeconds,
     )
     .option('--state-dir <dir>', 'private directory for the journal and engine sockets')
     .option('--leader <host:port>', 'the daemon of node rank 0')

@@ -100,6 +100,8 @@ describe('limits', () => {
       bucketBytes: null,
       memoryFraction: 0.9,
       spin: 'auto',
+      broadcast: 'copies',
+      idleCommunicatorMs: 600_000,
     })
   })
 

@@ -3,6 +3,9 @@ import { CkptError } from '@ckpt/core'
 import { SPIN_CHOICES, type SpinChoice } from './rank/spin.ts'
 import type { DaemonOptions } from './types.ts'
 
+export const BROADCAST_CHOICES = ['copies', 'nccl'] as const
+export type BroadcastChoice = (typeof BROADCAST_CHOICES)[number]
+
 /** What `ckpt serve` is told. Every field has a default, see {@link SERVE_DEFAULTS}. */
 export interface ServeOptions {
   /** `auto`, `host`, `host:D` (D virtual devices), `cuda`, `cuda:0,2`. */
@@ -36,6 +39,10 @@ export interface ServeOptions {
   readonly memoryFraction: number | null
   /** Whether ranks keep a processor while an update moves; `auto`: where there are enough. */
   readonly spin: SpinChoice
+  /** How ranks bring each other their buckets. */
+  readonly broadcast: BroadcastChoice
+  /** Seconds that a communicator, which holds device memory, is kept without an update. */
+  readonly idleCommunicatorSeconds: number
   readonly leader: string | null
   readonly nodeRank: number | null
   readonly nodes: number | null
@@ -59,6 +66,8 @@ export const SERVE_DEFAULTS: ServeOptions = {
   bucketMib: null,
   memoryFraction: null,
   spin: 'auto',
+  broadcast: 'copies',
+  idleCommunicatorSeconds: 600,
   leader: null,
   nodeRank: null,
   nodes: null,
@@ -88,6 +97,8 @@ const MIB = 1024 ** 2
 /** sun_path of Linux holds 108 bytes with the terminating zero. */
 const SOCKET_PATH_BYTES_MAX = 107
 const MEMORY_FRACTION = 0.9
+/** A timer's. */
+const IDLE_SECONDS_MAX = 2 ** 31 / 1000 - 1
 
 /** `$XDG_RUNTIME_DIR/ckpt/ckpt.sock`, else `/tmp/ckpt-<uid>/ckpt.sock`. */
 export function defaultSocketPath(env: Environment = process.env): string {
@@ -188,6 +199,10 @@ export function limitOptions(options: ServeOptions, env: Environment = process.e
   if (!SPIN_CHOICES.includes(options.spin)) {
     throw refuse(`--spin is auto, on or off, not '${options.spin}'`)
   }
+  if (!BROADCAST_CHOICES.includes(options.broadcast)) {
+    throw refuse(`--broadcast is copies or nccl, not '${options.broadcast}'`)
+  }
+  checkSize('--idle-communicator-seconds', options.idleCommunicatorSeconds, IDLE_SECONDS_MAX)
   const bucketBytes = bytes(options.bucketMib, MIB) ?? bytes(bucketGib, GIB)
   return {
     allowedDirs: options.allowDirs?.map((dir) => resolve(dir)) ?? null,
@@ -200,6 +215,8 @@ export function limitOptions(options: ServeOptions, env: Environment = process.e
     bucketBytes,
     memoryFraction: fraction,
     spin: options.spin,
+    broadcast: options.broadcast,
+    idleCommunicatorMs: options.idleCommunicatorSeconds * 1000,
   }
 }
 

@@ -73,6 +73,10 @@ export interface DaemonOptions {
   readonly memoryFraction: number
   /** Whether ranks keep a processor while an update moves. */
   readonly spin: SpinChoice
+  /** How ranks bring each other their buckets: by copies between their rings, or by NCCL. */
+  readonly broadcast: 'copies' | 'nccl'
+  /** So long a communicator is kept without an update. */
+  readonly idleCommunicatorMs: number
 }
 
 export type Result<T> =

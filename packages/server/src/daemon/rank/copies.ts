@@ -1,5 +1,6 @@
 import type { Handle, Library } from '@ckpt/cuda'
 import type { SourceSpace } from '@ckpt/core'
+import type { Collective } from './collective.ts'
 import { BusyIntervals } from './intervals.ts'
 import type { HeldPlan } from './plans.ts'
 import type { Ring } from './ring.ts'
@@ -11,10 +12,8 @@ export interface CopyTarget {
   readonly held: HeldPlan
   /** Per owner: native handles of its source buffers. */
   readonly buffers: readonly Uint32Array[]
-  /** 0: no group, the rank is alone. */
-  readonly group: Handle
-  /** Position of this rank in `ranks`. */
-  readonly member: number
+  /** Null: the rank is alone. */
+  readonly collective: Collective | null
   readonly ranks: readonly number[]
 }
 
@@ -71,7 +70,7 @@ export class RingCopies {
 
   /** The segment's host memory into this rank's ring, at the latest with the next {@link flush}. */
   copy(segment: number, nowMs: number): void {
-    const { library, ring, held, buffers, group } = this.#target
+    const { library, ring, held, buffers, collective } = this.#target
     const { plan, input } = held
     const owner = plan.bucketOwner[held.bucketOf(segment)] as number
     const source = input.sources[owner] as SourceSpace
@@ -85,7 +84,7 @@ export class RingCopies {
     this.#join({ buffer, bufferOffset: offset - start, ringOffset, bytes })
     this.h2d.begin(nowMs)
     this.#ownSegments++
-    if (group === 0) return
+    if (collective === null) return
     this.flush()
     const event = this.#record(ring.copyStream)
     library.streamWaitEvent(ring.collectiveStream, event)
@@ -119,11 +118,10 @@ export class RingCopies {
 
   /** The segment's bytes of `root`'s ring into the ring of every rank. */
   broadcastSegment(segment: number, root: number): void {
-    const { library, group, member, ranks, held } = this.#target
+    const { collective, ranks, held } = this.#target
     const { segmentRing, segmentSize } = held.plan
-    library.groupBroadcast(
-      group,
-      member,
+    if (collective === null) throw new Error('there is nobody to broadcast to')
+    collective.broadcast(
       ranks.indexOf(root),
       segmentRing[segment] as number,
       segmentSize[segment] as number,
@@ -133,8 +131,8 @@ export class RingCopies {
   /** Marks the end of the bucket's work. */
   record(bucket: number): void {
     this.flush()
-    const { ring, group } = this.#target
-    const event = this.#record(group === 0 ? ring.copyStream : ring.collectiveStream)
+    const { ring, collective } = this.#target
+    const event = this.#record(collective === null ? ring.copyStream : ring.collectiveStream)
     this.#buckets.push({ event, bucket, ownSegments: this.#ownSegments })
     this.#ownSegments = 0
   }
@@ -153,7 +151,7 @@ export class RingCopies {
    * @throws NativeError what failed in a copy or a broadcast
    */
   takeComplete(nowMs: number): number[] {
-    const { library, ring, group } = this.#target
+    const { library, ring, collective } = this.#target
     this.#takeCopies(nowMs)
     const complete: number[] = []
     while (this.#buckets.length > 0) {
@@ -163,7 +161,7 @@ export class RingCopies {
       ring.reuse(event)
       // its copies were complete before it, though perhaps not yet when they were looked at
       this.#takeCopies(nowMs)
-      if (group === 0) this.h2d.end(nowMs, ownSegments)
+      if (collective === null) this.h2d.end(nowMs, ownSegments)
       else this.broadcast.end(nowMs, ownSegments)
       complete.push(bucket)
     }

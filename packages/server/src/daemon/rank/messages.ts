@@ -46,14 +46,21 @@ export interface RunOptions {
   readonly progress: SharedArrayBuffer
 }
 
+/** How the ranks of an update bring each other their buckets. */
+export type CollectiveOptions =
+  /** By copies, in a native group. */
+  | { readonly type: 'copies'; readonly group: Handle }
+  /** By NCCL. `id`: hex, the same for the same ranks as long as they keep it; `sharers`: ranks that have this one's device. */
+  | { readonly type: 'communicator'; readonly id: string; readonly sharers: number }
+
 /** An update through a ring. */
 export interface OpenOptions extends RunOptions {
   /** A plan that this Worker holds, see the request `plan`. */
   readonly planKey: string
-  /** The ranks of the update, ascending; a rank's position is its member number in the group. */
+  /** The ranks of the update, ascending; a rank's position is its member number. */
   readonly ranks: readonly number[]
-  /** Native broadcast group; 0 when the rank is alone. */
-  readonly group: number
+  /** Null: the rank is alone. */
+  readonly collective: CollectiveOptions | null
   readonly dialect: Dialect | null
 }
 
@@ -95,6 +102,8 @@ export type RankRequest =
   | { readonly type: 'rehearse'; readonly address: string; readonly stop: SharedArrayBuffer }
   | { readonly type: 'group_create'; readonly members: number }
   | { readonly type: 'group_destroy'; readonly group: number }
+  | { readonly type: 'communicator_id' }
+  | { readonly type: 'communicator_drop' }
   /** Allocates and exports the ring, joins the group, binds the engine's address. */
   | { readonly type: 'open'; readonly options: OpenOptions }
   /** Without input it asks whether the layout is held; with it the rank keeps it. */
@@ -154,6 +163,8 @@ export interface RankAnswers {
   rehearse: { readonly runs: number }
   group_create: { readonly group: number }
   group_destroy: null
+  communicator_id: { readonly id: string }
+  communicator_drop: null
   open: OpenAnswer
   layout: boolean
   open_direct: OpenAnswer

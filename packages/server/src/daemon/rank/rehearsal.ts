@@ -3,6 +3,7 @@ import { pickleNone } from '@ckpt/core/engine/pickle-writer'
 import { type Handle, type Library, type ZmqContext, type ZmqSocket, zmqPoll } from '@ckpt/cuda'
 import { clockMs } from '../clock.ts'
 import type { RankInfo } from '../types.ts'
+import type { KeptCommunicator } from './kept-communicator.ts'
 import {
   NO_RUN,
   PROGRESS_BYTES,
@@ -30,7 +31,10 @@ const STOPPED: Failure = { code: 'aborted', message: 'there is something better 
 const SUCCESS = new Uint8Array(0)
 const NONE = Buffer.from(pickleNone())
 
-type RehearsalHost = Pick<RunHost, 'library' | 'context' | 'rank' | 'report' | 'quarantine'>
+type RehearsalHost = Pick<
+  RunHost,
+  'library' | 'context' | 'rank' | 'communicator' | 'report' | 'quarantine'
+>
 
 /**
  * Small updates of made-up bytes on this rank's device, with a worker in this thread, so that the first real one finds its code
@@ -65,6 +69,7 @@ class Rehearsal implements RunHost {
   readonly library: Library
   readonly context: ZmqContext
   readonly rank: RankInfo
+  readonly communicator: KeptCommunicator
   readonly signal: Handle
   readonly spins = false
   readonly tendMs = TEND_MS
@@ -86,6 +91,7 @@ class Rehearsal implements RunHost {
     this.library = host.library
     this.context = host.context
     this.rank = { ...host.rank, rank: 0 }
+    this.communicator = host.communicator
     this.signal = signal
     this.#host = host
     this.#stopped = stopped
@@ -101,7 +107,7 @@ class Rehearsal implements RunHost {
           run: NO_RUN,
           planKey: '',
           ranks: [0],
-          group: 0,
+          collective: null,
           address,
           http: false,
           engine: null,

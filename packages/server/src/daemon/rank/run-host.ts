@@ -1,5 +1,6 @@
 import type { Library, ZmqContext } from '@ckpt/cuda'
 import type { RankInfo } from '../types.ts'
+import type { KeptCommunicator } from './kept-communicator.ts'
 import type { RankEvent, RankMessage } from './messages.ts'
 import type { KeptRun } from './quarantine.ts'
 
@@ -9,6 +10,7 @@ export interface RunHost {
   readonly context: ZmqContext
   readonly signal: number
   readonly rank: RankInfo
+  readonly communicator: KeptCommunicator
   /** There are processors enough for a rank not to sleep while an update moves. */
   readonly spins: boolean
   report(run: number, event: RankEvent): void

@@ -9,14 +9,8 @@ import {
   type Failure,
   pickleHandle,
 } from '@ckpt/core'
-import {
-  NativeError,
-  SIGNAL_ABORT,
-  STATUS_ERR_ABORTED,
-  STATUS_ERR_HANDLE,
-  STATUS_ERR_STATE,
-  STATUS_ERR_TIMEOUT,
-} from '@ckpt/cuda'
+import { SIGNAL_ABORT } from '@ckpt/cuda'
+import { type Collective, makeCollective } from './collective.ts'
 import { RingCopies } from './copies.ts'
 import { EngineSocket } from './engine-socket.ts'
 import { BusyIntervals } from './intervals.ts'
@@ -41,8 +35,6 @@ export const SETTLE_MS = 250
 const SLEPT_MS = 0.02
 /** Between the conversation's own deadline, which says what was waited for, and the end of the loop. */
 export const LEAVE_MS_AT_DEADLINE = 1000
-/** Another rank has aborted the group, or it is destroyed. */
-const GROUP_HAS_ENDED: readonly number[] = [STATUS_ERR_ABORTED, STATUS_ERR_STATE, STATUS_ERR_HANDLE]
 
 /** One update on one rank: drives the executor and the conversation from one blocking loop. */
 export class RankRun {
@@ -73,8 +65,9 @@ export class RankRun {
   #engineLeft = true
   /** What the engine's request has returned; it may come after the conversation has closed. */
   #answer: { readonly status: number } | null = null
-  /** The end of the group did not end in time: its streams may still run. */
-  #groupStuck = false
+  readonly #collective: Collective | null
+  /** It did not end in time: its streams may still run. */
+  #collectiveStuck = false
   /** The signal was drained after this turn had looked at what it announces. */
   #woken = false
   #everyoneOpen = false
@@ -88,7 +81,7 @@ export class RankRun {
   /** Lists that were sent: from the first on the engine is torn until it has all. */
   #sent = 0
 
-  /** Allocates the ring and begins to fill it, binds the address, joins the group. Leaves nothing behind when it throws. */
+  /** Allocates the ring and begins to fill it, binds the address, joins the others. Leaves nothing behind when it throws. */
   constructor(host: RunHost, options: OpenOptions, held: HeldPlan) {
     const { library, rank } = host
     this.#host = host
@@ -102,27 +95,24 @@ export class RankRun {
     this.#ring = new Ring(library, rank.device, held.plan.ringBytes)
     let engine: EngineSocket | null = null
     try {
-      const member = options.ranks.indexOf(rank.rank)
+      this.#collective = makeCollective(host, options, this.#ring)
       this.#copies = new RingCopies({
         library,
         signal: host.signal,
         ring: this.#ring,
         held,
         buffers: options.buffers,
-        group: options.group,
-        member,
+        collective: this.#collective,
         ranks: options.ranks,
       })
       this.#reads = new SourceReads(library, host.signal, held.order, options.readings)
       this.#executor = new Executor(held.plan, rank.rank, options.ranks, this.#reads.take())
       // what follows, and what the engine does before it has mapped the ring, takes its time
-      if (options.group === 0) this.#turn(() => this.#startCopies())
+      if (this.#collective === null) this.#turn(() => this.#startCopies())
       this.#shared = this.#ring.share()
       if (options.address !== null) engine = new EngineSocket(host.context, options.address)
       this.#engine = engine
-      if (options.group !== 0) {
-        library.groupJoin(options.group, member, this.#ring.collectiveStream, this.#ring.memory)
-      }
+      this.#collective?.join()
     } catch (error) {
       engine?.close()
       // waits for the copies that have begun; what they or it say is not the reason
@@ -198,7 +188,7 @@ export class RankRun {
     return this.#conversationClosed && (this.#stopped || this.#finished)
   }
 
-  /** Fills the ring. With a group only when every rank has joined it. */
+  /** Fills the ring. With others only when every rank has joined. */
   #startCopies(): void {
     this.#perform(this.#executor.start())
   }
@@ -213,7 +203,7 @@ export class RankRun {
     // of a copy that came before
     const failure = this.#failure
     if (failure !== null) this.#converseStep({ type: 'abort', failure, nowMs: clockMs() })
-    if (this.options.group !== 0) this.#startCopies()
+    if (this.#collective !== null) this.#startCopies()
   }
 
   #opened(): void {
@@ -306,28 +296,16 @@ export class RankRun {
     }
   }
 
-  /** Every rank's signal has its abort bit before any rank gets here: no rank announces what the group's end spoils. */
+  /** Every rank's signal has its abort bit before any rank gets here: no rank announces what the end of the collective spoils. */
   #stop(failure: Failure, leaveMs: number): void {
     if (this.#stopped) return
     this.#stopped = true
     this.#endMs = Math.min(this.#endMs, clockMs() + leaveMs)
     const told = this.#failure !== null
     this.#failure ??= failure
-    // first, since the end of a group may take its time
+    // first, since the end of the collective may take its time
     if (!told) this.#converseStep({ type: 'abort', failure, nowMs: clockMs() })
-    this.#endGroup()
-  }
-
-  #endGroup(): void {
-    if (this.options.group === 0) return
-    try {
-      this.#host.library.groupAbort(this.options.group)
-    } catch (error) {
-      if (!(error instanceof NativeError)) throw error
-      if (error.nativeStatus === STATUS_ERR_TIMEOUT) this.#groupStuck = true
-      // otherwise another rank has ended it
-      else if (!GROUP_HAS_ENDED.includes(error.nativeStatus)) throw error
-    }
+    this.#collectiveStuck = this.#collective?.abort() === false
   }
 
   #perform(actions: readonly ExecutorAction[]): void {
@@ -361,7 +339,7 @@ export class RankRun {
 
   #announce(bucket: number): void {
     this.#woken = true
-    // The bit is set before a group is aborted, so a copy that was seen complete while it is clear is a good one.
+    // The bit is set before a collective is aborted, so a copy that was seen complete while it is clear is a good one.
     if (this.#aborting()) return
     if (this.#conversation === null) return this.#acked(bucket)
     if (!this.#everyoneOpen) {
@@ -465,7 +443,7 @@ export class RankRun {
   /** Whether no copy writes the ring any more. Blocks shortly. */
   settle(): boolean {
     if (this.#ring.freed) return true
-    return !this.#groupStuck && this.#ring.settle(SETTLE_MS)
+    return !this.#collectiveStuck && this.#ring.settle(SETTLE_MS)
   }
 
   /** After a failure: what is left of a conversation whose worker may still connect, or has not left. */

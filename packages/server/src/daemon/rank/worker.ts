@@ -18,6 +18,7 @@ import {
   type RankWorkerStart,
 } from './messages.ts'
 import type { EngineSocket } from './engine-socket.ts'
+import { KeptCommunicator } from './kept-communicator.ts'
 import { measureH2d } from './measure.ts'
 import { PlanShelf } from './plans.ts'
 import { type KeptRun, Quarantine } from './quarantine.ts'
@@ -47,6 +48,7 @@ class RankWorker implements RunHost {
   readonly signal: number
   readonly rank: RankInfo
   readonly spins: boolean
+  readonly communicator: KeptCommunicator
   readonly #port: RankWorkerStart['port']
   readonly #plans = new PlanShelf()
   readonly #directPlans = new DirectPlans()
@@ -63,6 +65,7 @@ class RankWorker implements RunHost {
     this.library = openLibrary(library)
     // before libzmq, CUDA or a stream starts a thread, which then runs there too
     if (rank.numaNode >= 0) this.library.threadBind(rank.numaNode)
+    this.communicator = new KeptCommunicator(this.library, rank.device)
     this.context = new ZmqContext()
     this.signal = this.library.signalCreate()
     this.#quarantine = new Quarantine({
@@ -219,6 +222,11 @@ class RankWorker implements RunHost {
       case 'group_destroy':
         this.library.groupDestroy(request.group)
         return null
+      case 'communicator_id':
+        return { id: this.library.communicatorId().toHex() }
+      case 'communicator_drop':
+        this.communicator.drop()
+        return null
       case 'open':
         return this.#open(request.options)
       case 'layout':
@@ -259,6 +267,7 @@ class RankWorker implements RunHost {
     if (this.#run !== null) this.#endRun((run) => run.close())
     this.#quarantine.freeAll()
     this.#directPlans.free(this.library)
+    this.communicator.drop()
     if (this.#sweeper !== null) clearInterval(this.#sweeper)
     this.context.close()
     this.library.signalDestroy(this.signal)

@@ -2,6 +2,7 @@ import type { Library } from '@ckpt/cuda'
 import type { RankPool } from '../rank/pool.ts'
 import type { Registry } from '../registry/registry.ts'
 import type { DaemonOptions } from '../types.ts'
+import type { Communicators } from './communicators.ts'
 import type { EngineBook } from './engines.ts'
 import type { Journal } from './journal.ts'
 import type { Planner } from './plan.ts'
@@ -19,6 +20,8 @@ export interface RunContext {
   readonly planner: Planner
   readonly rates: RateBook
   readonly sockets: EngineSockets
+  /** Null: ranks copy from each other's rings. */
+  readonly communicators: Communicators | null
   /** Ends the requests to engines when the daemon closes. */
   readonly closing: AbortSignal
 }

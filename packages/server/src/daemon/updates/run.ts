@@ -446,14 +446,13 @@ export class UpdateRun {
       openMs: this.#spec.openMs,
       deadlineMs: this.#deadlineMs,
     }
-    await this.#race(
-      team.open(opening, (rank) => ({
-        address: addresses.get(rank) ?? null,
-        http: this.#contacts.length > 0,
-        engine: conversations.engineKey(rank),
-        dialect: conversations.contact(rank)?.record.dialect ?? null,
-      })),
-    )
+    const openingOf = (rank: number) => ({
+      address: addresses.get(rank) ?? null,
+      http: this.#contacts.length > 0,
+      engine: conversations.engineKey(rank),
+      dialect: conversations.contact(rank)?.record.dialect ?? null,
+    })
+    await this.#race(team.open(opening, openingOf, this.#context.communicators))
     await this.#race(journal.conversations(conversations.journalled(version)))
     team.begin()
     if (this.#contacts.length === 0) this.#record.map(conversations.publishedMap(this.#ranks))

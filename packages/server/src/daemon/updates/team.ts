@@ -3,6 +3,7 @@ import { CkptError } from '@ckpt/core'
 import { gapsBetween } from '../rank/intervals.ts'
 import type { RankLink } from '../rank/link.ts'
 import {
+  type CollectiveOptions,
   type DirectOpenOptions,
   type OpenAnswer,
   type OpenOptions,
@@ -16,8 +17,10 @@ import {
   type StageIntervals,
 } from '../rank/messages.ts'
 import type { RankInfo } from '../types.ts'
+import type { Communicators } from './communicators.ts'
 
 const GROUP_MS = 1000
+const TELL_MS = 50
 const STAGES = ['h2d', 'broadcast', 'reload'] as const
 
 /** What one rank needs to open; the rest of {@link OpenOptions} is the team's. */
@@ -80,6 +83,7 @@ export class RankTeam {
   }
   readonly #notDirect = Promise.withResolvers<string>()
   #group = 0
+  #communicators: Communicators | null = null
   #aborted: Failure | null = null
   #opening = false
 
@@ -108,21 +112,40 @@ export class RankTeam {
     }))
   }
 
-  /** Rings, sockets and the group of every rank; throws the first refusal. The rest of the team must then be aborted. */
+  /**
+   * Rings and sockets of every rank, and what they meet by; throws the first refusal. The rest of the team must then be aborted.
+   *
+   * @param communicators null: the ranks copy from each other's rings
+   */
   async open(
     { ringBytes, ...team }: TeamOpening,
     ofRank: (rank: number) => RankOpening,
+    communicators: Communicators | null = null,
   ): Promise<void> {
     const ranks = this.#members.map(({ link }) => link.rank.rank)
     this.#opening = true
-    if (ranks.length > 1) {
-      const request = { type: 'group_create', members: ranks.length } as const
-      this.#group = (await this.#first.link.request(request)).group
-    }
+    const collectiveOf = ranks.length > 1 ? await this.#meet(communicators) : () => null
     await this.#openEach(ringBytes, (base, rank) => {
-      const options = { ...base, ...team, ...ofRank(rank), ranks, group: this.#group }
-      return { type: 'open', options }
+      const collective = collectiveOf(rank)
+      return { type: 'open', options: { ...base, ...team, ...ofRank(rank), ranks, collective } }
     })
+  }
+
+  async #meet(communicators: Communicators | null): Promise<(rank: number) => CollectiveOptions> {
+    const links = this.#members.map(({ link }) => link)
+    if (communicators !== null) {
+      this.#communicators = communicators
+      const id = await communicators.take(links)
+      const deviceOf = new Map(links.map(({ rank }) => [rank.rank, rank.device]))
+      return (rank) => {
+        const sharers = links.filter((link) => link.rank.device === deviceOf.get(rank)).length
+        return { type: 'communicator', id, sharers }
+      }
+    }
+    const request = { type: 'group_create', members: links.length } as const
+    const { group } = await this.#first.link.request(request)
+    this.#group = group
+    return () => ({ type: 'copies', group })
   }
 
   /** Sockets of every rank; throws as {@link RankTeam.open}. */
@@ -154,23 +177,28 @@ export class RankTeam {
       }
       throw CkptError.from(this.#aborted)
     }
-    const refusals = await Promise.all(
+    const refusals: CkptError[] = []
+    // the others may wait for one that has refused; a rank takes its signal anew when it begins to open
+    const telling = setInterval(() => {
+      if (refusals.length > 0) for (const { link } of this.#members) link.raiseAbort()
+    }, TELL_MS)
+    await Promise.all(
       this.#members.map(async (member) => {
         const { link, progress } = member
         link.listen(this.#run, ringBytes, (event) => this.#take(member, event))
         const base = { run: this.#run, progress: progress.buffer as SharedArrayBuffer }
         try {
           member.memory = await link.request(requestOf(base, link.rank.rank))
-          return null
         } catch (error) {
           link.unlisten()
           if (!member.closed) this.#settle(member)
           this.#reach(member, 'closed')
-          return CkptError.wrap(error)
+          refusals.push(CkptError.wrap(error))
         }
       }),
     )
-    const refusal = refusals.find((one) => one !== null)
+    clearInterval(telling)
+    const [refusal] = refusals
     if (refusal) throw refusal
   }
 
@@ -211,6 +239,7 @@ export class RankTeam {
   /** Every bit is set before any rank can end the group: a rank sees the bit before it sees what the end spoils. */
   abort(failure: Failure, leaveMs: number): void {
     this.#aborted ??= failure
+    this.#communicators?.drop()
     if (!this.#opening) return
     for (const { link, closed } of this.#members) if (!closed) link.raiseAbort()
     for (const { link, closed } of this.#members) {
@@ -231,6 +260,7 @@ export class RankTeam {
   async left(): Promise<void> {
     if (!this.#opening) return
     await this.#steps.closed.promise
+    if (this.#aborted === null) this.#communicators?.leave()
     if (this.#group === 0 || this.#first.link.dead !== null) return
     const destroyed = this.#first.link.request({ type: 'group_destroy', group: this.#group })
     this.#group = 0

@@ -19,6 +19,7 @@ import { ranksSpin } from '../rank/spin.ts'
 import { StopFlag } from '../rank/stop-flag.ts'
 import type { Registry } from '../registry/registry.ts'
 import type { DaemonOptions, HeldVersion } from '../types.ts'
+import { Communicators } from './communicators.ts'
 import { engineMap } from './engine-map.ts'
 import { EngineBook } from './engines.ts'
 import { isIdle, Measuring } from './measuring.ts'
@@ -80,6 +81,7 @@ export async function createUpdates(options: DaemonOptions, registry: Registry):
   const { journal, left } = await Journal.open(options.stateDir, sockets.dir)
   const rates = await RateBook.open(options.stateDir, options.library.kind)
   const library = openLibrary(options.library)
+  if (options.broadcast === 'nccl') requireNccl(library)
   const lost = Promise.withResolvers<Failure>()
   const spins = ranksSpin(options.spin, options.ranks.length)
   const failed = (failure: Failure) => {
@@ -93,6 +95,16 @@ export async function createUpdates(options: DaemonOptions, registry: Registry):
   const deviceLost = lost.promise
   const held = { options, library, registry, sockets, journal, left, rates, pool }
   return new DaemonUpdates({ ...held, spins, deviceLost, failed })
+}
+
+/** @throws CkptError `not_supported` */
+function requireNccl(library: Library): void {
+  try {
+    library.communicatorId()
+  } catch (error) {
+    const { code, message } = CkptError.wrap(error)
+    throw new CkptError(code, `--broadcast nccl: ${message}`)
+  }
 }
 
 interface Parts {
@@ -131,10 +143,12 @@ class DaemonUpdates implements Updates {
     this.#planner = new Planner(parts.options, parts.rates)
     const { pool, rates, failed } = parts
     this.deviceLost = parts.deviceLost
+    const { broadcast, idleCommunicatorMs } = parts.options
     const context = {
       ...parts,
       book: this.#book,
       planner: this.#planner,
+      communicators: broadcast === 'nccl' ? new Communicators(idleCommunicatorMs) : null,
       closing: this.#closing.signal,
     }
     this.#queue = new UpdateQueue(context, (failure) => {

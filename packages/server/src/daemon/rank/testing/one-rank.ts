@@ -12,6 +12,7 @@ import {
 } from '@ckpt/cuda'
 import { TestDir } from '../../registry/testing/fixture.ts'
 import { clockMs } from '../../clock.ts'
+import { KeptCommunicator } from '../kept-communicator.ts'
 import { PROGRESS_BYTES, PROGRESS_SENT, type RankEvent, type RankMessage } from '../messages.ts'
 import { HeldPlan } from '../plans.ts'
 import { type KeptRun, Quarantine } from '../quarantine.ts'
@@ -113,6 +114,7 @@ export class OneRank implements RunHost {
   readonly signal: number
   readonly rank: RankInfo
   readonly spins = false
+  readonly communicator: KeptCommunicator
   readonly worker: SteppedWorker
   readonly events: RankEvent[] = []
   readonly kept: KeptRun[] = []
@@ -133,6 +135,7 @@ export class OneRank implements RunHost {
     this.rank = infos[0]!
     this.library = this.#watched(options.around)
     this.signal = this.#native.signalCreate()
+    this.communicator = new KeptCommunicator(this.#native, this.rank.device)
     this.#group = ranks === 1 ? 0 : this.#native.groupCreate(ranks)
     this.#buffer = this.#native.bufferAlloc(options.buckets * BUCKET_BYTES, 0)
     this.worker = new SteppedWorker(this.context, this.#address)
@@ -184,7 +187,7 @@ export class OneRank implements RunHost {
         run: RUN,
         planKey: 'plan',
         ranks: Array.from({ length: ranks }, (_, rank) => rank),
-        group: this.#group,
+        collective: this.#group === 0 ? null : { type: 'copies', group: this.#group },
         address: this.#address,
         http,
         engine: null,

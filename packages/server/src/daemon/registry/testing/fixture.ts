@@ -99,6 +99,8 @@ export function daemonOptions(
     bucketBytes: null,
     memoryFraction: 0.9,
     spin: 'auto',
+    broadcast: 'copies',
+    idleCommunicatorMs: 600_000,
     ...options,
   }
 }

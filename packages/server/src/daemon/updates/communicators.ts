@@ -1,0 +1,56 @@
+import type { RankLink } from '../rank/link.ts'
+
+/**
+ * Who has a communicator with whom. The ranks make it when they open, and keep it for the next update of the same ranks: it is
+ * dropped when none comes for a while, for it holds device memory, and after any failure.
+ */
+export class Communicators {
+  readonly #idleMs: number
+  #kept: { readonly links: readonly RankLink[]; readonly id: string } | null = null
+  #idle: ReturnType<typeof setTimeout> | null = null
+
+  constructor(idleMs: number) {
+    this.#idleMs = idleMs
+  }
+
+  /** Its id, hex: the kept one of these ranks, or a new one. @throws CkptError `not_supported` where there is no NCCL */
+  async take(links: readonly RankLink[]): Promise<string> {
+    this.#wake()
+    const kept = this.#kept
+    if (kept !== null && isSame(kept.links, links)) return kept.id
+    this.drop()
+    const [first] = links
+    if (first === undefined) throw new Error('nobody to meet')
+    const { id } = await first.request({ type: 'communicator_id' })
+    this.#kept = { links, id }
+    return id
+  }
+
+  /** After an update that went well. */
+  leave(): void {
+    this.#wake()
+    this.#idle = setTimeout(() => this.drop(), this.#idleMs)
+    this.#idle.unref()
+  }
+
+  /** Ranks in an update do it when that has ended. */
+  drop(): void {
+    this.#wake()
+    const links = this.#kept?.links ?? []
+    this.#kept = null
+    for (const link of links) {
+      // one that has died has none
+      if (link.dead === null) link.request({ type: 'communicator_drop' }).catch(() => {})
+    }
+  }
+
+  #wake(): void {
+    if (this.#idle !== null) clearTimeout(this.#idle)
+    this.#idle = null
+  }
+}
+
+/** A Worker that was replaced is another link. */
+function isSame(some: readonly RankLink[], others: readonly RankLink[]): boolean {
+  return some.length === others.length && some.every((link, index) => link === others[index])
+}
