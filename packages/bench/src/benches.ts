@@ -8,6 +8,7 @@ import { h2d } from './h2d.ts'
 import { peers } from './peers.ts'
 import { pickle } from './pickle.ts'
 import { plan } from './plan.ts'
+import { ranks } from './ranks.ts'
 import { register } from './register.ts'
 import { reload } from './reload.ts'
 import { trace } from './trace.ts'
@@ -26,6 +27,7 @@ export const BENCHES: readonly Bench[] = [
   reload,
   direct,
   update,
+  ranks,
   fresh,
   peers,
   trainer,

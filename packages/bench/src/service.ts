@@ -18,11 +18,12 @@ export async function startDaemon(
   devices: string,
   ranks: number,
   dir: string,
+  flags: readonly string[] = [],
 ): Promise<DaemonProcess> {
   const socket = join(dir, 'ckpt.sock')
   const where = ['--uds', socket, '--state-dir', join(dir, 'state')]
   const what = ['--devices', devices, '--ranks', String(ranks)]
-  const daemon = await startCommand(['serve', ...where, ...what], /"ready": ?true/)
+  const daemon = await startCommand(['serve', ...where, ...what, ...flags], /"ready": ?true/)
   stack.defer(() => daemon.stop())
   return { client: new DaemonClient(daemonAddress(socket)), pid: daemon.pid }
 }

@@ -19,7 +19,7 @@ export class Updates {
     this.#ranks = ranks
   }
 
-  /** The daemon ends with `stack`. `engine` is where it listens. */
+  /** The daemon, started with these flags too, ends with `stack`. `engine` is where it listens. */
   static async start(
     stack: AsyncDisposableStack,
     devices: string,
@@ -27,8 +27,9 @@ export class Updates {
     dir: string,
     versions: Versions,
     engine: string,
+    flags: readonly string[] = [],
   ): Promise<Updates> {
-    const daemon = await startDaemon(stack, devices, ranks, dir)
+    const daemon = await startDaemon(stack, devices, ranks, dir, flags)
     for (const { name, files } of versions.both) {
       await daemon.client.register(name, { files: [...files] })
     }
