@@ -19,6 +19,7 @@ constexpr int kCtasMax = 32;
 constexpr uint64_t kWarmUpBytes = 4ull << 20;
 constexpr uint64_t kWarmUpBytesSmall = 1 << 10;
 constexpr std::chrono::microseconds kPoll{100};
+constexpr std::chrono::milliseconds kSpin{1};
 // For NCCL to take one broadcast, which it does at once.
 constexpr uint32_t kEnqueueMs = 10000;
 
@@ -128,13 +129,19 @@ void NcclCommunicator::warm_up(void* scratch, cudaStream_t stream, const Limit& 
 }
 
 void NcclCommunicator::settle_locked(const char* what, const Limit& limit) {
+  const auto spin_until = Clock::now() + kSpin;
   for (;;) {
     int state = Nccl::kSuccess;
     nccl_.check(nccl_.comm_get_async_error(comm_, &state), comm_, "ncclCommGetAsyncError");
     if (state == Nccl::kSuccess) return;
     nccl_.check(state, comm_, what);
     limit.check(what, aborted_);
-    std::this_thread::sleep_for(kPoll);
+    // a broadcast is on its way within some ten microseconds
+    if (Clock::now() < spin_until) {
+      std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(kPoll);
+    }
   }
 }
 

@@ -8,7 +8,7 @@ import {
 } from '@ckpt/cuda'
 import { clockMs } from '../clock.ts'
 import type { Meeting } from './kept-communicator.ts'
-import type { OpenOptions } from './messages.ts'
+import type { OpenOptions, Peer } from './messages.ts'
 import type { Ring } from './ring.ts'
 import type { RunHost } from './run-host.ts'
 
@@ -26,8 +26,17 @@ export interface Collective {
    * @param root position in the update's ranks
    */
   broadcast(root: number, offset: number, bytes: number): void
+  /** Other ranks that are told when this one's bytes are in its ring; null: what waits for bytes waits where it disturbs nobody. */
+  readonly told: Told | null
   /** Ends whatever waits for another rank. False: not in time, its streams may still run. Blocks. */
   abort(): boolean
+}
+
+/** Who knows which bytes are there. */
+export interface Told {
+  /** This rank's position. */
+  readonly member: number
+  readonly peers: readonly Peer[]
 }
 
 /** Null: the rank is alone. */
@@ -41,11 +50,12 @@ export function makeCollective(
   if (collective.type === 'copies') return new Copies(host, collective.group, member, ring)
   const untilMs = Math.min(deadlineMs, clockMs() + openMs)
   const meeting = { ...collective, member, members: ranks.length, deadlineMs: untilMs }
-  return new Communicator(host, meeting, ring)
+  return new Communicator(host, meeting, collective.peers, ring)
 }
 
 /** Copies between the rings of one process. */
 class Copies implements Collective {
+  readonly told = null
   readonly #host: RunHost
   readonly #group: Handle
   readonly #member: number
@@ -74,12 +84,14 @@ class Copies implements Collective {
 
 /** NCCL, with the communicator that the rank keeps. */
 class Communicator implements Collective {
+  readonly told: Told
   readonly #host: RunHost
   readonly #meeting: Meeting
   readonly #ring: Ring
   #handle: Handle = 0
 
-  constructor(host: RunHost, meeting: Meeting, ring: Ring) {
+  constructor(host: RunHost, meeting: Meeting, peers: readonly Peer[], ring: Ring) {
+    this.told = { member: meeting.member, peers }
     this.#host = host
     this.#meeting = meeting
     this.#ring = ring

@@ -1,7 +1,9 @@
 import type { Handle, Library } from '@ckpt/cuda'
 import type { SourceSpace } from '@ckpt/core'
+import { BroadcastOrder } from './broadcast-order.ts'
 import type { Collective } from './collective.ts'
 import { BusyIntervals } from './intervals.ts'
+import { type Peer, PROGRESS_COPIED } from './messages.ts'
 import type { HeldPlan } from './plans.ts'
 import type { Ring } from './ring.ts'
 
@@ -63,9 +65,16 @@ export class RingCopies {
   readonly #buckets: PendingBucket[] = []
   #ownSegments = 0
   #joined: JoinedCopy | null = null
+  /** Own segments that are in the ring. */
+  #copied = 0
+  readonly #order: BroadcastOrder | null
 
   constructor(target: CopyTarget) {
     this.#target = target
+    const told = target.collective?.told ?? null
+    const progress = told?.peers.map((peer) => new Int32Array(peer.progress)) ?? []
+    const copied = (root: number) => Atomics.load(progress[root] as Int32Array, PROGRESS_COPIED)
+    this.#order = told === null ? null : new BroadcastOrder(told.member, copied)
   }
 
   /** The segment's host memory into this rank's ring, at the latest with the next {@link flush}. */
@@ -121,20 +130,26 @@ export class RingCopies {
     const { collective, ranks, held } = this.#target
     const { segmentRing, segmentSize } = held.plan
     if (collective === null) throw new Error('there is nobody to broadcast to')
-    collective.broadcast(
-      ranks.indexOf(root),
-      segmentRing[segment] as number,
-      segmentSize[segment] as number,
-    )
+    const member = ranks.indexOf(root)
+    const offset = segmentRing[segment] as number
+    const bytes = segmentSize[segment] as number
+    const run = () => collective.broadcast(member, offset, bytes)
+    if (this.#order === null) run()
+    else this.#order.broadcast(member, run)
   }
 
   /** Marks the end of the bucket's work. */
   record(bucket: number): void {
     this.flush()
-    const { ring, collective } = this.#target
-    const event = this.#record(collective === null ? ring.copyStream : ring.collectiveStream)
-    this.#buckets.push({ event, bucket, ownSegments: this.#ownSegments })
+    const ownSegments = this.#ownSegments
     this.#ownSegments = 0
+    const { ring, collective } = this.#target
+    const run = () => {
+      const event = this.#record(collective === null ? ring.copyStream : ring.collectiveStream)
+      this.#buckets.push({ event, bucket, ownSegments })
+    }
+    if (this.#order === null) run()
+    else this.#order.behind(run)
   }
 
   #record(stream: Handle): Handle {
@@ -153,6 +168,7 @@ export class RingCopies {
   takeComplete(nowMs: number): number[] {
     const { library, ring, collective } = this.#target
     this.#takeCopies(nowMs)
+    this.#order?.goOn()
     const complete: number[] = []
     while (this.#buckets.length > 0) {
       const { event, bucket, ownSegments } = this.#buckets[0] as PendingBucket
@@ -170,13 +186,25 @@ export class RingCopies {
 
   #takeCopies(nowMs: number): void {
     const { library, ring } = this.#target
+    const before = this.#copied
     while (this.#copies.length > 0) {
       const event = this.#copies[0] as Handle
-      if (!library.eventQuery(event)) return
+      if (!library.eventQuery(event)) break
       this.#copies.shift()
       ring.reuse(event)
       this.h2d.end(nowMs)
       this.broadcast.begin(nowMs)
+      this.#copied++
     }
+    if (this.#copied > before) this.#tell()
+  }
+
+  #tell(): void {
+    const { library, collective } = this.#target
+    if (!collective?.told) return
+    const { member, peers } = collective.told
+    const own = peers[member] as Peer
+    Atomics.store(new Int32Array(own.progress), PROGRESS_COPIED, this.#copied)
+    for (const peer of peers) if (peer !== own) library.signalRaise(peer.signal, 0)
   }
 }

@@ -180,6 +180,11 @@ export class RankLink {
   }
 
   /** First step of an abort: to be called for every rank of the update before {@link RankLink.abort} is for any. */
+  /** What wakes its Worker; 0: it has not started. */
+  get signal(): Handle {
+    return this.#signal
+  }
+
   raiseAbort(): void {
     if (this.#dead === null) this.#library.signalRaise(this.#signal, SIGNAL_ABORT)
   }

@@ -42,7 +42,7 @@ export interface RunOptions {
   readonly openMs: number
   /** When the update must have ended, of {@link clockMs}. */
   readonly deadlineMs: number
-  /** Three int32, read by the main thread at any time: see {@link PROGRESS_ACKED} and those after it. */
+  /** Four int32, read by the main thread, and one by other ranks, at any time: see {@link PROGRESS_ACKED} and those after it. */
   readonly progress: SharedArrayBuffer
 }
 
@@ -50,8 +50,24 @@ export interface RunOptions {
 export type CollectiveOptions =
   /** By copies, in a native group. */
   | { readonly type: 'copies'; readonly group: Handle }
-  /** By NCCL. `id`: hex, the same for the same ranks as long as they keep it; `sharers`: ranks that have this one's device. */
-  | { readonly type: 'communicator'; readonly id: string; readonly sharers: number }
+  /** By NCCL. */
+  | {
+      readonly type: 'communicator'
+      /** Hex; the same for the same ranks as long as they keep it. */
+      readonly id: string
+      /** Ranks that have this one's device. */
+      readonly sharers: number
+      /** By position in the update's ranks. */
+      readonly peers: readonly Peer[]
+    }
+
+/** What one rank sees of another, or tells it. */
+export interface Peer {
+  /** See {@link RunOptions.progress}. */
+  readonly progress: SharedArrayBuffer
+  /** Wakes it. */
+  readonly signal: Handle
+}
 
 /** An update through a ring. */
 export interface OpenOptions extends RunOptions {
@@ -87,7 +103,9 @@ export const PROGRESS_ACKED = 0
 export const PROGRESS_SENT = 1
 /** 1: the engine's worker has taken everything and has left, whatever its engine's request still waits for. */
 export const PROGRESS_LEFT = 2
-export const PROGRESS_BYTES = 12
+/** Segments that this rank has copied into its ring, in their order. */
+export const PROGRESS_COPIED = 3
+export const PROGRESS_BYTES = 16
 
 /** Requests are answered with an {@link RankAnswer} of the same id. */
 export type RankRequest =

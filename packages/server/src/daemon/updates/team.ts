@@ -137,9 +137,12 @@ export class RankTeam {
       this.#communicators = communicators
       const id = await communicators.take(links)
       const deviceOf = new Map(links.map(({ rank }) => [rank.rank, rank.device]))
+      const peers = this.#members.map(({ link, progress }) => {
+        return { progress: progress.buffer as SharedArrayBuffer, signal: link.signal }
+      })
       return (rank) => {
         const sharers = links.filter((link) => link.rank.device === deviceOf.get(rank)).length
-        return { type: 'communicator', id, sharers }
+        return { type: 'communicator', id, sharers, peers }
       }
     }
     const request = { type: 'group_create', members: links.length } as const
