@@ -6,36 +6,35 @@
  * launched that would wait for more than the others' launches.
  */
 export class BroadcastOrder {
-  readonly #member: number
   readonly #copied: (root: number) => number
-  /** By root: broadcasts that were called. */
+  /** By root: segments whose broadcasts were called. */
   readonly #called: number[] = []
-  readonly #held: { readonly root: number; readonly index: number; readonly run: () => void }[] = []
+  readonly #held: { readonly root: number; readonly needs: number; readonly run: () => void }[] = []
   #next = 0
 
-  /**
-   * @param member this rank; of its own broadcasts the device knows when it has the bytes
-   * @param copied how many of its segments a root has, in the order of its broadcasts
-   */
-  constructor(member: number, copied: (root: number) => number) {
-    this.#member = member
+  /** @param copied how many of its segments a root has, in the order of its broadcasts */
+  constructor(copied: (root: number) => number) {
     this.#copied = copied
   }
 
-  /** `run` enqueues it, now or in a {@link BroadcastOrder.goOn}. */
-  broadcast(root: number, run: () => void): void {
-    const index = this.#called[root] ?? 0
-    this.#called[root] = index + 1
-    this.#add(root, index, run)
+  /**
+   * `run` enqueues it, now or in a {@link BroadcastOrder.goOn}.
+   *
+   * @param segments how many of the root's it brings
+   */
+  broadcast(root: number, segments: number, run: () => void): void {
+    const needs = (this.#called[root] ?? 0) + segments
+    this.#called[root] = needs
+    this.#add(root, needs, run)
   }
 
   /** What comes behind the broadcasts that were called before. */
   behind(run: () => void): void {
-    this.#add(this.#member, 0, run)
+    this.#add(0, 0, run)
   }
 
-  #add(root: number, index: number, run: () => void): void {
-    this.#held.push({ root, index, run })
+  #add(root: number, needs: number, run: () => void): void {
+    this.#held.push({ root, needs, run })
     this.goOn()
   }
 
@@ -44,7 +43,7 @@ export class BroadcastOrder {
     for (;;) {
       const first = this.#held[this.#next]
       if (first === undefined) break
-      if (first.root !== this.#member && this.#copied(first.root) <= first.index) return
+      if (this.#copied(first.root) < first.needs) return
       this.#next++
       first.run()
     }

@@ -1,5 +1,5 @@
 import type { Handle, Library } from '@ckpt/cuda'
-import type { SourceSpace } from '@ckpt/core'
+import { BUCKET_ALIGNMENT, type SourceSpace } from '@ckpt/core'
 import { BroadcastOrder } from './broadcast-order.ts'
 import type { Collective } from './collective.ts'
 import { BusyIntervals } from './intervals.ts'
@@ -47,6 +47,17 @@ interface JoinedCopy {
   bytes: number
 }
 
+/**
+ * Neighbours of one bucket, with what little lies between them: every rank joins the same. A broadcast by NCCL takes 0.1 ms beside
+ * its bytes.
+ */
+interface JoinedBroadcast {
+  readonly root: number
+  readonly offset: number
+  end: number
+  segments: number
+}
+
 interface PendingBucket {
   readonly event: Handle
   readonly bucket: number
@@ -65,6 +76,7 @@ export class RingCopies {
   readonly #buckets: PendingBucket[] = []
   #ownSegments = 0
   #joined: JoinedCopy | null = null
+  #broadcast: JoinedBroadcast | null = null
   /** Own segments that are in the ring. */
   #copied = 0
   readonly #order: BroadcastOrder | null
@@ -74,7 +86,7 @@ export class RingCopies {
     const told = target.collective?.told ?? null
     const progress = told?.peers.map((peer) => new Int32Array(peer.progress)) ?? []
     const copied = (root: number) => Atomics.load(progress[root] as Int32Array, PROGRESS_COPIED)
-    this.#order = told === null ? null : new BroadcastOrder(told.member, copied)
+    this.#order = told === null ? null : new BroadcastOrder(copied)
   }
 
   /** The segment's host memory into this rank's ring, at the latest with the next {@link flush}. */
@@ -96,7 +108,7 @@ export class RingCopies {
     if (collective === null) return
     this.flush()
     const event = this.#record(ring.copyStream)
-    library.streamWaitEvent(ring.collectiveStream, event)
+    if (this.#order === null) library.streamWaitEvent(ring.collectiveStream, event)
     this.#copies.push(event)
   }
 
@@ -125,22 +137,38 @@ export class RingCopies {
     library.copyH2d(ring.copyStream, ring.memory, ringOffset, buffer, bufferOffset, bytes)
   }
 
-  /** The segment's bytes of `root`'s ring into the ring of every rank. */
+  /** The segment's bytes of `root`'s ring into the ring of every rank, at the latest when its bucket is recorded. */
   broadcastSegment(segment: number, root: number): void {
-    const { collective, ranks, held } = this.#target
-    const { segmentRing, segmentSize } = held.plan
-    if (collective === null) throw new Error('there is nobody to broadcast to')
-    const member = ranks.indexOf(root)
+    const { segmentRing, segmentSize } = this.#target.held.plan
     const offset = segmentRing[segment] as number
-    const bytes = segmentSize[segment] as number
-    const run = () => collective.broadcast(member, offset, bytes)
+    const end = offset + (segmentSize[segment] as number)
+    const last = this.#broadcast
+    const gap = last === null ? -1 : offset - last.end
+    if (last !== null && last.root === root && gap >= 0 && gap < BUCKET_ALIGNMENT) {
+      last.end = end
+      last.segments++
+      return
+    }
+    this.#flushBroadcast()
+    this.#broadcast = { root, offset, end, segments: 1 }
+  }
+
+  #flushBroadcast(): void {
+    const last = this.#broadcast
+    if (last === null) return
+    this.#broadcast = null
+    const { collective, ranks } = this.#target
+    if (collective === null) throw new Error('there is nobody to broadcast to')
+    const root = ranks.indexOf(last.root)
+    const run = () => collective.broadcast(root, last.offset, last.end - last.offset)
     if (this.#order === null) run()
-    else this.#order.broadcast(member, run)
+    else this.#order.broadcast(root, last.segments, run)
   }
 
   /** Marks the end of the bucket's work. */
   record(bucket: number): void {
     this.flush()
+    this.#flushBroadcast()
     const ownSegments = this.#ownSegments
     this.#ownSegments = 0
     const { ring, collective } = this.#target
