@@ -70,6 +70,8 @@ async function lookAndPlan(
   const rankFailed = new AbortController()
   const stop = AbortSignal.any([within, rankFailed.signal])
   const race = <T>(work: Promise<T>) => Promise.race([work, abortOf(stop)])
+  const same = await race(Promise.all(contacts.map((one) => one.isAsBefore(stop))))
+  if (same.includes(false)) return
   const links = await race(context.pool.use(spec.ranks))
   const layoutKey = await race(keepLayout(version, links))
   const team = new RankTeam(run, links, (failure) => rankFailed.abort(CkptError.from(failure)))
