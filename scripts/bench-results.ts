@@ -62,12 +62,12 @@ export function sectionOf(recorded: readonly Recorded[], picture: string | null)
   return parts.join('\n\n')
 }
 
-/** The README with another section. @throws Error when it has not each marker once, in their order */
-export function replaceSection(readme: string, section: string): string {
+/** A document with another section. @throws Error when it has not each marker once, in their order */
+export function replaceSection(readme: string, section: string, name = README): string {
   const [before, rest, ...moreBegins] = readme.split(BEGIN)
   const [, after, ...moreEnds] = rest?.split(END) ?? []
   if (before === undefined || after === undefined || moreBegins.length + moreEnds.length > 0) {
-    throw new Error(`${README} must have ${BEGIN} and then ${END}, each once`)
+    throw new Error(`${name} must have ${BEGIN} and then ${END}, each once`)
   }
   return `${before}${BEGIN}\n${section}\n${END}${after}`
 }

@@ -94,6 +94,7 @@ describe('the program', () => {
     const rows = [...document.rows]
     expect(rows.map((row) => [row.bench, row.tensors])).toEqual([
       ...tensors.map((count) => ['plan', count]),
+      ['plan', 139_583],
       ...tensors.map((count) => ['pickle', count]),
     ])
     for (const row of rows) {

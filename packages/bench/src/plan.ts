@@ -1,10 +1,18 @@
 import type { Plan } from '@ckpt/core'
+import { modelTensors } from 'ckpt/cli/model-shapes'
+import type { Prediction } from 'ckpt/cli/plan-prediction'
 import type { Bench } from './bench.ts'
+import { atMost } from './claims.ts'
 import type { Checked } from './measure.ts'
 import { type Model, models, planOf } from './models.ts'
-import { measureRow } from './row.ts'
+import { predictWith } from './predicted.ts'
+import { measureRow, type Row } from './row.ts'
 
-/** The mode of an update and its plan, from the table of tensors. */
+/** What `ckpt plan` is asked for at most, and how long it may take. */
+const CLUSTER = { model: 'kimi-k2', hosts: 1250, devicesPerHost: 8 } as const
+const SECONDS_MOST = 2
+
+/** The mode of an update and its plan, from the table of tensors; and the prediction of the largest. */
 export const plan: Bench = {
   name: 'plan',
   async *rows() {
@@ -23,7 +31,29 @@ export const plan: Bench = {
         },
       )
     }
+    yield await predictionRow()
   },
+}
+
+async function predictionRow(): Promise<Row> {
+  const { model, hosts, devicesPerHost } = CLUSTER
+  const tensors = modelTensors(model)
+  const name = `${model}, ${hosts * devicesPerHost} ranks, predicted`
+  let made: Prediction | null = null
+  const row = await measureRow(
+    { bench: 'plan', case: name, tensors: tensors.length },
+    {
+      prepare: () => {
+        made = null
+      },
+      run: () => {
+        made = predictWith({ tensors, hosts, devicesPerHost }).prediction
+      },
+      check: () => ({ compared: tensors.length, wrong: tensors.length - (made?.tensors ?? 0) }),
+    },
+  )
+  const what = `plan ${name}: planned and simulated`
+  return { ...row, claims: [atMost(what, row.p99_s, SECONDS_MOST, 's')] }
 }
 
 /**

@@ -33,6 +33,15 @@ export type Stage = 'h2d' | 'broadcast' | 'reload'
  */
 export type Jitter = (stage: Stage, rank: number, index: number) => number
 
+/** Told of each piece of work, in no order: the same `rank` and `index` as for {@link Jitter}; seconds from the beginning. */
+export type SpanListener = (
+  stage: Stage,
+  rank: number,
+  index: number,
+  beginSeconds: number,
+  endSeconds: number,
+) => void
+
 export interface StageTimeline {
   /** Of the device or rank that worked longest; of all broadcasts. */
   readonly busySeconds: number
@@ -75,8 +84,9 @@ export function simulate(
   table: TensorTable,
   cluster: Cluster,
   jitter?: Jitter,
+  listener: SpanListener = () => {},
 ): Timeline {
-  return new Simulation(plan, table, cluster, jitter).run()
+  return new Simulation(plan, table, cluster, jitter, listener).run()
 }
 
 /** Ranks that one executor stands for. */
@@ -125,6 +135,7 @@ class Simulation {
     table: TensorTable,
     private readonly cluster: Cluster,
     private readonly jitter: Jitter | undefined,
+    private readonly listener: SpanListener,
   ) {
     this.byRank = new Map(cluster.ranks.map((rank) => [rank.rank, rank]))
     this.groups = makeGroups(plan, cluster, jitter === undefined)
@@ -177,6 +188,7 @@ class Simulation {
     const took = bytes / h2dBytesPerSecond + this.delay('h2d', root, segment)
     const done = Math.max(now, this.deviceFree.get(device) ?? 0) + took
     this.deviceFree.set(device, done)
+    this.listener('h2d', root, segment, done - took, done)
     this.deviceBusy.set(device, (this.deviceBusy.get(device) ?? 0) + took)
     const flight = this.flights[segment] as Flight
     flight.readySeconds = Math.max(flight.readySeconds, done)
@@ -195,6 +207,7 @@ class Simulation {
     this.collectiveFree = Math.max(this.collectiveFree, flight.readySeconds) + took
     this.collectiveBusy += took
     this.collectiveBytes += bytes
+    this.listener('broadcast', root, segment, this.collectiveFree - took, this.collectiveFree)
     this.complete(flight, this.collectiveFree)
   }
 
@@ -225,6 +238,7 @@ class Simulation {
     const work = bucketSeconds + tensorCount * tensorSeconds + bytes / reloadBytesPerSecond
     const took = work + this.delay('reload', rank, bucket)
     this.reloadBusy.set(group, (this.reloadBusy.get(group) ?? 0) + took)
+    this.listener('reload', rank, bucket, now, now + took)
     this.queue.push(now + took, { group, event: { type: 'acked', bucket } })
   }
 

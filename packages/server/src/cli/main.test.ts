@@ -31,7 +31,7 @@ describe('wrong usage is status 2', () => {
     ['a daemon address that is none', ['ls', '--daemon', 'nonsense']],
     ['no model to plan for', ['plan']],
     ['no engine', ['engine-map']],
-    ['a model that is none', ['plan', '--tensors', 'gpt-9']],
+    ['a model that is none', ['plan', '--model', 'gpt-9']],
     ['nothing to update from', ['update']],
   ]
   test.each(wrong)('%s', async (_, args) => {
@@ -148,7 +148,7 @@ describe('update refuses what it cannot load before it asks a daemon', () => {
 
 describe('plan', () => {
   test('is as fast as the link for a dense model', async () => {
-    const { status, document } = await json('plan', '--tensors', 'qwen3-8b')
+    const { status, document } = await json('plan', '--model', 'qwen3-8b')
     expect(status).toBe(0)
     expect(document.tensors).toBe(399)
     expect(document.mode).toBe('pipelined')
@@ -159,7 +159,7 @@ describe('plan', () => {
 
   test('shows what the engine costs a model of many tensors', async () => {
     const of = (us: string) =>
-      json('plan', '--tensors', 'qwen3-30b-a3b', '--engine-us-per-tensor', us)
+      json('plan', '--model', 'qwen3-30b-a3b', '--reload-us-per-tensor', us)
     const fast = (await of('7')).document
     const slow = (await of('100')).document
     expect(fast.tensors).toBe(18_867)
@@ -168,8 +168,30 @@ describe('plan', () => {
     expect(fast.seconds).toBeLessThan(slow.seconds / 1.4)
   })
 
+  test('tells what a cluster is bound by, and its timeline', async () => {
+    const trace = join(dir.path, 'plan-trace.json')
+    const cluster = ['--hosts', '2', '--devices-per-host', '8', '--tensor-parallel', '16']
+    const rates = ['--broadcast-gbps', '100', '--reload-us-per-tensor', '1']
+    const args = ['--model', 'qwen3-8b', ...cluster, ...rates, '--trace', trace]
+    const { document } = await json('plan', ...args)
+    expect(document).toMatchObject({ ranks: 16, tensor_parallel: 16, bound_by: 'broadcast' })
+    const { host, rank } = document.host_bytes
+    // striped, by whole tensors
+    expect(host).toBeWithin(document.bytes / 2, document.bytes / 2 + document.largest.bytes)
+    expect(rank).toBe(host / 8)
+    const { traceEvents } = await Bun.file(trace).json()
+    const names = new Set(traceEvents.flatMap((one: { args?: { name: string } }) => one.args?.name))
+    expect([...names]).toContain('broadcast')
+    expect([...names]).toContain('h2d of rank 15')
+    const spans = traceEvents.filter(({ ph }: { ph: string }) => ph === 'X')
+    const ends = spans.map(({ ts, dur }: { ts: number; dur: number }) => ts + dur)
+    expect(Math.max(...ends) / 1e6).toBeCloseTo(document.seconds, 3)
+    const odd = ['--devices-per-host', '8', '--tensor-parallel', '3']
+    expect((await json('plan', '--model', 'qwen3-8b', ...odd)).status).toBe(2)
+  })
+
   test('names the tensor that does not fit', async () => {
-    const { status, document } = await json('plan', '--tensors', 'qwen3-8b', '--free-gib', '1')
+    const { status, document } = await json('plan', '--model', 'qwen3-8b', '--free-gib', '1')
     expect(status).toBe(1)
     expect(document.error.code).toBe('tensor_too_large')
     expect(document.error.tensor).toBe('lm_head.weight')
@@ -178,12 +200,12 @@ describe('plan', () => {
   test('takes tensors from a file', async () => {
     const path = join(dir.path, 'tensors.json')
     writeFileSync(path, JSON.stringify([{ name: 'a', dtype: 'F32', shape: [4, 4] }]))
-    const { document } = await json('plan', '--tensors', path)
+    const { document } = await json('plan', '--model', path)
     expect(document).toMatchObject({ tensors: 1, bytes: 64, largest: { name: 'a', bytes: 64 } })
     writeFileSync(path, JSON.stringify([{ name: 'a', dtype: 'F32', shape: [-1] }]))
-    expect((await json('plan', '--tensors', path)).status).toBe(2)
+    expect((await json('plan', '--model', path)).status).toBe(2)
     writeFileSync(path, JSON.stringify([{ name: 'a', dtype: 'F33', shape: [1] }]))
-    expect((await json('plan', '--tensors', path)).document.error.message).toContain('F33')
+    expect((await json('plan', '--model', path)).document.error.message).toContain('F33')
   })
 })
 

@@ -3,19 +3,28 @@ import { arrange } from '@ckpt/core/checkpoint/arrange'
 import { buildTable, type TensorRow } from '@ckpt/core/checkpoint/build-table'
 import { naturalOrder } from '@ckpt/core/checkpoint/natural-order'
 import { stripeOwners } from '@ckpt/core/checkpoint/stripes'
-import type { SourceSpace, TensorTable } from '@ckpt/core'
+import type { Plan, SourceSpace, TensorTable, TimelineRow } from '@ckpt/core'
 import type { CostRates } from '@ckpt/core/plan/cost'
 import { makePlan } from '@ckpt/core/plan/make-plan'
 import { decideMode, type ModeInput } from '@ckpt/core/plan/mode'
 import { dtypeIndex, tensorBytes } from '@ckpt/core/safetensors/dtypes'
-import { simulate, type Stage, uniformCluster } from '@ckpt/core/update/simulate'
+import { simulate, type Stage, type Timeline, uniformCluster } from '@ckpt/core/update/simulate'
+import { formatBytes } from './format.ts'
 import type { TensorShape } from './model-shapes.ts'
+
+/** Of the time that a stage is busy, for it to be what the update waits for. */
+const BOUND_PART = 0.9
+/** Rows of a trace. */
+const LANES_MAX = 64
 
 export interface PredictionInput {
   readonly tensors: readonly TensorShape[]
-  readonly ranks: number
-  /** Daemons that register the checkpoint together; each has `ranks / hosts` ranks. */
+  /** Daemons that register the checkpoint together. */
   readonly hosts: number
+  /** Each is a rank and has a link of its own. */
+  readonly devicesPerHost: number
+  /** Ranks of one engine: each copies its part of every tensor. */
+  readonly tensorParallel: number
   readonly rates: CostRates
   /** Free device memory of each rank. */
   readonly freeBytes: number
@@ -29,6 +38,7 @@ export interface PredictionInput {
 export interface Prediction {
   readonly ranks: number
   readonly hosts: number
+  readonly tensor_parallel: number
   readonly tensors: number
   readonly bytes: number
   readonly largest: { readonly name: string; readonly bytes: number }
@@ -39,11 +49,22 @@ export interface Prediction {
   readonly buckets: number
   readonly segments: number
   readonly digest: string
+  /** Pinned memory of the host that holds most, all of it and for each of its ranks. */
+  readonly host_bytes: { readonly host: number; readonly rank: number }
+  /** The stage that takes nearly all of the time; `latency`: none does, they wait for each other. */
+  readonly bound_by: Stage | 'latency'
   readonly seconds: number
   readonly gb_per_s: number
   readonly stages: Readonly<Record<Stage, { busy_s: number; bytes: number }>>
   /** Seconds until a tenth, two tenths, ... of the bytes are in the engines. */
   readonly tenths_s: readonly number[]
+}
+
+/** A prediction with its timeline. */
+export interface Predicted {
+  readonly prediction: Prediction
+  /** Of the first devices, the broadcasts and one engine worker. */
+  readonly rows: readonly TimelineRow[]
 }
 
 /**
@@ -52,7 +73,7 @@ export interface Prediction {
  *
  * @throws CkptError `tensor_too_large` or `device_memory_exhausted` when no ring is possible
  */
-export function predict(input: PredictionInput): Prediction {
+export function predict(input: PredictionInput): Predicted {
   const { table, sources } = layOut(input)
   const largest = largestOf(table)
   const totalBytes = table.bytes.reduce((sum, bytes) => sum + bytes, 0)
@@ -68,20 +89,24 @@ export function predict(input: PredictionInput): Prediction {
     rates: input.rates,
   })
   if (decision.mode === 'refuse') throw CkptError.from(decision.failure)
-  const perHost = input.ranks / input.hosts
-  const ownerRanks = Array.from({ length: input.hosts }, (_, host) =>
-    Array.from({ length: perHost }, (_, i) => host * perHost + i),
+  const { hosts, devicesPerHost, tensorParallel } = input
+  const ownerRanks = Array.from({ length: hosts }, (_, host) =>
+    Array.from({ length: devicesPerHost }, (_, i) => host * devicesPerHost + i),
   )
   const plan = makePlan({ table, sources, ownerRanks, ...decision })
-  const cluster = uniformCluster(ownerRanks.flat(), input.rates)
-  const timeline = simulate(plan, table, cluster)
+  const reloadBytesPerSecond = input.rates.reloadBytesPerSecond * tensorParallel
+  const cluster = uniformCluster(ownerRanks.flat(), { ...input.rates, reloadBytesPerSecond })
+  const lanes = new Lanes(plan)
+  const timeline = simulate(plan, table, cluster, undefined, (...span) => lanes.add(...span))
+  const hostBytes = Math.max(...sources.map(({ bytes }) => bytes.reduce((sum, b) => sum + b, 0)))
   const stage = (name: Stage) => {
     const { busySeconds, bytes } = timeline.stages[name]
     return { busy_s: busySeconds, bytes }
   }
-  return {
-    ranks: input.ranks,
-    hosts: input.hosts,
+  const prediction: Prediction = {
+    ranks: hosts * devicesPerHost,
+    hosts,
+    tensor_parallel: tensorParallel,
     tensors: table.names.length,
     bytes: totalBytes,
     largest,
@@ -92,10 +117,58 @@ export function predict(input: PredictionInput): Prediction {
     buckets: plan.bucketCount,
     segments: plan.segmentCount,
     digest: plan.digest,
+    host_bytes: { host: hostBytes, rank: hostBytes / devicesPerHost },
+    bound_by: boundBy(timeline),
     seconds: timeline.totalSeconds,
     gb_per_s: timeline.totalSeconds > 0 ? totalBytes / timeline.totalSeconds / 1e9 : 0,
     stages: { h2d: stage('h2d'), broadcast: stage('broadcast'), reload: stage('reload') },
     tenths_s: tenths(plan.bucketSize, timeline.ackedSeconds),
+  }
+  return { prediction, rows: lanes.rows }
+}
+
+function boundBy({ totalSeconds, stages }: Timeline): Prediction['bound_by'] {
+  const busy = Object.entries(stages) as [Stage, { busySeconds: number }][]
+  const [first] = busy.toSorted(([, a], [, b]) => b.busySeconds - a.busySeconds)
+  if (first === undefined) return 'latency'
+  const [stage, { busySeconds }] = first
+  return busySeconds >= BOUND_PART * totalSeconds ? stage : 'latency'
+}
+
+/** The spans of a simulation as rows of a trace. */
+class Lanes {
+  readonly #plan: Plan
+  readonly #lanes = new Map<string, { begin: number; end: number; label: string }[]>()
+
+  constructor(plan: Plan) {
+    this.#plan = plan
+  }
+
+  add(stage: Stage, rank: number, index: number, beginSeconds: number, endSeconds: number): void {
+    // the broadcasts are everybody's, and one engine worker stands for all
+    const name = stage === 'h2d' ? `h2d of rank ${rank}` : stage
+    let lane = this.#lanes.get(name)
+    if (lane === undefined) {
+      if (this.#lanes.size >= LANES_MAX && stage === 'h2d') return
+      lane = []
+      this.#lanes.set(name, lane)
+    }
+    const what = stage === 'reload' ? `bucket ${index}` : `segment ${index}`
+    const bytes = stage === 'reload' ? this.#plan.bucketSize[index] : this.#plan.segmentSize[index]
+    const label = `${what}, ${formatBytes(bytes ?? 0)}`
+    lane.push({ begin: beginSeconds * 1000, end: endSeconds * 1000, label })
+  }
+
+  get rows(): TimelineRow[] {
+    return [...this.#lanes].map(([name, lane]) => {
+      const spans = lane.toSorted((a, b) => a.begin - b.begin)
+      return {
+        group: 'update',
+        name,
+        spans: Float64Array.from(spans.flatMap(({ begin, end }) => [begin, end])),
+        labels: spans.map(({ label }) => label),
+      }
+    })
   }
 }
 

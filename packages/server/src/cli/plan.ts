@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs'
 import { type Command, Option } from 'commander'
-import { DTYPES } from '@ckpt/core'
+import { chromeTrace, DTYPES } from '@ckpt/core'
 import { DEFAULT_RATES } from '@ckpt/core/plan/cost'
 import { findCheckpointFiles, readHeader } from './checkpoint-files.ts'
 import { usageError } from './exit.ts'
@@ -11,20 +11,28 @@ import { print } from './output.ts'
 import type { Prediction, PredictionInput } from './plan-prediction.ts'
 
 interface PlanFlags {
-  checkpointPath?: string
-  tensors?: string
-  ranks: number
+  model: string
   hosts: number
+  devicesPerHost: number
+  tensorParallel?: number
   h2dGbps: number
   broadcastGbps: number
   reloadGbps: number
-  engineUsPerTensor: number
-  engineUsPerBucket: number
+  reloadUsPerTensor: number
+  reloadUsPerBucket: number
   freeGib: number
   ringGib?: number
   bucketMib?: number
   mode: PredictionInput['mode']
+  trace?: string
   json?: boolean
+}
+
+const BOUNDS: Readonly<Record<Prediction['bound_by'], string>> = {
+  h2d: 'the copies from host memory',
+  broadcast: 'the broadcast',
+  reload: "the engines' own work",
+  latency: 'the way from stage to stage: none is busy all the time',
 }
 
 const GIB = 1024 ** 3
@@ -36,13 +44,17 @@ export function addPlanCommand(program: Command): void {
     .description(
       'predict the timeline of an update: the real plan and executor on a simulated clock',
     )
-    .option('--checkpoint-path <dir>', 'a checkpoint; only headers are read')
-    .option(
-      '--tensors <spec>',
-      `instead: ${MODEL_NAMES.join(', ')}, or a JSON file of [{name, dtype, shape}]`,
+    .requiredOption(
+      '--model <spec>',
+      `${MODEL_NAMES.join(', ')}; a checkpoint, of which only headers are read; or a JSON file of [{name, dtype, shape}]`,
     )
-    .option('--ranks <n>', 'ranks of the update, each with a device of its own', wholeNumber(1), 1)
     .option('--hosts <n>', 'hosts; the checkpoint is striped over them', wholeNumber(1), 1)
+    .option('--devices-per-host <n>', 'each is a rank with a link of its own', wholeNumber(1), 1)
+    .option(
+      '--tensor-parallel <n>',
+      'ranks of one engine, each of which copies its part (default: the devices of a host)',
+      wholeNumber(1),
+    )
     .option(
       '--h2d-gbps <n>',
       'GB/s from pinned memory to a device',
@@ -62,42 +74,40 @@ export function addPlanCommand(program: Command): void {
       rates.reloadBytesPerSecond / 1e9,
     )
     .option(
-      '--engine-us-per-tensor <n>',
+      '--reload-us-per-tensor <n>',
       "the engine's work on a tensor",
       seconds,
       rates.tensorSeconds * 1e6,
     )
-    .option('--engine-us-per-bucket <n>', 'a round trip', seconds, rates.bucketSeconds * 1e6)
+    .option('--reload-us-per-bucket <n>', 'a round trip', seconds, rates.bucketSeconds * 1e6)
     .option('--free-gib <n>', 'free device memory of each rank', positiveNumber, 8)
     .option('--ring-gib <n>', 'GiB of the ring (default: chosen)', positiveNumber)
     .option('--bucket-mib <n>', 'most MiB of a bucket (default: chosen)', positiveNumber)
     .addOption(new Option('--mode <m>').choices(['auto', 'pipelined', 'serial']).default('auto'))
+    .option('--trace <file>', 'write the timeline there, for https://ui.perfetto.dev')
     .action(plan)
 }
 
 async function plan(flags: PlanFlags): Promise<void> {
-  if ((flags.checkpointPath === undefined) === (flags.tensors === undefined)) {
-    throw usageError('give a model: either --checkpoint-path DIR or --tensors SPEC')
+  const { hosts, devicesPerHost, tensorParallel = devicesPerHost } = flags
+  if ((hosts * devicesPerHost) % tensorParallel !== 0) {
+    const ranks = counted(hosts * devicesPerHost, 'rank')
+    throw usageError(`${ranks} make no engines of --tensor-parallel ${tensorParallel}`)
   }
-  if (flags.ranks % flags.hosts !== 0) {
-    throw usageError(`--ranks ${flags.ranks} do not divide over --hosts ${flags.hosts}`)
-  }
-  const tensors =
-    flags.checkpointPath === undefined
-      ? await tensorsOfSpec(flags.tensors!)
-      : await tensorsOfFiles(flags.checkpointPath)
+  const tensors = await tensorsOf(flags.model)
   if (tensors.length === 0) throw usageError('the model has no tensors')
   const { predict } = await import('./plan-prediction.ts')
-  const prediction = predict({
+  const { prediction, rows } = predict({
     tensors,
-    ranks: flags.ranks,
-    hosts: flags.hosts,
+    hosts,
+    devicesPerHost,
+    tensorParallel,
     rates: {
       h2dBytesPerSecond: flags.h2dGbps * 1e9,
       broadcastBytesPerSecond: flags.broadcastGbps * 1e9,
       reloadBytesPerSecond: flags.reloadGbps * 1e9,
-      tensorSeconds: flags.engineUsPerTensor / 1e6,
-      bucketSeconds: flags.engineUsPerBucket / 1e6,
+      tensorSeconds: flags.reloadUsPerTensor / 1e6,
+      bucketSeconds: flags.reloadUsPerBucket / 1e6,
     },
     freeBytes: flags.freeGib * GIB,
     fraction: 0.9,
@@ -105,22 +115,27 @@ async function plan(flags: PlanFlags): Promise<void> {
     bucketBytes: flags.bucketMib === undefined ? null : flags.bucketMib * MIB,
     mode: flags.mode,
   })
+  if (flags.trace !== undefined) await Bun.write(flags.trace, JSON.stringify(chromeTrace(rows)))
   await print(flags.json === true, prediction, () => predictionText(prediction))
 }
 
-async function tensorsOfSpec(spec: string): Promise<TensorShape[]> {
+async function tensorsOf(spec: string): Promise<TensorShape[]> {
   const model = MODEL_NAMES.find((name) => name === spec)
   if (model !== undefined) return modelTensors(model)
   if (!existsSync(spec)) {
-    throw usageError(`--tensors '${spec}' is neither a file nor one of ${MODEL_NAMES.join(', ')}`)
+    throw usageError(`--model '${spec}' is neither a path nor one of ${MODEL_NAMES.join(', ')}`)
   }
-  const value: unknown = await Bun.file(spec)
+  return spec.endsWith('.json') ? await tensorsOfJson(spec) : await tensorsOfFiles(spec)
+}
+
+async function tensorsOfJson(path: string): Promise<TensorShape[]> {
+  const value: unknown = await Bun.file(path)
     .json()
     .catch((error: Error) => {
-      throw usageError(`--tensors ${spec} is no JSON: ${error.message}`)
+      throw usageError(`--model ${path} is no JSON: ${error.message}`)
     })
   if (!Array.isArray(value) || !value.every(isTensorShape)) {
-    throw usageError(`--tensors ${spec} must hold a list of {"name", "dtype", "shape"}`)
+    throw usageError(`--model ${path} must hold a list of {"name", "dtype", "shape"}`)
   }
   return value
 }
@@ -157,16 +172,19 @@ function predictionText(p: Prediction): string {
   ]
   return [
     `${p.tensors} tensors, ${formatBytes(p.bytes)}, the largest is ${p.largest.name} with ${formatBytes(p.largest.bytes)}`,
-    `${counted(p.ranks, 'rank')} on ${counted(p.hosts, 'host')}, ${p.mode}: ${p.mode_reason}`,
+    `${counted(p.ranks, 'rank')} on ${counted(p.hosts, 'host')}, ${p.tensor_parallel} to an engine, ${p.mode}: ${p.mode_reason}`,
+    `pinned memory ${formatBytes(p.host_bytes.host)} a host, ${formatBytes(p.host_bytes.rank)} a rank`,
     `ring ${formatBytes(p.ring_bytes)}, ${p.buckets} buckets of at most ${formatBytes(p.bucket_bytes)}, ${p.segments} copies`,
     '',
     formatTable([
       ['stage', 'busy s', 'GB/s', 'of the time'],
-      row('h2d (all devices)', h2d.busy_s, h2d.bytes),
+      row('h2d (one device)', h2d.busy_s, h2d.bytes),
       row('broadcast', broadcast.busy_s, broadcast.bytes),
       row('reload (one engine)', reload.busy_s, reload.bytes),
       row('update', p.seconds, p.bytes),
     ]),
+    '',
+    `bound by ${BOUNDS[p.bound_by]}`,
     '',
     `in the engines: ${p.tenths_s.map((s, i) => `${10 * (i + 1)} % ${formatSeconds(s)}`).join(', ')}`,
   ].join('\n')

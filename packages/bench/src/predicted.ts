@@ -1,0 +1,88 @@
+import { type } from 'arktype'
+import { DEFAULT_RATES } from '@ckpt/core/plan/cost'
+import { type Predicted, type PredictionInput, predict } from 'ckpt/cli/plan-prediction'
+import { workloads } from './workloads.ts'
+
+const GIB = 2 ** 30
+
+/** A prediction where the planner's defaults hold but for what is said. */
+export function predictWith(
+  said: Partial<PredictionInput> & Pick<PredictionInput, 'tensors'>,
+): Predicted {
+  const cluster = { hosts: 1, devicesPerHost: 1, tensorParallel: said.devicesPerHost ?? 1 }
+  const memory = { freeBytes: 40 * GIB, fraction: 0.9, ringBytes: null, bucketBytes: null }
+  return predict({ ...cluster, ...memory, rates: DEFAULT_RATES, mode: 'auto', ...said })
+}
+
+/** What is read of a document of `scripts/gpu-vllm --json`. */
+const VllmDocument = type({
+  header: { date: 'string', device: 'string' },
+  model: "'dense' | 'moe'",
+  limit_gb_per_s: 'number > 0',
+  rows: type({
+    way: 'string',
+    round: 'number.integer >= 0',
+    seconds: 'number > 0',
+    busy_us_per_tensor: 'number | null',
+    'report?': 'unknown',
+  }).array(),
+})
+
+const RingReport = type({
+  report: {
+    mode: "'pipelined' | 'serial'",
+    ring_bytes: 'number > 0',
+    bucket_bytes: 'number > 0',
+    seconds: { transfer: 'number', release: 'number' },
+    turnaround: { p50_s: 'number' },
+  },
+})
+
+/** An update of a real engine, and what the simulation makes of the rates of the same run. */
+export interface Compared {
+  /** `dense, recorded`. */
+  readonly what: string
+  readonly round: number
+  /** From the first copy until the engine has taken the last bucket, and of the whole call. */
+  readonly measuredSeconds: number
+  readonly callSeconds: number
+  readonly predictedSeconds: number
+}
+
+/**
+ * The updates through a ring of a document of `scripts/gpu-vllm`, but for the first of each way, which takes what later ones keep.
+ *
+ * @throws Error that begins with `path` when it is none
+ */
+export function comparisons(path: string, text: string): Compared[] {
+  const document = VllmDocument(JSON.parse(text))
+  if (document instanceof type.errors) throw new Error(`${path}: ${document.summary}`)
+  const { model, limit_gb_per_s, rows } = document
+  const [workload] = workloads([], [model === 'moe' ? 'moe-bf16' : model])
+  if (workload === undefined) throw new Error(`${path}: no tensors of ${model}`)
+  return rows.flatMap((row): Compared[] => {
+    const read = RingReport(row.report)
+    const { way, round, busy_us_per_tensor } = row
+    if (round === 0 || busy_us_per_tensor === null || read instanceof type.errors) return []
+    const { mode, ring_bytes, bucket_bytes, seconds, turnaround } = read.report
+    const rates = {
+      ...DEFAULT_RATES,
+      h2dBytesPerSecond: limit_gb_per_s * 1e9,
+      // it is in the time of a tensor
+      reloadBytesPerSecond: Number.MAX_SAFE_INTEGER,
+      tensorSeconds: busy_us_per_tensor / 1e6,
+      bucketSeconds: turnaround.p50_s,
+    }
+    const sizes = { mode, ringBytes: ring_bytes, bucketBytes: bucket_bytes }
+    const { prediction } = predictWith({ tensors: workload.tensors, rates, ...sizes })
+    return [
+      {
+        what: `${model}, ${way}`,
+        round,
+        measuredSeconds: seconds.transfer + seconds.release,
+        callSeconds: row.seconds,
+        predictedSeconds: prediction.seconds,
+      },
+    ]
+  })
+}
