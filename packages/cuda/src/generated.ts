@@ -213,7 +213,7 @@ export const SYMBOLS = {
   ckpt_group_broadcast: { args: ['u32', 'u32', 'u32', 'u64', 'u64'], returns: 'i32' },
   ckpt_group_abort: { args: ['u32'], returns: 'i32' },
   ckpt_group_destroy: { args: ['u32'], returns: 'i32' },
-  ckpt_communicator_id: { args: ['buffer'], returns: 'i32' },
+  ckpt_communicator_id: { args: ['u32', 'buffer'], returns: 'i32' },
   ckpt_communicator_create: {
     args: ['buffer', 'u32', 'u32', 'u32', 'u32', 'u32', 'u32', 'buffer'],
     returns: 'i32',

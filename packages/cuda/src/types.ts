@@ -246,8 +246,13 @@ export interface Library {
   groupAbort(group: Handle): void
   groupDestroy(group: Handle): void
 
-  /** 128 bytes that one rank makes and every other one gets. @throws NativeError where there is no NCCL, with the reason */
-  communicatorId(): Uint8Array
+  /**
+   * 128 bytes that one rank makes and every other one gets.
+   *
+   * @param sharers most members that will have the same device
+   * @throws NativeError where there is no NCCL, or none that can do that, with the reason
+   */
+  communicatorId(sharers: number): Uint8Array
   /** Each member's own, once every member has come. Blocks. */
   communicatorCreate(place: CommunicatorPlace, signal: Handle, timeoutMs: number): Handle
   communicatorBroadcast(

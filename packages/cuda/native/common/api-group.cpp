@@ -56,10 +56,10 @@ int32_t ckpt_group_destroy(uint32_t group) {
   return guard([&] { destroy_object<Group>(group); });
 }
 
-int32_t ckpt_communicator_id(uint8_t* id_p) {
+int32_t ckpt_communicator_id(uint32_t sharers, uint8_t* id_p) {
   return guard([&] {
     require_initialized();
-    backend::communicator_id(&require(id_p, "id_p"));
+    backend::communicator_id(sharers, &require(id_p, "id_p"));
   });
 }
 
@@ -75,9 +75,8 @@ int32_t ckpt_communicator_create(const uint8_t* id, uint32_t device, uint32_t me
     if (member >= members) fail(CKPT_ERR_INVALID, "member %u of %u", member, members);
     if (sharers == 0 || sharers > members)
       fail(CKPT_ERR_INVALID, "%u of %u members have its device", sharers, members);
-    const auto object = find_optional<Signal>(signal);
     out = add_object(backend::communicator_create({id, device, members, member, sharers},
-                                                  object.get(), timeout_ms));
+                                                  find_optional<Signal>(signal), timeout_ms));
   });
 }
 

@@ -201,10 +201,13 @@ std::shared_ptr<Memory> memory_open(uint32_t device, const uint8_t* handle, uint
 std::shared_ptr<Stream> stream_create(uint32_t device);
 std::shared_ptr<Event> event_create(uint32_t device);
 std::shared_ptr<Group> group_create(uint32_t members);
-void communicator_id(uint8_t* id);  // CKPT_COMMUNICATOR_ID_BYTES
+// CKPT_COMMUNICATOR_ID_BYTES. CKPT_ERR_UNSUPPORTED also where as many members as `sharers` cannot
+// have one device.
+void communicator_id(uint32_t sharers, uint8_t* id);
 // Returns when every member has come. signal may be null. Throws CKPT_ERR_ABORTED or
 // CKPT_ERR_TIMEOUT.
-std::shared_ptr<Communicator> communicator_create(const CommunicatorPlace& place, Signal* signal,
+std::shared_ptr<Communicator> communicator_create(const CommunicatorPlace& place,
+                                                  std::shared_ptr<Signal> signal,
                                                   uint32_t timeout_ms);
 
 // Host memory for every device. The pages are populated. unpin_host gets the addresses that

@@ -86,16 +86,18 @@ std::shared_ptr<Stream> stream_create(uint32_t device) { return std::make_shared
 std::shared_ptr<Event> event_create(uint32_t device) { return std::make_shared<CudaEvent>(device); }
 std::shared_ptr<Group> group_create(uint32_t members) { return std::make_shared<CudaGroup>(members); }
 
-void communicator_id(uint8_t* id) {
+void communicator_id(uint32_t sharers, uint8_t* id) {
   Nccl::UniqueId unique;
   const Nccl& nccl = Nccl::get();
+  require_shared_device(nccl, sharers);
   nccl.check(nccl.get_unique_id(&unique), nullptr, "ncclGetUniqueId");
   std::copy_n(unique.internal, CKPT_COMMUNICATOR_ID_BYTES, id);
 }
 
-std::shared_ptr<Communicator> communicator_create(const CommunicatorPlace& place, Signal* signal,
+std::shared_ptr<Communicator> communicator_create(const CommunicatorPlace& place,
+                                                  std::shared_ptr<Signal> signal,
                                                   uint32_t timeout_ms) {
-  return NcclCommunicator::create(place, signal, timeout_ms);
+  return NcclCommunicator::create(place, std::move(signal), timeout_ms);
 }
 
 PinPlan pin_plan(uint64_t bytes, bool read_only) {
@@ -111,7 +113,7 @@ void pin_host(void* address, uint64_t bytes, bool read_only) {
 }
 
 void unpin_host(void* address) noexcept {
-  wait_for_outstanding();
+  const QuietDevice quiet;
   try {
     use_any_device();
   } catch (const Error&) {

@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
-#include <optional>
 #include <thread>
 
+#include "completion.h"
 #include "outstanding.h"
 #include "signals.h"
+#include "threads.h"
 
 namespace ckpt {
 namespace {
@@ -22,6 +23,7 @@ constexpr std::chrono::microseconds kPoll{100};
 constexpr std::chrono::milliseconds kSpin{1};
 // For NCCL to take one broadcast, which it does at once.
 constexpr uint32_t kEnqueueMs = 10000;
+constexpr uint32_t kAbortMs = 5000;
 
 // The kernels of all members wait for each other: they must be on the device at the same time, and
 // leave room for what else runs there.
@@ -33,6 +35,30 @@ int ctas_of(uint32_t device, uint32_t sharers) {
              "the device's processors");
   return std::clamp(processors / static_cast<int>(2 * sharers), 1, kCtasMax);
 }
+
+// What the first broadcasts use. Made before the members meet: from then on a call that waits for
+// the device, as these may, would wait for another member's kernel, and that for this member.
+struct Scratch {
+  explicit Scratch(uint32_t of_device) : device(of_device) {
+    use_device(device);
+    check_cuda(cudaMalloc(&bytes, kWarmUpBytes), "cudaMalloc");
+    const cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    if (error != cudaSuccess) cudaFree(bytes);
+    check_cuda(error, "cudaStreamCreate");
+  }
+  ~Scratch() {
+    const QuietDevice quiet;
+    if (cudaSetDevice(static_cast<int>(device)) != cudaSuccess) return;
+    cudaStreamDestroy(stream);
+    cudaFree(bytes);
+  }
+  Scratch(const Scratch&) = delete;
+  uint32_t device;
+  void* bytes = nullptr;
+  cudaStream_t stream = nullptr;
+};
+
+}  // namespace
 
 void require_shared_device(const Nccl& nccl, uint32_t sharers) {
   if (sharers == 1) return;
@@ -46,30 +72,6 @@ void require_shared_device(const Nccl& nccl, uint32_t sharers) {
     fail(CKPT_ERR_UNSUPPORTED, "%u ranks on one device need %s=1", sharers, kSharedDeviceSetting);
   }
 }
-
-// What the first broadcasts use. Made before the members meet: from then on a call that waits for
-// the device, as these may, would wait for another member's kernel, and that for this member.
-struct Scratch {
-  explicit Scratch(uint32_t device) {
-    use_device(device);
-    check_cuda(cudaMalloc(&bytes, kWarmUpBytes), "cudaMalloc");
-    const cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-    if (error != cudaSuccess) cudaFree(bytes);
-    check_cuda(error, "cudaStreamCreate");
-  }
-  ~Scratch() {
-    outstanding = std::nullopt;
-    wait_for_outstanding();
-    cudaStreamDestroy(stream);
-    cudaFree(bytes);
-  }
-  Scratch(const Scratch&) = delete;
-  void* bytes = nullptr;
-  cudaStream_t stream = nullptr;
-  std::optional<Outstanding> outstanding{std::in_place};
-};
-
-}  // namespace
 
 class NcclCommunicator::Limit {
  public:
@@ -89,16 +91,19 @@ class NcclCommunicator::Limit {
 };
 
 std::shared_ptr<NcclCommunicator> NcclCommunicator::create(const CommunicatorPlace& place,
-                                                           Signal* signal, uint32_t timeout_ms) {
-  const Limit limit(signal, timeout_ms);
-  const auto self = std::make_shared<NcclCommunicator>(place);
+                                                           std::shared_ptr<Signal> signal,
+                                                           uint32_t timeout_ms) {
+  const Limit limit(signal.get(), timeout_ms);
+  const auto self = std::make_shared<NcclCommunicator>(place, std::move(signal));
   require_shared_device(self->nccl_, place.sharers);
-  Scratch scratch(place.device);
+  auto scratch = std::make_shared<Scratch>(place.device);
   try {
     self->init(place, limit);
-    self->warm_up(scratch.bytes, scratch.stream, limit);
+    self->warm_up(scratch->bytes, scratch->stream, limit);
   } catch (...) {
-    self->abort();
+    // others may wait for this member still, which has to say first that it does not come
+    start_thread("ckpt-scratch", [left = std::move(scratch)]() mutable { left = nullptr; }).detach();
+    self->end();
     throw;
   }
   return self;
@@ -117,6 +122,7 @@ void NcclCommunicator::init(const CommunicatorPlace& place, const Limit& limit) 
 }
 
 void NcclCommunicator::warm_up(void* scratch, cudaStream_t stream, const Limit& limit) {
+  const Outstanding outstanding;
   for (const uint64_t bytes : {kWarmUpBytesSmall, kWarmUpBytes}) {
     enqueue(stream, scratch, bytes, 0, limit);
     cudaError_t state;
@@ -164,24 +170,42 @@ void NcclCommunicator::broadcast(std::shared_ptr<Stream> stream, std::shared_ptr
             offset, bytes](CudaStream::Turn& turn) {
              turn.use({memory, self, std::make_shared<Outstanding>()}, [&] {
                self->enqueue(turn.stream, memory->at(offset), bytes, root,
-                             Limit(nullptr, kEnqueueMs));
+                             Limit(self->signal_.get(), kEnqueueMs));
              });
            }}});
 }
 
+// NCCL says nothing of how long it may take.
 void NcclCommunicator::abort() {
   aborted_ = true;  // ends what settle_locked waits for
+  const auto ended = std::make_shared<Completion>();
+  start_thread("ckpt-abort", [self = shared_from_this(), ended] {
+    try {
+      self->end_locked_out();
+      ended->complete(CKPT_OK, "");
+    } catch (const Error& error) {
+      ended->complete(error.status(), error.text());
+    }
+  }).detach();
+  ended->wait(nullptr, kAbortMs, "ncclCommAbort");
+}
+
+void NcclCommunicator::end_locked_out() {
   std::lock_guard lock(mutex_);
   if (comm_ == nullptr) return;
   const Nccl::Comm comm = std::exchange(comm_, nullptr);
   nccl_.check(nccl_.comm_abort(comm), nullptr, "ncclCommAbort");
 }
 
-NcclCommunicator::~NcclCommunicator() {
+// Without a word: there is a better reason already.
+void NcclCommunicator::end() noexcept {
   try {
     abort();
-  } catch (const Error&) {
+  } catch (const std::exception&) {
   }
 }
+
+// Whoever has made it destroys its handle, which aborts: what is left was aborted.
+NcclCommunicator::~NcclCommunicator() = default;
 
 }  // namespace ckpt

@@ -7,19 +7,24 @@
 
 #include "memory.h"
 #include "nccl-api.h"
+#include "signals.h"
 #include "stream.h"
 
 namespace ckpt {
+
+// CKPT_ERR_UNSUPPORTED where so many members cannot have one device.
+void require_shared_device(const Nccl& nccl, uint32_t sharers);
 
 class NcclCommunicator : public Communicator,
                          public std::enable_shared_from_this<NcclCommunicator> {
  public:
   // Returns when every member has come and the first broadcasts, which connect them and load the
   // kernels, have run.
-  static std::shared_ptr<NcclCommunicator> create(const CommunicatorPlace& place, Signal* signal,
+  static std::shared_ptr<NcclCommunicator> create(const CommunicatorPlace& place,
+                                                  std::shared_ptr<Signal> signal,
                                                   uint32_t timeout_ms);
-  explicit NcclCommunicator(const CommunicatorPlace& place)
-      : Communicator(place.device, place.members) {}
+  NcclCommunicator(const CommunicatorPlace& place, std::shared_ptr<Signal> signal)
+      : Communicator(place.device, place.members), signal_(std::move(signal)) {}
   ~NcclCommunicator() override;
 
   void broadcast(std::shared_ptr<Stream> stream, std::shared_ptr<Memory> memory, uint32_t root,
@@ -34,7 +39,11 @@ class NcclCommunicator : public Communicator,
   // Until NCCL has done what it goes on with behind a call.
   void settle_locked(const char* what, const Limit& limit);
 
+  void end_locked_out();
+  void end() noexcept;
+
   const Nccl& nccl_ = Nccl::get();
+  const std::shared_ptr<Signal> signal_;  // of the member; may be null
   std::atomic<bool> aborted_{false};
   std::mutex mutex_;  // around every call of NCCL
   Nccl::Comm comm_ = nullptr;

@@ -74,7 +74,7 @@ CudaMemory::CudaMemory(uint32_t device, const uint8_t* handle, uint64_t bytes)
 }
 
 CudaMemory::~CudaMemory() {
-  wait_for_outstanding();
+  const QuietDevice quiet;
   if (pointer_ == nullptr || cudaSetDevice(static_cast<int>(device())) != cudaSuccess) return;
   const cudaError_t error = opened_ ? cudaIpcCloseMemHandle(pointer_) : cudaFree(pointer_);
   if (error != cudaSuccess) cudaGetLastError();  // a lost device frees everything with the process

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 
 #include "poller.h"
@@ -13,8 +14,9 @@ constexpr std::chrono::seconds kLimit{30};
 
 struct State {
   std::mutex mutex;
-  std::condition_variable none;
-  uint64_t count = 0;
+  std::condition_variable changed;
+  uint64_t outstanding = 0;
+  uint64_t quiet = 0;  // several may be made at once
 };
 
 // Never destroyed: objects of the library may outlive statics.
@@ -26,19 +28,27 @@ State& state() {
 }  // namespace
 
 Outstanding::Outstanding() {
-  std::lock_guard lock(state().mutex);
-  state().count++;
+  std::unique_lock lock(state().mutex);
+  state().changed.wait(lock, [] { return state().quiet == 0; });
+  state().outstanding++;
 }
 
 Outstanding::~Outstanding() {
   std::lock_guard lock(state().mutex);
-  if (--state().count == 0) state().none.notify_all();
+  if (--state().outstanding == 0) state().changed.notify_all();
 }
 
-void wait_for_outstanding() noexcept {
-  if (Poller::is_current()) return;
+QuietDevice::QuietDevice() noexcept {
   std::unique_lock lock(state().mutex);
-  state().none.wait_for(lock, kLimit, [] { return state().count == 0; });
+  const auto none = [] { return state().outstanding == 0; };
+  quiet_ = Poller::is_current() ? none() : state().changed.wait_for(lock, kLimit, none);
+  if (quiet_) state().quiet++;
+}
+
+QuietDevice::~QuietDevice() {
+  if (!quiet_) return;
+  std::lock_guard lock(state().mutex);
+  if (--state().quiet == 0) state().changed.notify_all();
 }
 
 }  // namespace ckpt

@@ -2,15 +2,13 @@
 //
 // Its kernels wait on the device for those of the other members. A call of CUDA that waits for the
 // device (cudaFree, cudaHostUnregister) keeps the driver to itself meanwhile, so that another
-// member of this process cannot launch the kernel that all wait for: neither ends. Such calls wait
-// here first, where they keep nothing.
+// member of this process cannot launch the kernel that all wait for: neither ends. Such a call is
+// made when nothing is outstanding, and nothing is launched until it has returned.
 #pragma once
-
-#include <memory>
 
 namespace ckpt {
 
-// One broadcast, or a communicator that is being made, while it exists.
+// One broadcast while it exists. Waits for a QuietDevice.
 class Outstanding {
  public:
   Outstanding();
@@ -19,8 +17,18 @@ class Outstanding {
   Outstanding& operator=(const Outstanding&) = delete;
 };
 
-// Until there is none, but no longer than half a minute: whoever waited for that is told by its own
-// deadline. Returns at once on a thread that ends what is outstanding.
-void wait_for_outstanding() noexcept;
+// Around a call that waits for the device. Waits until nothing is outstanding, but no longer than
+// half a minute: then the call is made all the same, and who waits for the broadcast is told by a
+// deadline of its own. Does not wait on a thread that ends what is outstanding.
+class QuietDevice {
+ public:
+  QuietDevice() noexcept;
+  ~QuietDevice();
+  QuietDevice(const QuietDevice&) = delete;
+  QuietDevice& operator=(const QuietDevice&) = delete;
+
+ private:
+  bool quiet_ = false;
+};
 
 }  // namespace ckpt

@@ -290,8 +290,8 @@ CKPT_API int32_t ckpt_group_destroy(uint32_t group);
 /* --- broadcast among the ranks of any processes --- */
 /* CUDA: NCCL, opened at the first of these calls (CKPT_ERR_UNSUPPORTED with the reason where it is missing or too old). host: among
  * the ranks of one process, so that what uses communicators runs without a GPU. */
-/* 128 bytes that one rank makes and every other one gets. */
-CKPT_API int32_t ckpt_communicator_id(uint8_t* id_p);
+/* 128 bytes that one rank makes and every other one gets. sharers: most members that will have the same device. */
+CKPT_API int32_t ckpt_communicator_id(uint32_t sharers, uint8_t* id_p);
 /* Each member calls it once, on a thread of its own: returns when all have come. sharers: how many members have this device, which
  * must all have room on it at once. CKPT_ERR_ABORTED, CKPT_ERR_TIMEOUT. Holds device memory (NCCL: some hundred MiB). */
 CKPT_API int32_t ckpt_communicator_create(const uint8_t* id, uint32_t device, uint32_t members, uint32_t member, uint32_t sharers, uint32_t signal, uint32_t timeout_ms, uint32_t* communicator_p);
@@ -300,7 +300,8 @@ CKPT_API int32_t ckpt_communicator_create(const uint8_t* id, uint32_t device, ui
  * there and what the root has to send is sent. */
 CKPT_API int32_t ckpt_communicator_broadcast(uint32_t communicator, uint32_t stream, uint32_t memory, uint32_t root, uint64_t offset, uint64_t bytes);
 /* Ends what this member waits for, from any thread; every member's must be called. Broadcasts that it ends complete with nothing
- * said and anything in the memory: whoever aborts must not look at them. Destroying does the same. */
+ * said and anything in the memory: whoever aborts must not look at them. CKPT_ERR_TIMEOUT when NCCL has not ended in five seconds
+ * (it goes on trying). Destroying does the same. */
 CKPT_API int32_t ckpt_communicator_abort(uint32_t communicator);
 CKPT_API int32_t ckpt_communicator_destroy(uint32_t communicator);
 

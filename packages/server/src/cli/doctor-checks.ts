@@ -137,8 +137,8 @@ function cudaToolkit(): Check {
 
 function nccl(): Check {
   const fix =
-    'only needed for several hosts: apt-get install libnccl2, or the wheel nvidia-nccl-cu13 on LD_LIBRARY_PATH'
-  return optionalLibrary('NCCL', ['libnccl.so.2', 'libnccl.so'], openNccl, fix)
+    'only needed for `ckpt serve --broadcast nccl`: apt-get install libnccl2, or the wheel nvidia-nccl-cu13 on LD_LIBRARY_PATH'
+  return optionalLibrary('NCCL', ['libnccl.so.2'], openNccl, fix)
 }
 
 function ucx(): Check {

@@ -189,6 +189,9 @@ describe('plan', () => {
     expect(Math.max(...ends) / 1e6).toBeCloseTo(document.seconds, 3)
     const odd = ['--devices-per-host', '8', '--tensor-parallel', '3']
     expect((await json('plan', '--model', 'qwen3-8b', ...odd)).status).toBe(2)
+    const nowhere = await json('plan', '--model', 'qwen3-8b', '--trace', dir.path)
+    expect(nowhere.status).toBe(2)
+    expect(nowhere.document.error.message).toContain('cannot be written')
   })
 
   test('names the tensor that does not fit', async () => {

@@ -14,8 +14,8 @@ import type { TensorShape } from './model-shapes.ts'
 
 /** Of the time that a stage is busy, for it to be what the update waits for. */
 const BOUND_PART = 0.9
-/** Rows of a trace. */
-const LANES_MAX = 64
+/** Devices of a trace. */
+const DEVICES_MAX = 64
 
 export interface PredictionInput {
   readonly tensors: readonly TensorShape[]
@@ -71,14 +71,20 @@ export interface Predicted {
  * What the planner would do with this model on this cluster and how long it would take: the plan and the executor of a real
  * update, on a simulated clock.
  *
+ * @param traced with rows; without there are none
  * @throws CkptError `tensor_too_large` or `device_memory_exhausted` when no ring is possible
  */
-export function predict(input: PredictionInput): Predicted {
+export function predict(input: PredictionInput, traced = false): Predicted {
   const { table, sources } = layOut(input)
   const largest = largestOf(table)
   const totalBytes = table.bytes.reduce((sum, bytes) => sum + bytes, 0)
+  const { hosts, devicesPerHost, tensorParallel } = input
+  const reloadBytesPerSecond = input.rates.reloadBytesPerSecond * tensorParallel
+  const rates = { ...input.rates, reloadBytesPerSecond }
   const decision = decideMode({
-    freeBytes: [{ rank: 0, bytes: input.freeBytes }],
+    freeBytes: Array.from({ length: hosts * devicesPerHost }, (_, rank) => {
+      return { rank, bytes: input.freeBytes }
+    }),
     fraction: input.fraction,
     largest,
     totalBytes,
@@ -86,18 +92,16 @@ export function predict(input: PredictionInput): Predicted {
     ringBytes: input.ringBytes,
     bucketBytes: input.bucketBytes,
     mode: input.mode,
-    rates: input.rates,
+    rates,
   })
   if (decision.mode === 'refuse') throw CkptError.from(decision.failure)
-  const { hosts, devicesPerHost, tensorParallel } = input
   const ownerRanks = Array.from({ length: hosts }, (_, host) =>
     Array.from({ length: devicesPerHost }, (_, i) => host * devicesPerHost + i),
   )
   const plan = makePlan({ table, sources, ownerRanks, ...decision })
-  const reloadBytesPerSecond = input.rates.reloadBytesPerSecond * tensorParallel
-  const cluster = uniformCluster(ownerRanks.flat(), { ...input.rates, reloadBytesPerSecond })
-  const lanes = new Lanes(plan)
-  const timeline = simulate(plan, table, cluster, undefined, (...span) => lanes.add(...span))
+  const cluster = uniformCluster(ownerRanks.flat(), rates)
+  const lanes = traced ? new Lanes(plan) : null
+  const timeline = simulate(plan, table, cluster, undefined, (...span) => lanes?.add(...span))
   const hostBytes = Math.max(...sources.map(({ bytes }) => bytes.reduce((sum, b) => sum + b, 0)))
   const stage = (name: Stage) => {
     const { busySeconds, bytes } = timeline.stages[name]
@@ -124,7 +128,7 @@ export function predict(input: PredictionInput): Predicted {
     stages: { h2d: stage('h2d'), broadcast: stage('broadcast'), reload: stage('reload') },
     tenths_s: tenths(plan.bucketSize, timeline.ackedSeconds),
   }
-  return { prediction, rows: lanes.rows }
+  return { prediction, rows: lanes?.rows ?? [] }
 }
 
 function boundBy({ totalSeconds, stages }: Timeline): Prediction['bound_by'] {
@@ -149,7 +153,7 @@ class Lanes {
     const name = stage === 'h2d' ? `h2d of rank ${rank}` : stage
     let lane = this.#lanes.get(name)
     if (lane === undefined) {
-      if (this.#lanes.size >= LANES_MAX && stage === 'h2d') return
+      if (this.#lanes.size >= DEVICES_MAX && stage === 'h2d') return
       lane = []
       this.#lanes.set(name, lane)
     }

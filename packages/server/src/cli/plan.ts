@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs'
+import { existsSync, statSync } from 'node:fs'
 import { type Command, Option } from 'commander'
 import { chromeTrace, DTYPES } from '@ckpt/core'
 import { DEFAULT_RATES } from '@ckpt/core/plan/cost'
@@ -9,6 +9,7 @@ import { MODEL_NAMES, modelTensors, type TensorShape } from './model-shapes.ts'
 import { positiveNumber, seconds, wholeNumber, withJson } from './options.ts'
 import { print } from './output.ts'
 import type { Prediction, PredictionInput } from './plan-prediction.ts'
+import { writeTrace } from './trace-file.ts'
 
 interface PlanFlags {
   model: string
@@ -97,7 +98,7 @@ async function plan(flags: PlanFlags): Promise<void> {
   const tensors = await tensorsOf(flags.model)
   if (tensors.length === 0) throw usageError('the model has no tensors')
   const { predict } = await import('./plan-prediction.ts')
-  const { prediction, rows } = predict({
+  const input: PredictionInput = {
     tensors,
     hosts,
     devicesPerHost,
@@ -114,8 +115,9 @@ async function plan(flags: PlanFlags): Promise<void> {
     ringBytes: flags.ringGib === undefined ? null : flags.ringGib * GIB,
     bucketBytes: flags.bucketMib === undefined ? null : flags.bucketMib * MIB,
     mode: flags.mode,
-  })
-  if (flags.trace !== undefined) await Bun.write(flags.trace, JSON.stringify(chromeTrace(rows)))
+  }
+  const { prediction, rows } = predict(input, flags.trace !== undefined)
+  if (flags.trace !== undefined) await writeTrace(flags.trace, chromeTrace(rows))
   await print(flags.json === true, prediction, () => predictionText(prediction))
 }
 
@@ -125,7 +127,13 @@ async function tensorsOf(spec: string): Promise<TensorShape[]> {
   if (!existsSync(spec)) {
     throw usageError(`--model '${spec}' is neither a path nor one of ${MODEL_NAMES.join(', ')}`)
   }
-  return spec.endsWith('.json') ? await tensorsOfJson(spec) : await tensorsOfFiles(spec)
+  return (await isJson(spec)) ? await tensorsOfJson(spec) : await tensorsOfFiles(spec)
+}
+
+/** By its first byte: a file of tensors begins with the length of its header. */
+async function isJson(path: string): Promise<boolean> {
+  if (statSync(path).isDirectory()) return false
+  return /^\s*[[{]/.test(await Bun.file(path).slice(0, 64).text()) && !path.endsWith('.safetensors')
 }
 
 async function tensorsOfJson(path: string): Promise<TensorShape[]> {
@@ -135,7 +143,9 @@ async function tensorsOfJson(path: string): Promise<TensorShape[]> {
       throw usageError(`--model ${path} is no JSON: ${error.message}`)
     })
   if (!Array.isArray(value) || !value.every(isTensorShape)) {
-    throw usageError(`--model ${path} must hold a list of {"name", "dtype", "shape"}`)
+    throw usageError(
+      `--model ${path} must hold a list of {"name", "dtype", "shape"}; of a checkpoint give the folder`,
+    )
   }
   return value
 }
@@ -178,7 +188,7 @@ function predictionText(p: Prediction): string {
     '',
     formatTable([
       ['stage', 'busy s', 'GB/s', 'of the time'],
-      row('h2d (one device)', h2d.busy_s, h2d.bytes),
+      row('h2d (all devices)', h2d.busy_s, h2d.bytes),
       row('broadcast', broadcast.busy_s, broadcast.bytes),
       row('reload (one engine)', reload.busy_s, reload.bytes),
       row('update', p.seconds, p.bytes),

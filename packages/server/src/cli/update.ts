@@ -28,6 +28,7 @@ import {
 import { print } from './output.ts'
 import { Progress } from './progress.ts'
 import { stageTable } from './stage-table.ts'
+import { writeTrace } from './trace-file.ts'
 import {
   type JobResult,
   registerNotes,
@@ -201,12 +202,7 @@ async function saveTrace(
   client: DaemonClient,
   { updates }: JobResult,
 ): Promise<void> {
-  const trace = await client.trace(updates.at(-1)!.update_id)
-  try {
-    await Bun.write(path, JSON.stringify(trace))
-  } catch (error) {
-    throw usageError(`--trace ${path} cannot be written: ${(error as Error).message}`)
-  }
+  await writeTrace(path, await client.trace(updates.at(-1)!.update_id))
 }
 
 interface Inputs {

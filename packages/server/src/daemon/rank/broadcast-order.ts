@@ -3,7 +3,7 @@
  *
  * A kernel of NCCL that waits for its root keeps a part of the device busy, takes turns with the engine's processes there, and
  * stands in the way of copies that share its hardware queue: ranks of one device could wait for each other for ever. So nothing is
- * launched that would wait for more than the others' launches.
+ * launched before its bytes are there, and what is launched waits only for ranks whose ring has no room yet.
  */
 export class BroadcastOrder {
   readonly #copied: (root: number) => number

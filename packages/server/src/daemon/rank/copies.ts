@@ -39,6 +39,9 @@ export function bufferAt(source: SourceSpace, offset: number, bytes: number): nu
 /** Copies are joined up to this size: a call for each would keep the engine's next list waiting. */
 const JOINED_BYTES_MAX = 256 * 2 ** 20
 
+/** Of a broadcast that brings several segments: while its first ones are copied nothing of it is on its way. */
+const BROADCAST_BYTES_MAX = 64 * 2 ** 20
+
 /** Neighbours in source and ring that are copied with one call. */
 interface JoinedCopy {
   readonly buffer: Handle
@@ -144,13 +147,16 @@ export class RingCopies {
     const end = offset + (segmentSize[segment] as number)
     const last = this.#broadcast
     const gap = last === null ? -1 : offset - last.end
-    if (last !== null && last.root === root && gap >= 0 && gap < BUCKET_ALIGNMENT) {
+    const neighbours = last !== null && last.root === root && gap >= 0 && gap < BUCKET_ALIGNMENT
+    // a copy from ring to ring costs nothing beside its bytes
+    if (this.#order !== null && neighbours && end - last.offset <= BROADCAST_BYTES_MAX) {
       last.end = end
       last.segments++
       return
     }
     this.#flushBroadcast()
     this.#broadcast = { root, offset, end, segments: 1 }
+    if (this.#order === null) this.#flushBroadcast()
   }
 
   #flushBroadcast(): void {

@@ -20,7 +20,7 @@ afterEach(() => {
   expect(library.liveObjects()).toBe(objects)
 })
 
-function meeting(members: number, limitMs: number, id = library.communicatorId().toHex()) {
+function meeting(members: number, limitMs: number, id = library.communicatorId(members).toHex()) {
   return { id, members, member: 0, sharers: members, deadlineMs: clockMs() + limitMs }
 }
 

@@ -17,11 +17,14 @@ export interface Meeting {
 export class KeptCommunicator {
   readonly #library: Library
   readonly #device: number
+  readonly #changed: (handle: Handle) => void
   #kept: { readonly id: string; readonly handle: Handle } | null = null
 
-  constructor(library: Library, device: number) {
+  /** @param changed is told which one there is, 0: none; whoever outlives the rank can end it */
+  constructor(library: Library, device: number, changed: (handle: Handle) => void = () => {}) {
     this.#library = library
     this.#device = device
+    this.#changed = changed
   }
 
   /**
@@ -42,6 +45,7 @@ export class KeptCommunicator {
     const limitMs = Math.max(1, Math.ceil(deadlineMs - clockMs()))
     const handle = this.#library.communicatorCreate(place, signal, limitMs)
     this.#kept = { id, handle }
+    this.#changed(handle)
     return handle
   }
 
@@ -50,6 +54,7 @@ export class KeptCommunicator {
     if (this.#kept === null) return
     const { handle } = this.#kept
     this.#kept = null
+    this.#changed(0)
     this.#library.communicatorDestroy(handle)
   }
 }

@@ -1,6 +1,15 @@
 import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
 import { CkptError, type Failure } from '@ckpt/core'
-import { type Handle, type Library, SIGNAL_ABORT, SIGNAL_HTTP, SIGNAL_USER } from '@ckpt/cuda'
+import {
+  type Handle,
+  type Library,
+  NativeError,
+  SIGNAL_ABORT,
+  SIGNAL_HTTP,
+  SIGNAL_USER,
+  STATUS_ERR_HANDLE,
+} from '@ckpt/cuda'
+import { log } from '../log.ts'
 import type { LibraryOptions, RankInfo } from '../types.ts'
 import { isIdleWithin } from './device-work.ts'
 import type {
@@ -62,6 +71,8 @@ export class RankLink {
   readonly #writing = new Map<number, Promise<void>>()
   readonly #exited: Promise<void>
   #signal = 0
+  /** Its Worker's, which outlives it. */
+  #communicator: Handle = 0
   #nextId = 0
   #run: RunningHere | null = null
   #dead: Failure | null = null
@@ -179,12 +190,12 @@ export class RankLink {
     this.#post({ type: 'http', run, ok, status, message }, SIGNAL_HTTP)
   }
 
-  /** First step of an abort: to be called for every rank of the update before {@link RankLink.abort} is for any. */
   /** What wakes its Worker; 0: it has not started. */
   get signal(): Handle {
     return this.#signal
   }
 
+  /** First step of an abort: to be called for every rank of the update before {@link RankLink.abort} is for any. */
   raiseAbort(): void {
     if (this.#dead === null) this.#library.signalRaise(this.#signal, SIGNAL_ABORT)
   }
@@ -261,6 +272,9 @@ export class RankLink {
       case 'ring_freed':
         this.quarantined.delete(report.run)
         return
+      case 'communicator':
+        this.#communicator = report.communicator
+        return
       case 'kept':
         this.kept.add(report.address)
         return
@@ -299,6 +313,21 @@ export class RankLink {
     this.#terminate()
   }
 
+  /** Other ranks' devices may wait for it. Blocks for half a second, of a Worker that has died only. */
+  #endCommunicator(): void {
+    const communicator = this.#communicator
+    this.#communicator = 0
+    if (communicator === 0) return
+    try {
+      this.#library.communicatorDestroy(communicator)
+    } catch (error) {
+      // its Worker could still do it
+      if (error instanceof NativeError && error.nativeStatus === STATUS_ERR_HANDLE) return
+      const { message } = CkptError.wrap(error)
+      log.warn('rank {rank}: {message}', { rank: this.rank.rank, message })
+    }
+  }
+
   #terminate(): void {
     this.#worker.unref()
     void this.#worker.terminate()
@@ -315,6 +344,7 @@ export class RankLink {
       void this.#exited.then(() => this.#idle(run)).then(resolve)
     }
     this.#settling.clear()
+    void this.#exited.then(() => this.#endCommunicator())
     const current = this.#run
     this.#run = null
     const quarantinedBytes = current?.ringBytes ?? 0

@@ -120,7 +120,8 @@ export type RankRequest =
   | { readonly type: 'rehearse'; readonly address: string; readonly stop: SharedArrayBuffer }
   | { readonly type: 'group_create'; readonly members: number }
   | { readonly type: 'group_destroy'; readonly group: number }
-  | { readonly type: 'communicator_id' }
+  /** `sharers`: most of its members that have the same device. */
+  | { readonly type: 'communicator_id'; readonly sharers: number }
   | { readonly type: 'communicator_drop' }
   /** Allocates and exports the ring, joins the group, binds the engine's address. */
   | { readonly type: 'open'; readonly options: OpenOptions }
@@ -275,5 +276,7 @@ export type RankReport =
   | { readonly type: 'settled'; readonly run: number }
   /** A conversation's socket stays after its run, for a worker that has not left; then that it went. */
   | { readonly type: 'kept' | 'left'; readonly address: string }
+  /** The communicator that the rank has now; 0: none. */
+  | { readonly type: 'communicator'; readonly communicator: Handle }
   /** The quarantined ring of a run was freed. */
   | { readonly type: 'ring_freed'; readonly run: number; readonly bytes: number }

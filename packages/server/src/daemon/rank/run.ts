@@ -219,7 +219,8 @@ export class RankRun {
     // drained before anything is looked at: what arrives from here on wakes the next wait
     this.#woken = false
     this.#aborting()
-    this.#host.tend()
+    // a ring is not freed while a broadcast waits on the device: that would wait for it
+    if (!this.#collective?.told) this.#host.tend()
     for (const message of this.#host.takeMessages()) this.handle(message)
     this.#takeRead()
     this.#takeComplete()

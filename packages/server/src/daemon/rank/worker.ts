@@ -65,7 +65,9 @@ class RankWorker implements RunHost {
     this.library = openLibrary(library)
     // before libzmq, CUDA or a stream starts a thread, which then runs there too
     if (rank.numaNode >= 0) this.library.threadBind(rank.numaNode)
-    this.communicator = new KeptCommunicator(this.library, rank.device)
+    this.communicator = new KeptCommunicator(this.library, rank.device, (communicator) =>
+      this.#send({ type: 'communicator', communicator }),
+    )
     this.context = new ZmqContext()
     this.signal = this.library.signalCreate()
     this.#quarantine = new Quarantine({
@@ -223,7 +225,7 @@ class RankWorker implements RunHost {
         this.library.groupDestroy(request.group)
         return null
       case 'communicator_id':
-        return { id: this.library.communicatorId().toHex() }
+        return { id: this.library.communicatorId(request.sharers).toHex() }
       case 'communicator_drop':
         this.communicator.drop()
         return null
@@ -265,9 +267,10 @@ class RankWorker implements RunHost {
 
   #close(): void {
     if (this.#run !== null) this.#endRun((run) => run.close())
+    // first: a ring is not freed while another rank's broadcast waits for this one
+    this.communicator.drop()
     this.#quarantine.freeAll()
     this.#directPlans.free(this.library)
-    this.communicator.drop()
     if (this.#sweeper !== null) clearInterval(this.#sweeper)
     this.context.close()
     this.library.signalDestroy(this.signal)

@@ -1,4 +1,5 @@
 import type { RankLink } from '../rank/link.ts'
+import type { RankInfo } from '../types.ts'
 
 /**
  * Who has a communicator with whom. The ranks make it when they open, and keep it for the next update of the same ranks: it is
@@ -21,7 +22,8 @@ export class Communicators {
     this.drop()
     const [first] = links
     if (first === undefined) throw new Error('nobody to meet')
-    const { id } = await first.request({ type: 'communicator_id' })
+    const sharers = mostSharers(links.map(({ rank }) => rank))
+    const { id } = await first.request({ type: 'communicator_id', sharers })
     this.#kept = { links, id }
     return id
   }
@@ -48,6 +50,16 @@ export class Communicators {
     if (this.#idle !== null) clearTimeout(this.#idle)
     this.#idle = null
   }
+}
+
+/** How many of these ranks have the device of most of them. */
+export function mostSharers(ranks: readonly RankInfo[]): number {
+  return Math.max(...ranks.map(({ device }) => sharersOf(ranks, device)))
+}
+
+/** How many of these ranks have this device. */
+export function sharersOf(ranks: readonly RankInfo[], device: number): number {
+  return ranks.filter((rank) => rank.device === device).length
 }
 
 /** A Worker that was replaced is another link. */

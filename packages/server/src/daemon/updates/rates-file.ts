@@ -31,6 +31,8 @@ const BroadcastRates = type({
   /** Of each rank, in their order. */
   uuids: 'string[]',
   library: "'host' | 'cuda'",
+  /** Absent: by copies. */
+  'by?': "'nccl'",
   bytes_per_second: BytesPerSecond.array().atMostLength(LEARNT_MAX),
 })
 export type BroadcastRates = typeof BroadcastRates.infer

@@ -13,7 +13,7 @@ import {
   type TimedBytes,
 } from '@ckpt/core'
 import { log } from '../log.ts'
-import type { LibraryOptions, RankInfo } from '../types.ts'
+import type { DaemonOptions, LibraryOptions, RankInfo } from '../types.ts'
 import {
   ENTRIES_MAX,
   LEARNT_MAX,
@@ -39,17 +39,27 @@ export interface UpdateTold {
 /** What this daemon and those before it have found out about devices and engines: new plans are made with it. */
 export class RateBook {
   readonly #library: LibraryOptions['kind']
+  readonly #broadcast: DaemonOptions['broadcast']
   readonly #file: RatesFile
   #document: RatesDocument = NO_RATES
   #learning: Promise<void> = Promise.resolve()
 
-  private constructor(library: LibraryOptions['kind'], file: RatesFile) {
+  private constructor(
+    library: LibraryOptions['kind'],
+    broadcast: DaemonOptions['broadcast'],
+    file: RatesFile,
+  ) {
     this.#library = library
+    this.#broadcast = broadcast
     this.#file = file
   }
 
-  static async open(stateDir: string, library: LibraryOptions['kind']): Promise<RateBook> {
-    const book = new RateBook(library, await RatesFile.open(stateDir))
+  static async open(
+    stateDir: string,
+    library: LibraryOptions['kind'],
+    broadcast: DaemonOptions['broadcast'] = 'copies',
+  ): Promise<RateBook> {
+    const book = new RateBook(library, broadcast, await RatesFile.open(stateDir))
     book.#document = await book.#file.read()
     return book
   }
@@ -151,6 +161,7 @@ export class RateBook {
     const group = {
       uuids: ranks.map(({ uuid }) => uuid),
       library: this.#library,
+      ...(this.#broadcast === 'nccl' ? { by: 'nccl' as const } : {}),
       bytes_per_second: [...before, rate].slice(-LEARNT_MAX),
     }
     const broadcasts = put(this.#document.broadcasts, group, is)
@@ -177,6 +188,7 @@ export class RateBook {
   }
 
   #isGroup(one: RatesDocument['broadcasts'][number], ranks: readonly RankInfo[]): boolean {
+    if ((one.by ?? 'copies') !== this.#broadcast) return false
     if (one.library !== this.#library || one.uuids.length !== ranks.length) return false
     return ranks.every(({ uuid }, i) => one.uuids[i] === uuid)
   }

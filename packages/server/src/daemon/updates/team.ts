@@ -17,7 +17,7 @@ import {
   type StageIntervals,
 } from '../rank/messages.ts'
 import type { RankInfo } from '../types.ts'
-import type { Communicators } from './communicators.ts'
+import { type Communicators, sharersOf } from './communicators.ts'
 
 const GROUP_MS = 1000
 const TELL_MS = 50
@@ -136,12 +136,13 @@ export class RankTeam {
     if (communicators !== null) {
       this.#communicators = communicators
       const id = await communicators.take(links)
-      const deviceOf = new Map(links.map(({ rank }) => [rank.rank, rank.device]))
+      const ranks = links.map(({ rank }) => rank)
+      const deviceOf = new Map(ranks.map(({ rank, device }) => [rank, device]))
       const peers = this.#members.map(({ link, progress }) => {
         return { progress: progress.buffer as SharedArrayBuffer, signal: link.signal }
       })
       return (rank) => {
-        const sharers = links.filter((link) => link.rank.device === deviceOf.get(rank)).length
+        const sharers = sharersOf(ranks, deviceOf.get(rank) as number)
         return { type: 'communicator', id, sharers, peers }
       }
     }

@@ -18,8 +18,8 @@ import { RankPool } from '../rank/pool.ts'
 import { ranksSpin } from '../rank/spin.ts'
 import { StopFlag } from '../rank/stop-flag.ts'
 import type { Registry } from '../registry/registry.ts'
-import type { DaemonOptions, HeldVersion } from '../types.ts'
-import { Communicators } from './communicators.ts'
+import type { DaemonOptions, HeldVersion, RankInfo } from '../types.ts'
+import { Communicators, mostSharers } from './communicators.ts'
 import { engineMap } from './engine-map.ts'
 import { EngineBook } from './engines.ts'
 import { isIdle, Measuring } from './measuring.ts'
@@ -79,9 +79,9 @@ export interface Updates {
 export async function createUpdates(options: DaemonOptions, registry: Registry): Promise<Updates> {
   const sockets = await EngineSockets.open(options.stateDir)
   const { journal, left } = await Journal.open(options.stateDir, sockets.dir)
-  const rates = await RateBook.open(options.stateDir, options.library.kind)
+  const rates = await RateBook.open(options.stateDir, options.library.kind, options.broadcast)
   const library = openLibrary(options.library)
-  if (options.broadcast === 'nccl') requireNccl(library)
+  if (options.broadcast === 'nccl') requireNccl(library, options.ranks)
   const lost = Promise.withResolvers<Failure>()
   const spins = ranksSpin(options.spin, options.ranks.length)
   const failed = (failure: Failure) => {
@@ -98,9 +98,9 @@ export async function createUpdates(options: DaemonOptions, registry: Registry):
 }
 
 /** @throws CkptError `not_supported` */
-function requireNccl(library: Library): void {
+function requireNccl(library: Library, ranks: readonly RankInfo[]): void {
   try {
-    library.communicatorId()
+    library.communicatorId(mostSharers(ranks))
   } catch (error) {
     const { code, message } = CkptError.wrap(error)
     throw new CkptError(code, `--broadcast nccl: ${message}`)
