@@ -75,7 +75,7 @@ export interface Predicted {
  * @throws CkptError `tensor_too_large` or `device_memory_exhausted` when no ring is possible
  */
 export function predict(input: PredictionInput, traced = false): Predicted {
-  const { table, sources } = layOut(input)
+  const { table, sources } = layOutStriped(input.tensors, input.hosts)
   const largest = largestOf(table)
   const totalBytes = table.bytes.reduce((sum, bytes) => sum + bytes, 0)
   const { hosts, devicesPerHost, tensorParallel } = input
@@ -184,15 +184,18 @@ function largestOf(table: TensorTable): { name: string; bytes: number } {
   return { name: table.names[largest]!, bytes: table.bytes[largest]! }
 }
 
-/** The tensors in the memory of their owners, as the daemons would place them. */
-function layOut(input: PredictionInput): { table: TensorTable; sources: SourceSpace[] } {
-  const order = naturalOrder(input.tensors.map(({ name }) => name))
-  const tensors = Array.from(order, (i) => input.tensors[i] as TensorShape)
+/** The tensors in the memory of their owners, as so many daemons would place them. */
+export function layOutStriped(
+  told: readonly TensorShape[],
+  hosts: number,
+): { table: TensorTable; sources: SourceSpace[] } {
+  const order = naturalOrder(told.map(({ name }) => name))
+  const tensors = Array.from(order, (i) => told[i] as TensorShape)
   const bytes = tensors.map(bytesOf)
-  const owners = stripeOwners(bytes, input.hosts)
+  const owners = stripeOwners(bytes, hosts)
   const offsets = new Float64Array(tensors.length)
   const owned = Map.groupBy(owners.keys(), (tensor) => owners[tensor] as number)
-  const sources = Array.from({ length: input.hosts }, (_, owner): SourceSpace => {
+  const sources = Array.from({ length: hosts }, (_, owner): SourceSpace => {
     const mine = owned.get(owner) ?? []
     const placed = arrange(mine.map((i) => bytes[i]!))
     mine.forEach((tensor, i) => {

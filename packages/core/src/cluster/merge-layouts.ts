@@ -1,0 +1,190 @@
+import { CkptError } from '../api/errors.ts'
+import { naturalKey } from '../checkpoint/natural-order.ts'
+import type { SourceSpace, TensorTable } from '../checkpoint/table.ts'
+import { DTYPES } from '../safetensors/dtypes.ts'
+import type { HeldLayout } from './layout-columns.ts'
+
+/** A daemon's part of a checkpoint. */
+export interface LayoutPart {
+  /** How it is told of: `node 3`. */
+  readonly place: string
+  readonly layout: HeldLayout
+}
+
+export interface MergedLayout extends HeldLayout {
+  /** By part: the index of its first owner; those of a part stay together, in its order. */
+  readonly firstOwners: readonly number[]
+}
+
+/**
+ * What daemons hold of one checkpoint as one table, in natural order. Of a tensor that several hold, the first of them gives it.
+ *
+ * A part's own tensors are in natural order already, and mostly follow each other in the whole: the parts are merged by runs, whose
+ * ends are looked for, so that most names are compared with no other.
+ *
+ * @throws CkptError `tensor_conflict` when dtype or shape of two of the same name differ, with both places
+ */
+export function mergeLayouts(parts: readonly LayoutPart[]): MergedLayout {
+  const sources: SourceSpace[] = []
+  const firstOwners = parts.map(({ layout }) => {
+    const first = sources.length
+    sources.push(...layout.sources)
+    return first
+  })
+  const out = new Rows(parts, firstOwners)
+  const heads = parts
+    .map(({ layout }, part) => new Head(part, layout.table.names))
+    .filter(({ ended }) => !ended)
+    .sort((a, b) => (a.comesBefore(b) ? -1 : 1))
+  for (let head = heads.shift(); head !== undefined; head = heads.shift()) {
+    const begin = head.at
+    head.passRun(heads[0])
+    out.add(head.part, begin, head.at)
+    if (!head.ended) heads.splice(placeOf(heads, head), 0, head)
+  }
+  return { table: out.table(), sources, firstOwners }
+}
+
+/** How far a part has been taken. */
+class Head {
+  readonly part: number
+  readonly #names: readonly string[]
+  #at = 0
+  #key = ''
+
+  constructor(part: number, names: readonly string[]) {
+    this.part = part
+    this.#names = names
+    this.#moveTo(0)
+  }
+
+  /** Index of the name that comes next. */
+  get at(): number {
+    return this.#at
+  }
+
+  get ended(): boolean {
+    return this.#at === this.#names.length
+  }
+
+  #moveTo(at: number): void {
+    this.#at = at
+    this.#key = this.ended ? '' : naturalKey(this.#names[at] as string)
+  }
+
+  /** Whether the next name comes before the next of another part; of one name the first part comes first. */
+  comesBefore(other: Head): boolean {
+    return this.#precedes(this.#at, this.#key, other)
+  }
+
+  #precedes(at: number, key: string, other: Head): boolean {
+    if (key !== other.#key) return key < other.#key
+    // `a01` and `a1`
+    const [mine, theirs] = [this.#names[at] as string, other.#names[other.#at] as string]
+    return mine === theirs ? this.part < other.part : mine < theirs
+  }
+
+  /** Goes on to the first name that does not come before the next one of the rival, at least by one. */
+  passRun(rival: Head | undefined): void {
+    const { length } = this.#names
+    if (rival === undefined) return this.#moveTo(length)
+    const precedes = (at: number) =>
+      this.#precedes(at, naturalKey(this.#names[at] as string), rival)
+    let low = this.#at
+    let step = 1
+    while (low + step < length && precedes(low + step)) {
+      low += step
+      step *= 2
+    }
+    let high = Math.min(low + step, length)
+    while (low + 1 < high) {
+      const middle = (low + high) >> 1
+      if (precedes(middle)) low = middle
+      else high = middle
+    }
+    this.#moveTo(low + 1)
+  }
+}
+
+/** Where a head belongs among others that ascend. */
+function placeOf(heads: readonly Head[], head: Head): number {
+  let low = 0
+  let high = heads.length
+  while (low < high) {
+    const middle = (low + high) >> 1
+    if ((heads[middle] as Head).comesBefore(head)) low = middle + 1
+    else high = middle
+  }
+  return low
+}
+
+/** Columns that grow by runs of the parts' rows. */
+class Rows {
+  readonly #parts: readonly LayoutPart[]
+  readonly #firstOwners: readonly number[]
+  readonly #names: string[] = []
+  readonly #shapes: (readonly number[])[] = []
+  readonly #dtypes: Uint8Array
+  readonly #bytes: Float64Array
+  readonly #owners: Uint32Array
+  readonly #offsets: Float64Array
+  /** The part and index of the last row. */
+  #last: readonly [number, number] | null = null
+
+  constructor(parts: readonly LayoutPart[], firstOwners: readonly number[]) {
+    this.#parts = parts
+    this.#firstOwners = firstOwners
+    const most = parts.reduce((sum, { layout }) => sum + layout.table.names.length, 0)
+    this.#dtypes = new Uint8Array(most)
+    this.#bytes = new Float64Array(most)
+    this.#owners = new Uint32Array(most)
+    this.#offsets = new Float64Array(most)
+  }
+
+  /** Rows `[begin, end)` of a part, whose names differ; the first may be what the last row was. */
+  add(part: number, begin: number, end: number): void {
+    const { table } = (this.#parts[part] as LayoutPart).layout
+    let from = begin
+    if (this.#last !== null && this.#names.at(-1) === table.names[begin]) {
+      this.#requireSame(this.#last, [part, begin])
+      from++
+    }
+    if (from === end) return
+    const row = this.#names.length
+    const firstOwner = this.#firstOwners[part] as number
+    for (let i = from; i < end; i++) {
+      this.#names.push(table.names[i] as string)
+      this.#shapes.push(table.shapes[i] as readonly number[])
+      this.#owners[row + i - from] = firstOwner + (table.owners[i] as number)
+    }
+    this.#dtypes.set(table.dtypes.subarray(from, end), row)
+    this.#bytes.set(table.bytes.subarray(from, end), row)
+    this.#offsets.set(table.offsets.subarray(from, end), row)
+    this.#last = [part, end - 1]
+  }
+
+  #requireSame(first: readonly [number, number], second: readonly [number, number]): void {
+    const [a, b] = [first, second].map(([part, index]) => {
+      const { place, layout } = this.#parts[part] as LayoutPart
+      const { names, dtypes, shapes } = layout.table
+      const dtype = DTYPES[dtypes[index] as number]?.name
+      const text = `${dtype} [${(shapes[index] as readonly number[]).join(', ')}]`
+      return { name: names[index] as string, text, place }
+    })
+    if (a === undefined || b === undefined || a.text === b.text) return
+    const message = `tensor '${a.name}' is ${a.text} in ${a.place}, but ${b.text} in ${b.place}`
+    throw new CkptError('tensor_conflict', message, { phase: 'gather', tensor: a.name })
+  }
+
+  table(): TensorTable {
+    const count = this.#names.length
+    return {
+      names: this.#names,
+      shapes: this.#shapes,
+      dtypes: this.#dtypes.slice(0, count),
+      bytes: this.#bytes.slice(0, count),
+      owners: this.#owners.slice(0, count),
+      offsets: this.#offsets.slice(0, count),
+    }
+  }
+}
