@@ -9,7 +9,7 @@ import {
   type TensorTable,
 } from '@ckpt/core'
 import { buildTable, layoutDigest } from '@ckpt/core/checkpoint/build-table'
-import { createRegistry } from 'ckpt/daemon/registry/registry'
+import { createRegistry } from 'ckpt/daemon/registry/held'
 import { modelTensors, type TensorShape } from 'ckpt/cli/model-shapes'
 import { layOutStriped } from 'ckpt/cli/plan-prediction'
 import type { Bench } from './bench.ts'

@@ -1,10 +1,12 @@
 import type { Server } from 'bun'
-import type { TokenDigest } from './http/auth.ts'
 import type { BufferHolds } from './http/buffer-holds.ts'
 import type { RankCalls } from './http/rank-sockets.ts'
 import type { Registry } from './registry/registry.ts'
 import type { UpdateRequest } from '@ckpt/core'
 import type { UpdateHandle, Updates } from './updates/updates.ts'
+
+/** SHA-256 of the token: of equal length whatever a client sends, so the comparison tells nothing about the length. */
+export type TokenDigest = Buffer
 
 /** Where a request came in. */
 export interface Listener {

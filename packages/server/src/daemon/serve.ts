@@ -22,7 +22,8 @@ import {
   stateRoot,
 } from './options.ts'
 import { RankCalls, rankSocketPath } from './http/rank-sockets.ts'
-import { createRegistry, type Registry } from './registry/registry.ts'
+import { createRegistry } from './registry/held.ts'
+import type { Registry } from './registry/registry.ts'
 import { makePrivateDir } from './http/sockets.ts'
 import type { DaemonOptions } from './types.ts'
 import { createUpdates, type UpdateHandle, type Updates } from './updates/updates.ts'

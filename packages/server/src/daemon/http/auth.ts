@@ -2,15 +2,12 @@ import { createHash, timingSafeEqual } from 'node:crypto'
 import { readFileSync, statSync } from 'node:fs'
 import { CkptError } from '@ckpt/core'
 import type { MiddlewareHandler } from 'hono'
-import type { DaemonEnv } from '../context.ts'
+import type { DaemonEnv, TokenDigest } from '../context.ts'
 import { log } from '../log.ts'
 
 const TOKEN_BYTES_MAX = 4096
 /** Load balancers ask for it and it tells nothing but that the daemon runs. */
 const OPEN_PATH = '/v1/healthz'
-
-/** SHA-256 of the token: of equal length whatever a client sends, so the comparison tells nothing about the length. */
-export type TokenDigest = Buffer
 
 /**
  * Reads the token that TCP clients must send, without surrounding white space.

@@ -25,7 +25,8 @@ import { Turns } from './turns.ts'
 import { emptyVersion, type HeldPart, requireUsable, Versions } from './versions.ts'
 import type { DaemonOptions, HeldVersion, VersionLease } from '../types.ts'
 
-export async function openHeldCheckpoints(options: DaemonOptions): Promise<Registry> {
+/** Starts the memory Worker; an empty registry. @throws CkptError `native_missing` */
+export async function createRegistry(options: DaemonOptions): Promise<Registry> {
   const { library, allowedDirs, hostMemoryBytes } = options
   const budgetBytes = hostMemoryBytes ?? defaultBudgetBytes()
   const versions = new Versions(options.ranks.map(({ rank }) => rank))

@@ -10,8 +10,7 @@ import type {
   RegisterRequest,
   TensorsRequest,
 } from '@ckpt/core'
-import { openHeldCheckpoints } from './held.ts'
-import type { DaemonOptions, HeldVersion, VersionLease } from '../types.ts'
+import type { HeldVersion, VersionLease } from '../types.ts'
 
 /**
  * What this daemon holds: versions of checkpoints in pinned host memory, and who uses them. The object itself only keeps
@@ -65,9 +64,4 @@ export interface Registry {
   memory(): { pinned_bytes: number; budget_bytes: number }
   /** Frees everything and ends the Worker. */
   close(): Promise<void>
-}
-
-/** Starts the memory Worker; an empty registry. @throws CkptError `native_missing` */
-export function createRegistry(options: DaemonOptions): Promise<Registry> {
-  return openHeldCheckpoints(options)
 }

@@ -13,7 +13,8 @@ import {
   u8,
   withRegistry,
 } from './testing/fixture.ts'
-import { createRegistry, type Registry } from './registry.ts'
+import { createRegistry } from './held.ts'
+import type { Registry } from './registry.ts'
 
 const MIB = 2 ** 20
 

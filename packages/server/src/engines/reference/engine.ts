@@ -1,7 +1,7 @@
 import { CkptError, type Dialect, type EngineWeights } from '@ckpt/core'
 import { openLibrary, selectDevices } from '@ckpt/cuda'
 import { type Fault, Faults, strikes } from './faults.ts'
-import type { UpdateWay } from './messages.ts'
+import type { UpdateWay } from './way.ts'
 import { type RankOutcome, RankThread } from './rank-thread.ts'
 import type { ShardedBy } from './shard.ts'
 import { Turn } from './turn.ts'

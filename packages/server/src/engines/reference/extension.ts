@@ -1,4 +1,4 @@
-import type { UpdateWay } from './messages.ts'
+import type { UpdateWay } from './way.ts'
 import type { RankOutcome } from './rank-thread.ts'
 
 /** The methods of `ckpt_worker/vllm.py` that take an update. */

@@ -1,5 +1,5 @@
 import { CkptError } from '@ckpt/core/api/errors'
-import type { UpdateWay } from './messages.ts'
+import type { UpdateWay } from './way.ts'
 
 /** Where a fault strikes: `bucket` is a number K (the first list is 0), the others are the names of the place. */
 type FaultPlace = 'bucket' | 'open' | 'post' | 'pause'

@@ -2,6 +2,7 @@ import type { Dialect } from '@ckpt/core'
 import type { Handle, LibraryOptions } from '@ckpt/cuda'
 import type { Fault } from './faults.ts'
 import type { ShardedBy } from './shard.ts'
+import type { UpdateWay } from './way.ts'
 
 /** What a rank's Worker is started with. */
 export interface RankSettings {
@@ -19,9 +20,6 @@ export interface RankSettings {
   /** How long a daemon that has disconnected may take to come back. */
   readonly graceMs: number
 }
-
-/** How the weights come: in lists through the daemon's ring, or copied by the daemon into the parameters. */
-export type UpdateWay = 'ring' | 'direct'
 
 /** How far an update has come: nothing is changed yet, lists are loaded or copies made, the post hook runs. */
 export type UpdatePhase = 'begin' | 'lists' | 'copies' | 'hook'

@@ -9,8 +9,8 @@ import type {
   RankRequest,
   RankSettings,
   RankUpdate,
-  UpdateWay,
 } from './messages.ts'
+import type { UpdateWay } from './way.ts'
 
 /** A Worker that does not answer within this after it was told to leave is ended. */
 const CLOSE_MS = 10_000

@@ -9,8 +9,8 @@ import type {
   RankReply,
   RankRequest,
   RankSettings,
-  UpdateWay,
 } from './messages.ts'
+import type { UpdateWay } from './way.ts'
 import { Parameters } from './parameters.ts'
 import { whyNotPlaced } from './placement.ts'
 import type { UpdateProgress } from './update-task.ts'

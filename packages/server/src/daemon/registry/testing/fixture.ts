@@ -5,7 +5,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { CkptError, type ErrorCode } from '@ckpt/core'
 import { type Library, openLibrary, type RankInfo } from '@ckpt/cuda'
-import { createRegistry, type Registry } from '../registry.ts'
+import { createRegistry } from '../held.ts'
+import type { Registry } from '../registry.ts'
 import type { DaemonOptions, HeldVersion } from '../../types.ts'
 
 export interface TestTensor {

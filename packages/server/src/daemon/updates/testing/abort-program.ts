@@ -4,7 +4,7 @@
  * Prints what the worker was sent after the abort, as JSON.
  */
 import { openLibrary, type RankInfo, ZmqContext } from '@ckpt/cuda'
-import { createRegistry } from '../../registry/registry.ts'
+import { createRegistry } from '../../registry/held.ts'
 import { daemonOptions, safetensors, TestDir } from '../../registry/testing/fixture.ts'
 import { createUpdates } from '../updates.ts'
 import { NAME, outcomeOf, tensorsOf } from './fixture.ts'

@@ -7,7 +7,8 @@ import {
   type RunningEngine,
   runReferenceEngine,
 } from '../../../engines/reference/index.ts'
-import { createRegistry, type Registry } from '../../registry/registry.ts'
+import { createRegistry } from '../../registry/held.ts'
+import type { Registry } from '../../registry/registry.ts'
 import {
   daemonOptions,
   safetensors,

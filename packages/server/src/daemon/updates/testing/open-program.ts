@@ -3,7 +3,7 @@
  * take more than there is, so that the allocation fails on the ranks. Prints how the updates ended, as JSON.
  */
 import { openLibrary, type RankInfo } from '@ckpt/cuda'
-import { createRegistry } from '../../registry/registry.ts'
+import { createRegistry } from '../../registry/held.ts'
 import { daemonOptions, safetensors, TestDir } from '../../registry/testing/fixture.ts'
 import { createUpdates } from '../updates.ts'
 import { NAME, outcomeOf, tensorsOf } from './fixture.ts'

@@ -4,7 +4,7 @@
  * says of the device at once and afterwards, and what it has left, as JSON.
  */
 import { openLibrary, selectDevices } from '@ckpt/cuda'
-import { createRegistry } from '../../registry/registry.ts'
+import { createRegistry } from '../../registry/held.ts'
 import { daemonOptions } from '../../registry/testing/fixture.ts'
 import { createUpdates } from '../updates.ts'
 

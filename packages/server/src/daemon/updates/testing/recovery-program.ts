@@ -4,7 +4,7 @@
  * workers wait for the next bucket most of the time. Prints a line per event; on SIGTERM it closes as the daemon does.
  */
 import { openLibrary, type RankInfo } from '@ckpt/cuda'
-import { createRegistry } from '../../registry/registry.ts'
+import { createRegistry } from '../../registry/held.ts'
 import { daemonOptions, safetensors, TestDir } from '../../registry/testing/fixture.ts'
 import { createUpdates } from '../updates.ts'
 import { NAME, tensorsOf } from './fixture.ts'
