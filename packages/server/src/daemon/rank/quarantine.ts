@@ -81,13 +81,14 @@ export class Quarantine {
   /**
    * Tells workers to leave, frees the rings that nobody uses any more.
    *
+   * @param frees false: they stay
    * @throws NativeError what the device says of a ring
    */
-  sweep(): void {
+  sweep(frees = true): void {
     for (const kept of this.#kept.slice()) {
       const nowMs = clockMs()
       kept.keeper?.poll(nowMs)
-      if (kept.ring !== null) this.#sweepRing(kept, kept.ring, nowMs)
+      if (kept.ring !== null && frees) this.#sweepRing(kept, kept.ring, nowMs)
       if (kept.ring === null && (kept.keeper?.done(nowMs) ?? true)) this.#forget(kept)
     }
   }

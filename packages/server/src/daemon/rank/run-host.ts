@@ -20,8 +20,8 @@ export interface RunHost {
   quarantine(kept: KeptRun): void
   /** This engine's worker is in this run, so it is in no earlier one. */
   openedAnew(engine: string): void
-  /** Looks after what earlier runs have left. Does not wait. */
-  tend(): void
+  /** Looks after what earlier runs have left; their rings stay with `frees` false. Does not wait. */
+  tend(frees?: boolean): void
   /** So often at least, where it matters. */
   readonly tendMs?: number
 }

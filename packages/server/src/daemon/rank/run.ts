@@ -220,7 +220,7 @@ export class RankRun {
     this.#woken = false
     this.#aborting()
     // a ring is not freed while a broadcast waits on the device: that would wait for it
-    if (!this.#collective?.told) this.#host.tend()
+    this.#host.tend(!this.#collective?.told)
     for (const message of this.#host.takeMessages()) this.handle(message)
     this.#takeRead()
     this.#takeComplete()

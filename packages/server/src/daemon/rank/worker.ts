@@ -99,16 +99,16 @@ class RankWorker implements RunHost {
     this.#sweptMs = 0
   }
 
-  tend(): void {
+  tend(frees = true): void {
     const nowMs = clockMs()
     if (this.#quarantine.empty || nowMs < this.#sweptMs + SWEEP_MS) return
     this.#sweptMs = nowMs
-    this.#sweep()
+    this.#sweep(frees)
   }
 
-  #sweep(): void {
+  #sweep(frees = true): void {
     try {
-      this.#quarantine.sweep()
+      this.#quarantine.sweep(frees)
     } catch (error) {
       // a ring that cannot be freed: its device is lost, or nobody knows what it holds
       this.#die(error)

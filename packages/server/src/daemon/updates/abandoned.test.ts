@@ -89,6 +89,35 @@ test('a worker that connects long after its update has failed is told to raise, 
   }, SMALL_BUCKETS)
 })
 
+test.each(['copies', 'nccl'] as const)(
+  'a worker that connects while another engine is updated is told to raise (%s)',
+  (broadcast) =>
+    withUpdates(
+      async (bench) => {
+        const { updates, register } = bench
+        await register(tensorsOf(12, 200_000, 1))
+        const scripted = await engineOf(bench)
+        const { proxy, context, answer } = scripted
+        const request = { update_url: `${proxy.url}${RPC}`, timeout: 1 }
+        expect((await outcomeOf(updates.start(NAME, request).done)).failure).not.toBeNull()
+        const engine = await bench.engine({ faults: ['hang@1:once'] })
+        const update_url = `${engine.url}${RPC}`
+        const { id, done } = updates.start(NAME, { update_url, timeout: 6 })
+        const ended = outcomeOf(done)
+        await until(() => updates.state(id).buckets_done === 1)
+        const workers = addressesOf(proxy).map((one) => scriptedWorker(context, one, () => {}))
+        await until(() => workers.every(({ seen }) => seen.length === 2))
+        expect(updates.state(id).state).toBe('running')
+        for (const { seen } of workers) expect(seen).toEqual(['error', 'error'])
+        for (const worker of workers) worker.close()
+        answer(500)
+        await ended
+        await scripted.close()
+      },
+      { ...SMALL_BUCKETS, broadcast },
+    ),
+)
+
 test('an engine that answers 500 for its first rank: the worker of the other one, which comes later, is told', async () => {
   await withUpdates(async (bench) => {
     const { updates, register } = bench
