@@ -6,7 +6,6 @@ import {
   type TimelineRow,
   type UpdateReport,
 } from '@ckpt/core'
-import { signalWithin } from '../../engines/client.ts'
 import { clockMs } from '../clock.ts'
 import type { RankLink } from '../rank/link.ts'
 import type { HeldVersion, RankInfo, VersionLease } from '../types.ts'
@@ -15,21 +14,16 @@ import { UpdateConversations } from './conversations.ts'
 import { directObstacle, type NotDirectly } from './direct-obstacle.ts'
 import { prepareDirect } from './direct-preparation.ts'
 import { keepLayout, type PlannedUpdate } from './plan.ts'
+import { leave } from './leave.ts'
 import type { UpdateRecord } from './record.ts'
 import { makeReport, PhaseClock, type Transferred } from './report.ts'
 import type { RunContext } from './run-context.ts'
 import type { UpdateSpec } from './spec.ts'
 import { RankTeam } from './team.ts'
+import { UpdateTimes } from './times.ts'
 import { toldBy } from './told.ts'
 import { VersionReading } from './version-reading.ts'
 
-/** After a failure: until the engines' workers must have left. Rings of those that have not go into quarantine. */
-const LEAVE_MS = 5000
-/** An update ends within its timeout and two seconds; these are the moments of those two seconds. */
-const AFTER_DEADLINE_MS = { fail: 250, left: 900, stuck: 1500, engines: 1800 } as const
-const ENGINE_CALL_MS = { most: 3000, least: 250 } as const
-/** So that what a wait has to say about its own deadline comes before the update's. */
-const BEFORE_DEADLINE_MS = 50
 const PROGRESS_MS = 100
 /** For the slowest rank to say what it waits for, which a busy machine may keep from it for a while. */
 const SLOWEST_RANK_MS = 180
@@ -42,7 +36,7 @@ export class UpdateRun {
   readonly #spec: UpdateSpec
   readonly #record: UpdateRecord
   readonly #run: number
-  readonly #deadlineMs: number
+  readonly #times: UpdateTimes
   readonly #clock: PhaseClock
   readonly #controller = new AbortController()
   #contacts: readonly EngineContact[] = []
@@ -73,7 +67,7 @@ export class UpdateRun {
     this.#spec = spec
     this.#record = record
     this.#run = run
-    this.#deadlineMs = times.deadlineMs
+    this.#times = new UpdateTimes(times.deadlineMs)
     this.#clock = new PhaseClock(times.startMs)
     this.#reading = new VersionReading(context.library, null)
   }
@@ -94,10 +88,7 @@ export class UpdateRun {
 
   /** Runs to the end. @throws CkptError why it failed, after every engine has left or was given up */
   async execute(): Promise<UpdateReport> {
-    const timer = setTimeout(
-      () => this.fail(this.#lateFailure()),
-      this.#leftMs + AFTER_DEADLINE_MS.fail,
-    )
+    const timer = setTimeout(() => this.fail(this.#lateFailure()), this.#times.failMs)
     const progress = setInterval(() => this.#publishProgress(), PROGRESS_MS)
     let succeeded = false
     try {
@@ -128,21 +119,8 @@ export class UpdateRun {
     if (this.#failure !== null || this.#ended) return
     const phase = this.#clock.phase
     this.#failure = phase === null ? failure : { phase, ...failure }
-    this.#team?.abort(this.#failure, this.#leaveMs)
+    this.#team?.abort(this.#failure, this.#times.leaveMs)
     this.#controller.abort(CkptError.from(this.#failure))
-  }
-
-  get #leftMs(): number {
-    return Math.max(0, this.#deadlineMs - clockMs())
-  }
-
-  /** Milliseconds until `ms` after the deadline. */
-  #until(ms: number): number {
-    return Math.max(0, this.#deadlineMs + ms - clockMs())
-  }
-
-  get #leaveMs(): number {
-    return Math.min(LEAVE_MS, this.#until(AFTER_DEADLINE_MS.left))
   }
 
   #lateFailure(): Failure {
@@ -267,7 +245,7 @@ export class UpdateRun {
       team.copy()
       return null
     }
-    team.leave(told, this.#leaveMs)
+    team.leave(told, this.#times.leaveMs)
     await this.#race(team.left())
     for (const one of this.#contacts) {
       const held = team.anySent(one.ranks)
@@ -291,7 +269,7 @@ export class UpdateRun {
     const { buffers, readings } = version
     const conversations = this.#converse()
     const { addresses } = conversations
-    const times = { openMs: this.#spec.openMs, deadlineMs: this.#deadlineMs }
+    const times = { openMs: this.#spec.openMs, deadlineMs: this.#times.deadlineMs }
     const opened = [
       team.openDirect(
         { layoutKey, buffers, readings, prepares: false, ...times },
@@ -374,14 +352,14 @@ export class UpdateRun {
 
   /**
    * At the deadline every rank fails at once, most of them only because they wait for the slowest one: that one says what the
-   * update really waited for.
+   * update really waited for. Where it cannot in time, what is known of it here is told, and not what another one saw.
    */
   #onRankFailure(failure: Failure): void {
-    const slowest = this.#team?.slowestRank
     if (failure.code !== 'update_timeout') return this.fail(failure)
-    const late = { ...failure, message: `${failure.message}${this.#reading.words}` }
-    if (failure.rank === slowest) return this.fail(late)
-    setTimeout(() => this.fail(late), SLOWEST_RANK_MS)
+    if (failure.rank === this.#team?.slowestRank) {
+      return this.fail({ ...failure, message: `${failure.message}${this.#reading.words}` })
+    }
+    setTimeout(() => this.fail(this.#lateFailure()), SLOWEST_RANK_MS)
   }
 
   /** A worker that never came while others of its engine did: the engine does not have that device. */
@@ -416,8 +394,7 @@ export class UpdateRun {
 
   /** Until all of them can take an update. */
   async #lookAt(contacts: readonly EngineContact[], untilMs: number): Promise<void> {
-    const leftMs = Math.min(untilMs - clockMs(), this.#leftMs - BEFORE_DEADLINE_MS)
-    const waitMs = Math.max(0, leftMs)
+    const waitMs = Math.max(0, Math.min(untilMs - clockMs(), this.#times.waitMs))
     await Promise.all(contacts.map((one) => one.ready(waitMs, this.#controller.signal)))
   }
 
@@ -426,7 +403,7 @@ export class UpdateRun {
     const { signal } = this.#controller
     if (pause === null || this.#contacts.length === 0) return
     this.#enter('pause')
-    const limitMs = Math.min(pauseMs, Math.max(0, this.#leftMs - BEFORE_DEADLINE_MS))
+    const limitMs = Math.min(pauseMs, this.#times.waitMs)
     await this.#race(Promise.all(this.#contacts.map((one) => one.pause(pause, limitMs, signal))))
   }
 
@@ -444,7 +421,7 @@ export class UpdateRun {
       buffers: version.buffers,
       readings: version.readings,
       openMs: this.#spec.openMs,
-      deadlineMs: this.#deadlineMs,
+      deadlineMs: this.#times.deadlineMs,
     }
     const openingOf = (rank: number) => ({
       address: addresses.get(rank) ?? null,
@@ -475,7 +452,7 @@ export class UpdateRun {
   ): void {
     const { closing } = this.#context
     const map = contact.map(addresses)
-    const seconds = Math.max(0.001, Math.round(this.#leftMs) / 1000)
+    const seconds = Math.max(0.001, Math.round(this.#times.leftMs) / 1000)
     void contact.post(map, this.#spec, seconds, closing, direct).then((result) => {
       team.http(contact.ranks, result)
     })
@@ -517,7 +494,7 @@ export class UpdateRun {
       run: this.#run + 2,
       version,
       contacts: this.#makeContacts(),
-      deadlineMs: this.#deadlineMs,
+      deadlineMs: this.#times.deadlineMs,
       signal: this.#controller.signal,
     })
     if (this.#failure !== null) throw CkptError.from(this.#failure)
@@ -547,49 +524,18 @@ export class UpdateRun {
     this.#record.progress(buckets, this.#planned?.summary.bytesThrough[buckets - 1] ?? 0)
   }
 
-  /** After a failure: until every rank has left or was given up, then what becomes of the engines. */
   async #leave(): Promise<void> {
-    const team = this.#team
-    const { journal, book, closing, pool } = this.#context
-    // a failure that was thrown here did not reach the ranks yet
-    team?.abort(this.#failure as Failure, this.#leaveMs)
-    const stuckMs = Math.min(
-      this.#leaveMs + AFTER_DEADLINE_MS.stuck - AFTER_DEADLINE_MS.left,
-      this.#until(AFTER_DEADLINE_MS.stuck),
-    )
-    if (team !== null) await Promise.race([team.left(), Bun.sleep(stuckMs)])
-    this.#addEngineWords()
-    const callMs = Math.min(ENGINE_CALL_MS.most, this.#until(AFTER_DEADLINE_MS.engines))
-    const within = signalWithin(closing, Math.max(ENGINE_CALL_MS.least, callMs), {
-      code: 'engine_timeout',
-      message: 'the engine did not answer',
+    const weightVersion = this.#spec.weightVersion ?? this.#lease?.version.version ?? null
+    this.#failure = await leave({
+      context: this.#context,
+      updateId: this.#spec.id,
+      weightVersion,
+      failure: this.#failure as Failure,
+      team: this.#team,
+      contacts: this.#contacts,
+      conversations: this.#conversations,
+      times: this.#times,
     })
-    await Promise.all(
-      this.#contacts.map((contact) => {
-        const touched = team?.anySent(contact.ranks) ?? false
-        const finished = touched && (team?.allFinished(contact.ranks) ?? false)
-        const dialect = team?.dialectOf(contact.ranks) ?? null
-        const version = this.#spec.weightVersion ?? this.#lease?.version.version ?? null
-        return contact.fail(this.#spec.id, { touched, finished, version, dialect }, within)
-      }),
-    )
-    await journal.ended((address) => pool.keeps(address))
-    await book.save()
-  }
-
-  /** The HTTP answer of the engine that failed often says more than the end of the connection. */
-  #addEngineWords(): void {
-    const failure = this.#failure as Failure
-    const own = failure.rank === undefined ? undefined : this.#conversations?.contact(failure.rank)
-    const result = own?.result ?? null
-    if (result === null || result.ok) return
-    const words = result.message.trim()
-    if (words === '' || failure.message.includes(words)) return
-    const status = result.status === 0 ? '' : ` ${result.status}`
-    this.#failure = {
-      ...failure,
-      message: `${failure.message}; the engine answered${status}: ${words}`,
-    }
   }
 }
 
