@@ -102,3 +102,10 @@ test('a ring in quarantine that cannot be freed ends its Worker, and a new one t
     quarantinedAfter: RING_BYTES,
   })
 })
+
+test('the communicators of Workers that die end with them', async () => {
+  const program = join(import.meta.dir, 'testing/lost-communicator-program.ts')
+  const child = Bun.spawn([process.execPath, program], { stderr: 'inherit' })
+  const result = JSON.parse(await new Response(child.stdout).text())
+  expect(result).toEqual({ before: 2, freed: 2, died: 2, after: 0 })
+})

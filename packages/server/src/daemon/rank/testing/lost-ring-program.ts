@@ -4,31 +4,15 @@
  * too. Prints what became of that, as JSON.
  */
 import type { Failure } from '@ckpt/core'
-import { type Library, openLibrary, selectDevices, ZmqContext } from '@ckpt/cuda'
+import { openLibrary, selectDevices, ZmqContext } from '@ckpt/cuda'
 import { TestDir } from '../../registry/testing/fixture.ts'
 import { RankTeam } from '../../updates/team.ts'
 import { clockMs } from '../../clock.ts'
 import { RankPool } from '../pool.ts'
+import { freeDeviceMemory } from './guessed-handles.ts'
 import { ABORTED, planInput, RING_BYTES, RUN, SteppedWorker } from './one-rank.ts'
 
-/** A handle is an index and, from this bit on, a generation. */
-const FIRST_GENERATION = 2 ** 18
-const HANDLES_MAX = 4096
 const END_MS = 20_000
-
-/** The process has no device memory but the ring. */
-function freeDeviceMemory(native: Library): number {
-  let freed = 0
-  for (let index = 0; index < HANDLES_MAX; index++) {
-    try {
-      native.memoryFree(FIRST_GENERATION + index)
-      freed++
-    } catch {
-      // another kind of object, or none
-    }
-  }
-  return freed
-}
 
 const dir = new TestDir()
 const { library: options, ranks } = selectDevices('host:1', 1)
