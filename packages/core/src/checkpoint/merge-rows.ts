@@ -1,4 +1,4 @@
-import { CkptError } from '../api/errors.ts'
+import { CkptError, type Phase } from '../api/errors.ts'
 import { DTYPES } from '../safetensors/dtypes.ts'
 
 /** A tensor and where it was found, e.g. a file or `rank 3`. */
@@ -22,9 +22,14 @@ export function mergeRows<Row extends PlacedTensor>(rows: readonly Row[]): Row[]
   for (const row of rows) {
     const held = first.get(row.name)
     if (held === undefined) first.set(row.name, row)
-    else if (!agree(held, row)) throw conflict(held, row)
+    else requireAgreement(held, row, 'register')
   }
   return [...first.values()]
+}
+
+/** @throws CkptError `tensor_conflict`, with both places, when dtype, shape or bytes differ */
+export function requireAgreement(a: PlacedTensor, b: PlacedTensor, phase: Phase): void {
+  if (!agree(a, b)) throw conflict(a, b, phase)
 }
 
 function agree(a: PlacedTensor, b: PlacedTensor): boolean {
@@ -36,9 +41,9 @@ function agree(a: PlacedTensor, b: PlacedTensor): boolean {
   )
 }
 
-function conflict(a: PlacedTensor, b: PlacedTensor): CkptError {
+function conflict(a: PlacedTensor, b: PlacedTensor, phase: Phase): CkptError {
   const message = `tensor '${a.name}' is ${describe(a)}, but ${describe(b)}`
-  return new CkptError('tensor_conflict', message, { phase: 'register', tensor: a.name })
+  return new CkptError('tensor_conflict', message, { phase, tensor: a.name })
 }
 
 function describe({ dtype, shape, bytes, place }: PlacedTensor): string {

@@ -131,5 +131,7 @@ test('two daemons that disagree on a tensor are named', () => {
     { place: 'node 0', layout: of([2, 3]) },
     { place: 'node 1', layout: of([3, 2]) },
   ]
-  expect(() => mergeLayouts(parts)).toThrow("'w' is F32 [2, 3] in node 0, but F32 [3, 2] in node 1")
+  expect(() => mergeLayouts(parts)).toThrow(
+    "'w' is F32 [2, 3] (24 bytes) in node 0, but F32 [3, 2] (24 bytes) in node 1",
+  )
 })

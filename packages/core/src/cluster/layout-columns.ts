@@ -1,6 +1,7 @@
 import { CkptError } from '../api/errors.ts'
 import { assert } from '../checkpoint/assert.ts'
 import type { SourceSpace, TensorTable } from '../checkpoint/table.ts'
+import { SourceMap } from '../plan/source-map.ts'
 import { DTYPES, tensorBytes } from '../safetensors/dtypes.ts'
 
 /** What one daemon holds of a checkpoint: its tensors, and the memory of its owners that they lie in. */
@@ -121,6 +122,7 @@ export function decodeLayout(encoded: Uint8Array): HeldLayout {
   const counts = readCounts(body)
   const columns = new Columns(body, counts)
   const sources = readSources(columns, counts)
+  const maps = sources.map((source) => new SourceMap(source))
   const names = readNames(columns)
   const shapes = readShapes(columns)
   const { tensors } = counts
@@ -131,8 +133,9 @@ export function decodeLayout(encoded: Uint8Array): HeldLayout {
     if (size === null) throw refuse(`tensor ${names[i]} has no size`)
     bytes[i] = size
     const offset = columns.offsets[i] as number
-    const source = sources[columns.owners[i] as number]
-    if (source === undefined || !lies(source, offset, size)) {
+    const map = maps[columns.owners[i] as number]
+    const isOffset = Number.isSafeInteger(offset) && offset >= 0
+    if (map === undefined || !isOffset || !map.holds(offset, offset + size)) {
       throw refuse(`tensor ${names[i]} lies in no buffer of its owner`)
     }
   }
@@ -214,25 +217,6 @@ function readShapes({ dimensions, dimensionCounts }: Columns): number[][] {
   }
   if (at !== dimensions.length) throw refuse('its dimensions are cut')
   return shapes
-}
-
-/** Whether the bytes lie in buffers without a gap. */
-function lies({ starts, bytes }: SourceSpace, offset: number, size: number): boolean {
-  if (!Number.isSafeInteger(offset) || offset < 0) return false
-  if (size === 0) return true
-  let low = 0
-  let high = starts.length - 1
-  while (low < high) {
-    const middle = (low + high + 1) >> 1
-    if ((starts[middle] as number) <= offset) low = middle
-    else high = middle - 1
-  }
-  if (!(offset >= (starts[low] ?? Number.NaN))) return false
-  for (let end = offset; ; low++) {
-    if ((starts[low] ?? Number.NaN) > end || low >= starts.length) return false
-    end = (starts[low] as number) + (bytes[low] as number)
-    if (offset + size <= end) return true
-  }
 }
 
 function refuse(why: string): CkptError {

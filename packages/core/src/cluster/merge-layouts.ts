@@ -1,7 +1,6 @@
-import { CkptError } from '../api/errors.ts'
+import { type PlacedTensor, requireAgreement } from '../checkpoint/merge-rows.ts'
 import { naturalKey } from '../checkpoint/natural-order.ts'
 import type { SourceSpace, TensorTable } from '../checkpoint/table.ts'
-import { DTYPES } from '../safetensors/dtypes.ts'
 import type { HeldLayout } from './layout-columns.ts'
 
 /** A daemon's part of a checkpoint. */
@@ -146,7 +145,7 @@ class Rows {
     const { table } = (this.#parts[part] as LayoutPart).layout
     let from = begin
     if (this.#last !== null && this.#names.at(-1) === table.names[begin]) {
-      this.#requireSame(this.#last, [part, begin])
+      requireAgreement(this.#tensorOf(this.#last), this.#tensorOf([part, begin]), 'gather')
       from++
     }
     if (from === end) return
@@ -163,17 +162,16 @@ class Rows {
     this.#last = [part, end - 1]
   }
 
-  #requireSame(first: readonly [number, number], second: readonly [number, number]): void {
-    const [a, b] = [first, second].map(([part, index]) => {
-      const { place, layout } = this.#parts[part] as LayoutPart
-      const { names, dtypes, shapes } = layout.table
-      const dtype = DTYPES[dtypes[index] as number]?.name
-      const text = `${dtype} [${(shapes[index] as readonly number[]).join(', ')}]`
-      return { name: names[index] as string, text, place }
-    })
-    if (a === undefined || b === undefined || a.text === b.text) return
-    const message = `tensor '${a.name}' is ${a.text} in ${a.place}, but ${b.text} in ${b.place}`
-    throw new CkptError('tensor_conflict', message, { phase: 'gather', tensor: a.name })
+  #tensorOf([part, index]: readonly [number, number]): PlacedTensor {
+    const { place, layout } = this.#parts[part] as LayoutPart
+    const { names, dtypes, shapes, bytes } = layout.table
+    return {
+      name: names[index] as string,
+      dtype: dtypes[index] as number,
+      shape: shapes[index] as readonly number[],
+      bytes: bytes[index] as number,
+      place,
+    }
   }
 
   table(): TensorTable {

@@ -33,6 +33,16 @@ export class SourceMap {
     return buffer >= 0 && end <= this.end(buffer)
   }
 
+  /** Whether all of `[begin, end)` is in buffers, of which one ends where the next begins. */
+  holds(begin: number, end: number): boolean {
+    for (let at = begin; at < end; ) {
+      const buffer = this.find(at)
+      if (buffer < 0) return false
+      at = this.end(buffer)
+    }
+    return true
+  }
+
   /** Whether the NUMA node of any buffer is known. */
   get hasNodes(): boolean {
     return this.space.nodes?.some((node) => node >= 0) ?? false
@@ -49,7 +59,7 @@ export class SourceMap {
   }
 
   private find(offset: number): number {
-    if (this.holds(this.last, offset)) return this.last
+    if (this.isIn(this.last, offset)) return this.last
     let low = 0
     let high = this.space.starts.length
     while (low < high) {
@@ -57,12 +67,12 @@ export class SourceMap {
       if (this.end(middle) <= offset) low = middle + 1
       else high = middle
     }
-    if (!this.holds(low, offset)) return -1
+    if (!this.isIn(low, offset)) return -1
     this.last = low
     return low
   }
 
-  private holds(buffer: number, offset: number): boolean {
+  private isIn(buffer: number, offset: number): boolean {
     const start = this.space.starts[buffer]
     return start !== undefined && start <= offset && offset < this.end(buffer)
   }

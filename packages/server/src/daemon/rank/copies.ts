@@ -3,7 +3,7 @@ import { BUCKET_ALIGNMENT, type SourceSpace } from '@ckpt/core'
 import { BroadcastOrder } from './broadcast-order.ts'
 import type { Collective } from './collective.ts'
 import { BusyIntervals } from './intervals.ts'
-import { type Peer, PROGRESS_COPIED } from './messages.ts'
+import { PROGRESS_COPIED } from './messages.ts'
 import type { HeldPlan } from './plans.ts'
 import type { Ring } from './ring.ts'
 
@@ -83,12 +83,15 @@ export class RingCopies {
   /** Own segments that are in the ring. */
   #copied = 0
   readonly #order: BroadcastOrder | null
+  /** Of every rank that takes part, by its position. */
+  readonly #progress: readonly Int32Array[]
 
   constructor(target: CopyTarget) {
     this.#target = target
     const told = target.collective?.told ?? null
-    const progress = told?.peers.map((peer) => new Int32Array(peer.progress)) ?? []
-    const copied = (root: number) => Atomics.load(progress[root] as Int32Array, PROGRESS_COPIED)
+    this.#progress = told?.peers.map(({ progress }) => new Int32Array(progress)) ?? []
+    const copied = (root: number) =>
+      Atomics.load(this.#progress[root] as Int32Array, PROGRESS_COPIED)
     this.#order = told === null ? null : new BroadcastOrder(copied)
   }
 
@@ -237,8 +240,8 @@ export class RingCopies {
     const { library, collective } = this.#target
     if (!collective?.told) return
     const { member, peers } = collective.told
-    const own = peers[member] as Peer
-    Atomics.store(new Int32Array(own.progress), PROGRESS_COPIED, this.#copied)
-    for (const peer of peers) if (peer !== own) library.signalRaise(peer.signal, 0)
+    Atomics.store(this.#progress[member] as Int32Array, PROGRESS_COPIED, this.#copied)
+    for (const [at, { signal }] of peers.entries())
+      if (at !== member) library.signalRaise(signal, 0)
   }
 }

@@ -41,7 +41,7 @@ export class Communicators {
     const links = this.#kept?.links ?? []
     this.#kept = null
     for (const link of links) {
-      // one that has died has none
+      // of one that has died its link ends it
       if (link.dead === null) link.request({ type: 'communicator_drop' }).catch(() => {})
     }
   }
