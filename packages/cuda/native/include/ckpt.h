@@ -293,7 +293,7 @@ CKPT_API int32_t ckpt_group_destroy(uint32_t group);
 /* 128 bytes that one rank makes and every other one gets. sharers: most members that will have the same device. */
 CKPT_API int32_t ckpt_communicator_id(uint32_t sharers, uint8_t* id_p);
 /* Each member calls it once, on a thread of its own: returns when all have come. sharers: how many members have this device, which
- * must all have room on it at once. CKPT_ERR_ABORTED, CKPT_ERR_TIMEOUT. Holds device memory (NCCL: some hundred MiB). */
+ * must all have room on it at once. CKPT_ERR_ABORTED, CKPT_ERR_TIMEOUT. Holds device memory (NCCL: about a GiB). */
 CKPT_API int32_t ckpt_communicator_create(const uint8_t* id, uint32_t device, uint32_t members, uint32_t member, uint32_t sharers, uint32_t signal, uint32_t timeout_ms, uint32_t* communicator_p);
 /* Every member calls it in the same order with the same root, offset and bytes; the call enqueues on its stream: the root's bytes of
  * [offset, offset + bytes) come to the same place of each member's memory. A member's broadcast completes when its own bytes are
