@@ -48,6 +48,8 @@ export interface VersionLease {
    * 0 for a version that was complete before.
    */
   readonly complete: Promise<number>
+  /** Whether its in-place files are what they were: throws `file_changed` with a file's name; null: it has none. */
+  readonly check: (() => Promise<void>) | null
   /** `succeeded`: older versions of the name are dropped now. */
   release(succeeded: boolean): void
 }

@@ -28,6 +28,8 @@ export interface Collective {
   broadcast(root: number, offset: number, bytes: number): void
   /** Other ranks that are told when this one's bytes are in its ring; null: what waits for bytes waits where it disturbs nobody. */
   readonly told: Told | null
+  /** A broadcast waits on the device, and a call costs something beside its bytes: they are joined, and no ring is freed meanwhile. */
+  readonly isCommunicator: boolean
   /** Ends whatever waits for another rank. False: not in time, its streams may still run. Blocks. */
   abort(): boolean
 }
@@ -42,11 +44,10 @@ export interface Told {
 /** Null: the rank is alone. */
 export function makeCollective(
   host: RunHost,
-  { collective, ranks, openMs, deadlineMs }: OpenOptions,
+  { collective, ranks, member, openMs, deadlineMs }: OpenOptions,
   ring: Ring,
 ): Collective | null {
   if (collective === null) return null
-  const member = ranks.indexOf(host.rank.rank)
   if (collective.type === 'copies') return new Copies(host, collective.group, member, ring)
   const untilMs = Math.min(deadlineMs, clockMs() + openMs)
   const meeting = { ...collective, member, members: ranks.length, deadlineMs: untilMs }
@@ -56,6 +57,7 @@ export function makeCollective(
 /** Copies between the rings of one process. */
 class Copies implements Collective {
   readonly told = null
+  readonly isCommunicator = false
   readonly #host: RunHost
   readonly #group: Handle
   readonly #member: number
@@ -82,16 +84,17 @@ class Copies implements Collective {
   }
 }
 
-/** NCCL, with the communicator that the rank keeps. */
+/** NCCL, or UCX on the host library, with the communicator that the rank keeps. */
 class Communicator implements Collective {
-  readonly told: Told
+  readonly told: Told | null
+  readonly isCommunicator = true
   readonly #host: RunHost
   readonly #meeting: Meeting
   readonly #ring: Ring
   #handle: Handle = 0
 
-  constructor(host: RunHost, meeting: Meeting, peers: readonly Peer[], ring: Ring) {
-    this.told = { member: meeting.member, peers }
+  constructor(host: RunHost, meeting: Meeting, peers: readonly Peer[] | null, ring: Ring) {
+    this.told = peers === null ? null : { member: meeting.member, peers }
     this.#host = host
     this.#meeting = meeting
     this.#ring = ring

@@ -151,15 +151,16 @@ export class RingCopies {
     const last = this.#broadcast
     const gap = last === null ? -1 : offset - last.end
     const neighbours = last !== null && last.root === root && gap >= 0 && gap < BUCKET_ALIGNMENT
+    const joins = this.#target.collective?.isCommunicator ?? false
     // a copy from ring to ring costs nothing beside its bytes
-    if (this.#order !== null && neighbours && end - last.offset <= BROADCAST_BYTES_MAX) {
+    if (joins && neighbours && end - last.offset <= BROADCAST_BYTES_MAX) {
       last.end = end
       last.segments++
       return
     }
     this.#flushBroadcast()
     this.#broadcast = { root, offset, end, segments: 1 }
-    if (this.#order === null) this.#flushBroadcast()
+    if (!joins) this.#flushBroadcast()
   }
 
   #flushBroadcast(): void {

@@ -12,6 +12,7 @@ import {
 import { log } from '../log.ts'
 import type { LibraryOptions, RankInfo } from '../types.ts'
 import { isIdleWithin } from './device-work.ts'
+import type { RankHandle, RankListener } from './handle.ts'
 import type {
   MemoryAnswer,
   RankAnswers,
@@ -38,9 +39,6 @@ interface RunningHere {
   readonly listener: RankListener
 }
 
-/** What a rank Worker tells the run that uses it. */
-export type RankListener = (event: RankEvent, rank: RankInfo) => void
-
 /** Is told what concerns the daemon also while no update uses the rank. */
 export interface RankWatcher {
   /** Why the Worker died. */
@@ -51,9 +49,10 @@ export interface RankWatcher {
 
 const NOBODY: RankWatcher = { dead: () => {}, left: () => {} }
 
-/** The main thread's end of one rank Worker. Nothing here blocks. */
-export class RankLink {
+/** The main thread's end of one rank Worker of this daemon. */
+export class RankLink implements RankHandle {
   readonly rank: RankInfo
+  readonly node = 0
   /** Bytes of rings in quarantine by run. */
   readonly quarantined = new Map<number, number>()
   /** Free and total bytes of the device when the Worker said them last. */
@@ -123,7 +122,6 @@ export class RankLink {
     })
   }
 
-  /** Why this rank cannot be used any more; null while it can. */
   get dead(): Failure | null {
     return this.#dead
   }
@@ -135,7 +133,6 @@ export class RankLink {
     return bytes
   }
 
-  /** Whether an update uses this rank. */
   get busy(): boolean {
     return this.#run !== null
   }
@@ -156,7 +153,6 @@ export class RankLink {
     return this.memory
   }
 
-  /** From now on `listener` gets the events of `run`, until `closed`. A Worker that dies leaves its `ringBytes` behind. */
   listen(run: number, ringBytes: number, listener: RankListener): void {
     this.#run = { run, ringBytes, listener }
   }
@@ -190,12 +186,11 @@ export class RankLink {
     this.#post({ type: 'http', run, ok, status, message }, SIGNAL_HTTP)
   }
 
-  /** What wakes its Worker; 0: it has not started. */
+  /** 0: it has not started. */
   get signal(): Handle {
     return this.#signal
   }
 
-  /** First step of an abort: to be called for every rank of the update before {@link RankLink.abort} is for any. */
   raiseAbort(): void {
     if (this.#dead === null) this.#library.signalRaise(this.#signal, SIGNAL_ABORT)
   }
@@ -205,8 +200,8 @@ export class RankLink {
   }
 
   /**
-   * Resolves when no copy of a run that closed unsettled reads the checkpoint any more. Of a Worker that has died nobody can tell:
-   * then when its thread has ended, which nothing in a native call survives, and what a direct run had enqueued is over.
+   * Of a Worker that has died nobody can tell: then when its thread has ended, which nothing in a native call survives, and what a
+   * direct run had enqueued is over.
    */
   settled(run: number): Promise<void> {
     if (this.#dead !== null) return this.#exited.then(() => this.#idle(run))

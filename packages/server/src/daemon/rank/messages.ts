@@ -57,8 +57,8 @@ export type CollectiveOptions =
       readonly id: string
       /** Ranks that have this one's device. */
       readonly sharers: number
-      /** By position in the update's ranks. */
-      readonly peers: readonly Peer[]
+      /** By position in the update's ranks; null: some are in other processes, which nothing wakes. */
+      readonly peers: readonly Peer[] | null
     }
 
 /** What one rank sees of another, or tells it. */
@@ -73,8 +73,10 @@ export interface Peer {
 export interface OpenOptions extends RunOptions {
   /** A plan that this Worker holds, see the request `plan`. */
   readonly planKey: string
-  /** The ranks of the update, ascending; a rank's position is its member number. */
+  /** The ranks of the update, ascending. */
   readonly ranks: readonly number[]
+  /** This one's position among them: its daemon may number it otherwise. */
+  readonly member: number
   /** Null: the rank is alone. */
   readonly collective: CollectiveOptions | null
   readonly dialect: Dialect | null
@@ -120,8 +122,8 @@ export type RankRequest =
   | { readonly type: 'rehearse'; readonly address: string; readonly stop: SharedArrayBuffer }
   | { readonly type: 'group_create'; readonly members: number }
   | { readonly type: 'group_destroy'; readonly group: number }
-  /** `sharers`: most of its members that have the same device. */
-  | { readonly type: 'communicator_id'; readonly sharers: number }
+  /** `sharers`: most of its members that have the same device; `processes`: how many daemons they belong to. */
+  | { readonly type: 'communicator_id'; readonly sharers: number; readonly processes: number }
   | { readonly type: 'communicator_drop' }
   /** Allocates and exports the ring, joins the group, binds the engine's address. */
   | { readonly type: 'open'; readonly options: OpenOptions }

@@ -1,10 +1,11 @@
 import type { Library } from '@ckpt/cuda'
 import { CkptError } from '@ckpt/core'
 import type { LibraryOptions, RankInfo } from '../types.ts'
+import type { Ranks } from './handle.ts'
 import { RankLink, type RankWatcher } from './link.ts'
 
 /** The rank Workers of the daemon. One that dies is replaced before the next update. */
-export class RankPool {
+export class RankPool implements Ranks {
   readonly #options: LibraryOptions
   readonly #library: Library
   readonly #watcher: RankWatcher | undefined
@@ -57,12 +58,14 @@ export class RankPool {
     return this.#links.reduce((sum, link) => sum + link.quarantinedBytes, this.#lostBytes)
   }
 
-  /** Whether a worker of an engine may still wait at this address. */
   keeps(address: string): boolean {
     return this.#links.some((link) => link.kept.has(address))
   }
 
-  /** The links of these ranks, each with a living Worker. */
+  all(): number[] {
+    return this.#links.map(({ rank }) => rank.rank)
+  }
+
   async use(ranks: readonly number[]): Promise<RankLink[]> {
     return Promise.all(
       ranks.map(async (rank) => {
@@ -86,7 +89,6 @@ export class RankPool {
     )
   }
 
-  /** Resolves when no copy of an earlier direct update writes an engine's memory any more, of a Worker that has died neither. */
   async quiet(): Promise<void> {
     await Promise.all([this.#writing, ...this.#links.map((link) => link.quiet())])
   }

@@ -107,6 +107,7 @@ class Rehearsal implements RunHost {
           run: NO_RUN,
           planKey: '',
           ranks: [0],
+          member: 0,
           collective: null,
           address,
           http: false,

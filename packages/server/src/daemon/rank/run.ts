@@ -106,7 +106,7 @@ export class RankRun {
         ranks: options.ranks,
       })
       this.#reads = new SourceReads(library, host.signal, held.order, options.readings)
-      this.#executor = new Executor(held.plan, rank.rank, options.ranks, this.#reads.take())
+      this.#executor = new Executor(held.plan, this.#number, options.ranks, this.#reads.take())
       // what follows, and what the engine does before it has mapped the ring, takes its time
       if (this.#collective === null) this.#turn(() => this.#startCopies())
       this.#shared = this.#ring.share()
@@ -206,6 +206,11 @@ export class RankRun {
     if (this.#collective !== null) this.#startCopies()
   }
 
+  /** Among the ranks of all daemons. */
+  get #number(): number {
+    return this.options.ranks[this.options.member] as number
+  }
+
   #opened(): void {
     this.#host.report(this.options.run, { type: 'opened' })
     // nobody else has to
@@ -220,7 +225,7 @@ export class RankRun {
     this.#woken = false
     this.#aborting()
     // a ring is not freed while a broadcast waits on the device: that would wait for it
-    this.#host.tend(!this.#collective?.told)
+    this.#host.tend(!this.#collective?.isCommunicator)
     for (const message of this.#host.takeMessages()) this.handle(message)
     this.#takeRead()
     this.#takeComplete()

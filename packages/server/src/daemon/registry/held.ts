@@ -205,6 +205,7 @@ class HeldCheckpoints implements Registry {
     return {
       version,
       complete,
+      check: version.files.length === 0 ? null : () => this.check(version),
       release: (succeeded) => {
         if (released) return
         released = true

@@ -1,4 +1,4 @@
-import type { RankLink } from '../rank/link.ts'
+import type { RankHandle } from '../rank/handle.ts'
 import type { RankInfo } from '../types.ts'
 
 /**
@@ -7,7 +7,7 @@ import type { RankInfo } from '../types.ts'
  */
 export class Communicators {
   readonly #idleMs: number
-  #kept: { readonly links: readonly RankLink[]; readonly id: string } | null = null
+  #kept: { readonly links: readonly RankHandle[]; readonly id: string } | null = null
   #idle: ReturnType<typeof setTimeout> | null = null
 
   constructor(idleMs: number) {
@@ -15,7 +15,7 @@ export class Communicators {
   }
 
   /** Its id, hex: the kept one of these ranks, or a new one. @throws CkptError `not_supported` where there is no NCCL */
-  async take(links: readonly RankLink[]): Promise<string> {
+  async take(links: readonly RankHandle[]): Promise<string> {
     this.#wake()
     const kept = this.#kept
     if (kept !== null && isSame(kept.links, links)) return kept.id
@@ -23,7 +23,8 @@ export class Communicators {
     const [first] = links
     if (first === undefined) throw new Error('nobody to meet')
     const sharers = mostSharers(links.map(({ rank }) => rank))
-    const { id } = await first.request({ type: 'communicator_id', sharers })
+    const processes = new Set(links.map(({ node }) => node)).size
+    const { id } = await first.request({ type: 'communicator_id', sharers, processes })
     this.#kept = { links, id }
     return id
   }
@@ -54,15 +55,15 @@ export class Communicators {
 
 /** How many of these ranks have the device of most of them. */
 export function mostSharers(ranks: readonly RankInfo[]): number {
-  return Math.max(...ranks.map(({ device }) => sharersOf(ranks, device)))
+  return Math.max(...ranks.map(({ uuid }) => sharersOf(ranks, uuid)))
 }
 
 /** How many of these ranks have this device. */
-export function sharersOf(ranks: readonly RankInfo[], device: number): number {
-  return ranks.filter((rank) => rank.device === device).length
+export function sharersOf(ranks: readonly RankInfo[], uuid: string): number {
+  return ranks.filter((rank) => rank.uuid === uuid).length
 }
 
 /** A Worker that was replaced is another link. */
-function isSame(some: readonly RankLink[], others: readonly RankLink[]): boolean {
+function isSame(some: readonly RankHandle[], others: readonly RankHandle[]): boolean {
   return some.length === others.length && some.every((link, index) => link === others[index])
 }

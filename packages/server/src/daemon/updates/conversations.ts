@@ -13,7 +13,11 @@ export class UpdateConversations {
   readonly #contacts: readonly EngineContact[]
 
   /** Ranks without an engine have none, unless nobody is contacted: then whoever reads the map starts the workers. */
-  constructor(spec: UpdateSpec, contacts: readonly EngineContact[], sockets: EngineSockets) {
+  constructor(
+    spec: UpdateSpec,
+    contacts: readonly EngineContact[],
+    sockets: Pick<EngineSockets, 'address'>,
+  ) {
     this.#spec = spec
     this.#contacts = contacts
     const contacted = contacts.length > 0

@@ -6,7 +6,7 @@ import {
   type PlacedCopy,
 } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
-import type { RankLink } from '../rank/link.ts'
+import type { RankHandle } from '../rank/handle.ts'
 import type { EngineMapSummary } from '../rank/messages.ts'
 import { engineKey } from './engine-key.ts'
 import type { UpdateQueue } from './queue.ts'
@@ -17,7 +17,7 @@ const WAIT_MS = 5000
 const LOOK_MS = 20
 
 export interface EngineMapHost {
-  readonly links: readonly RankLink[]
+  readonly links: readonly RankHandle[]
   readonly queue: Pick<UpdateQueue, 'runningId'>
 }
 
@@ -57,7 +57,7 @@ export async function engineMap(
 }
 
 async function answerOf(
-  link: RankLink,
+  link: RankHandle,
   request: { type: 'engine_map'; engine: string; tensor: string | null },
   endMs: number,
   late: () => CkptError,
@@ -76,7 +76,11 @@ async function answerOf(
   }
 }
 
-function notNow({ queue }: EngineMapHost, { rank: { rank } }: RankLink, waitMs: number): CkptError {
+function notNow(
+  { queue }: EngineMapHost,
+  { rank: { rank } }: RankHandle,
+  waitMs: number,
+): CkptError {
   const { runningId } = queue
   const why = runningId === null ? 'it is busy' : `update ${runningId} runs`
   const message = `rank ${rank} has not told its map within ${waitMs / 1000} s: ${why}`

@@ -7,7 +7,7 @@ import {
   type TensorTable,
 } from '@ckpt/core'
 import type { PlanSummary } from '../rank/messages.ts'
-import type { RankLink } from '../rank/link.ts'
+import type { RankHandle } from '../rank/handle.ts'
 import type { DaemonOptions, HeldVersion, RankInfo } from '../types.ts'
 import type { RateBook } from './rates.ts'
 import type { UpdateSpec } from './spec.ts'
@@ -53,7 +53,7 @@ export class Planner {
   async plan(
     version: HeldVersion,
     spec: UpdateSpec,
-    links: readonly RankLink[],
+    links: readonly RankHandle[],
   ): Promise<PlannedUpdate> {
     const { mode } = spec
     if (mode === 'direct') throw new Error('a direct update has no ring')
@@ -80,7 +80,7 @@ export class Planner {
    * Makes the plan of an update of all these ranks and pickles its lists, so that the first update finds them made. Does
    * nothing where an update would be refused.
    */
-  async prepare(version: HeldVersion, links: readonly RankLink[]): Promise<void> {
+  async prepare(version: HeldVersion, links: readonly RankHandle[]): Promise<void> {
     const ranks = links.map(({ rank }) => rank.rank)
     const anyEngines = layoutOf(version, ranks, 'auto')
     const freeBytes = await freeShares(links)
@@ -135,7 +135,7 @@ export class Planner {
 /** Has every rank keep what direct updates of this version are planned from. Returns its key. */
 export async function keepLayout(
   { layoutDigest: key, table, sources }: HeldVersion,
-  links: readonly RankLink[],
+  links: readonly RankHandle[],
 ): Promise<string> {
   await Promise.all(
     links.map(async (link) => {
@@ -146,7 +146,7 @@ export async function keepLayout(
   return key
 }
 
-function ranksOf(links: readonly RankLink[]): RankInfo[] {
+function ranksOf(links: readonly RankHandle[]): RankInfo[] {
   return links.map(({ rank }) => rank)
 }
 
@@ -164,7 +164,7 @@ async function planned(
   ranks: readonly number[],
   decided: Decided,
   reason: string,
-  links: readonly RankLink[],
+  links: readonly RankHandle[],
 ): Promise<PlannedUpdate> {
   const { key, input } = plannedInput(version, ranks, decided, links)
   return { key, summary: await planOn(links, { type: 'plan', key, input }), reason }
@@ -178,7 +178,7 @@ function plannedInput(
   version: HeldVersion,
   ranks: readonly number[],
   decided: Decided,
-  links: readonly RankLink[],
+  links: readonly RankHandle[],
 ) {
   const { table, sources, layoutDigest } = version
   const ownerRanks = version.ownerRanks.map((owners) => usable(owners, ranks))
@@ -208,10 +208,10 @@ function usable(ranks: readonly number[], inUpdate: readonly number[]): readonly
 }
 
 /** Ranks that share a device share what is free there. */
-async function freeShares(links: readonly RankLink[]): Promise<FreeBytes> {
+async function freeShares(links: readonly RankHandle[]): Promise<FreeBytes> {
   const memory = await Promise.all(links.map((link) => link.readMemory()))
   return links.map((link, i) => {
-    const sharing = links.filter((other) => other.rank.device === link.rank.device).length
+    const sharing = links.filter((other) => other.rank.uuid === link.rank.uuid).length
     const freeBytes = memory[i]?.freeBytes ?? 0
     return { rank: link.rank.rank, bytes: Math.floor(freeBytes / sharing) }
   })
@@ -227,7 +227,7 @@ function largestOf(table: TensorTable): { name: string; bytes: number } {
 
 /** Every rank makes the plan itself, unless it holds it; all must come to the same. */
 async function planOn(
-  links: readonly RankLink[],
+  links: readonly RankHandle[],
   request: { type: 'plan' | 'prepare'; key: string; input: PlanInput },
 ): Promise<PlanSummary> {
   const summaries = await Promise.all(

@@ -1,7 +1,6 @@
 import type { Library } from '@ckpt/cuda'
-import type { RankPool } from '../rank/pool.ts'
-import type { Registry } from '../registry/registry.ts'
-import type { DaemonOptions } from '../types.ts'
+import type { RankHandle, Ranks } from '../rank/handle.ts'
+import type { DaemonOptions, VersionLease } from '../types.ts'
 import type { Communicators } from './communicators.ts'
 import type { EngineBook } from './engines.ts'
 import type { Journal } from './journal.ts'
@@ -13,15 +12,16 @@ import type { EngineSockets } from './sockets.ts'
 export interface RunContext {
   readonly options: DaemonOptions
   readonly library: Library
-  readonly registry: Registry
-  readonly pool: RankPool
+  /** What an update sends: the newest version of a checkpoint. @throws CkptError as `Registry.lease` */
+  lease(name: string, updateId: string): Promise<VersionLease>
+  readonly pool: Ranks
   readonly book: EngineBook
   readonly journal: Journal
   readonly planner: Planner
   readonly rates: RateBook
-  readonly sockets: EngineSockets
-  /** Null: ranks copy from each other's rings. */
-  readonly communicators: Communicators | null
+  readonly sockets: Pick<EngineSockets, 'address'>
+  /** What these ranks meet by; null: they copy from each other's rings. */
+  communicatorsOf(links: readonly RankHandle[]): Communicators | null
   /** Ends the requests to engines when the daemon closes. */
   readonly closing: AbortSignal
 }

@@ -7,7 +7,7 @@ import {
   type UpdateReport,
 } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
-import type { RankLink } from '../rank/link.ts'
+import type { RankHandle } from '../rank/handle.ts'
 import type { HeldVersion, RankInfo, VersionLease } from '../types.ts'
 import { abortOf, EngineContact } from './contact.ts'
 import { UpdateConversations } from './conversations.ts'
@@ -143,7 +143,7 @@ export class UpdateRun {
   }
 
   async #steps(): Promise<UpdateReport> {
-    const version = this.#gather()
+    const version = await this.#gather()
     const contacts = this.#makeContacts()
     // as long as the plan takes; while files are read an engine need not be there yet
     const ready = this.#reading.goesOn ? Promise.resolve(false) : this.#areReady(contacts)
@@ -265,7 +265,7 @@ export class UpdateRun {
     layoutKey: string,
     prepared: () => Promise<void>,
   ): Promise<void> {
-    const { journal, registry } = this.#context
+    const { journal } = this.#context
     const { buffers, readings } = version
     const conversations = this.#converse()
     const { addresses } = conversations
@@ -276,7 +276,7 @@ export class UpdateRun {
         conversations.direct,
       ),
       journal.conversations(conversations.journalled(version)),
-      ...(version.files.length > 0 ? [registry.check(version)] : []),
+      this.#checkFiles(),
     ]
     // an engine takes a millisecond to say that it is ready
     await this.#race(Promise.all([prepared(), ...opened.map((work) => inPhase('open', work))]))
@@ -307,10 +307,12 @@ export class UpdateRun {
     void this.#context.rates.learn(toldBy({ ranks: this.#ranks, summary, stages, engines }))
   }
 
-  #gather(): HeldVersion {
-    const { registry } = this.#context
+  async #gather(): Promise<HeldVersion> {
     this.#enter('gather')
-    this.#lease = registry.lease(this.#spec.checkpoint)
+    const leased = this.#context.lease(this.#spec.checkpoint, this.#spec.id)
+    // one that comes when the update has failed is not needed
+    leased.then((lease) => this.#failure !== null && lease.release(false)).catch(() => {})
+    this.#lease = await this.#race(leased)
     const { version, complete } = this.#lease
     this.#reading = new VersionReading(this.#context.library, version)
     complete.then(
@@ -318,7 +320,6 @@ export class UpdateRun {
       // no rank can go on
       (error) => this.fail(CkptError.wrap(error).failure),
     )
-    registry.gather(this.#spec.checkpoint)
     return version
   }
 
@@ -337,7 +338,7 @@ export class UpdateRun {
     this.#transferred = () => ({ mode, reason: why, ...sizes, h2dBytes: bytes })
   }
 
-  #makeTeam(links: readonly RankLink[], run: number): RankTeam {
+  #makeTeam(links: readonly RankHandle[], run: number): RankTeam {
     this.#team = new RankTeam(run, links, (failure, rank, connected) =>
       this.#onRankFailure(this.#asMissingDevice(failure, rank, connected)),
     )
@@ -373,7 +374,8 @@ export class UpdateRun {
   }
 
   get #ranks(): RankInfo[] {
-    return this.#context.options.ranks.filter((one) => this.#spec.ranks.includes(one.rank))
+    const ranks = this.#context.pool.links.map(({ rank }) => rank)
+    return ranks.filter((one) => this.#spec.ranks.includes(one.rank))
   }
 
   #makeContacts(): EngineContact[] {
@@ -408,9 +410,9 @@ export class UpdateRun {
   }
 
   async #openRanks(version: HeldVersion): Promise<void> {
-    const { registry, journal } = this.#context
+    const { journal } = this.#context
     this.#enter('open')
-    if (version.files.length > 0) await this.#race(registry.check(version))
+    await this.#race(this.#checkFiles())
     const conversations = this.#converse()
     const { addresses } = conversations
     const team = this.#team as RankTeam
@@ -429,13 +431,18 @@ export class UpdateRun {
       engine: conversations.engineKey(rank),
       dialect: conversations.contact(rank)?.record.dialect ?? null,
     })
-    await this.#race(team.open(opening, openingOf, this.#context.communicators))
+    await this.#race(team.open(opening, openingOf, this.#context.communicatorsOf(team.links)))
     await this.#race(journal.conversations(conversations.journalled(version)))
     team.begin()
     if (this.#contacts.length === 0) this.#record.map(conversations.publishedMap(this.#ranks))
     for (const contact of this.#contacts) this.#post(contact, addresses, team)
     await this.#race(team.reached('opened'))
     team.announce()
+  }
+
+  /** What lies in place must be what it was. */
+  async #checkFiles(): Promise<void> {
+    await this.#lease?.check?.()
   }
 
   #converse(): UpdateConversations {
@@ -459,12 +466,11 @@ export class UpdateRun {
   }
 
   async #transfer(version: HeldVersion): Promise<void> {
-    const { registry } = this.#context
     const team = this.#team as RankTeam
     this.#enter('transfer')
     await this.#race(team.reached('transferred'))
     await this.#race((this.#lease as VersionLease).complete)
-    if (version.files.length > 0) await this.#race(registry.check(version))
+    await this.#race(this.#checkFiles())
     this.#enter('release')
     team.release()
     await this.#race(team.reached('finished'))

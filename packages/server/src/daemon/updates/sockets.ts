@@ -35,13 +35,18 @@ export class EngineSockets {
 
   /** A new address for the worker of this rank. */
   address(rank: number): string {
-    return `ipc://${this.dir}/rank-${rank}-${randomBytes(8).toString('hex')}.sock`
+    return `ipc://${this.dir}/${socketName(rank)}`
   }
 
   async close(): Promise<void> {
     await removeSockets(this.dir)
     if (this.#ours) await rm(this.dir, { recursive: true, force: true })
   }
+}
+
+/** A random one. */
+export function socketName(rank: number): string {
+  return `rank-${rank}-${randomBytes(8).toString('hex')}.sock`
 }
 
 /** Removes the engine sockets that lie in a directory, and nothing else. */

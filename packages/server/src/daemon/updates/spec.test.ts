@@ -1,12 +1,15 @@
 import { expect, test } from 'bun:test'
 import type { ErrorCode, UpdateRequest } from '@ckpt/core'
 import { daemonOptions, failure } from '../registry/testing/fixture.ts'
+import type { RankHandle } from '../rank/handle.ts'
 import { makeSpec } from './spec.ts'
 
 const URL_ = 'http://127.0.0.1:19730/collective_rpc'
 
 function spec(request: UpdateRequest, allowedEngines: readonly string[] | null = null) {
-  return makeSpec('m', request, daemonOptions('/nowhere', { allowedEngines }))
+  const options = daemonOptions('/nowhere', { allowedEngines })
+  const links = options.ranks.map((rank) => ({ rank }) as RankHandle)
+  return makeSpec('m', request, options, { links, all: () => links.map(({ rank }) => rank.rank) })
 }
 
 test('the defaults are those of checkpoint-engine, and nobody is paused', () => {

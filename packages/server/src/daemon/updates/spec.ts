@@ -11,6 +11,7 @@ import {
 import type { EngineKind, PauseMode } from '../../engines/adapter.ts'
 import { parseEngineUrl } from '../../engines/client.ts'
 import { isLoopback } from '../../engines/identity.ts'
+import type { Ranks } from '../rank/handle.ts'
 import type { DaemonOptions } from '../types.ts'
 import { engineKey } from './engine-key.ts'
 
@@ -55,12 +56,10 @@ export function makeSpec(
   checkpoint: string,
   request: UpdateRequest,
   options: DaemonOptions,
+  known: Pick<Ranks, 'all' | 'links'>,
 ): UpdateSpec {
   const mode = request.mode ?? 'auto'
-  if (request.require === 'survivors') {
-    throw new CkptError('not_supported', 'require: survivors is for updates of several hosts')
-  }
-  const ranks = ranksOf(request.ranks ?? [], options)
+  const ranks = ranksOf(request, known)
   const pause = request.pause ?? 'none'
   return {
     id: request.update_id ?? randomUUID(),
@@ -77,15 +76,20 @@ export function makeSpec(
   }
 }
 
-function ranksOf(asked: readonly number[], options: DaemonOptions): number[] {
-  const known = options.ranks.map((one) => one.rank)
+function ranksOf(
+  { ranks: asked = [], require = 'all' }: Pick<UpdateRequest, 'ranks' | 'require'>,
+  ranks: Pick<Ranks, 'all' | 'links'>,
+): number[] {
+  if (asked.length === 0) return ranks.all(require)
+  const known = ranks.links.map(({ rank }) => rank.rank)
   const unknown = asked.find((rank) => !known.includes(rank))
   if (unknown !== undefined) {
+    // one that is lost says so
+    if (require === 'all') ranks.all(require)
     throw new CkptError('bad_request', `there is no rank ${unknown}: ${known.length} ranks exist`)
   }
   requireDistinct('ranks', asked)
-  const ranks = asked.length === 0 ? known : [...asked]
-  return ranks.sort((a, b) => a - b)
+  return [...asked].sort((a, b) => a - b)
 }
 
 function requireDistinct(what: string, ranks: readonly number[]): void {

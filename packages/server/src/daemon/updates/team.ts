@@ -1,12 +1,13 @@
 import type { Dialect, Failure, TimelineRow } from '@ckpt/core'
 import { CkptError } from '@ckpt/core'
 import { gapsBetween } from '../rank/intervals.ts'
-import type { RankLink } from '../rank/link.ts'
+import type { RankHandle } from '../rank/handle.ts'
 import {
   type CollectiveOptions,
   type DirectOpenOptions,
   type OpenAnswer,
   type OpenOptions,
+  type Peer,
   PROGRESS_ACKED,
   PROGRESS_BYTES,
   PROGRESS_LEFT,
@@ -43,7 +44,7 @@ export type DirectTeamOpening = Pick<
 export type FailureListener = (failure: Failure, rank: RankInfo, connected: boolean) => void
 
 interface Member {
-  readonly link: RankLink
+  readonly link: RankHandle
   readonly progress: Int32Array
   /** Resolves when no copy of it reads the checkpoint any more. */
   readonly settled: PromiseWithResolvers<void>
@@ -87,7 +88,7 @@ export class RankTeam {
   #aborted: Failure | null = null
   #opening = false
 
-  constructor(run: number, links: readonly RankLink[], onFailure: FailureListener) {
+  constructor(run: number, links: readonly RankHandle[], onFailure: FailureListener) {
     this.#run = run
     this.#onFailure = onFailure
     this.#members = links.map((link) => ({
@@ -122,27 +123,27 @@ export class RankTeam {
     ofRank: (rank: number) => RankOpening,
     communicators: Communicators | null = null,
   ): Promise<void> {
-    const ranks = this.#members.map(({ link }) => link.rank.rank)
+    const ranks = this.links.map(({ rank }) => rank.rank)
     this.#opening = true
     const collectiveOf = ranks.length > 1 ? await this.#meet(communicators) : () => null
     await this.#openEach(ringBytes, (base, rank) => {
       const collective = collectiveOf(rank)
-      return { type: 'open', options: { ...base, ...team, ...ofRank(rank), ranks, collective } }
+      const member = ranks.indexOf(rank)
+      const options = { ...base, ...team, ...ofRank(rank), ranks, member, collective }
+      return { type: 'open', options }
     })
   }
 
   async #meet(communicators: Communicators | null): Promise<(rank: number) => CollectiveOptions> {
-    const links = this.#members.map(({ link }) => link)
+    const { links } = this
     if (communicators !== null) {
       this.#communicators = communicators
       const id = await communicators.take(links)
       const ranks = links.map(({ rank }) => rank)
-      const deviceOf = new Map(ranks.map(({ rank, device }) => [rank, device]))
-      const peers = this.#members.map(({ link, progress }) => {
-        return { progress: progress.buffer as SharedArrayBuffer, signal: link.signal }
-      })
+      const uuidOf = new Map(ranks.map(({ rank, uuid }) => [rank, uuid]))
+      const peers = links.some(({ node }) => node !== 0) ? null : this.#peers
       return (rank) => {
-        const sharers = sharersOf(ranks, deviceOf.get(rank) as number)
+        const sharers = sharersOf(ranks, uuidOf.get(rank) as string)
         return { type: 'communicator', id, sharers, peers }
       }
     }
@@ -150,6 +151,12 @@ export class RankTeam {
     const { group } = await this.#first.link.request(request)
     this.#group = group
     return () => ({ type: 'copies', group })
+  }
+
+  get #peers(): Peer[] {
+    return this.#members.map(({ link: { signal }, progress }) => {
+      return { progress: progress.buffer as SharedArrayBuffer, signal }
+    })
   }
 
   /** Sockets of every rank; throws as {@link RankTeam.open}. */
@@ -161,6 +168,10 @@ export class RankTeam {
     await this.#openEach(0, (base, rank) => {
       return { type: 'open_direct', options: { ...base, ...team, ...ofRank(rank), http: true } }
     })
+  }
+
+  get links(): RankHandle[] {
+    return this.#members.map(({ link }) => link)
   }
 
   get #first(): Member {
@@ -189,8 +200,8 @@ export class RankTeam {
     await Promise.all(
       this.#members.map(async (member) => {
         const { link, progress } = member
-        link.listen(this.#run, ringBytes, (event) => this.#take(member, event))
         const base = { run: this.#run, progress: progress.buffer as SharedArrayBuffer }
+        link.listen(this.#run, ringBytes, (event) => this.#take(member, event), base.progress)
         try {
           member.memory = await link.request(requestOf(base, link.rank.rank))
         } catch (error) {

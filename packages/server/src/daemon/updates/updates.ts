@@ -18,7 +18,11 @@ import { RankPool } from '../rank/pool.ts'
 import { ranksSpin } from '../rank/spin.ts'
 import { StopFlag } from '../rank/stop-flag.ts'
 import type { Registry } from '../registry/registry.ts'
-import type { DaemonOptions, HeldVersion, RankInfo } from '../types.ts'
+import { Leader } from '../remote/leader.ts'
+import type { LeaderPost } from '../remote/messages.ts'
+import { NodeServer } from '../remote/node-server.ts'
+import type { Ranks } from '../rank/handle.ts'
+import type { DaemonOptions, HeldVersion, RankInfo, VersionLease } from '../types.ts'
 import { Communicators, mostSharers } from './communicators.ts'
 import { engineMap } from './engine-map.ts'
 import { EngineBook } from './engines.ts'
@@ -26,6 +30,7 @@ import { isIdle, Measuring } from './measuring.ts'
 import { Planner } from './plan.ts'
 import { UpdateQueue } from './queue.ts'
 import { RateBook } from './rates.ts'
+import type { RunContext } from './run-context.ts'
 import { recoverFrom } from './recovery.ts'
 import { EngineSockets } from './sockets.ts'
 import { makeSpec } from './spec.ts'
@@ -71,12 +76,31 @@ export interface Updates {
   engineMap(query: EngineMapQuery): Promise<EngineMapAnswer>
   /** Settles when a device is lost: the daemon must then close and exit with status 4. */
   readonly deviceLost: Promise<Failure>
+  /** The other daemons, where this one leads some. */
+  readonly leader: Leader | null
+  /** What its leader's updates use, where this one follows. */
+  readonly node: NodeServer | null
   /** Aborts what runs, releases the engines, ends the rank workers. */
   close(reason: string): Promise<void>
 }
 
-/** Starts the rank Workers. @throws CkptError `native_missing` and what the devices say */
-export async function createUpdates(options: DaemonOptions, registry: Registry): Promise<Updates> {
+/** A daemon's place among several. */
+export type ClusterPlace =
+  | { readonly role: 'leader'; readonly nodes: number }
+  /** `post` tells the leader, while there is one. */
+  | { readonly role: 'follower'; readonly post: (post: LeaderPost) => void }
+
+/**
+ * Starts the rank Workers.
+ *
+ * @param place null: the daemon is alone
+ * @throws CkptError `native_missing` and what the devices say
+ */
+export async function createUpdates(
+  options: DaemonOptions,
+  registry: Registry,
+  place: ClusterPlace | null = null,
+): Promise<Updates> {
   const sockets = await EngineSockets.open(options.stateDir)
   const { journal, left } = await Journal.open(options.stateDir, sockets.dir)
   const rates = await RateBook.open(options.stateDir, options.library.kind, options.broadcast)
@@ -94,7 +118,7 @@ export async function createUpdates(options: DaemonOptions, registry: Registry):
   const pool = await RankPool.start(options.library, library, options.ranks, watcher, spins)
   const deviceLost = lost.promise
   const held = { options, library, registry, sockets, journal, left, rates, pool }
-  return new DaemonUpdates({ ...held, spins, deviceLost, failed })
+  return new DaemonUpdates({ ...held, spins, deviceLost, failed, place })
 }
 
 /** @throws CkptError `not_supported` */
@@ -119,13 +143,29 @@ interface Parts {
   /** Whether ranks do. */
   readonly spins: boolean
   readonly deviceLost: Promise<Failure>
+  readonly place: ClusterPlace | null
   /** To be told of whatever fails on a rank: resolves {@link deviceLost} where that is why. */
   failed(failure: Failure): void
 }
 
+function leaderOf({ place, registry, pool, sockets }: Parts): Leader | null {
+  if (place?.role !== 'leader') return null
+  const address = (rank: number) => sockets.address(rank)
+  return new Leader({ registry, pool, address, nodes: place.nodes })
+}
+
+async function leaseOf(registry: Registry, name: string): Promise<VersionLease> {
+  const lease = registry.lease(name)
+  registry.gather(name)
+  return lease
+}
+
 class DaemonUpdates implements Updates {
   readonly deviceLost: Promise<Failure>
+  readonly leader: Leader | null
+  readonly node: NodeServer | null
   readonly #parts: Parts
+  readonly #ranks: Ranks
   readonly #book: EngineBook
   readonly #planner: Planner
   readonly #queue: UpdateQueue
@@ -143,15 +183,9 @@ class DaemonUpdates implements Updates {
     this.#planner = new Planner(parts.options, parts.rates)
     const { pool, rates, failed } = parts
     this.deviceLost = parts.deviceLost
-    const { broadcast, idleCommunicatorMs } = parts.options
-    const context = {
-      ...parts,
-      book: this.#book,
-      planner: this.#planner,
-      communicators: broadcast === 'nccl' ? new Communicators(idleCommunicatorMs) : null,
-      closing: this.#closing.signal,
-    }
-    this.#queue = new UpdateQueue(context, (failure) => {
+    this.leader = leaderOf(parts)
+    this.#ranks = this.leader?.ranks ?? pool
+    this.#queue = new UpdateQueue(this.#context(), (failure) => {
       if (failure) failed(failure)
       this.#measuring.restart()
     })
@@ -163,6 +197,35 @@ class DaemonUpdates implements Updates {
       measured: () => this.#preparePlan(),
       failed,
     })
+    this.node = this.#nodeServer()
+  }
+
+  #context(): RunContext {
+    const { options, library, registry, rates, journal, sockets } = this.#parts
+    const communicators = new Communicators(options.idleCommunicatorMs)
+    const { leader } = this
+    return {
+      options,
+      library,
+      rates,
+      journal,
+      book: this.#book,
+      planner: this.#planner,
+      pool: this.#ranks,
+      sockets: leader?.ranks ?? sockets,
+      lease: (name, updateId) =>
+        leader === null ? leaseOf(registry, name) : leader.versions.lease(name, updateId),
+      communicatorsOf: (links) =>
+        options.broadcast === 'nccl' || links.some(({ node }) => node !== 0) ? communicators : null,
+      closing: this.#closing.signal,
+    }
+  }
+
+  #nodeServer(): NodeServer | null {
+    const { place, registry, pool, journal, sockets } = this.#parts
+    if (place?.role !== 'follower') return null
+    const busy = (now: boolean) => (now ? this.#measuring.pause() : this.#measuring.restart())
+    return new NodeServer({ registry, pool, journal, socketDir: sockets.dir, busy }, place.post)
   }
 
   begin(): void {
@@ -198,9 +261,10 @@ class DaemonUpdates implements Updates {
 
   start(name: string, request: UpdateRequest): UpdateHandle {
     const { options, registry } = this.#parts
-    const spec = makeSpec(name, request, options)
+    if (this.node !== null) throw new CkptError('not_supported', 'this daemon follows another one')
+    const spec = makeSpec(name, request, options, this.#ranks)
     // says now what is wrong with the checkpoint; the version is chosen when its turn comes
-    registry.lease(name).release(false)
+    if (this.leader === null) registry.lease(name).release(false)
     this.#rehearsal.stop()
     this.#measuring.pause()
     const record = this.#queue.add(spec, request.if_busy)
@@ -226,6 +290,8 @@ class DaemonUpdates implements Updates {
   #preparePlan(): void {
     const { links } = this.#parts.pool
     if (this.#prepared === null || this.#queue.runningId !== null) return
+    // of one of several daemons it is a part of a checkpoint
+    if (this.#parts.place !== null) return
     if (links.some(({ dead }) => dead !== null)) return
     // the update tells what is wrong
     this.#planner.prepare(this.#prepared, links).catch(() => {})
@@ -271,9 +337,9 @@ class DaemonUpdates implements Updates {
     }
     return {
       devices: [...devices.values()],
-      ranks: pool.links.map(({ rank: { rank, device, key } }) => ({ rank, device, key })),
+      ranks: this.#ranks.links.map(({ rank: { rank, device, key } }) => ({ rank, device, key })),
       engines: this.#book.status(rates),
-      broadcast: rates.broadcast(pool.links.map(({ rank }) => rank)),
+      broadcast: rates.broadcast(this.#ranks.links.map(({ rank }) => rank)),
       running_update: this.#queue.runningId,
       queued: this.#queue.queued,
       quarantined_bytes: pool.quarantinedBytes,
@@ -281,7 +347,7 @@ class DaemonUpdates implements Updates {
   }
 
   engineMap(query: EngineMapQuery): Promise<EngineMapAnswer> {
-    return engineMap({ links: this.#parts.pool.links, queue: this.#queue }, query)
+    return engineMap({ links: this.#ranks.links, queue: this.#queue }, query)
   }
 
   close(reason: string): Promise<void> {

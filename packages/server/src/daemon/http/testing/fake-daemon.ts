@@ -200,6 +200,8 @@ function fakeUpdates(
     throw new CkptError('update_not_found', `no update ${id}`)
   }
   return {
+    leader: null,
+    node: null,
     async recover() {},
     prepare: (name) => void prepared.push(name),
     begin: () => {},

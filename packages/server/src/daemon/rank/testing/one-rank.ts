@@ -187,6 +187,7 @@ export class OneRank implements RunHost {
         run: RUN,
         planKey: 'plan',
         ranks: Array.from({ length: ranks }, (_, rank) => rank),
+        member: 0,
         collective: this.#group === 0 ? null : { type: 'copies', group: this.#group },
         address: this.#address,
         http,

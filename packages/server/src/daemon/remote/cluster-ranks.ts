@@ -1,0 +1,131 @@
+import { CkptError, type Failure } from '@ckpt/core'
+import type { RankHandle, Ranks } from '../rank/handle.ts'
+import type { RankPool } from '../rank/pool.ts'
+import { socketName } from '../updates/sockets.ts'
+import type { RemoteNode } from './remote-node.ts'
+import type { RemoteRank } from './remote-rank.ts'
+
+/** What the leader knows of a daemon that has come at least once. */
+interface KnownNode {
+  readonly node: RemoteNode
+  readonly rankCount: number
+}
+
+/**
+ * The ranks of all daemons, numbered daemon by daemon; the leader's own come first. A daemon that is lost keeps its numbers, for as
+ * many ranks as it had.
+ */
+export class ClusterRanks implements Ranks {
+  readonly #local: RankPool
+  readonly #nodeCount: number
+  readonly #ownAddress: (rank: number) => string
+  /** By node rank; of this daemon nothing. */
+  readonly #known: (KnownNode | undefined)[] = []
+
+  constructor(local: RankPool, nodeCount: number, ownAddress: (rank: number) => string) {
+    this.#local = local
+    this.#nodeCount = nodeCount
+    this.#ownAddress = ownAddress
+  }
+
+  /** The other daemons that are there, in order. */
+  get nodes(): readonly RemoteNode[] {
+    return this.#known.flatMap((known) => (known?.node.lost === null ? [known.node] : []))
+  }
+
+  join(node: RemoteNode): void {
+    const before = this.#known[node.node]
+    before?.node.lose({ code: 'node_lost', message: `node ${node.node} has come again` })
+    const rankCount = node.description.ranks.length
+    this.#known[node.node] = { node, rankCount }
+    if (before?.rankCount === rankCount) node.number(this.#firstRank(node.node) as number)
+    else this.#numberFrom(node.node)
+  }
+
+  /** Null: daemons before it have not come yet, so nobody knows. */
+  #firstRank(node: number): number | null {
+    let first = this.#local.links.length
+    for (let before = 1; before < node; before++) {
+      const known = this.#known[before]
+      if (known === undefined) return null
+      first += known.rankCount
+    }
+    return first
+  }
+
+  #numberFrom(node: number): void {
+    for (const known of this.#known.slice(node)) {
+      const first = known === undefined ? null : this.#firstRank(known.node.node)
+      if (first !== null) known?.node.number(first)
+    }
+  }
+
+  lose(node: number, failure: Failure): void {
+    this.#known[node]?.node.lose(failure)
+  }
+
+  get links(): readonly RankHandle[] {
+    return [...this.#local.links, ...this.nodes.flatMap(({ ranks }) => ranks)]
+  }
+
+  all(require: 'all' | 'survivors'): number[] {
+    if (require === 'all') this.#requireAll()
+    return this.links.map(({ rank }) => rank.rank)
+  }
+
+  /** @throws CkptError `node_lost` */
+  #requireAll(): void {
+    const missing: string[] = []
+    for (let node = 1; node < this.#nodeCount; node++) {
+      const lost = this.#known[node]?.node.lost
+      if (lost === undefined) missing.push(`node ${node} has not joined`)
+      else if (lost !== null) missing.push(lost.message)
+    }
+    if (missing.length > 0) throw new CkptError('node_lost', missing.join('; '))
+  }
+
+  async use(ranks: readonly number[]): Promise<RankHandle[]> {
+    const known = new Map(this.links.map((link) => [link.rank.rank, link]))
+    const unknown = ranks.find((rank) => !known.has(rank))
+    if (unknown !== undefined) this.#refuse(unknown)
+    const own = ranks.filter((rank) => known.get(rank)?.node === 0)
+    const used = await Promise.all([
+      this.#local.use(own),
+      ...this.nodes.map((node) => {
+        const wanted = node.ranks.filter(({ rank }) => ranks.includes(rank.rank))
+        return wanted.length === 0 ? ([] as RemoteRank[]) : node.use(wanted)
+      }),
+    ])
+    const links = new Map(used.flat().map((link) => [link.rank.rank, link as RankHandle]))
+    return ranks.map((rank) => links.get(rank) as RankHandle)
+  }
+
+  #refuse(rank: number): never {
+    for (const known of this.#known) {
+      const lost = known?.node.lost ?? null
+      const first = known === undefined ? null : this.#firstRank(known.node.node)
+      if (lost === null || first === null || known === undefined) continue
+      if (rank >= first && rank < first + known.rankCount) throw CkptError.from({ ...lost, rank })
+    }
+    throw new CkptError('bad_request', `there is no rank ${rank}`)
+  }
+
+  async quiet(): Promise<void> {
+    await Promise.all([this.#local.quiet(), ...this.nodes.map((node) => node.ask({ op: 'quiet' }))])
+  }
+
+  /** Other daemons keep their own. */
+  keeps(address: string): boolean {
+    return this.#local.keeps(address)
+  }
+
+  /** A new address for the engine's worker of this rank, at its own daemon. */
+  address(rank: number): string {
+    for (const node of this.nodes) {
+      const own = node.ranks.findIndex((one) => one.rank.rank === rank)
+      if (own === -1) continue
+      return `ipc://${node.description.socketDir}/${socketName(own)}`
+    }
+    return this.#ownAddress(rank)
+  }
+}

@@ -1,0 +1,212 @@
+import { CkptError, layoutDigest, type SourceSpace } from '@ckpt/core'
+import type { HeldLayout } from '@ckpt/core/cluster/layout-columns'
+import { mergeLayouts } from '@ckpt/core/cluster/merge-layouts'
+import type { Registry } from '../registry/registry.ts'
+import type { HeldVersion, VersionLease } from '../types.ts'
+import { type LayoutColumns, LayoutShelf, layoutColumns } from './layouts.ts'
+import type { LeaseAnswer } from './messages.ts'
+import type { RemoteNode } from './remote-node.ts'
+
+/** What one daemon has of a checkpoint. */
+interface Part {
+  /** null: this daemon. */
+  readonly node: RemoteNode | null
+  readonly layout: HeldLayout
+  /** See `LayoutColumns`. */
+  readonly key: string
+  readonly version: string | null
+  /** Global ranks. */
+  readonly ownerRanks: readonly (readonly number[])[]
+}
+
+interface Merged {
+  readonly keys: string
+  readonly table: HeldVersion['table']
+  readonly sources: readonly SourceSpace[]
+  readonly firstOwners: readonly number[]
+  readonly bytes: number
+  readonly layoutDigest: string
+}
+
+type LeasedPart = Part & { readonly answer: LeaseAnswer }
+
+/** Checkpoints of which every daemon has a part. */
+export class ClusterVersions {
+  readonly #registry: Pick<Registry, 'lease' | 'gather'>
+  readonly #nodes: () => readonly RemoteNode[]
+  /** By checkpoint: as it was put together last. */
+  readonly #merged = new Map<string, Merged>()
+  /** By layout key: what daemons have told. */
+  readonly #layouts = new LayoutShelf()
+  /** By table. */
+  readonly #columns = new WeakMap<object, LayoutColumns>()
+  #leases = 0
+
+  constructor(registry: Pick<Registry, 'lease' | 'gather'>, nodes: () => readonly RemoteNode[]) {
+    this.#registry = registry
+    this.#nodes = nodes
+  }
+
+  /** Of a table that was leased, or whose layout the daemons hold. */
+  readonly layoutOf = (table: object): LayoutColumns => {
+    const columns = this.#columns.get(table)
+    if (columns === undefined) throw new Error('nobody has told of this table')
+    return columns
+  }
+
+  /**
+   * The newest version of what every daemon holds of the name, held by each of them until it is released.
+   *
+   * @throws CkptError as `Registry.lease`, `tensor_conflict`, `node_lost`
+   */
+  async lease(name: string, updateId: string): Promise<VersionLease> {
+    const nodes = this.#nodes()
+    const id = ++this.#leases
+    let own: VersionLease | null = null
+    const end = (succeeded: boolean) => {
+      own?.release(succeeded)
+      for (const node of nodes) node.post({ op: 'end_lease', lease: id, succeeded })
+    }
+    try {
+      const asked = Promise.all(nodes.map((node) => this.#ask(node, name, id, updateId)))
+      asked.catch(() => {}) // thrown below
+      const held = this.#own(name)
+      own = held instanceof CkptError ? null : held
+      const theirs = (await asked).filter((part) => part !== null)
+      if (held instanceof CkptError && theirs.length === 0) throw held
+      const parts = [...(own === null ? [] : [this.#ownPart(own.version)]), ...theirs]
+      const version = this.#version(name, own?.version ?? null, parts, id)
+      return leaseOf(version, own, theirs, id, end)
+    } catch (error) {
+      end(false)
+      throw error
+    }
+  }
+
+  /** Why nothing can be used here, where that is no reason to use nothing of the others. */
+  #own(name: string): VersionLease | CkptError {
+    try {
+      const lease = this.#registry.lease(name)
+      this.#registry.gather(name)
+      return lease
+    } catch (error) {
+      const known = CkptError.wrap(error)
+      if (known.code === 'checkpoint_not_found' || known.code === 'checkpoint_empty') return known
+      throw error
+    }
+  }
+
+  async #ask(
+    node: RemoteNode,
+    name: string,
+    lease: number,
+    updateId: string,
+  ): Promise<LeasedPart | null> {
+    const before = node.layouts.get(name)
+    const held = before !== undefined && this.#layouts.get(before) ? before : null
+    const answer = await node.ask({ op: 'lease', name, lease, updateId, held })
+    if (answer === null) return null
+    const { layout: key, columns } = answer
+    const layout = columns === null ? this.#layouts.get(key) : this.#layouts.keep(key, columns)
+    if (layout === undefined) throw new Error('a daemon did not tell its layout')
+    node.layouts.set(name, key)
+    const first = node.ranks[0]?.rank.rank ?? 0
+    const ownerRanks = answer.ownerRanks.map((ranks) => ranks.map((rank) => first + rank))
+    return { node, layout, key, version: answer.version, ownerRanks, answer }
+  }
+
+  #version(
+    name: string,
+    own: HeldVersion | null,
+    parts: readonly Part[],
+    lease: number,
+  ): HeldVersion {
+    const merged = this.#merge(name, parts)
+    for (const node of this.#nodes()) node.part = { lease, firstOwner: 0 }
+    for (const [i, { node }] of parts.entries()) {
+      if (node !== null) node.part = { lease, firstOwner: merged.firstOwners[i] as number }
+    }
+    const [first] = parts
+    const others = merged.sources.slice(own?.sources.length ?? 0)
+    const { table, sources, bytes, layoutDigest: digest } = merged
+    return {
+      name,
+      version: parts.every(({ version }) => version === first?.version)
+        ? (first?.version ?? null)
+        : null,
+      serial: own?.serial ?? 0,
+      table,
+      sources,
+      buffers: [...(own?.buffers ?? []), ...others.map(() => new Uint32Array(0))],
+      readings: [...(own?.readings ?? []), ...others.map(() => null)],
+      ownerRanks: parts.flatMap(({ ownerRanks }) => ownerRanks),
+      bytes,
+      layoutDigest: digest,
+      files: own?.files ?? [],
+    }
+  }
+
+  #merge(name: string, parts: readonly Part[]): Merged {
+    const keys = JSON.stringify(parts.map(({ node, key }) => [node?.node ?? 0, key]))
+    const before = this.#merged.get(name)
+    if (before?.keys === keys) return before
+    const { table, sources, firstOwners } = mergeLayouts(
+      parts.map(({ node, layout }) => ({ place: `node ${node?.node ?? 0}`, layout })),
+    )
+    const merged = {
+      keys,
+      table,
+      sources,
+      firstOwners,
+      bytes: table.bytes.reduce((total, bytes) => total + bytes, 0),
+      layoutDigest: layoutDigest(table, sources),
+    }
+    this.#merged.set(name, merged)
+    this.#columnsOf(table, sources)
+    return merged
+  }
+
+  #ownPart({ table, sources, version, ownerRanks }: HeldVersion): Part {
+    const { key } = this.#columnsOf(table, sources)
+    return { node: null, layout: { table, sources }, key, version, ownerRanks }
+  }
+
+  #columnsOf(table: HeldVersion['table'], sources: readonly SourceSpace[]): LayoutColumns {
+    const columns = this.#columns.get(table) ?? layoutColumns(table, sources)
+    this.#columns.set(table, columns)
+    return columns
+  }
+}
+
+function leaseOf(
+  version: HeldVersion,
+  own: VersionLease | null,
+  theirs: readonly LeasedPart[],
+  lease: number,
+  end: (succeeded: boolean) => void,
+): VersionLease {
+  const nodesOf = (which: (answer: LeaseAnswer) => boolean) =>
+    theirs.flatMap(({ node, answer }) => (node !== null && which(answer) ? [node] : []))
+  const reading = nodesOf((answer) => answer.reading)
+  const inPlace = nodesOf((answer) => answer.inPlace)
+  const ended = reading.map((node) => node.ask({ op: 'complete', lease }))
+  const complete = Promise.all([own?.complete ?? 0, ...ended]).then(([seconds, ...answers]) =>
+    Math.max(seconds, ...answers.map((answer) => answer.seconds)),
+  )
+  complete.catch(() => {}) // whoever waits for it is told
+  const check = async () => {
+    const asked = inPlace.map((node) => node.ask({ op: 'check', lease }))
+    await Promise.all([own?.check?.(), ...asked])
+  }
+  let released = false
+  return {
+    version,
+    complete,
+    check: inPlace.length > 0 || own?.check ? check : null,
+    release(succeeded) {
+      if (released) return
+      released = true
+      end(succeeded)
+    },
+  }
+}

@@ -1,0 +1,40 @@
+import type { Failure } from '@ckpt/core'
+import type { RankPool } from '../rank/pool.ts'
+import type { Registry } from '../registry/registry.ts'
+import { ClusterRanks } from './cluster-ranks.ts'
+import { ClusterVersions } from './cluster-versions.ts'
+import type { LeaderPost, NodeChannel, NodeDescription } from './messages.ts'
+import { RemoteNode } from './remote-node.ts'
+
+export interface LeaderParts {
+  readonly registry: Pick<Registry, 'lease' | 'gather'>
+  readonly pool: RankPool
+  /** Of its own engines' workers. */
+  readonly address: (rank: number) => string
+  /** Daemons, this one included. */
+  readonly nodes: number
+}
+
+/** The other daemons as the leader's updates use them. */
+export class Leader {
+  readonly ranks: ClusterRanks
+  readonly versions: ClusterVersions
+
+  constructor({ registry, pool, address, nodes }: LeaderParts) {
+    this.ranks = new ClusterRanks(pool, nodes, address)
+    this.versions = new ClusterVersions(registry, () => this.ranks.nodes)
+  }
+
+  /** One has come, or come again. */
+  joined(node: number, description: NodeDescription, channel: NodeChannel): void {
+    this.ranks.join(new RemoteNode(node, description, channel, this.versions.layoutOf))
+  }
+
+  lost(node: number, failure: Failure): void {
+    this.ranks.lose(node, failure)
+  }
+
+  take(node: number, post: LeaderPost): void {
+    this.ranks.nodes.find((one) => one.node === node)?.take(post)
+  }
+}

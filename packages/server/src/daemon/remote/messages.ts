@@ -1,0 +1,144 @@
+import type { Failure, PlanInput } from '@ckpt/core'
+import type {
+  DirectOpenOptions,
+  OpenOptions,
+  RankEvent,
+  RankRequest,
+  RunOptions,
+} from '../rank/messages.ts'
+import type { RankInfo } from '../types.ts'
+import type { Packed } from './pack.ts'
+
+/** The way from one daemon to another. What was sent comes in order, or not at all once the other one is lost. */
+export interface NodeChannel {
+  /** @throws CkptError what the other one has thrown; `node_lost`, `leader_lost`, `update_timeout` */
+  request(message: Packed, limitMs: number): Promise<Packed>
+  post(message: Packed): void
+}
+
+/** Of a request that takes as long as an update does: the update has a deadline of its own. */
+export const UPDATE_LIMIT_MS = 86_400_000
+/** Of one that is answered at once, or when a rank that is busy has come to it. */
+export const CALL_LIMIT_MS = 60_000
+
+/** What a run's options have that only its own daemon knows: its memory, its clock. */
+type Remote<T extends RunOptions> = Omit<
+  T,
+  'buffers' | 'readings' | 'progress' | 'deadlineMs' | 'collective'
+> & {
+  /** Until the update must have ended. */
+  readonly leftMs: number
+  /** Of this update, see the request `lease`. */
+  readonly lease: number
+  /** Owners of the checkpoint, all daemons' together, and the first one of this daemon. */
+  readonly owners: number
+  readonly firstOwner: number
+}
+export type RemoteOpen = Remote<OpenOptions> & {
+  /** Of a communicator among all ranks; null: the rank is alone. */
+  readonly collective: { readonly id: string; readonly sharers: number } | null
+}
+export type RemoteDirectOpen = Remote<DirectOpenOptions>
+
+/** A plan's input with its layout by key, see the request `layout`. */
+export type RemotePlanInput = Omit<PlanInput, 'table' | 'sources'> & { readonly layout: string }
+
+/** A {@link RankRequest} to a rank of another daemon. */
+export type RemoteRankRequest =
+  | Extract<
+      RankRequest,
+      { type: 'memory' | 'communicator_drop' | 'engine_map' | 'communicator_id' }
+    >
+  | { readonly type: 'plan'; readonly key: string; readonly input: RemotePlanInput | null }
+  /** `layout`: see the request of that name; null: whether the rank holds it is asked. */
+  | { readonly type: 'layout'; readonly key: string; readonly layout: string | null }
+  | { readonly type: 'open'; readonly options: RemoteOpen }
+  | { readonly type: 'open_direct'; readonly options: RemoteDirectOpen }
+
+/** What the leader asks another daemon. */
+export type NodeRequest =
+  /** Holds the newest version of a checkpoint for an update. `held`: the layout of it that the leader has. */
+  | {
+      readonly op: 'lease'
+      readonly name: string
+      readonly lease: number
+      readonly updateId: string
+      readonly held: string | null
+    }
+  /** Answered when its files have been read. */
+  | { readonly op: 'complete'; readonly lease: number }
+  /** Whether its files in place are what they were. */
+  | { readonly op: 'check'; readonly lease: number }
+  /** Keeps a layout of all daemons. Without columns it asks whether that is held. */
+  | { readonly op: 'layout'; readonly layout: string; readonly columns: Uint8Array | null }
+  /** Workers that have died are replaced. Ranks are numbered as that daemon numbers them, here and everywhere. */
+  | { readonly op: 'use'; readonly ranks: readonly number[] }
+  /** Answered when nothing writes an engine's memory any more. */
+  | { readonly op: 'quiet' }
+  | { readonly op: 'rank'; readonly rank: number; readonly request: RemoteRankRequest }
+
+export interface NodeAnswers {
+  /** null: nothing of that name is held. */
+  lease: LeaseAnswer | null
+  complete: { readonly seconds: number }
+  check: null
+  layout: { readonly held: boolean }
+  use: { readonly workers: readonly number[] }
+  quiet: null
+}
+
+export interface LeaseAnswer {
+  readonly version: string | null
+  readonly layout: string
+  /** Of `encodeLayout`; null: the leader has it. */
+  readonly columns: Uint8Array | null
+  /** Per owner: the ranks that copy from it. */
+  readonly ownerRanks: readonly (readonly number[])[]
+  /** Its files are still being read. */
+  readonly reading: boolean
+  readonly inPlace: boolean
+}
+
+/** What the leader tells a rank of another daemon in a run, see `RankMessage`. */
+export type RemoteTell =
+  | { readonly type: 'begin' | 'announce' | 'copy' | 'release' | 'raise_abort' }
+  | { readonly type: 'leave'; readonly reason: string; readonly leaveMs: number }
+  | { readonly type: 'abort'; readonly failure: Failure; readonly leaveMs: number }
+  | {
+      readonly type: 'http'
+      readonly ok: boolean
+      readonly status: number
+      readonly message: string
+    }
+
+export type NodePost =
+  | { readonly op: 'tell'; readonly rank: number; readonly run: number; readonly tell: RemoteTell }
+  | { readonly op: 'end_lease'; readonly lease: number; readonly succeeded: boolean }
+
+/** What a daemon tells the leader. */
+export type LeaderPost =
+  | {
+      readonly op: 'event'
+      readonly rank: number
+      readonly run: number
+      readonly event: RankEvent
+      /** See `RunOptions.progress`. */
+      readonly progress: Int32Array
+      /** The sender's clock. */
+      readonly nowMs: number
+    }
+  | {
+      readonly op: 'progress'
+      readonly rank: number
+      readonly run: number
+      readonly progress: Int32Array
+    }
+  | { readonly op: 'settled'; readonly rank: number; readonly run: number }
+
+/** What a daemon tells of itself when it comes. */
+export interface NodeDescription {
+  /** Its own: numbered from 0. */
+  readonly ranks: readonly RankInfo[]
+  /** Where the sockets of its engines' workers lie. */
+  readonly socketDir: string
+}

@@ -1,0 +1,81 @@
+import { CkptError } from '@ckpt/core'
+import type { Registry } from '../registry/registry.ts'
+import type { HeldVersion, VersionLease } from '../types.ts'
+import { type LayoutColumns, layoutColumns } from './layouts.ts'
+import type { LeaseAnswer, NodeRequest } from './messages.ts'
+
+interface HeldLease {
+  /** null: nothing of its checkpoint is here. */
+  readonly lease: VersionLease | null
+  readonly updateId: string
+}
+
+/** What of this daemon's memory the leader's updates use. */
+export class NodeLeases {
+  readonly #registry: Pick<Registry, 'lease' | 'gather'>
+  readonly #busy: (busy: boolean) => void
+  readonly #held = new Map<number, HeldLease>()
+  /** A version is told of again and again. */
+  readonly #columns = new WeakMap<HeldVersion, LayoutColumns>()
+
+  constructor(registry: Pick<Registry, 'lease' | 'gather'>, busy: (busy: boolean) => void) {
+    this.#registry = registry
+    this.#busy = busy
+  }
+
+  /** null: nothing of that name is held. @throws CkptError what is wrong with what is held */
+  take({
+    name,
+    lease: id,
+    updateId,
+    held,
+  }: Extract<NodeRequest, { op: 'lease' }>): LeaseAnswer | null {
+    const lease = this.#lease(name)
+    if (this.#held.size === 0) this.#busy(true)
+    this.#held.get(id)?.lease?.release(false)
+    this.#held.set(id, { lease, updateId })
+    if (lease === null) return null
+    const { version } = lease
+    const columns = this.#columns.get(version) ?? layoutColumns(version.table, version.sources)
+    this.#columns.set(version, columns)
+    return {
+      version: version.version,
+      layout: columns.key,
+      columns: held === columns.key ? null : columns.columns,
+      ownerRanks: version.ownerRanks,
+      reading: version.readings.some((reading) => reading !== null),
+      inPlace: lease.check !== null,
+    }
+  }
+
+  #lease(name: string): VersionLease | null {
+    try {
+      const lease = this.#registry.lease(name)
+      this.#registry.gather(name)
+      return lease
+    } catch (error) {
+      const { code } = CkptError.wrap(error)
+      if (code === 'checkpoint_not_found' || code === 'checkpoint_empty') return null
+      throw error
+    }
+  }
+
+  /** @throws CkptError `internal`: it has ended */
+  of(id: number): HeldLease {
+    const held = this.#held.get(id)
+    if (held === undefined) throw new CkptError('internal', 'the update is over')
+    return held
+  }
+
+  end(id: number, succeeded: boolean): void {
+    const held = this.#held.get(id)
+    if (held === undefined) return
+    held.lease?.release(succeeded)
+    this.#held.delete(id)
+    if (this.#held.size === 0) this.#busy(false)
+  }
+
+  endAll(): void {
+    for (const id of [...this.#held.keys()]) this.end(id, false)
+  }
+}

@@ -1,0 +1,230 @@
+import { CkptError, type Failure } from '@ckpt/core'
+import { clockMs } from '../clock.ts'
+import type { RankLink } from '../rank/link.ts'
+import {
+  type DirectOpenOptions,
+  type OpenAnswer,
+  type OpenOptions,
+  PROGRESS_BYTES,
+  type RankEvent,
+  type RunOptions,
+} from '../rank/messages.ts'
+import type { HeldVersion } from '../types.ts'
+import type { JournalConversation } from '../updates/journal.ts'
+import type { LeaderPost, RemoteDirectOpen, RemoteOpen, RemoteTell } from './messages.ts'
+import type { NodeLeases } from './node-leases.ts'
+import type { NodeParts } from './node-server.ts'
+
+const PROGRESS_MS = 20
+/** For an engine's worker to leave when the leader is gone. */
+const LEAVE_MS = 10_000
+const CLOSE_MS = 2000
+/** Runs whose rings may still be waited for. */
+const NUMBERS_MAX = 1000
+const IPC = 'ipc://'
+
+/** One rank in one run that the leader drives. */
+interface RunHere {
+  readonly link: RankLink
+  /** Its number here and at the leader. */
+  readonly own: number
+  readonly run: number
+  readonly progress: Int32Array
+  told: Int32Array
+  readonly conversation: JournalConversation | null
+  readonly closed: PromiseWithResolvers<void>
+}
+
+/** The runs of this daemon's ranks that the leader drives. */
+export class NodeRuns {
+  readonly #parts: Pick<NodeParts, 'journal' | 'pool' | 'socketDir'>
+  readonly #leases: NodeLeases
+  readonly #post: (post: LeaderPost) => void
+  readonly #running = new Map<RankLink, RunHere>()
+  /** A leader that was started again counts anew, and the Workers do not know that. */
+  readonly #numbers = new Map<number, number>()
+  #next = 1
+  #timer: ReturnType<typeof setInterval> | null = null
+
+  constructor(
+    parts: Pick<NodeParts, 'journal' | 'pool' | 'socketDir'>,
+    leases: NodeLeases,
+    post: (post: LeaderPost) => void,
+  ) {
+    this.#parts = parts
+    this.#leases = leases
+    this.#post = post
+  }
+
+  open(link: RankLink, options: RemoteOpen): Promise<OpenAnswer> {
+    const { collective, lease, firstOwner, owners, leftMs, ...rest } = options
+    return this.#open(link, options, (base) => {
+      const meeting =
+        collective === null ? null : ({ type: 'communicator', peers: null, ...collective } as const)
+      const opening: OpenOptions = { ...rest, ...base, collective: meeting }
+      return link.request({ type: 'open', options: opening })
+    })
+  }
+
+  openDirect(link: RankLink, options: RemoteDirectOpen): Promise<OpenAnswer> {
+    const { lease, firstOwner, owners, leftMs, ...rest } = options
+    return this.#open(link, options, (base) => {
+      const opening: DirectOpenOptions = { ...rest, ...base }
+      return link.request({ type: 'open_direct', options: opening })
+    })
+  }
+
+  async #open(
+    link: RankLink,
+    options: RemoteOpen | RemoteDirectOpen,
+    request: (
+      base: Pick<RunOptions, 'run' | 'buffers' | 'readings' | 'progress' | 'deadlineMs'>,
+    ) => Promise<OpenAnswer>,
+  ): Promise<OpenAnswer> {
+    const { lease, updateId } = this.#leases.of(options.lease)
+    const version = lease?.version ?? null
+    const running = this.#begin(link, options, updateId, version)
+    const progress = running.progress.buffer as SharedArrayBuffer
+    link.listen(running.own, 0, (event) => this.#take(running, event))
+    try {
+      await this.#journal()
+      const memory = memoryOf(version, options)
+      const deadlineMs = clockMs() + options.leftMs
+      return await request({ run: running.own, ...memory, progress, deadlineMs })
+    } catch (error) {
+      link.unlisten()
+      this.#end(running)
+      throw error
+    }
+  }
+
+  #begin(
+    link: RankLink,
+    { run, address }: RemoteOpen | RemoteDirectOpen,
+    updateId: string,
+    version: HeldVersion | null,
+  ): RunHere {
+    if (this.#running.has(link)) throw new CkptError('internal', 'the rank is in a run already')
+    if (address !== null && !address.startsWith(`${IPC}${this.#parts.socketDir}/`)) {
+      throw new CkptError('bad_request', `${address} is not among this daemon's sockets`)
+    }
+    const rank = link.rank.rank
+    const engine = { dialect: null, engine_url: null, uds: null }
+    const running: RunHere = {
+      link,
+      own: this.#numberOf(run),
+      run,
+      progress: new Int32Array(new SharedArrayBuffer(PROGRESS_BYTES)),
+      told: new Int32Array(PROGRESS_BYTES / 4),
+      conversation:
+        address === null
+          ? null
+          : { address, rank, ...engine, update_id: updateId, version: version?.version ?? null },
+      closed: Promise.withResolvers<void>(),
+    }
+    this.#running.set(link, running)
+    this.#timer ??= setInterval(() => this.#tellProgress(), PROGRESS_MS)
+    return running
+  }
+
+  #numberOf(run: number): number {
+    const known = this.#numbers.get(run)
+    if (known !== undefined) return known
+    const own = this.#next++
+    this.#numbers.set(run, own)
+    const oldest = this.#numbers.keys().next()
+    if (this.#numbers.size > NUMBERS_MAX && !oldest.done) this.#numbers.delete(oldest.value)
+    return own
+  }
+
+  /** The engine's worker can connect from now on. */
+  #journal(): Promise<void> {
+    const conversations = [...this.#running.values()].flatMap(
+      ({ conversation }) => conversation ?? [],
+    )
+    return this.#parts.journal.conversations(conversations)
+  }
+
+  tell(link: RankLink, run: number, tell: RemoteTell): void {
+    const own = this.#numbers.get(run)
+    if (own === undefined) return
+    switch (tell.type) {
+      case 'begin':
+        return link.begin(own)
+      case 'announce':
+        return link.announce(own)
+      case 'copy':
+        return link.copy(own)
+      case 'release':
+        return link.release(own)
+      case 'raise_abort':
+        if (this.#running.get(link)?.own === own) link.raiseAbort()
+        return
+      case 'leave':
+        return link.leave(own, tell.reason, tell.leaveMs)
+      case 'abort':
+        return link.abort(own, tell.failure, tell.leaveMs)
+      case 'http':
+        return link.http(own, tell)
+    }
+  }
+
+  #take(running: RunHere, event: RankEvent): void {
+    const { link, own, run, progress } = running
+    const rank = link.rank.rank
+    // the leader cannot use handles of this process
+    const told = event.type === 'begun' ? { ...event, streams: [] } : event
+    running.told = progress.slice()
+    this.#post({ op: 'event', rank, run, event: told, progress: running.told, nowMs: clockMs() })
+    if (event.type !== 'closed') return
+    if (!event.settled) {
+      void link.settled(own).then(() => this.#post({ op: 'settled', rank, run }))
+    }
+    this.#end(running)
+  }
+
+  #end(running: RunHere): void {
+    this.#running.delete(running.link)
+    running.closed.resolve()
+    if (this.#running.size > 0) return
+    if (this.#timer !== null) clearInterval(this.#timer)
+    this.#timer = null
+    const { journal, pool } = this.#parts
+    journal.ended((address) => pool.keeps(address)).catch(() => {})
+  }
+
+  #tellProgress(): void {
+    for (const running of this.#running.values()) {
+      const { link, run, progress, told } = running
+      if (progress.every((value, i) => value === told[i])) continue
+      running.told = progress.slice()
+      this.#post({ op: 'progress', rank: link.rank.rank, run, progress: running.told })
+    }
+  }
+
+  /** Resolves when every run has closed, or was given up. */
+  async endAll(failure: Failure): Promise<void> {
+    const all = [...this.#running.values()]
+    for (const { link } of all) link.raiseAbort()
+    for (const { link, own } of all) link.abort(own, failure, LEAVE_MS)
+    const closed = Promise.all(all.map((one) => one.closed.promise))
+    await Promise.race([closed, Bun.sleep(LEAVE_MS + CLOSE_MS)])
+    this.#numbers.clear()
+    // nobody else would: a communicator is of no use without its other ranks
+    for (const { link } of all) link.request({ type: 'communicator_drop' }).catch(() => {})
+  }
+}
+
+/** Of each owner of all daemons: what of it lies here. */
+function memoryOf(
+  version: HeldVersion | null,
+  { owners, firstOwner }: { readonly owners: number; readonly firstOwner: number },
+): Pick<RunOptions, 'buffers' | 'readings'> {
+  const buffers = Array.from({ length: owners }, () => new Uint32Array(0))
+  const readings: RunOptions['readings'][number][] = buffers.map(() => null)
+  for (const [i, own] of (version?.buffers ?? []).entries()) {
+    buffers[firstOwner + i] = own as Uint32Array<ArrayBuffer>
+    readings[firstOwner + i] = version?.readings[i] ?? null
+  }
+  return { buffers, readings }
+}

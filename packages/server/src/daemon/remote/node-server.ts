@@ -1,0 +1,143 @@
+import { CkptError, type Failure } from '@ckpt/core'
+import { clockMs } from '../clock.ts'
+import { log } from '../log.ts'
+import type { RankPool } from '../rank/pool.ts'
+import type { RankLink } from '../rank/link.ts'
+import type { Registry } from '../registry/registry.ts'
+import type { RankInfo } from '../types.ts'
+import type { Journal } from '../updates/journal.ts'
+import { LayoutShelf } from './layouts.ts'
+import { NodeLeases } from './node-leases.ts'
+import { NodeRuns } from './node-runs.ts'
+import type {
+  LeaderPost,
+  NodeAnswers,
+  NodePost,
+  NodeRequest,
+  RemoteRankRequest,
+} from './messages.ts'
+
+/** What a daemon serves its leader with. */
+export interface NodeParts {
+  readonly registry: Pick<Registry, 'lease' | 'gather'>
+  readonly pool: RankPool
+  readonly journal: Journal
+  readonly socketDir: string
+  /** Is told while the leader uses the ranks, that nothing else may. */
+  readonly busy: (busy: boolean) => void
+}
+
+/** A daemon's part in the updates that its leader drives. */
+export class NodeServer {
+  readonly #parts: NodeParts
+  readonly #layouts = new LayoutShelf()
+  readonly #leases: NodeLeases
+  readonly #runs: NodeRuns
+  /** Tells Workers that were replaced from those of before. */
+  readonly #workers = new WeakMap<RankLink, number>()
+  #workerCount = 0
+
+  /** @param post tells the leader, while there is one */
+  constructor(parts: NodeParts, post: (post: LeaderPost) => void) {
+    this.#parts = parts
+    this.#leases = new NodeLeases(parts.registry, parts.busy)
+    this.#runs = new NodeRuns(parts, this.#leases, post)
+  }
+
+  /** @throws CkptError why not */
+  async answer(request: NodeRequest): Promise<NodeAnswers[keyof NodeAnswers] | unknown> {
+    switch (request.op) {
+      case 'lease':
+        return this.#leases.take(request)
+      case 'complete':
+        return { seconds: (await this.#leases.of(request.lease).lease?.complete) ?? 0 }
+      case 'check':
+        await this.#leases.of(request.lease).lease?.check?.()
+        return null
+      case 'layout': {
+        const { layout, columns } = request
+        if (columns !== null) this.#layouts.keep(layout, columns)
+        return { held: this.#layouts.get(layout) !== undefined }
+      }
+      case 'use': {
+        const links = await this.#parts.pool.use(request.ranks)
+        return { workers: links.map((link) => this.#numberOf(link)) }
+      }
+      case 'quiet':
+        await this.#parts.pool.quiet()
+        return null
+      case 'rank':
+        return this.#ofRank(this.#link(request.rank), request.request)
+      default:
+        throw new CkptError('not_supported', `this daemon does not know '${op(request)}'`)
+    }
+  }
+
+  #numberOf(link: RankLink): number {
+    const number = this.#workers.get(link) ?? this.#workerCount++
+    this.#workers.set(link, number)
+    return number
+  }
+
+  #link(rank: number): RankLink {
+    const link = this.#parts.pool.links.find((one) => one.rank.rank === rank)
+    if (link === undefined) throw new CkptError('bad_request', `there is no rank ${rank}`)
+    return link
+  }
+
+  async #ofRank(link: RankLink, request: RemoteRankRequest): Promise<unknown> {
+    switch (request.type) {
+      case 'plan': {
+        const { type, key, input } = request
+        if (input === null) return link.request({ type, key, input })
+        const { layout, ...rest } = input
+        return link.request({ type, key, input: { ...rest, ...this.#layout(layout) } })
+      }
+      case 'layout': {
+        const { type, key, layout } = request
+        return link.request({ type, key, input: layout === null ? null : this.#layout(layout) })
+      }
+      case 'open':
+        return this.#runs.open(link, request.options)
+      case 'open_direct':
+        return this.#runs.openDirect(link, request.options)
+      case 'memory':
+      case 'communicator_drop':
+      case 'communicator_id':
+      case 'engine_map':
+        return link.request(request)
+      default:
+        throw new CkptError('not_supported', `a rank is not asked for '${op(request)}'`)
+    }
+  }
+
+  #layout(key: string) {
+    const layout = this.#layouts.get(key)
+    if (layout === undefined) throw new Error('the layout is not held')
+    return layout
+  }
+
+  take(post: NodePost): void {
+    if (post.op === 'end_lease') return this.#leases.end(post.lease, post.succeeded)
+    this.#runs.tell(this.#link(post.rank), post.run, post.tell)
+  }
+
+  /** The leader is gone: what it drove ends. Resolves when nothing of it is left. */
+  async lose(failure: Failure): Promise<void> {
+    const began = clockMs()
+    await this.#runs.endAll(failure)
+    this.#leases.endAll()
+    const ms = Math.round(clockMs() - began)
+    log.info('what the leader drove has ended after {ms} ms', { ms })
+  }
+
+  get description(): { ranks: readonly RankInfo[]; socketDir: string } {
+    const ranks = this.#parts.pool.links.map(({ rank }) => rank)
+    return { ranks, socketDir: this.#parts.socketDir }
+  }
+}
+
+function op(request: never): string {
+  const { op: name, type } = request as { op?: unknown; type?: unknown }
+  return String(name ?? type)
+}

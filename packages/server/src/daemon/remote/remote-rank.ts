@@ -1,0 +1,255 @@
+import { CkptError, type Failure } from '@ckpt/core'
+import { clockMs } from '../clock.ts'
+import type { RankHandle, RankListener } from '../rank/handle.ts'
+import type {
+  MemoryAnswer,
+  OpenOptions,
+  RankAnswers,
+  RankEvent,
+  RankRequest,
+  RunOptions,
+} from '../rank/messages.ts'
+import type { RankInfo } from '../types.ts'
+import type { LayoutColumns } from './layouts.ts'
+import type { LeaderPost, NodeRequest, RemoteRankRequest, RemoteTell } from './messages.ts'
+
+/** What an update has of a daemon. */
+export interface NodePart {
+  /** See the request `lease`. */
+  readonly lease: number
+  /** Index of its first owner among all daemons' owners. */
+  readonly firstOwner: number
+}
+
+/** What a rank of another daemon needs of the way there. */
+export interface NodeCalls {
+  readonly node: number
+  /** What the update that runs has of the daemon. */
+  readonly part: NodePart
+  ask(request: NodeRequest): Promise<unknown>
+  tell(rank: number, run: number, tell: RemoteTell): void
+  /** Has the daemon hold a layout. Returns its key. */
+  hold(layout: LayoutColumns): Promise<string>
+}
+
+interface RunningThere {
+  readonly run: number
+  readonly listener: RankListener
+  readonly progress: Int32Array
+}
+
+/** A rank whose Worker another daemon has; the leader's end. */
+export class RemoteRank implements RankHandle {
+  readonly rank: RankInfo
+  readonly node: number
+  readonly signal = 0
+  memory: MemoryAnswer = { freeBytes: 0, totalBytes: 0 }
+  /** As its own daemon numbers it. */
+  readonly #own: number
+  readonly #calls: NodeCalls
+  readonly #layoutOf: (table: object) => LayoutColumns
+  readonly #settling = new Map<number, PromiseWithResolvers<void>>()
+  #run: RunningThere | null = null
+  #dead: Failure | null = null
+
+  /** @param layoutOf the layout of all daemons that has this table */
+  constructor(
+    rank: RankInfo,
+    own: number,
+    calls: NodeCalls,
+    layoutOf: (table: object) => LayoutColumns,
+  ) {
+    this.rank = rank
+    this.node = calls.node
+    this.#own = own
+    this.#calls = calls
+    this.#layoutOf = layoutOf
+  }
+
+  get dead(): Failure | null {
+    return this.#dead
+  }
+
+  get busy(): boolean {
+    return this.#run !== null
+  }
+
+  async request<T extends RankRequest['type']>(
+    request: Extract<RankRequest, { type: T }>,
+  ): Promise<RankAnswers[T]> {
+    if (this.#dead !== null) throw CkptError.from(this.#dead)
+    const told = await this.#translate(request)
+    try {
+      const answer = await this.#calls.ask({ op: 'rank', rank: this.#own, request: told })
+      return answer as RankAnswers[T]
+    } catch (error) {
+      throw this.#named(CkptError.wrap(error).failure)
+    }
+  }
+
+  /** Its daemon tells of its own number. */
+  #named(failure: Failure): CkptError {
+    return CkptError.from({ ...failure, rank: this.rank.rank })
+  }
+
+  async #translate(request: RankRequest): Promise<RemoteRankRequest> {
+    switch (request.type) {
+      case 'memory':
+      case 'communicator_drop':
+      case 'communicator_id':
+      case 'engine_map':
+        return request
+      case 'plan': {
+        const { type, key, input } = request
+        if (input === null) return { type, key, input }
+        const { table, sources: _, rankNodes, ...rest } = input
+        const layout = await this.#calls.hold(this.#layoutOf(table))
+        // ranks that are not in the update have none
+        const nodes = Array.from(rankNodes ?? [], (node) => node ?? -1)
+        return { type, key, input: { ...rest, rankNodes: nodes, layout } }
+      }
+      case 'layout': {
+        const { type, key, input } = request
+        const layout = input === null ? null : await this.#calls.hold(this.#layoutOf(input.table))
+        return { type, key, layout }
+      }
+      case 'open': {
+        const { collective, ...rest } = request.options
+        const options = { ...remote(rest, this.#calls.part), collective: meeting(collective) }
+        return { type: 'open', options }
+      }
+      case 'open_direct':
+        return { type: 'open_direct', options: remote(request.options, this.#calls.part) }
+      default:
+        throw new Error(`a rank of another daemon is not asked for '${request.type}'`)
+    }
+  }
+
+  async readMemory(): Promise<MemoryAnswer> {
+    this.memory = await this.request({ type: 'memory' })
+    return this.memory
+  }
+
+  listen(run: number, _ring: number, listener: RankListener, progress: SharedArrayBuffer): void {
+    this.#run = { run, listener, progress: new Int32Array(progress) }
+  }
+
+  unlisten(): void {
+    this.#run = null
+  }
+
+  begin(run: number): void {
+    this.#tell(run, { type: 'begin' })
+  }
+
+  announce(run: number): void {
+    this.#tell(run, { type: 'announce' })
+  }
+
+  copy(run: number): void {
+    this.#tell(run, { type: 'copy' })
+  }
+
+  leave(run: number, reason: string, leaveMs: number): void {
+    this.#tell(run, { type: 'leave', reason, leaveMs })
+  }
+
+  release(run: number): void {
+    this.#tell(run, { type: 'release' })
+  }
+
+  http(run: number, result: { ok: boolean; status: number; message: string }): void {
+    const { ok, status, message } = result
+    this.#tell(run, { type: 'http', ok, status, message })
+  }
+
+  raiseAbort(): void {
+    if (this.#run !== null) this.#tell(this.#run.run, { type: 'raise_abort' })
+  }
+
+  abort(run: number, failure: Failure, leaveMs: number): void {
+    this.#tell(run, { type: 'abort', failure, leaveMs })
+  }
+
+  /** It reads its own daemon's memory only. */
+  settled(run: number): Promise<void> {
+    if (this.#dead !== null) return Promise.resolve()
+    const waiting = this.#settling.get(run) ?? Promise.withResolvers<void>()
+    this.#settling.set(run, waiting)
+    return waiting.promise
+  }
+
+  #tell(run: number, tell: RemoteTell): void {
+    if (this.#dead === null) this.#calls.tell(this.#own, run, tell)
+  }
+
+  /** What its daemon says of it. */
+  take(post: LeaderPost): void {
+    if (post.op === 'settled') {
+      this.#settling.get(post.run)?.resolve()
+      this.#settling.delete(post.run)
+      return
+    }
+    const current = this.#run
+    if (current?.run !== post.run) return
+    // what it has sent is known before it is told that it has failed
+    for (const [i, value] of post.progress.entries()) Atomics.store(current.progress, i, value)
+    if (post.op === 'progress') return
+    if (post.event.type === 'closed') this.#run = null
+    current.listener(this.#translateEvent(post.event, clockMs() - post.nowMs), this.rank)
+  }
+
+  #translateEvent(event: RankEvent, aheadMs: number): RankEvent {
+    if (event.type === 'failed') {
+      return { ...event, failure: { ...event.failure, rank: this.rank.rank } }
+    }
+    if (event.type !== 'closed') return event
+    const { h2d, broadcast, reload } = event.stages
+    const moved = (spans: Float64Array) => spans.map((ms) => ms + aheadMs)
+    const stages = { h2d: moved(h2d), broadcast: moved(broadcast), reload: moved(reload) }
+    return { ...event, stages }
+  }
+
+  /** Its daemon, or the way there, is gone. */
+  lose(failure: Failure): void {
+    if (this.#dead !== null) return
+    this.#dead = { ...failure, rank: this.rank.rank }
+    for (const { resolve } of this.#settling.values()) resolve()
+    this.#settling.clear()
+    const current = this.#run
+    this.#run = null
+    if (current === null) return
+    current.listener({ type: 'failed', failure: this.#dead, connected: true }, this.rank)
+    current.listener(
+      {
+        type: 'closed',
+        quarantinedBytes: 0,
+        settled: true,
+        bytesPeak: null,
+        bytesAfter: null,
+        turnaroundsMs: new Float64Array(0),
+        stages: { h2d: NONE, broadcast: NONE, reload: NONE },
+      },
+      this.rank,
+    )
+  }
+}
+
+const NONE = new Float64Array(0)
+
+type OwnFields = 'buffers' | 'readings' | 'progress' | 'deadlineMs'
+
+function remote<T extends RunOptions>(
+  options: T,
+  part: NodePart,
+): Omit<T, OwnFields> & NodePart & { leftMs: number; owners: number } {
+  const { buffers, readings: _readings, progress: _progress, deadlineMs, ...rest } = options
+  return { ...rest, ...part, leftMs: deadlineMs - clockMs(), owners: buffers.length }
+}
+
+function meeting(collective: OpenOptions['collective']): { id: string; sharers: number } | null {
+  if (collective === null) return null
+  if (collective.type !== 'communicator') throw new Error('ranks of several daemons copy nothing')
+  const { id, sharers } = collective
+  return { id, sharers }
+}
