@@ -34,6 +34,8 @@ export interface HeldVersion {
    */
   readonly ownerRanks: readonly (readonly number[])[]
   readonly bytes: number
+  /** Ranks of the daemons that hold it, of several; 0: this one, which leads them. */
+  readonly nodes: readonly number[]
   /** Hex digest of names, dtypes, shapes, owners and offsets: equal layouts share plans. */
   readonly layoutDigest: string
   /** Native file handles held in place (to be checked before the first copy and before release). */

@@ -140,6 +140,7 @@ export class ClusterVersions {
       buffers: [...(own?.buffers ?? []), ...others.map(() => new Uint32Array(0))],
       readings: [...(own?.readings ?? []), ...others.map(() => null)],
       ownerRanks: parts.flatMap(({ ownerRanks }) => ownerRanks),
+      nodes: parts.map(({ node }) => node?.node ?? 0),
       bytes,
       layoutDigest: digest,
       files: own?.files ?? [],

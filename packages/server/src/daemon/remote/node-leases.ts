@@ -67,6 +67,10 @@ export class NodeLeases {
     return held
   }
 
+  get any(): boolean {
+    return this.#held.size > 0
+  }
+
   end(id: number, succeeded: boolean): void {
     const held = this.#held.get(id)
     if (held === undefined) return

@@ -202,6 +202,10 @@ export class NodeRuns {
     }
   }
 
+  get any(): boolean {
+    return this.#running.size > 0
+  }
+
   /** Resolves when every run has closed, or was given up. */
   async endAll(failure: Failure): Promise<void> {
     const all = [...this.#running.values()]

@@ -131,6 +131,11 @@ export class NodeServer {
     log.info('what the leader drove has ended after {ms} ms', { ms })
   }
 
+  /** Whether an update of the leader uses something here. */
+  get busy(): boolean {
+    return this.#leases.any || this.#runs.any
+  }
+
   get description(): { ranks: readonly RankInfo[]; socketDir: string } {
     const ranks = this.#parts.pool.links.map(({ rank }) => rank)
     return { ranks, socketDir: this.#parts.socketDir }

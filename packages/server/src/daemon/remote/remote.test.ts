@@ -1,21 +1,26 @@
 import { describe, expect, test } from 'bun:test'
+import { appendFileSync } from 'node:fs'
+import { type TestTensors, u8 } from '../registry/testing/fixture.ts'
 import { outcomeOf, requireWeights, SMALL_BUCKETS, tensorsOf } from '../updates/testing/fixture.ts'
-import { NAME, withDaemons } from './testing/daemons.ts'
+import { NAME, type TestDaemon, withDaemons } from './testing/daemons.ts'
 
 const REQUEST = { timeout: 20, open_timeout: 10 }
+
+/** Names that come between those of another daemon. */
+function renamed(tensors: TestTensors): TestTensors {
+  return Object.fromEntries(Object.entries(tensors).map(([name, one]) => [`${name}.b`, one]))
+}
 
 describe('an update of several daemons', () => {
   test('every engine gets what any of the daemons holds', async () => {
     await withDaemons(
       [2, 1],
       async ({ daemons, engine }) => {
-        const [leader, follower] = daemons as [(typeof daemons)[0], (typeof daemons)[0]]
+        const [leader, follower] = daemons as [TestDaemon, TestDaemon]
         const first = await engine({ tensorParallelSize: 2 })
         const second = await engine()
         const mine = tensorsOf(12, 60_000, 1)
-        const theirs = Object.fromEntries(
-          Object.entries(tensorsOf(12, 40_000, 2)).map(([name, one]) => [`b.${name}`, one]),
-        )
+        const theirs = renamed(tensorsOf(12, 40_000, 2))
         await leader.register(mine)
         await follower.register(theirs)
         const engines = [
@@ -36,11 +41,11 @@ describe('an update of several daemons', () => {
 
   test('the leader may hold nothing, and a daemon neither', async () => {
     await withDaemons([1, 1, 2], async ({ daemons, engine }) => {
-      const [leader, follower] = daemons as [(typeof daemons)[0], (typeof daemons)[0]]
+      const [leader, follower] = daemons as [TestDaemon, TestDaemon]
       const one = await engine()
       const tensors = tensorsOf(6, 50_000, 3)
       await follower.register(tensors)
-      const engines = [{ url: one.url, ranks: [3] }]
+      const engines = [{ url: one.url, ranks: [2] }]
       const report = await leader.updates.start(NAME, { ...REQUEST, engines }).done
       expect(report.ranks).toBe(4)
       await requireWeights(one, tensors)
@@ -50,9 +55,76 @@ describe('an update of several daemons', () => {
   test('nothing is held anywhere', async () => {
     await withDaemons([1, 1], async ({ daemons }) => {
       const { failure } = await outcomeOf(
-        (daemons[0] as (typeof daemons)[0]).updates.start(NAME, REQUEST).done,
+        (daemons[0] as TestDaemon).updates.start(NAME, REQUEST).done,
       )
       expect(failure).toMatchObject({ code: 'checkpoint_not_found', phase: 'gather' })
+    })
+  }, 60_000)
+
+  test('straight into the engines where they say that they may be written', async () => {
+    await withDaemons([1, 1], async ({ daemons, engine }) => {
+      const [leader, follower] = daemons as [TestDaemon, TestDaemon]
+      const [first, second] = [await engine({ direct: true }), await engine({ direct: true })]
+      const mine = tensorsOf(5, 70_000, 4)
+      const theirs = renamed(tensorsOf(5, 30_000, 5))
+      await leader.register(mine)
+      await follower.register(theirs)
+      const engines = [
+        { url: first.url, ranks: [0] },
+        { url: second.url, ranks: [1] },
+      ]
+      const modes: string[] = []
+      for (const _ of [1, 2]) {
+        const report = await leader.updates.start(NAME, { ...REQUEST, engines }).done
+        modes.push(report.mode)
+        await requireWeights(first, { ...mine, ...theirs })
+        await requireWeights(second, { ...mine, ...theirs })
+      }
+      // a rank can copy from its own host's memory only
+      expect(modes).toEqual(['pipelined', 'pipelined'])
+    })
+  }, 60_000)
+
+  test('while files are still being read, at either daemon', async () => {
+    await withDaemons([1, 1], async ({ daemons, engine }) => {
+      const [leader, follower] = daemons as [TestDaemon, TestDaemon]
+      const [first, second] = [await engine(), await engine()]
+      const mine = tensorsOf(5, 300_000, 6)
+      const theirs = renamed(tensorsOf(5, 200_000, 7))
+      await leader.register(mine, { wait: false })
+      await follower.register(theirs, { wait: false })
+      const engines = [
+        { url: first.url, ranks: [0] },
+        { url: second.url, ranks: [1] },
+      ]
+      await leader.updates.start(NAME, { ...REQUEST, engines }).done
+      await requireWeights(first, { ...mine, ...theirs })
+      await requireWeights(second, { ...mine, ...theirs })
+    })
+  }, 60_000)
+
+  test('files in place are checked where they are', async () => {
+    await withDaemons([1, 1], async ({ daemons, engine }) => {
+      const [leader, follower] = daemons as [TestDaemon, TestDaemon]
+      const request = { ...REQUEST, engines: [{ url: (await engine()).url, ranks: [0] }] }
+      await leader.register(tensorsOf(2, 3000, 8))
+      await follower.register(renamed(tensorsOf(2, 3000, 9)), { in_place: true })
+      await leader.updates.start(NAME, request).done
+      appendFileSync(`${follower.dir.path}/model.safetensors`, 'x')
+      const { failure } = await outcomeOf(leader.updates.start(NAME, request).done)
+      expect(failure?.code).toMatch(/^(file_changed|checkpoint_invalid)$/)
+      expect(failure?.message).toContain('model.safetensors')
+    })
+  }, 60_000)
+
+  test('tensors of one name that differ are told with both daemons', async () => {
+    await withDaemons([1, 1], async ({ daemons }) => {
+      const [leader, follower] = daemons as [TestDaemon, TestDaemon]
+      await leader.register({ w: u8(8, 1) })
+      await follower.register({ w: u8(9, 1) })
+      const { failure } = await outcomeOf(leader.updates.start(NAME, REQUEST).done)
+      expect(failure).toMatchObject({ code: 'tensor_conflict', phase: 'gather' })
+      expect(failure?.message).toMatch(/node 0.*node 1|node 1.*node 0/)
     })
   }, 60_000)
 })

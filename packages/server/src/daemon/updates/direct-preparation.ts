@@ -29,6 +29,8 @@ export interface DirectPreparation {
   /** Of its own. */
   readonly run: number
   readonly version: HeldVersion
+  /** How many hosts hold it or have a rank in the update. */
+  readonly nodes: number
   /** New ones: what the engines have said to the update stays with its own. */
   readonly contacts: readonly EngineContact[]
   /** Of the update, on `clockMs`. */
@@ -43,8 +45,8 @@ export interface DirectPreparation {
  * one asks them itself.
  */
 export async function prepareDirect(preparation: DirectPreparation): Promise<void> {
-  const { spec, contacts, deadlineMs, signal } = preparation
-  if (spec.mode !== 'auto' || directObstacle(spec, contacts) !== null) return
+  const { spec, contacts, nodes, deadlineMs, signal } = preparation
+  if (spec.mode !== 'auto' || directObstacle(spec, contacts, nodes) !== null) return
   const limitMs = Math.min(MOST_MS, (deadlineMs - clockMs()) / 2 - LEAVE_MS - CLOSE_MS)
   if (limitMs < LEAST_MS) return
   const message = `the engine has not said within ${(limitMs / 1000).toFixed(1)} s where its weights lie`

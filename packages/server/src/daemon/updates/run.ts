@@ -212,12 +212,20 @@ export class UpdateRun {
     contacts: readonly EngineContact[],
     prepared: () => Promise<void>,
   ): Promise<NotDirectly | null> {
-    const obstacle = directObstacle(this.#spec, contacts)
+    const obstacle = directObstacle(this.#spec, contacts, this.#nodesOf(version))
     const refused = obstacle ?? (await this.#holdEngines(version, contacts, prepared))
     if (refused === null) return null
     if (this.#spec.mode !== 'direct') return refused
     const message = `the engines cannot be updated directly: ${refused.told}`
     throw new CkptError('not_supported', message, { phase: 'plan' })
+  }
+
+  /** How many hosts hold it or have a rank in the update. */
+  #nodesOf({ nodes }: HeldVersion): number {
+    const links = this.#context.pool.links.filter(({ rank: { rank } }) => {
+      return this.#spec.ranks.includes(rank)
+    })
+    return new Set([...nodes, ...links.map(({ node }) => node)]).size
   }
 
   async #holdEngines(
@@ -499,6 +507,7 @@ export class UpdateRun {
       spec: this.#spec,
       run: this.#run + 2,
       version,
+      nodes: this.#nodesOf(version),
       contacts: this.#makeContacts(),
       deadlineMs: this.#times.deadlineMs,
       signal: this.#controller.signal,

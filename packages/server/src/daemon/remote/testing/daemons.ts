@@ -1,5 +1,5 @@
 /** Several daemons in one process, whose messages take the way through JSON that those between processes take. */
-import { CkptError, type Failure } from '@ckpt/core'
+import { CkptError, type Failure, type RegisterRequest } from '@ckpt/core'
 import { type Library, openLibrary, selectDevices } from '@ckpt/cuda'
 import {
   type ReferenceEngineOptions,
@@ -25,7 +25,7 @@ export interface TestDaemon {
   readonly registry: Registry
   readonly updates: Updates
   readonly dir: TestDir
-  register(tensors: TestTensors): Promise<void>
+  register(tensors: TestTensors, request?: Partial<RegisterRequest>): Promise<void>
 }
 
 export interface Daemons {
@@ -122,9 +122,9 @@ export async function withDaemons(
             post: (post: LeaderPost) => ways[node]?.tellLeader(post),
           } as const)
     const own = await createUpdates(options, registry, place)
-    const register = async (tensors: TestTensors) => {
+    const register: TestDaemon['register'] = async (tensors, request = {}) => {
       const file = dir.write('model.safetensors', safetensors(tensors))
-      await registry.register(NAME, { files: [file], replace: true }, null)
+      await registry.register(NAME, { files: [file], replace: true, ...request }, null)
     }
     all.push({ dir, registry, updates: own, register })
   }
