@@ -1,6 +1,6 @@
 import type { EngineTarget } from '@ckpt/core'
 import { CkptError } from '@ckpt/core'
-import { EngineClient } from '../engines/client.ts'
+import { splitEngineUrl } from '../engines/url.ts'
 
 export interface ReadyOptions {
   /** 0: for ever, as checkpoint-engine's client waits. */
@@ -74,7 +74,7 @@ async function ask(
   if (target.uds !== undefined) init.unix = target.uds
   try {
     // an endpoint may name the route of the update, as the HTTP API's `update_url` does
-    const { base } = new EngineClient({ url: target.url, uds: null, token: null })
+    const { base } = splitEngineUrl(target.url)
     const response = await fetch(base + path, init)
     return { status: response.status, text: await response.text() }
   } catch (error) {

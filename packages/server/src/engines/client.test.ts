@@ -1,13 +1,14 @@
 import { expect, test } from 'bun:test'
 import { CkptError } from '@ckpt/core'
 import { EngineClient, signalWithin } from './client.ts'
+import { enginesHere } from './host.ts'
 import { listenerInode } from './identity.ts'
 import { vllm } from './vllm.ts'
 
 const FOREVER = new AbortController().signal
 
 function clientOf(url: string, uds: string | null = null): EngineClient {
-  return new EngineClient({ url, uds, token: 'secret' })
+  return new EngineClient({ url, uds }, enginesHere('secret'))
 }
 
 test('the server of a URL that names a route, and the route', () => {
@@ -48,7 +49,7 @@ test('the listening socket tells one start of an engine from the next, over TCP 
   const start = (port: number) =>
     Bun.serve({ port, hostname: '127.0.0.1', fetch: () => new Response() })
   const first = start(0)
-  const address = { url: `http://localhost:${first.port}/x`, uds: null, token: null }
+  const address = { url: `http://localhost:${first.port}/x`, uds: null }
   const before = await listenerInode(address)
   expect(before).toMatch(/^\d+$/)
   expect(await listenerInode(address)).toBe(before)
@@ -58,7 +59,7 @@ test('the listening socket tells one start of an engine from the next, over TCP 
   expect(await listenerInode(address)).not.toBe(before)
   await second.stop(true)
   const unix = Bun.serve({ unix: uds, fetch: () => new Response() })
-  expect(await listenerInode({ url: 'http://localhost/x', uds, token: null })).toMatch(/^\d+$/)
+  expect(await listenerInode({ url: 'http://localhost/x', uds })).toMatch(/^\d+$/)
   unix.stop(true)
 })
 

@@ -1,8 +1,5 @@
 import { readFile } from 'node:fs/promises'
-import { isIP } from 'node:net'
-import { CkptError } from '@ckpt/core'
-import type { EngineAddress, EngineClient } from './client.ts'
-import { parseEngineUrl } from './client.ts'
+import { type EngineAddress, isLoopback, parseEngineUrl } from './url.ts'
 
 /** `st` of /proc/net/tcp for a listening socket. */
 const TCP_LISTEN = '0A'
@@ -19,44 +16,6 @@ export async function listenerInode(address: EngineAddress): Promise<string | nu
   if (!isLoopback(url)) return null
   const port = Number(url.port || (url.protocol === 'https:' ? 443 : 80))
   return (await tcpListener('/proc/net/tcp', port)) ?? (await tcpListener('/proc/net/tcp6', port))
-}
-
-/** What {@link engineStart} says when nobody takes a connection: the process of before has ended. */
-export const NOT_RUNNING = 'not running'
-
-const START_TIME = /^process_start_time_seconds(?:\{[^}]*\})? (\S+)$/m
-
-/**
- * What tells this start of an engine from others: the inode of its listening socket, or, where that cannot be seen from here, when
- * its process started, as its Prometheus route tells it (vLLM's API server does, unless several processes share it). Null: it
- * does not say. Never throws.
- */
-export async function engineStart(
-  client: EngineClient,
-  signal: AbortSignal,
-): Promise<string | null> {
-  const listener = await listenerInode(client.address)
-  if (listener !== null) return listener
-  try {
-    const { ok, text } = await client.get('/metrics', signal)
-    const seconds = ok ? START_TIME.exec(text)?.[1] : undefined
-    return seconds === undefined ? null : `started ${seconds}`
-  } catch (error) {
-    return isRefusal(error) ? NOT_RUNNING : null
-  }
-}
-
-/** Nobody listens there, as opposed to a network that fails. */
-function isRefusal(error: unknown): boolean {
-  const { code, message } = CkptError.wrap(error)
-  return code === 'engine_unreachable' && /ECONNREFUSED|ENOENT/.test(message)
-}
-
-/** `localhost`, 127.0.0.0/8 and ::1. */
-export function isLoopback(url: URL): boolean {
-  const host = url.hostname.replace(/^\[|\]$/g, '')
-  if (host === 'localhost' || host === '::1') return true
-  return isIP(host) === 4 && host.startsWith('127.')
 }
 
 async function linesOf(path: string): Promise<string[]> {

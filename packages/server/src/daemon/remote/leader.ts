@@ -1,4 +1,5 @@
-import type { Failure } from '@ckpt/core'
+import { CkptError, type Failure } from '@ckpt/core'
+import type { EngineHost } from '../../engines/host.ts'
 import type { RankPool } from '../rank/pool.ts'
 import type { Registry } from '../registry/registry.ts'
 import { ClusterRanks } from './cluster-ranks.ts'
@@ -32,6 +33,24 @@ export class Leader {
 
   lost(node: number, failure: Failure): void {
     this.ranks.lose(node, failure)
+  }
+
+  /** Where the engines of a daemon's host are called from. */
+  engines(node: number): EngineHost {
+    return {
+      call: (call, signal) => this.#node(node).callEngine(call, signal),
+      // of a daemon that is gone nobody can see it
+      listener: (address) =>
+        this.#node(node)
+          .engineListener(address)
+          .catch(() => null),
+    }
+  }
+
+  #node(node: number): RemoteNode {
+    const found = this.ranks.nodes.find((one) => one.node === node)
+    if (found === undefined) throw new CkptError('node_lost', `node ${node} is not there`)
+    return found
   }
 
   take(node: number, post: LeaderPost): void {

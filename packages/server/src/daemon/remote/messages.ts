@@ -6,6 +6,8 @@ import type {
   RankRequest,
   RunOptions,
 } from '../rank/messages.ts'
+import type { EngineAnswer, EngineCall } from '../../engines/host.ts'
+import type { EngineAddress } from '../../engines/url.ts'
 import type { RankInfo } from '../types.ts'
 import type { Packed } from './pack.ts'
 
@@ -76,6 +78,10 @@ export type NodeRequest =
   /** Answered when nothing writes an engine's memory any more. */
   | { readonly op: 'quiet' }
   | { readonly op: 'rank'; readonly rank: number; readonly request: RemoteRankRequest }
+  /** An HTTP request to an engine, from there. `call`: ends it, see {@link NodePost}. */
+  | { readonly op: 'engine'; readonly call: number; readonly request: EngineCall }
+  /** See `EngineHost.listener`. */
+  | { readonly op: 'engine_listener'; readonly address: EngineAddress }
 
 export interface NodeAnswers {
   /** null: nothing of that name is held. */
@@ -85,6 +91,8 @@ export interface NodeAnswers {
   layout: { readonly held: boolean }
   use: { readonly workers: readonly number[] }
   quiet: null
+  engine: EngineAnswer
+  engine_listener: { readonly listener: string | null }
 }
 
 export interface LeaseAnswer {
@@ -113,6 +121,7 @@ export type RemoteTell =
 
 export type NodePost =
   | { readonly op: 'tell'; readonly rank: number; readonly run: number; readonly tell: RemoteTell }
+  | { readonly op: 'end_engine'; readonly call: number; readonly failure: Failure }
   | { readonly op: 'end_lease'; readonly lease: number; readonly succeeded: boolean }
 
 /** What a daemon tells the leader. */

@@ -35,6 +35,13 @@ interface RunHere {
   readonly closed: PromiseWithResolvers<void>
 }
 
+export interface EndedRuns {
+  /** Resolves when every run has closed, or was given up. */
+  readonly closed: Promise<void>
+  /** To be called when no engine works on its request any more. */
+  answered(failure: Failure): void
+}
+
 /** The runs of this daemon's ranks that the leader drives. */
 export class NodeRuns {
   readonly #parts: Pick<NodeParts, 'journal' | 'pool' | 'socketDir'>
@@ -206,16 +213,22 @@ export class NodeRuns {
     return this.#running.size > 0
   }
 
-  /** Resolves when every run has closed, or was given up. */
-  async endAll(failure: Failure): Promise<void> {
+  endAll(failure: Failure): EndedRuns {
     const all = [...this.#running.values()]
     for (const { link } of all) link.raiseAbort()
     for (const { link, own } of all) link.abort(own, failure, LEAVE_MS)
-    const closed = Promise.all(all.map((one) => one.closed.promise))
-    await Promise.race([closed, Bun.sleep(LEAVE_MS + CLOSE_MS)])
     this.#numbers.clear()
     // nobody else would: a communicator is of no use without its other ranks
-    for (const { link } of all) link.request({ type: 'communicator_drop' }).catch(() => {})
+    for (const { link } of this.#parts.pool.links.map((one) => ({ link: one }))) {
+      if (link.dead === null) link.request({ type: 'communicator_drop' }).catch(() => {})
+    }
+    const closed = Promise.all(all.map((one) => one.closed.promise))
+    return {
+      closed: Promise.race([closed, Bun.sleep(LEAVE_MS + CLOSE_MS)]).then(() => {}),
+      answered({ message }) {
+        for (const { link, own } of all) link.http(own, { ok: false, status: 0, message })
+      },
+    }
   }
 }
 

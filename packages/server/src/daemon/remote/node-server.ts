@@ -7,6 +7,7 @@ import type { Registry } from '../registry/registry.ts'
 import type { RankInfo } from '../types.ts'
 import type { Journal } from '../updates/journal.ts'
 import { LayoutShelf } from './layouts.ts'
+import type { NodeEngines } from './node-engines.ts'
 import { NodeLeases } from './node-leases.ts'
 import { NodeRuns } from './node-runs.ts'
 import type {
@@ -23,6 +24,7 @@ export interface NodeParts {
   readonly pool: RankPool
   readonly journal: Journal
   readonly socketDir: string
+  readonly engines: NodeEngines
   /** Is told while the leader uses the ranks, that nothing else may. */
   readonly busy: (busy: boolean) => void
 }
@@ -66,6 +68,10 @@ export class NodeServer {
       case 'quiet':
         await this.#parts.pool.quiet()
         return null
+      case 'engine':
+        return this.#parts.engines.call(request.call, request.request)
+      case 'engine_listener':
+        return { listener: await this.#parts.engines.listener(request.address) }
       case 'rank':
         return this.#ofRank(this.#link(request.rank), request.request)
       default:
@@ -119,13 +125,19 @@ export class NodeServer {
 
   take(post: NodePost): void {
     if (post.op === 'end_lease') return this.#leases.end(post.lease, post.succeeded)
+    if (post.op === 'end_engine') return this.#parts.engines.end(post.call, post.failure)
     this.#runs.tell(this.#link(post.rank), post.run, post.tell)
   }
 
   /** The leader is gone: what it drove ends. Resolves when nothing of it is left. */
   async lose(failure: Failure): Promise<void> {
     const began = clockMs()
-    await this.#runs.endAll(failure)
+    const ended = this.#runs.endAll(failure)
+    // the engines' answers are the leader's no more: workers may still read rings until then
+    this.#parts.engines.forget()
+    const answered = this.#parts.engines.idle().then(() => ended.answered(failure))
+    answered.catch(() => {})
+    await ended.closed
     this.#leases.endAll()
     const ms = Math.round(clockMs() - began)
     log.info('what the leader drove has ended after {ms} ms', { ms })

@@ -1,4 +1,7 @@
 import { CkptError, type Failure } from '@ckpt/core'
+import { reasonOf } from '../../engines/client.ts'
+import type { EngineAnswer, EngineCall } from '../../engines/host.ts'
+import type { EngineAddress } from '../../engines/url.ts'
 import type { LayoutColumns } from './layouts.ts'
 import {
   CALL_LIMIT_MS,
@@ -15,7 +18,7 @@ import { pack, unpack } from './pack.ts'
 import { type NodeCalls, type NodePart, RemoteRank } from './remote-rank.ts'
 
 /** What is answered when an update has come to it: the update has a deadline of its own. */
-const SLOW: readonly NodeRequest['op'][] = ['complete', 'quiet', 'rank']
+const SLOW: readonly NodeRequest['op'][] = ['complete', 'quiet', 'rank', 'engine']
 
 /** Another daemon as the leader sees it, from when it came until it is lost. */
 export class RemoteNode implements NodeCalls {
@@ -31,6 +34,7 @@ export class RemoteNode implements NodeCalls {
   #ranks: RemoteRank[] = []
   #workers: number[] = []
   #lost: Failure | null = null
+  #calls = 0
 
   constructor(
     node: number,
@@ -108,6 +112,28 @@ export class RemoteNode implements NodeCalls {
       }
     }
     return places.map((place) => this.#ranks[place] as RemoteRank)
+  }
+
+  /** @throws CkptError as `EngineHost.call` */
+  async callEngine(request: EngineCall, signal: AbortSignal): Promise<EngineAnswer> {
+    if (signal.aborted) throw reasonOf(signal)
+    const call = this.#calls++
+    const aborted = Promise.withResolvers<never>()
+    const end = () => {
+      const reason = reasonOf(signal)
+      this.post({ op: 'end_engine', call, failure: reason.failure })
+      aborted.reject(reason)
+    }
+    signal.addEventListener('abort', end, { once: true })
+    try {
+      return await Promise.race([this.ask({ op: 'engine', call, request }), aborted.promise])
+    } finally {
+      signal.removeEventListener('abort', end)
+    }
+  }
+
+  async engineListener(address: EngineAddress): Promise<string | null> {
+    return (await this.ask({ op: 'engine_listener', address })).listener
   }
 
   take(post: LeaderPost): void {

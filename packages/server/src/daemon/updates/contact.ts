@@ -2,7 +2,8 @@ import { CkptError, type Dialect, type EngineReport, type Failure, type Phase } 
 import type { EngineAdapter, PauseMode, UpdateVerdict } from '../../engines/adapter.ts'
 import { EngineClient, reasonOf, signalWithin } from '../../engines/client.ts'
 import { adapterOf, detectEngine } from '../../engines/detect.ts'
-import { engineStart, NOT_RUNNING } from '../../engines/identity.ts'
+import type { EngineHost } from '../../engines/host.ts'
+import { engineStart, NOT_RUNNING } from '../../engines/start.ts'
 import type { RankInfo } from '../types.ts'
 import type { EngineRecord } from './engines.ts'
 import { EngineRequest } from './request.ts'
@@ -45,12 +46,17 @@ export class EngineContact {
   #servingTorn = false
   #note: Failure | null = null
 
-  constructor(spec: EngineSpec, ranks: readonly RankInfo[], record: EngineRecord) {
+  /** @param host that of its first rank's daemon */
+  constructor(
+    spec: EngineSpec,
+    ranks: readonly RankInfo[],
+    record: EngineRecord,
+    host: EngineHost,
+  ) {
     this.spec = spec
     this.ranks = ranks
     this.#record = record
-    const token = process.env.CKPT_ENGINE_TOKEN ?? null
-    this.#client = new EngineClient({ url: spec.url, uds: spec.uds, token })
+    this.#client = new EngineClient({ url: spec.url, uds: spec.uds }, host)
   }
 
   get record(): EngineRecord {
@@ -255,7 +261,7 @@ export class EngineContact {
       direct || this.spec.ranks.length < 2
         ? null
         : this.#start(new AbortController().signal).catch(() => null)
-    const request = new EngineRequest(this.#client.address, timeoutSeconds * 1000)
+    const request = new EngineRequest(this.#client, timeoutSeconds * 1000)
     this.#record.request = request
     const signal = AbortSignal.any([closing, request.signal])
     return this.#client

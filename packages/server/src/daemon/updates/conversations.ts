@@ -54,6 +54,7 @@ export class UpdateConversations {
         dialect: contact?.record.dialect ?? null,
         engine_url: contact?.spec.url ?? null,
         uds: contact?.spec.uds ?? null,
+        ...(contact?.spec.node ? { node: contact.spec.node } : {}),
         update_id: this.#spec.id,
         version,
       }

@@ -13,6 +13,8 @@ export interface EngineRecord {
   readonly key: string
   url: string
   readonly uds: string | null
+  /** The daemon that contacts it. */
+  readonly node: number
   kind: EngineKind | null
   dialect: Dialect | null
   /** Version of the last update that it took whole. */
@@ -57,6 +59,7 @@ export class EngineBook {
       key: spec.key,
       url: spec.url,
       uds: spec.uds,
+      node: spec.node,
       kind: null,
       dialect: null,
       version: null,
@@ -92,6 +95,7 @@ export class EngineBook {
         uds: mark.uds,
         kind: null,
         ranks: [],
+        node: mark.node ?? 0,
       })
       record.tornBy = mark.update_id
       record.dialect = mark.dialect
@@ -111,6 +115,7 @@ export class EngineBook {
       marks.push({
         url: record.url,
         uds: record.uds,
+        ...(record.node === 0 ? {} : { node: record.node }),
         update_id: record.tornBy,
         dialect: record.dialect,
         paused: record.pausedByUs,

@@ -14,6 +14,8 @@ const JournalConversation = type({
   /** null: nobody was contacted, the map was published. */
   engine_url: 'string | null',
   uds: 'string | null',
+  /** The daemon that contacts the engine; absent: this one. */
+  'node?': 'number',
   update_id: 'string',
   version: 'string | null',
   /** Its update has ended, and the engine's mark says what that holds: only the worker may still wait. */
@@ -27,6 +29,8 @@ export type JournalConversation = typeof JournalConversation.infer
 const EngineMark = type({
   url: 'string',
   uds: 'string | null',
+  /** As of a conversation. */
+  'node?': 'number',
   /** The update of which it holds a part; null: it is whole. */
   update_id: 'string | null',
   dialect: "'D1' | 'D2' | 'D3' | 'D4' | null",

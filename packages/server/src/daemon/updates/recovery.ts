@@ -42,15 +42,16 @@ export async function recoverFrom(
 /** An engine whose update was cut off holds a part of it, for all we know. */
 function marksOf(document: JournalDocument): EngineMark[] {
   const marks = new Map(document.engines.map((mark) => [engineKey(mark), mark]))
-  for (const { engine_url: url, uds, update_id, dialect, ended } of document.conversations) {
+  for (const { engine_url: url, uds, node, update_id, dialect, ended } of document.conversations) {
     if (url === null || ended) continue
-    const key = engineKey({ url, uds })
+    const key = engineKey({ url, uds, node })
     const known = marks.get(key)
     const fresh = { paused: false, restart_needed: false, listener: null }
     marks.set(key, {
       ...fresh,
       url,
       uds,
+      ...(node === undefined ? {} : { node }),
       ...known,
       dialect: known?.dialect ?? dialect,
       update_id: known?.update_id ?? update_id,

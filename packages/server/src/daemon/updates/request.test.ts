@@ -1,4 +1,6 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
+import { EngineClient } from '../../engines/client.ts'
+import { enginesHere } from '../../engines/host.ts'
 import { NAME, outcomeOf, requireWeights, tensorsOf, withUpdates } from './testing/fixture.ts'
 import { proxyOf } from './testing/proxy.ts'
 import { EngineRequest } from './request.ts'
@@ -29,8 +31,8 @@ test('a request that was never answered does not block the engine that was start
 })
 
 test('it is over when it was answered, or a while after the timeout of its update', async () => {
-  const address = { url: 'http://127.0.0.1:1', uds: null, token: null }
-  const late = new EngineRequest(address, 40, 40)
+  const engine = new EngineClient({ url: 'http://127.0.0.1:1', uds: null }, enginesHere(null))
+  const late = new EngineRequest(engine, 40, 40)
   const beganMs = performance.now()
   while (!(await late.isOver())) {
     expect(performance.now() - beganMs).toBeLessThan(10_000)
@@ -39,7 +41,7 @@ test('it is over when it was answered, or a while after the timeout of its updat
   expect(performance.now() - beganMs).toBeGreaterThan(75)
   // what its workers may read stays
   expect(late.signal.aborted).toBe(false)
-  const answered = new EngineRequest(address, 60_000)
+  const answered = new EngineRequest(engine, 60_000)
   expect(await answered.isOver()).toBe(false)
   answered.answered()
   expect(await answered.isOver()).toBe(true)

@@ -1,6 +1,5 @@
 import { CkptError } from '@ckpt/core'
-import type { EngineAddress } from '../../engines/client.ts'
-import { listenerInode } from '../../engines/identity.ts'
+import type { EngineClient } from '../../engines/client.ts'
 
 /** After the timeout of the update, within which an engine that knows it has answered. */
 const GRACE_MS = 60_000
@@ -11,15 +10,19 @@ const GRACE_MS = 60_000
  */
 export class EngineRequest {
   readonly #controller = new AbortController()
-  readonly #address: EngineAddress
+  readonly #client: Pick<EngineClient, 'address' | 'host'>
   readonly #listener: Promise<string | null>
   readonly #limitMs: number
   #answered = false
 
   /** @param timeoutMs of the update, from now */
-  constructor(address: EngineAddress, timeoutMs: number, graceMs = GRACE_MS) {
-    this.#address = address
-    this.#listener = listenerInode(address)
+  constructor(
+    client: Pick<EngineClient, 'address' | 'host'>,
+    timeoutMs: number,
+    graceMs = GRACE_MS,
+  ) {
+    this.#client = client
+    this.#listener = client.host.listener(client.address)
     this.#limitMs = performance.now() + timeoutMs + graceMs
   }
 
@@ -39,10 +42,11 @@ export class EngineRequest {
   async isOver(): Promise<boolean> {
     if (this.#answered) return true
     const before = await this.#listener
-    const now = await listenerInode(this.#address)
+    const { address, host } = this.#client
+    const now = await host.listener(address)
     // null: nobody listens, as while an engine ends or starts
     if (before !== null && now !== null && now !== before) {
-      const message = `${this.#address.url} was started again before it answered`
+      const message = `${address.url} was started again before it answered`
       this.#controller.abort(new CkptError('engine_disconnected', message))
       return true
     }

@@ -1,4 +1,5 @@
 import type { Library } from '@ckpt/cuda'
+import type { EngineHost } from '../../engines/host.ts'
 import type { RankHandle, Ranks } from '../rank/handle.ts'
 import type { DaemonOptions, VersionLease } from '../types.ts'
 import type { Communicators } from './communicators.ts'
@@ -22,6 +23,8 @@ export interface RunContext {
   readonly sockets: Pick<EngineSockets, 'address'>
   /** What these ranks meet by; null: they copy from each other's rings. */
   communicatorsOf(links: readonly RankHandle[]): Communicators | null
+  /** Where a daemon's engines are called from. */
+  engineHost(node: number): EngineHost
   /** Ends the requests to engines when the daemon closes. */
   readonly closing: AbortSignal
 }

@@ -387,10 +387,11 @@ export class UpdateRun {
   }
 
   #makeContacts(): EngineContact[] {
-    const { book } = this.#context
+    const { book, engineHost } = this.#context
     return this.#spec.engines.map((spec) => {
       const ranks = spec.ranks.map((rank) => this.#ranks.find((one) => one.rank === rank))
-      return new EngineContact(spec, ranks as RankInfo[], book.record(spec))
+      const host = engineHost(spec.node)
+      return new EngineContact(spec, ranks as RankInfo[], book.record(spec), host)
     })
   }
 

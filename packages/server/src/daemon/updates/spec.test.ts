@@ -30,7 +30,8 @@ test('the defaults are those of checkpoint-engine, and nobody is paused', () => 
 })
 
 test('the old fields are the form with one engine; no ranks means all', () => {
-  const engine = { key: 'http://127.0.0.1:19730', url: URL_, uds: null, kind: null, ranks: [0, 1] }
+  const place = { key: 'http://127.0.0.1:19730', url: URL_, uds: null, node: 0 }
+  const engine = { ...place, kind: null, ranks: [0, 1] }
   expect(spec({ update_url: URL_ }).engines).toEqual([engine])
   expect(spec({ update_url: URL_, inference_group_ranks: [1], engine: 'vllm' }).engines).toEqual([
     { ...engine, ranks: [1], kind: 'vllm' },

@@ -9,10 +9,9 @@ import {
   type UpdateRequest,
 } from '@ckpt/core'
 import type { EngineKind, PauseMode } from '../../engines/adapter.ts'
-import { parseEngineUrl } from '../../engines/client.ts'
-import { isLoopback } from '../../engines/identity.ts'
 import type { Ranks } from '../rank/handle.ts'
 import type { DaemonOptions } from '../types.ts'
+import { checkAllowed } from './allowed-engines.ts'
 import { engineKey } from './engine-key.ts'
 
 /** The method of checkpoint-engine's worker extension, and of ours. */
@@ -27,6 +26,8 @@ export interface EngineSpec {
   readonly kind: EngineKind | null
   /** In the order of the engine's workers. */
   readonly ranks: readonly number[]
+  /** The daemon that contacts it: that of the first of its ranks. */
+  readonly node: number
 }
 
 /** A checked update request with every default filled in. */
@@ -65,7 +66,7 @@ export function makeSpec(
     id: request.update_id ?? randomUUID(),
     checkpoint,
     ranks,
-    engines: enginesOf(request, ranks, options),
+    engines: enginesOf(request, ranks, options, known.links),
     timeoutMs: (request.timeout ?? UPDATE_TIMEOUT_SECONDS) * 1000,
     openMs: (request.open_timeout ?? OPEN_TIMEOUT_SECONDS) * 1000,
     pauseMs: (request.pause_timeout ?? PAUSE_TIMEOUT_SECONDS) * 1000,
@@ -116,6 +117,7 @@ function enginesOf(
   request: UpdateRequest,
   ranks: readonly number[],
   options: DaemonOptions,
+  links: Ranks['links'],
 ): EngineSpec[] {
   const targets = targetsOf(request)
   const taken = new Map<number, string>()
@@ -137,7 +139,8 @@ function enginesOf(
       }
       taken.set(rank, target.url)
     }
-    return engineOf(target, own, options)
+    const node = links.find(({ rank }) => rank.rank === own[0])?.node ?? 0
+    return engineOf(target, own, options, node)
   })
 }
 
@@ -145,41 +148,18 @@ function engineOf(
   target: EngineTarget,
   ranks: readonly number[],
   options: DaemonOptions,
+  node: number,
 ): EngineSpec {
   const { url, engine } = target
   const uds = target.uds ?? null
-  checkAllowed(url, uds, options.allowedEngines)
+  // another daemon asks its own list
+  if (node === 0) checkAllowed({ url, uds }, options.allowedEngines)
   return {
-    key: engineKey({ url, uds }),
+    key: engineKey({ url, uds, node }),
     url,
     uds,
     kind: engine === undefined || engine === 'auto' ? null : engine,
     ranks: [...ranks],
+    node,
   }
-}
-
-/** An entry of the list is a URL prefix, or the path of a Unix socket with or without `unix:`. */
-function checkAllowed(url: string, uds: string | null, allowed: readonly string[] | null): void {
-  const parsed = parseEngineUrl(url)
-  const where = uds === null ? url : `unix:${uds}`
-  const accepted =
-    allowed === null
-      ? uds !== null || isLoopback(parsed)
-      : allowed.some((entry) => (uds === null ? isUnder(parsed, entry) : isSocket(uds, entry)))
-  if (accepted) return
-  const list = allowed === null ? 'loopback and Unix sockets' : allowed.join(', ')
-  throw new CkptError('engine_not_allowed', `engine ${where} is not allowed; allowed: ${list}`)
-}
-
-function isSocket(uds: string, entry: string): boolean {
-  return entry === uds || entry === `unix:${uds}`
-}
-
-/** Compared as URLs: `http://host:1` must not allow `http://host:19730`, nor `http://host:1@elsewhere`. */
-function isUnder(url: URL, entry: string): boolean {
-  const allowed = URL.parse(entry)
-  if (allowed === null || allowed.origin !== url.origin) return false
-  if (url.username !== '' || url.password !== '') return false
-  const prefix = allowed.pathname.replace(/\/+$/, '')
-  return url.pathname === prefix || url.pathname.startsWith(`${prefix}/`)
 }

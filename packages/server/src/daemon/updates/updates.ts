@@ -20,7 +20,9 @@ import { StopFlag } from '../rank/stop-flag.ts'
 import type { Registry } from '../registry/registry.ts'
 import { Leader } from '../remote/leader.ts'
 import type { LeaderPost } from '../remote/messages.ts'
+import { NodeEngines } from '../remote/node-engines.ts'
 import { NodeServer } from '../remote/node-server.ts'
+import { enginesHere } from '../../engines/host.ts'
 import type { Ranks } from '../rank/handle.ts'
 import type { DaemonOptions, HeldVersion, RankInfo, VersionLease } from '../types.ts'
 import { Communicators, mostSharers } from './communicators.ts'
@@ -34,6 +36,8 @@ import type { RunContext } from './run-context.ts'
 import { recoverFrom } from './recovery.ts'
 import { EngineSockets } from './sockets.ts'
 import { makeSpec } from './spec.ts'
+
+const ENGINE_TOKEN = process.env.CKPT_ENGINE_TOKEN ?? null
 
 /** An update that was accepted. */
 export interface UpdateHandle {
@@ -154,6 +158,11 @@ function leaderOf({ place, registry, pool, sockets }: Parts): Leader | null {
   return new Leader({ registry, pool, address, nodes: place.nodes })
 }
 
+function requireLeader(leader: Leader | null): Leader {
+  if (leader === null) throw new Error('there is one daemon only')
+  return leader
+}
+
 async function leaseOf(registry: Registry, name: string): Promise<VersionLease> {
   const lease = registry.lease(name)
   registry.gather(name)
@@ -203,6 +212,7 @@ class DaemonUpdates implements Updates {
   #context(): RunContext {
     const { options, library, registry, rates, journal, sockets } = this.#parts
     const communicators = new Communicators(options.idleCommunicatorMs)
+    const here = enginesHere(ENGINE_TOKEN)
     const { leader } = this
     return {
       options,
@@ -217,15 +227,18 @@ class DaemonUpdates implements Updates {
         leader === null ? leaseOf(registry, name) : leader.versions.lease(name, updateId),
       communicatorsOf: (links) =>
         options.broadcast === 'nccl' || links.some(({ node }) => node !== 0) ? communicators : null,
+      engineHost: (node) => (node === 0 ? here : requireLeader(leader).engines(node)),
       closing: this.#closing.signal,
     }
   }
 
   #nodeServer(): NodeServer | null {
-    const { place, registry, pool, journal, sockets } = this.#parts
+    const { place, options, registry, pool, journal, sockets } = this.#parts
     if (place?.role !== 'follower') return null
     const busy = (now: boolean) => (now ? this.#measuring.pause() : this.#measuring.restart())
-    return new NodeServer({ registry, pool, journal, socketDir: sockets.dir, busy }, place.post)
+    const engines = new NodeEngines(enginesHere(ENGINE_TOKEN), options.allowedEngines)
+    const parts = { registry, pool, journal, socketDir: sockets.dir, engines, busy }
+    return new NodeServer(parts, place.post)
   }
 
   begin(): void {

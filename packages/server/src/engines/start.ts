@@ -1,0 +1,33 @@
+import { CkptError } from '@ckpt/core'
+import type { EngineClient } from './client.ts'
+
+/** What {@link engineStart} says when nobody takes a connection: the process of before has ended. */
+export const NOT_RUNNING = 'not running'
+
+const START_TIME = /^process_start_time_seconds(?:\{[^}]*\})? (\S+)$/m
+
+/**
+ * What tells this start of an engine from others: the inode of its listening socket, or, where that cannot be seen from here, when
+ * its process started, as its Prometheus route tells it (vLLM's API server does, unless several processes share it). Null: it
+ * does not say. Never throws.
+ */
+export async function engineStart(
+  client: EngineClient,
+  signal: AbortSignal,
+): Promise<string | null> {
+  const listener = await client.host.listener(client.address)
+  if (listener !== null) return listener
+  try {
+    const { ok, text } = await client.get('/metrics', signal)
+    const seconds = ok ? START_TIME.exec(text)?.[1] : undefined
+    return seconds === undefined ? null : `started ${seconds}`
+  } catch (error) {
+    return isRefusal(error) ? NOT_RUNNING : null
+  }
+}
+
+/** Nobody listens there, as opposed to a network that fails. */
+function isRefusal(error: unknown): boolean {
+  const { code, message } = CkptError.wrap(error)
+  return code === 'engine_unreachable' && /ECONNREFUSED|ENOENT/.test(message)
+}
