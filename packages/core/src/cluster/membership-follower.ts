@@ -190,8 +190,13 @@ export class FollowerMembership implements Membership<null> {
     const times = { heartbeatMs: packet.heartbeat_ms, lostMs: packet.lost_ms }
     const clocks = { heardMs: nowMs, beatMs: nowMs }
     this.#session = { leader, times, ...clocks, sent: 0, received: 0 }
-    this.#epoch = packet.epoch
     this.#events.push({ type: 'joined', node: leader })
+    this.#members(packet)
+  }
+
+  #members({ epoch, nodes }: PacketOf<'members' | 'welcome'>): void {
+    this.#epoch = epoch
+    this.#events.push({ type: 'members', epoch, members: nodes.map(clusterNode) })
   }
 
   #refusal(nowMs: number, { code, message }: PacketOf<'refusal'>): void {
@@ -216,13 +221,7 @@ export class FollowerMembership implements Membership<null> {
       case 'probe':
         return this.#send({ ...packet, type: 'alive' })
       case 'members':
-        this.#epoch = packet.epoch
-        this.#events.push({
-          type: 'members',
-          epoch: packet.epoch,
-          members: packet.nodes.map(clusterNode),
-        })
-        return
+        return this.#members(packet)
       case 'over':
         return this.#lose(nowMs, packet.reason, false)
       case 'piece':

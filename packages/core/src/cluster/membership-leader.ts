@@ -290,7 +290,7 @@ export class LeaderMembership<R> implements Membership<R> {
     }
     this.#events.push({ type: 'lost', node, reason: shortened(reason) })
     if (contender !== null) return this.#admit(nowMs, contender.route, contender.hello)
-    this.#announce()
+    this.#announce(null)
   }
 
   #admit(nowMs: number, route: R, hello: Hello): void {
@@ -310,7 +310,7 @@ export class LeaderMembership<R> implements Membership<R> {
     this.#epoch++
     this.#welcome(member)
     this.#events.push({ type: 'joined', node })
-    this.#announce()
+    this.#announce(member)
   }
 
   #welcome(member: Member<R>): void {
@@ -322,18 +322,26 @@ export class LeaderMembership<R> implements Membership<R> {
       epoch: this.#epoch,
       heartbeat_ms: times.heartbeatMs,
       lost_ms: times.lostMs,
+      nodes: this.#everyone().map(memberBody),
       info,
     })
   }
 
-  #announce(): void {
-    const members = [this.self, ...this.peers]
+  /** @param welcomed who has been told with its welcome */
+  #announce(welcomed: Member<R> | null): void {
+    const members = this.#everyone()
     this.#events.push({ type: 'members', epoch: this.#epoch, members })
-    for (const member of this.#members.values()) this.#tellMembers(member)
+    for (const member of this.#members.values()) {
+      if (member !== welcomed) this.#tellMembers(member)
+    }
+  }
+
+  #everyone(): ClusterNode[] {
+    return [this.self, ...this.peers]
   }
 
   #tellMembers(member: Member<R>): void {
-    const nodes = [this.self, ...this.peers].map(memberBody)
+    const nodes = this.#everyone().map(memberBody)
     const session = this.#session(member)
     this.#send(member.route, { type: 'members', ...session, epoch: this.#epoch, nodes })
   }

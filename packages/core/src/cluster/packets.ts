@@ -51,6 +51,7 @@ const Welcome = type({
   epoch: Count,
   heartbeat_ms: Milliseconds,
   lost_ms: Milliseconds,
+  nodes: MemberBody.array().atMostLength(NODES_MAX),
   info: NodeInfo,
 })
 const Refusal = type({ type: "'refusal'", code: ErrorCodeName, message: 'string <= 2048' })

@@ -41,7 +41,7 @@ export class ClusterLink implements Cluster {
   #signal: Handle = 0
   #address = ''
   #epoch = 0
-  #members: readonly ClusterNode[] = []
+  #members: readonly ClusterNode[]
   #nextId = 1
   /** Why there is no Worker any more. */
   #over: Failure | null = null
@@ -69,6 +69,8 @@ export class ClusterLink implements Cluster {
   ) {
     this.nodeRank = start.nodeRank
     this.nodes = start.nodes
+    const { incarnation, info } = start
+    this.#members = this.isLeader ? [{ nodeRank: 0, session: 0, incarnation, info }] : []
     this.#library = library
     this.#events = events
     const { port1, port2 } = new MessageChannel()
