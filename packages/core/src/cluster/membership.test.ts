@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test'
 import fc from 'fast-check'
+import { FollowerMembership } from './membership-follower.ts'
 import { LeaderMembership } from './membership-leader.ts'
 import { CLUSTER_VERSION, type Hello, readPacket } from './packets.ts'
 import { type FollowerSlot, SimulatedCluster, TIMES } from './testing/simulated-cluster.ts'
@@ -152,27 +153,31 @@ describe('one at a time', () => {
   })
 })
 
-describe('a hello', () => {
-  const HELLO: Hello = {
-    type: 'hello',
-    version: CLUSTER_VERSION,
-    node_rank: 1,
-    nodes: 2,
-    incarnation: 'f',
-    attempt: 0,
-    leader: 'l',
-    proof: 'good',
-    info: { host: 'h', ranks: [], version: '1.0.0' },
-  }
+const HELLO: Hello = {
+  type: 'hello',
+  version: CLUSTER_VERSION,
+  node_rank: 1,
+  nodes: 2,
+  incarnation: 'f',
+  attempt: 0,
+  leader: 'l',
+  proof: 'good',
+  info: { host: 'h', ranks: [], version: '1.0.0' },
+}
 
+function newLeader(): LeaderMembership<string> {
+  return new LeaderMembership<string>({
+    nodes: 2,
+    incarnation: 'l',
+    info: HELLO.info,
+    times: TIMES,
+    checkProof: (proof) => proof === 'good',
+  })
+}
+
+describe('a hello', () => {
   function answer(change: Partial<Record<keyof Hello, unknown>>) {
-    const leader = new LeaderMembership<string>({
-      nodes: 2,
-      incarnation: 'l',
-      info: HELLO.info,
-      times: TIMES,
-      checkProof: (proof) => proof === 'good',
-    })
+    const leader = newLeader()
     const packet = readPacket({ ...HELLO, ...change })
     if ('fault' in packet) return packet
     const [first] = leader.receive(0, 'route', packet)
@@ -204,5 +209,101 @@ describe('a hello', () => {
 
   test('of no known form is a fault', () => {
     expect(answer({ incarnation: 7 })).toHaveProperty('fault')
+  })
+})
+
+describe('what belongs to another session', () => {
+  const PIECE = { type: 'piece', leader: 'l', session: 1, seq: 0 } as const
+  const OVER = { type: 'over', session: 1, reason: 'its session is over' }
+
+  test.each([
+    ['another connection', 'other', PIECE],
+    ['another leader', 'route', { ...PIECE, leader: 'before' }],
+    ['another number', 'route', { ...PIECE, session: 2 }],
+  ] as const)('is not taken by the leader: %s', (_, route, piece) => {
+    const leader = newLeader()
+    leader.receive(0, 'route', { ...HELLO, attempt: 2 })
+    const { leader: named, session } = piece
+    expect(leader.receive(1, route, piece)).toEqual([
+      { type: 'send', route, packet: { ...OVER, type: 'over', leader: named, session } },
+    ])
+    expect(leader.receive(1, 'route', PIECE)).toMatchObject([{ type: 'piece' }])
+  })
+
+  test('a hello from before the session does not end it, a later one does', () => {
+    const leader = newLeader()
+    leader.receive(0, 'route', { ...HELLO, attempt: 2 })
+    expect(leader.receive(1, 'older', { ...HELLO, attempt: 1 })).toEqual([])
+    expect(leader.receive(1, 'route', { ...HELLO, attempt: 2 })).toMatchObject([
+      { type: 'send', packet: { type: 'welcome', session: 1 } },
+    ])
+    const types = leader.receive(2, 'later', { ...HELLO, attempt: 3 }).map(({ type }) => type)
+    expect(types).toEqual(['lost', 'send', 'joined', 'members'])
+    expect(leader.peers.map(({ session }) => session)).toEqual([2])
+  })
+
+  test('a follower that lives keeps its place when it joins again while another wants it', () => {
+    const leader = newLeader()
+    leader.receive(0, 'route', HELLO)
+    leader.receive(1, 'rival', { ...HELLO, incarnation: 'rival' })
+    leader.receive(2, 'again', { ...HELLO, attempt: 1 })
+    expect(leader.peers).toMatchObject([{ session: 2, incarnation: 'f' }])
+  })
+
+  const WELCOME = {
+    type: 'welcome',
+    leader: 'l',
+    session: 7,
+    attempt: 0,
+    epoch: 3,
+    heartbeat_ms: 100,
+    lost_ms: 500,
+    nodes: [],
+    info: HELLO.info,
+  } as const
+
+  function newFollower(): FollowerMembership {
+    const { info } = HELLO
+    const told = { nodeRank: 1, nodes: 2, incarnation: 'f', info, times: TIMES }
+    const follower = new FollowerMembership(0, { ...told, prove: () => 'good' })
+    follower.receive(0, null, { type: 'challenge', leader: 'l' })
+    return follower
+  }
+
+  test.each([{ attempt: 1 }, { leader: 'before' }])('a welcome with %p is none', (change) => {
+    const follower = newFollower()
+    expect(follower.receive(1, null, { ...WELCOME, ...change })).toEqual([])
+    expect(follower.receive(1, null, WELCOME)).toMatchObject([
+      { type: 'joined', node: { session: 7 } },
+      { type: 'members', epoch: 3 },
+    ])
+  })
+
+  test.each([{ session: 6 }, { leader: 'before' }])(
+    'a follower takes no piece with %p',
+    (change) => {
+      const follower = newFollower()
+      follower.receive(1, null, WELCOME)
+      const piece = { ...PIECE, session: 7, ...change }
+      const { leader, session } = piece
+      expect(follower.receive(2, null, piece)).toEqual([
+        {
+          type: 'send',
+          route: null,
+          packet: { type: 'over', leader, session, reason: OVER.reason },
+        },
+      ])
+      expect(follower.peers).toHaveLength(1)
+    },
+  )
+
+  test('who knows an older epoch is told the members again', () => {
+    const leader = newLeader()
+    leader.receive(0, 'route', HELLO)
+    const beat = { type: 'beat', leader: 'l', session: 1 } as const
+    expect(leader.receive(1, 'route', { ...beat, epoch: 1 })).toEqual([])
+    expect(leader.receive(1, 'route', { ...beat, epoch: 0 })).toMatchObject([
+      { type: 'send', packet: { type: 'members', epoch: 1, nodes: [{}, { node_rank: 1 }] } },
+    ])
   })
 })
