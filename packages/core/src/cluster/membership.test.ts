@@ -2,7 +2,7 @@ import { describe, expect, test } from 'bun:test'
 import fc from 'fast-check'
 import { FollowerMembership } from './membership-follower.ts'
 import { LeaderMembership } from './membership-leader.ts'
-import { CLUSTER_VERSION, type Hello, readPacket } from './packets.ts'
+import { CLUSTER_VERSION, type Hello, type PacketOf, readPacket } from './packets.ts'
 import { type FollowerSlot, SimulatedCluster, TIMES } from './testing/simulated-cluster.ts'
 
 /** After it everything is settled: silence is noticed, a place given up, and taken. */
@@ -238,7 +238,7 @@ describe('what belongs to another session', () => {
       { type: 'send', packet: { type: 'welcome', session: 1 } },
     ])
     const types = leader.receive(2, 'later', { ...HELLO, attempt: 3 }).map(({ type }) => type)
-    expect(types).toEqual(['lost', 'send', 'joined', 'members'])
+    expect(types).toEqual(['lost', 'members', 'send', 'joined', 'members'])
     expect(leader.peers.map(({ session }) => session)).toEqual([2])
   })
 
@@ -250,7 +250,7 @@ describe('what belongs to another session', () => {
     expect(leader.peers).toMatchObject([{ session: 2, incarnation: 'f' }])
   })
 
-  const WELCOME = {
+  const WELCOME: PacketOf<'welcome'> = {
     type: 'welcome',
     leader: 'l',
     session: 7,
@@ -260,7 +260,7 @@ describe('what belongs to another session', () => {
     lost_ms: 500,
     nodes: [],
     info: HELLO.info,
-  } as const
+  }
 
   function newFollower(): FollowerMembership {
     const { info } = HELLO
