@@ -30,6 +30,8 @@ const ZMQ_SYMBOLS = {
   zmq_msg_close: { args: ['buffer'], returns: 'i32' },
   zmq_poll: { args: ['buffer', 'i32', 'i64'], returns: 'i32' },
   zmq_socket_monitor: { args: [POINTER, 'buffer', 'i32'], returns: 'i32' },
+  zmq_has: { args: ['buffer'], returns: 'i32' },
+  zmq_curve_public: { args: ['buffer', 'buffer'], returns: 'i32' },
 } as const
 
 /** The same function once more: a `buffer` argument cannot be NULL, which ends a monitor. */

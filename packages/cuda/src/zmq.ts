@@ -2,32 +2,43 @@ import { toArrayBuffer, type Pointer } from 'bun:ffi'
 import { CkptError } from '@ckpt/core/api/errors'
 import { openLibzmq, type ZmqCalls } from './libzmq.ts'
 import { cString, cText } from './structs.ts'
+import { checkKey, checkKeyText } from './zmq-keys.ts'
 
 const EINTR = 4
 const EAGAIN = 11
+const EHOSTUNREACH = 113
 /** Numbers from here on are libzmq's own. */
 const ZMQ_HAUSNUMERO = 156384712
 /** The context is terminated. */
 const ETERM = ZMQ_HAUSNUMERO + 53
 
-const TYPES = { PAIR: 0, REQ: 3, REP: 4, DEALER: 5 } as const
+const TYPES = { PAIR: 0, REQ: 3, REP: 4, DEALER: 5, ROUTER: 6 } as const
 export type ZmqType = keyof typeof TYPES
 
 /** Options with their number in zmq.h and their width in bytes. */
 const OPTIONS = {
   linger: [17, 4],
   reconnect_ivl: [18, 4],
+  backlog: [19, 4],
   reconnect_ivl_max: [21, 4],
   maxmsgsize: [22, 8],
   sndhwm: [23, 4],
   rcvhwm: [24, 4],
+  router_mandatory: [33, 4],
   immediate: [39, 4],
+  ipv6: [42, 4],
+  curve_server: [47, 4],
   ipc_filter_pid: [58, 4],
   ipc_filter_uid: [59, 4],
   ipc_filter_gid: [60, 4],
   handshake_ivl: [66, 4],
+  connect_timeout: [79, 4],
 } as const
 export type ZmqOption = keyof typeof OPTIONS
+
+/** Options that are keys of CURVE. */
+const KEY_OPTIONS = { curve_publickey: 48, curve_secretkey: 49, curve_serverkey: 50 } as const
+export type ZmqKeyOption = keyof typeof KEY_OPTIONS
 
 const LAST_ENDPOINT = 32
 const EVENTS = 15
@@ -179,6 +190,34 @@ export class ZmqSocket {
     }
   }
 
+  /** A key of CURVE, before `bind` or `connect`: 32 bytes, or the 40 characters of their Z85 text. */
+  setKey(name: ZmqKeyOption, key: Uint8Array | string): void {
+    // libzmq wants the text with its terminating zero, or the bytes
+    const encoded = typeof key === 'string' ? cString(checkKeyText(key)) : checkKey(key)
+    const bytes = encoded.byteLength
+    if (this.#calls.zmq_setsockopt(this.pointer, KEY_OPTIONS[name], encoded, bytes) !== 0) {
+      throw fail(this.#calls, `zmq_setsockopt ${name}`)
+    }
+  }
+
+  /**
+   * Of a ROUTER with `router_mandatory`: queues all frames for one peer. `full`: it cannot take them now, and nothing was
+   * queued; `gone`: its connection has ended.
+   *
+   * @param route first frame of what this peer has sent
+   */
+  sendTo(route: Uint8Array, frames: readonly Uint8Array[]): 'sent' | 'full' | 'gone' {
+    if (this.#sendFrame(route, true) < 0) {
+      const code = this.#calls.zmq_errno()
+      if (code >= ZMQ_HAUSNUMERO) throw fail(this.#calls, 'zmq_send', code)
+      // another number may be that of a system call of the runtime in between: the caller tries again
+      return code === EHOSTUNREACH ? 'gone' : 'full'
+    }
+    // once the route was taken the others are, too; of a connection that ends meanwhile they are dropped
+    for (let i = 0; i < frames.length; i++) this.#sendLater(frames[i]!, i < frames.length - 1)
+    return 'sent'
+  }
+
   /**
    * Queues all frames. False, and nothing queued, when no peer can take them now, also when the peer went away between two
    * frames: the next call begins a new message.
@@ -306,8 +345,8 @@ export class ZmqSocket {
 const NOTHING = new Uint8Array(new ArrayBuffer(1))
 
 export interface ZmqMonitorEvent {
-  /** `connected`: the handshake with a peer is complete, on either side. */
-  readonly event: 'connected' | 'disconnected' | 'other'
+  /** `connected`: the handshake with a peer is complete, on either side; `refused`: it has failed. */
+  readonly event: 'connected' | 'disconnected' | 'refused' | 'other'
   readonly address: string
 }
 
@@ -344,7 +383,8 @@ export class ZmqMonitor {
 
 function eventName(number: number): ZmqMonitorEvent['event'] {
   if (number === MONITOR_CONNECTED) return 'connected'
-  return number === MONITOR_DISCONNECTED ? 'disconnected' : 'other'
+  if (number === MONITOR_DISCONNECTED) return 'disconnected'
+  return (number & MONITOR_REFUSED) !== 0 ? 'refused' : 'other'
 }
 
 /** A socket, a monitor, or a file descriptor such as that of a signal. */

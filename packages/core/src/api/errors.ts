@@ -51,6 +51,9 @@ export const ERROR_STATUS = {
   device_error: 500,
   device_lost: 500,
   native_missing: 500,
+  // daemons that work together
+  leader_lost: 503,
+  node_lost: 503,
   shutting_down: 503,
   internal: 500,
 } as const satisfies Record<string, number>

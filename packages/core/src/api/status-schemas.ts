@@ -19,6 +19,24 @@ export const EnginePlanRates = type({
 })
 export type EnginePlanRates = typeof EnginePlanRates.infer
 
+/** The daemons that work together, as one of them sees them. */
+export const ClusterStatus = type({
+  node_rank: Count,
+  nodes: Count,
+  /** Whether this daemon is the leader. */
+  leader: 'boolean',
+  /** Ascends with every change of the members. */
+  epoch: Count,
+  /** Of the leader: the followers that have joined. Of a follower: the leader, when it has joined. */
+  peers: type({
+    node_rank: Count,
+    host: 'string',
+    ranks: type({ device: Count, kind: 'string', uuid: 'string' }).array(),
+    session: Count,
+  }).array(),
+})
+export type ClusterStatus = typeof ClusterStatus.infer
+
 /** `GET /v1/status`. */
 export const StatusAnswer = type({
   version: 'string',
@@ -40,6 +58,8 @@ export const StatusAnswer = type({
    */
   ranks: type({ rank: Rank, device: Count, key: 'string' }).array(),
   peers: 'unknown[]',
+  /** Absent: the daemon works alone. */
+  'cluster?': ClusterStatus,
   engines: type({
     url: 'string',
     dialect: DialectName.or('null'),

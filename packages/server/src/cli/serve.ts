@@ -58,9 +58,13 @@ export function addServeCommand(program: Command): void {
       SERVE_DEFAULTS.idleCommunicatorSeconds,
     )
     .option('--state-dir <dir>', 'private directory for the journal and engine sockets')
-    .option('--leader <host:port>', 'the daemon of node rank 0')
-    .option('--node-rank <k>', 'which of --nodes this is', wholeNumber(0))
-    .option('--nodes <n>', 'daemons that work together', wholeNumber(1))
+    .option(
+      '--leader <host:port>',
+      "where the daemon of node rank 0 listens for the others; 'env': from MASTER_ADDR, MASTER_PORT + 1, and what torchrun, Slurm or Kubernetes set",
+    )
+    .option('--node-rank <k>', 'which of --nodes this is; 0 is the leader', wholeNumber(0))
+    .option('--nodes <n>', 'daemons that work together; above 1 needs a token', wholeNumber(1))
+    .option('--cluster-token-file <file>', 'file with the token that all daemons of --nodes have')
     .option('--supervise', 'start the daemon again when its device is lost (exit status 4)')
     .option('--log-json', 'log lines as JSON')
   command.action(async (flags: ServeFlags) => {

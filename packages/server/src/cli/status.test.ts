@@ -59,3 +59,21 @@ test('a daemon that does not say it yet has a status all the same', () => {
   expect(lines).not.toContainEqual(expect.stringContaining('broadcast'))
   expect(lines.at(-1)).toMatch(/http:\/\/e +- +- +- +- +- +has taken/)
 })
+
+test('who works together', () => {
+  const peer = {
+    node_rank: 1,
+    host: 'n1',
+    session: 4,
+    ranks: STATUS.ranks.map(({ device }) => ({ device, kind: 'H200', uuid: 'u' })),
+  }
+  const cluster = { node_rank: 0, nodes: 3, leader: true, epoch: 5, peers: [peer] }
+  const lines = statusText({ ...STATUS, cluster }).split('\n')
+  expect(lines).toContain('cluster: node 0 of 3, the leader, epoch 5')
+  expect(lines).toContainEqual(expect.stringMatching(/^ *1 +n1 +2 +H200 +4$/))
+  const alone = { ...cluster, node_rank: 2, leader: false, peers: [] }
+  expect(statusText({ ...STATUS, cluster: alone })).toContain(
+    'cluster: node 2 of 3, epoch 5, no leader',
+  )
+  expect(statusText(STATUS)).not.toContain('cluster')
+})

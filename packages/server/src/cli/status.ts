@@ -1,4 +1,4 @@
-import type { EnginePlanRates, PlanRate, StatusAnswer } from '@ckpt/core'
+import type { ClusterStatus, EnginePlanRates, PlanRate, StatusAnswer } from '@ckpt/core'
 import type { Command } from 'commander'
 import { formatBytes, formatTable } from './format.ts'
 import { clientOf, type DaemonFlags, withDaemon } from './options.ts'
@@ -45,6 +45,7 @@ export function statusText(status: StatusAnswer): string {
   if (status.ranks.length > 1 && broadcast !== undefined) {
     sections.push('', `broadcast: ${rateText(broadcast)}`)
   }
+  if (status.cluster !== undefined) sections.push('', clusterText(status.cluster))
   if (status.engines.length > 0) sections.push('', enginesText(status.engines))
   return sections.join('\n')
 }
@@ -54,6 +55,20 @@ function rateText(rate: PlanRate | undefined): string {
   if (rate === undefined) return '-'
   const { bytes_per_second: bytesPerSecond, from } = rate
   return `${(bytesPerSecond / 1e9).toFixed(1)} GB/s, ${from}`
+}
+
+function clusterText(cluster: ClusterStatus): string {
+  const { node_rank, nodes, leader, epoch, peers } = cluster
+  const who = `cluster: node ${node_rank} of ${nodes}${leader ? ', the leader' : ''}, epoch ${epoch}`
+  if (peers.length === 0) return `${who}, ${leader ? 'nobody has joined' : 'no leader'}`
+  const rows = peers.map((peer) => [
+    String(peer.node_rank),
+    peer.host,
+    String(peer.ranks.length),
+    [...new Set(peer.ranks.map(({ kind }) => kind))].join(', '),
+    String(peer.session),
+  ])
+  return `${who}\n${formatTable([['node', 'host', 'ranks', 'devices', 'session'], ...rows])}`
 }
 
 function enginesText(engines: StatusAnswer['engines']): string {

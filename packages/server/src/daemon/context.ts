@@ -1,4 +1,5 @@
 import type { Server } from 'bun'
+import type { Cluster } from './cluster/types.ts'
 import type { BufferHolds } from './http/buffer-holds.ts'
 import type { RankCalls } from './http/rank-sockets.ts'
 import type { Registry } from './registry/registry.ts'
@@ -38,6 +39,8 @@ export interface Daemon {
   start(name: string, request: UpdateRequest): UpdateHandle
   /** Joins the calls that come over the ranks' own sockets. */
   readonly rankCalls: RankCalls
+  /** null: the daemon works alone. */
+  readonly cluster: Cluster | null
   /** Connections of trainers that write into buffers. */
   readonly bufferHolds: BufferHolds
   /** null: nobody said, so any file may be registered over Unix sockets and none over TCP. */

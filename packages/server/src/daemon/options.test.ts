@@ -72,15 +72,6 @@ describe('where to listen', () => {
     )
   })
 
-  test('several hosts are another matter, one is fine', () => {
-    expect(refusal(() => listenOptions(with_({ nodes: 2 }), {})).code).toBe('not_supported')
-    expect(refusal(() => listenOptions(with_({ nodes: 1, nodeRank: 1 }), {})).code).toBe(
-      'bad_request',
-    )
-    const one = with_({ nodes: 1, nodeRank: 0, leader: 'here:1', uds: '/a.sock' })
-    expect(listenOptions(one, {}).uds).toBe('/a.sock')
-  })
-
   test('state lies in the home directory unless told otherwise', () => {
     expect(stateRoot({ HOME: '/home/a' })).toBe('/home/a/.local/state/ckpt')
     expect(stateRoot({ HOME: '/home/a', XDG_STATE_HOME: '/s' })).toBe('/s/ckpt')

@@ -43,9 +43,12 @@ export interface ServeOptions {
   readonly broadcast: BroadcastChoice
   /** Seconds that a communicator, which holds device memory, is kept without an update. */
   readonly idleCommunicatorSeconds: number
+  /** `HOST:PORT` of the daemon of node rank 0, or `env`; see `cluster/options.ts`. */
   readonly leader: string | null
   readonly nodeRank: number | null
   readonly nodes: number | null
+  /** File whose only line is the token that all daemons of the cluster have. */
+  readonly clusterTokenFile: string | null
 }
 
 export const SERVE_DEFAULTS: ServeOptions = {
@@ -71,6 +74,7 @@ export const SERVE_DEFAULTS: ServeOptions = {
   leader: null,
   nodeRank: null,
   nodes: null,
+  clusterTokenFile: null,
 }
 
 export type Environment = Readonly<Record<string, string | undefined>>
@@ -121,13 +125,14 @@ export function stateRoot(env: Environment = process.env): string {
 /**
  * `HOST:PORT` or `[V6]:PORT`; port 0 takes a free one.
  *
+ * @param option for the message
  * @throws CkptError `bad_request`
  */
-export function parseTcpAddress(text: string): TcpAddress {
+export function parseTcpAddress(text: string, option = '--listen'): TcpAddress {
   const match = /^(?:\[([0-9a-fA-F:.%a-z]+)\]|([^:/\s[\]]+)):(\d{1,5})$/.exec(text)
   const port = Number(match?.[3])
   if (match === null || port > 65_535) {
-    throw refuse(`--listen wants HOST:PORT, such as 127.0.0.1:8800, not '${text}'`)
+    throw refuse(`${option} wants HOST:PORT, such as 127.0.0.1:8800, not '${text}'`)
   }
   return { host: (match[1] ?? match[2])!, port }
 }
@@ -154,7 +159,6 @@ export function listenOptions(
   options: ServeOptions,
   env: Environment = process.env,
 ): ListenOptions {
-  checkHosts(options)
   const tcp = options.listen === null ? null : parseTcpAddress(options.listen)
   if (tcp !== null && options.tokenFile === null) {
     throw new CkptError(
@@ -218,19 +222,6 @@ export function limitOptions(options: ServeOptions, env: Environment = process.e
     broadcast: options.broadcast,
     idleCommunicatorMs: options.idleCommunicatorSeconds * 1000,
   }
-}
-
-function checkHosts(options: ServeOptions): void {
-  const nodes = options.nodes ?? 1
-  const nodeRank = options.nodeRank ?? 0
-  if (!Number.isSafeInteger(nodes) || nodes < 1) throw refuse(`--nodes is ${nodes}, it must be 1`)
-  if (nodes > 1) {
-    throw new CkptError(
-      'not_supported',
-      `--nodes ${nodes}: this version serves one host; daemons of several hosts do not work together yet`,
-    )
-  }
-  if (nodeRank !== 0) throw refuse(`--node-rank is ${nodeRank}, with --nodes 1 it must be 0`)
 }
 
 function checkPattern(pattern: string): string {

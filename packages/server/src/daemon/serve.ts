@@ -4,6 +4,9 @@ import { dirname, join, resolve } from 'node:path'
 import { CkptError, type Failure, type UpdateRequest } from '@ckpt/core'
 import { selectDevices } from '@ckpt/cuda'
 import { version } from '../../package.json'
+import type { Cluster } from './cluster/cluster.ts'
+import { clusterOptions } from './cluster/options.ts'
+import { openDaemonCluster } from './cluster/serving.ts'
 import { createApp, type DaemonApp } from './http/app.ts'
 import { readToken } from './http/auth.ts'
 import type { Daemon } from './context.ts'
@@ -59,6 +62,7 @@ export async function serve(options: Partial<ServeOptions>): Promise<RunningDaem
   const told: ServeOptions = { ...SERVE_DEFAULTS, ...options }
   const listen = listenOptions(told)
   const limits = limitOptions(told)
+  const clustered = clusterOptions(told)
   const token = listen.tokenFile === null ? null : readToken(listen.tokenFile)
   // opening the native library removes the shared memory of daemons that were killed
   const { library, ranks } = selectDevices(told.devices, told.ranks)
@@ -76,7 +80,9 @@ export async function serve(options: Partial<ServeOptions>): Promise<RunningDaem
   const updates = await createUpdates(daemonOptions, registry)
   undo.defer(() => updates.close(closing.reason ?? 'the daemon could not start'))
   await updates.recover()
-  const daemon = wire(registry, updates, daemonOptions, listen, closing)
+  const cluster = clustered === null ? null : await openDaemonCluster(clustered, library, ranks)
+  undo.defer(() => cluster?.close())
+  const daemon = wire(registry, updates, cluster, daemonOptions, listen, closing)
   const app = createApp(daemon)
   await openListeners(listeners, app, daemonOptions, listen, token)
   undo.defer(() => {
@@ -124,6 +130,7 @@ function running(
 function wire(
   registry: Registry,
   updates: Updates,
+  cluster: Cluster | null,
   options: DaemonOptions,
   listen: ListenOptions,
   closing: Closing,
@@ -141,6 +148,7 @@ function wire(
     updates,
     start,
     rankCalls,
+    cluster,
     bufferHolds: new BufferHolds((ids) => registry.abandon(ids)),
     allowedDirs: options.allowedDirs,
     heartbeatMs: HEARTBEAT_MS,

@@ -12,21 +12,22 @@ const OPEN_PATH = '/v1/healthz'
 /**
  * Reads the token that TCP clients must send, without surrounding white space.
  *
+ * @param option that names the file, for messages
  * @throws CkptError `unauthorized` when the file cannot be read or holds no token
  */
-export function readToken(path: string): TokenDigest {
+export function readToken(path: string, option = '--token-file'): TokenDigest {
   let text: string
   let mode: number
   try {
     text = readFileSync(path, 'utf8').trim()
     mode = statSync(path).mode
   } catch (error) {
-    throw new CkptError('unauthorized', `--token-file ${path}: ${(error as Error).message}`)
+    throw new CkptError('unauthorized', `${option} ${path}: ${(error as Error).message}`)
   }
   if (!/^[\x21-\x7e]+$/.test(text) || text.length > TOKEN_BYTES_MAX) {
     throw new CkptError(
       'unauthorized',
-      `--token-file ${path} must hold one token of 1 to ${TOKEN_BYTES_MAX} printable characters without spaces`,
+      `${option} ${path} must hold one token of 1 to ${TOKEN_BYTES_MAX} printable characters without spaces`,
     )
   }
   if ((mode & 0o007) !== 0) log.warn('the token file {path} is readable by every user', { path })

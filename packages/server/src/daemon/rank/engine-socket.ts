@@ -75,7 +75,7 @@ export class EngineSocket {
     for (;;) {
       const event = this.#monitor.next()
       if (event === null) return null
-      if (event.event === 'other') continue
+      if (event.event !== 'connected' && event.event !== 'disconnected') continue
       // what waits was meant for the worker that has gone
       if (event.event === 'disconnected') this.#outbox.length = 0
       return event.event

@@ -70,6 +70,7 @@ export function fakeDaemon(ranks: readonly number[] = [0], windowMs = 200): Fake
     updates: fakeUpdates(started, prepared, start, () => daemon.events()),
     start,
     rankCalls: new RankCalls({ ranks, windowMs, gather: (name) => registry.gather(name), start }),
+    cluster: null,
     bufferHolds: new BufferHolds((ids) => registry.abandon(ids)),
     allowedDirs: null,
     closing: false,

@@ -1,0 +1,243 @@
+import {
+  type ClusterNode,
+  CkptError,
+  type ForeignHello,
+  isSameSession,
+  type Membership,
+  type MembershipEvent,
+  type MessageStart,
+  type Packet,
+  type Piece,
+  readPacket,
+} from '@ckpt/core'
+import { clockMs } from '../clock.ts'
+import { Inbox } from './inbox.ts'
+import type { CarriedMessage, ClusterReport } from './messages.ts'
+import { Outbox } from './outbox.ts'
+import type { Arrival, ClusterSocket } from './sockets.ts'
+
+/** What is sent or taken in one go, so that neither keeps the other waiting. */
+const PIECES_AT_ONCE = 16
+const ARRIVALS_AT_ONCE = 256
+/** The most bytes that wait for one peer. */
+const WAITING_BYTES_MAX = 2 ** 32
+/** The most complaints that are remembered. */
+const SAID_MAX = 1000
+/** How soon a peer is tried again that could take no more. */
+const FULL_MS = 1
+
+const encoder = new TextEncoder()
+const decoder = new TextDecoder('utf-8', { fatal: true })
+
+interface Session {
+  readonly node: ClusterNode
+  readonly outbox: Outbox
+  readonly inbox: Inbox
+}
+
+/** Where a loop says what has happened. */
+export type Report = (report: ClusterReport, transfer?: readonly ArrayBuffer[]) => void
+
+/** One side's state machine with its socket, in steps that do not block. */
+export class ClusterLoop<R> {
+  readonly #membership: Membership<R>
+  readonly #socket: ClusterSocket<R>
+  readonly #connected: (nowMs: number) => MembershipEvent<R>[]
+  readonly #report: Report
+  /** By node rank. */
+  readonly #sessions = new Map<number, Session>()
+  readonly #gone: R[] = []
+  /** What was said last about who cannot join: it is not said again and again. */
+  readonly #said = new Map<string, string>()
+
+  /** @param connected what a new connection means */
+  constructor(
+    membership: Membership<R>,
+    socket: ClusterSocket<R>,
+    connected: (nowMs: number) => MembershipEvent<R>[],
+    report: Report,
+  ) {
+    this.#membership = membership
+    this.#socket = socket
+    this.#connected = connected
+    this.#report = report
+  }
+
+  /** Takes what has come, sends what can go. Returns in how many milliseconds the next step is due, if nothing comes before. */
+  step(): number {
+    this.#receive()
+    this.#perform(this.#membership.tick(clockMs()))
+    const sending = this.#flush()
+    this.#loseGone()
+    if (sending !== null) return sending
+    return Math.max(0, Math.ceil(this.#membership.nextMs() - clockMs()))
+  }
+
+  /** Queues a message; of a session that is over it is dropped. */
+  push(message: CarriedMessage): void {
+    const session = this.#sessions.get(message.node.nodeRank)
+    const { node } = message
+    if (session === undefined || !isSameSession(session.node, node)) return
+    session.outbox.push(message)
+    if (session.outbox.bytes <= WAITING_BYTES_MAX) return
+    const reason = `${session.outbox.bytes} bytes wait for it, which it does not take`
+    this.#perform(this.#membership.end(clockMs(), node, reason))
+  }
+
+  close(reason: string): void {
+    this.#perform(this.#membership.close(reason))
+    this.#socket.close()
+  }
+
+  #receive(): void {
+    for (let taken = 0; taken < ARRIVALS_AT_ONCE; taken++) {
+      try {
+        const arrival = this.#socket.next()
+        if (arrival === null) return
+        this.#take(arrival)
+      } catch (error) {
+        // a peer's fault ends nothing
+        if (CkptError.wrap(error).code !== 'engine_protocol') throw error
+        this.#warn(`a message was dropped: ${(error as Error).message}`)
+      }
+    }
+  }
+
+  #take(arrival: Arrival<R>): void {
+    switch (arrival.type) {
+      case 'frames':
+        return this.#takeFrames(arrival.route, arrival.frames)
+      case 'connected':
+        return this.#perform(this.#connected(clockMs()))
+      case 'disconnected':
+        return this.#perform(this.#membership.unreachable(clockMs(), null as R))
+      case 'refused':
+        return this.#warnOnce(
+          'handshake',
+          `the handshake with ${this.#socket.address} has failed: it has another cluster token, or is no leader`,
+        )
+    }
+  }
+
+  #takeFrames(route: R, [head, ...frames]: Uint8Array[]): void {
+    const packet = readHead(head)
+    if ('fault' in packet) return this.#warn(`a message was dropped: ${packet.fault}`)
+    this.#perform(this.#membership.receive(clockMs(), route, packet, frames))
+    this.#loseGone()
+  }
+
+  #perform(events: readonly MembershipEvent<R>[]): void {
+    for (const event of events) {
+      switch (event.type) {
+        case 'send': {
+          const frame = encoder.encode(JSON.stringify(event.packet))
+          // of what a full peer cannot take nothing is missed: it comes again, or its session ends
+          if (this.#socket.send(event.route, [frame]) === 'gone') this.#gone.push(event.route)
+          break
+        }
+        case 'piece':
+          this.#takePiece(event.node, event.piece, event.frames)
+          break
+        case 'refused':
+          this.#refused(event)
+          break
+        case 'reconnect':
+          this.#socket.reconnect()
+          break
+        case 'joined':
+          this.#said.clear()
+          this.#sessions.set(event.node.nodeRank, {
+            node: event.node,
+            outbox: new Outbox(),
+            inbox: new Inbox(),
+          })
+          this.#report(event)
+          break
+        case 'lost':
+          this.#sessions.delete(event.node.nodeRank)
+          this.#report(event)
+          break
+        case 'members':
+          this.#report(event)
+      }
+    }
+  }
+
+  /** Not where it is found out: the state machine is in the middle of another event then. */
+  #loseGone(): void {
+    for (let route = this.#gone.shift(); route !== undefined; route = this.#gone.shift()) {
+      this.#perform(this.#membership.unreachable(clockMs(), route))
+    }
+  }
+
+  #takePiece(node: ClusterNode, piece: Piece, frames: readonly Uint8Array[]): void {
+    const session = this.#sessions.get(node.nodeRank)
+    if (session === undefined || !isSameSession(session.node, node)) return
+    try {
+      const message = session.inbox.take(piece, frames)
+      if (message === null) return
+      const buffers = message.blobs.map(({ buffer }) => buffer)
+      this.#report({ type: 'message', message: { node, ...message } }, buffers)
+    } catch (error) {
+      const reason = `it has sent what cannot be read: ${(error as Error).message}`
+      this.#perform(this.#membership.end(clockMs(), node, reason))
+    }
+  }
+
+  /** In how many milliseconds to send on; null: everything is on its way. */
+  #flush(): number | null {
+    let soonest: number | null = null
+    for (const session of this.#sessions.values()) {
+      for (let sent = 0; sent < PIECES_AT_ONCE && !session.outbox.empty; sent++) {
+        const result = this.#sendPiece(session)
+        if (result === 'sent') continue
+        if (result === 'full') soonest ??= FULL_MS
+        break
+      }
+      if (!session.outbox.empty && soonest === null) soonest = 0
+    }
+    return soonest
+  }
+
+  #sendPiece({ node, outbox }: Session): 'sent' | 'full' | 'gone' {
+    const route = this.#membership.routeOf(node)
+    const frames = outbox.next((start) => this.#head(node, start))
+    if (route === undefined || frames === null) return 'gone'
+    const result = this.#socket.send(route, frames)
+    if (result === 'sent') outbox.sent()
+    if (result === 'gone') this.#gone.push(route)
+    return result
+  }
+
+  #head(node: ClusterNode, start: MessageStart | null): Uint8Array | null {
+    const packet = this.#membership.piece(node, start)
+    return packet === null ? null : encoder.encode(JSON.stringify(packet))
+  }
+
+  #refused(event: Extract<MembershipEvent<R>, { type: 'refused' }>): void {
+    const { nodeRank, host, code, message } = event
+    this.#warnOnce(
+      `${nodeRank} ${host}`,
+      `node ${nodeRank} (${host}) may not join: ${message} (${code})`,
+    )
+  }
+
+  #warnOnce(about: string, message: string): void {
+    if (this.#said.get(about) === message) return
+    if (this.#said.size >= SAID_MAX) this.#said.clear()
+    this.#said.set(about, message)
+    this.#warn(message)
+  }
+
+  #warn(message: string): void {
+    this.#report({ type: 'warning', message })
+  }
+}
+
+function readHead(head: Uint8Array | undefined): Packet | ForeignHello | { fault: string } {
+  try {
+    return readPacket(JSON.parse(decoder.decode(head)))
+  } catch (error) {
+    return { fault: (error as Error).message }
+  }
+}

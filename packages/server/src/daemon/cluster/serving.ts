@@ -1,0 +1,48 @@
+import { hostname } from 'node:os'
+import { CkptError, type ClusterStatus } from '@ckpt/core'
+import { version } from '../../../package.json'
+import { log } from '../log.ts'
+import type { LibraryOptions, RankInfo } from '../types.ts'
+import { type Cluster, type ClusterOptions, openCluster } from './cluster.ts'
+
+/** The cluster of a daemon that serves these ranks: who comes and goes is logged, and nothing can be asked of it yet. */
+export function openDaemonCluster(
+  options: ClusterOptions,
+  library: LibraryOptions,
+  ranks: readonly RankInfo[],
+): Promise<Cluster> {
+  const info = {
+    host: hostname(),
+    version,
+    ranks: ranks.map(({ device, deviceName, uuid }) => ({ device, kind: deviceName, uuid })),
+  }
+  return openCluster(options, info, library, {
+    joined: ({ nodeRank, session, info: { host } }) =>
+      log.info('node {nodeRank} ({host}) has joined, session {session}', {
+        nodeRank,
+        host,
+        session,
+      }),
+    lost: (_, { code, message }) => log.warn('{message} ({code})', { code, message }),
+    post: () => {},
+    async request() {
+      throw new CkptError('not_supported', 'this daemon takes no requests of other daemons')
+    },
+  })
+}
+
+/** As `GET /v1/status` shows it. */
+export function clusterStatus({ nodeRank, nodes, isLeader, epoch, peers }: Cluster): ClusterStatus {
+  return {
+    node_rank: nodeRank,
+    nodes,
+    leader: isLeader,
+    epoch,
+    peers: peers.map(({ nodeRank: peer, session, info: { host, ranks } }) => ({
+      node_rank: peer,
+      host,
+      ranks: [...ranks],
+      session,
+    })),
+  }
+}
