@@ -46,14 +46,12 @@ export const ERROR_STATUS = {
   update_timeout: 504,
   plan_mismatch: 500,
   rank_failed: 500,
-  node_lost: 503,
-  leader_lost: 503,
   device_error: 500,
   device_lost: 500,
   native_missing: 500,
   // daemons that work together
-  leader_lost: 503,
   node_lost: 503,
+  leader_lost: 503,
   shutting_down: 503,
   internal: 500,
 } as const satisfies Record<string, number>

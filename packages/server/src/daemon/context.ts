@@ -1,5 +1,5 @@
 import type { Server } from 'bun'
-import type { Cluster } from './cluster/types.ts'
+import type { DaemonCluster } from './cluster/serving.ts'
 import type { BufferHolds } from './http/buffer-holds.ts'
 import type { RankCalls } from './http/rank-sockets.ts'
 import type { Registry } from './registry/registry.ts'
@@ -40,7 +40,7 @@ export interface Daemon {
   /** Joins the calls that come over the ranks' own sockets. */
   readonly rankCalls: RankCalls
   /** null: the daemon works alone. */
-  readonly cluster: Cluster | null
+  readonly cluster: DaemonCluster | null
   /** Connections of trainers that write into buffers. */
   readonly bufferHolds: BufferHolds
   /** null: nobody said, so any file may be registered over Unix sockets and none over TCP. */

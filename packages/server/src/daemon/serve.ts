@@ -4,9 +4,8 @@ import { dirname, join, resolve } from 'node:path'
 import { CkptError, type Failure, type UpdateRequest } from '@ckpt/core'
 import { selectDevices } from '@ckpt/cuda'
 import { version } from '../../package.json'
-import type { Cluster } from './cluster/cluster.ts'
 import { clusterOptions } from './cluster/options.ts'
-import { openDaemonCluster } from './cluster/serving.ts'
+import { DaemonCluster } from './cluster/serving.ts'
 import { createApp, type DaemonApp } from './http/app.ts'
 import { readToken } from './http/auth.ts'
 import type { Daemon } from './context.ts'
@@ -77,13 +76,14 @@ export async function serve(options: Partial<ServeOptions>): Promise<RunningDaem
   undo.defer(() => closeListeners(listeners))
   const registry = await createRegistry(daemonOptions)
   undo.defer(() => registry.close())
-  const updates = await createUpdates(daemonOptions, registry)
+  const cluster = clustered === null ? null : new DaemonCluster(clustered)
+  undo.defer(() => cluster?.close())
+  const updates = await createUpdates(daemonOptions, registry, cluster?.place)
   undo.defer(() => updates.close(closing.reason ?? 'the daemon could not start'))
   await updates.recover()
-  const cluster = clustered === null ? null : await openDaemonCluster(clustered, library, ranks)
-  undo.defer(() => cluster?.close())
   const daemon = wire(registry, updates, cluster, daemonOptions, listen, closing)
   const app = createApp(daemon)
+  await cluster?.open(library, ranks, { updates, app: () => app })
   await openListeners(listeners, app, daemonOptions, listen, token)
   undo.defer(() => {
     daemon.bufferHolds.close()
@@ -130,7 +130,7 @@ function running(
 function wire(
   registry: Registry,
   updates: Updates,
-  cluster: Cluster | null,
+  cluster: DaemonCluster | null,
   options: DaemonOptions,
   listen: ListenOptions,
   closing: Closing,

@@ -1,48 +1,205 @@
 import { hostname } from 'node:os'
-import { CkptError, type ClusterStatus } from '@ckpt/core'
+import { CkptError, type ClusterStatus, type Failure } from '@ckpt/core'
 import { version } from '../../../package.json'
+import type { DaemonApp } from '../http/app.ts'
 import { log } from '../log.ts'
+import {
+  CALL_LIMIT_MS,
+  type LeaderPost,
+  type NodeChannel,
+  NodeDescription,
+  type NodePost,
+  type NodeRequest,
+  UPDATE_LIMIT_MS,
+} from '../remote/messages.ts'
+import { pack, unpack } from '../remote/pack.ts'
 import type { LibraryOptions, RankInfo } from '../types.ts'
+import type { ClusterPlace, Updates } from '../updates/updates.ts'
 import { type Cluster, type ClusterOptions, openCluster } from './cluster.ts'
+import {
+  type ApiAnswer,
+  type ApiCancel,
+  type ApiPost,
+  type ApiRequest,
+  ForwardedCalls,
+  Forwarder,
+} from './forwarding.ts'
+import type { ClusterMessage, ClusterNode } from './types.ts'
 
-/** The cluster of a daemon that serves these ranks: who comes and goes is logged, and nothing can be asked of it yet. */
-export function openDaemonCluster(
-  options: ClusterOptions,
-  library: LibraryOptions,
-  ranks: readonly RankInfo[],
-): Promise<Cluster> {
-  const info = {
-    host: hostname(),
-    version,
-    ranks: ranks.map(({ device, deviceName, uuid }) => ({ device, kind: deviceName, uuid })),
-  }
-  return openCluster(options, info, library, {
-    joined: ({ nodeRank, session, info: { host } }) =>
-      log.info('node {nodeRank} ({host}) has joined, session {session}', {
-        nodeRank,
-        host,
-        session,
-      }),
-    lost: (_, { code, message }) => log.warn('{message} ({code})', { code, message }),
-    post: () => {},
-    async request() {
-      throw new CkptError('not_supported', 'this daemon takes no requests of other daemons')
-    },
-  })
+type Request = NodeRequest | ApiRequest | { readonly op: 'describe' }
+type Post = NodePost | LeaderPost | ApiPost | ApiCancel
+
+/** What the daemon does for the others, and they for it. */
+export interface ServedDaemon {
+  readonly updates: Updates
+  readonly app: () => DaemonApp
 }
 
-/** As `GET /v1/status` shows it. */
-export function clusterStatus({ nodeRank, nodes, isLeader, epoch, peers }: Cluster): ClusterStatus {
-  return {
-    node_rank: nodeRank,
-    nodes,
-    leader: isLeader,
-    epoch,
-    peers: peers.map(({ nodeRank: peer, session, info: { host, ranks } }) => ({
-      node_rank: peer,
-      host,
-      ranks: [...ranks],
-      session,
-    })),
+/** This daemon among the others. */
+export class DaemonCluster {
+  /** Null: it leads. */
+  readonly forwarder: Forwarder | null
+  readonly #options: ClusterOptions
+  #cluster: Cluster | null = null
+  #served: ServedDaemon | null = null
+  readonly #forwarded = new Map<number, ForwardedCalls>()
+
+  constructor(options: ClusterOptions) {
+    this.#options = options
+    const ask = async (request: ApiRequest) =>
+      (await this.#askLeader(request, UPDATE_LIMIT_MS)) as ApiAnswer
+    const leads = options.nodeRank === 0
+    this.forwarder = leads ? null : new Forwarder(ask, (cancel) => this.#postLeader(cancel))
+  }
+
+  /** How its updates take part. */
+  get place(): ClusterPlace {
+    const { nodeRank, nodes } = this.#options
+    if (nodeRank === 0) return { role: 'leader', nodes }
+    return { role: 'follower', post: (post) => this.#postLeader(post) }
+  }
+
+  /** Joins the others, and goes on joining them until {@link close}. @throws CkptError as `openCluster` */
+  async open(
+    library: LibraryOptions,
+    ranks: readonly RankInfo[],
+    served: ServedDaemon,
+  ): Promise<void> {
+    this.#served = served
+    const info = {
+      host: hostname(),
+      version,
+      ranks: ranks.map(({ device, deviceName, uuid }) => ({ device, kind: deviceName, uuid })),
+    }
+    this.#cluster = await openCluster(this.#options, info, library, {
+      joined: (node) => this.#joined(node),
+      lost: (node, failure) => this.#lost(node, failure),
+      post: (from, message) => this.#take(from, unpack(message) as Post),
+      request: async (from, message) =>
+        pack(await this.#answer(from, unpack(message) as Request)) as ClusterMessage,
+    })
+  }
+
+  get #opened(): { cluster: Cluster; served: ServedDaemon } {
+    if (this.#cluster === null || this.#served === null) {
+      throw new CkptError('leader_lost', 'the daemon is starting')
+    }
+    return { cluster: this.#cluster, served: this.#served }
+  }
+
+  #joined(node: ClusterNode): void {
+    const { nodeRank, session, info } = node
+    const { host } = info
+    log.info('node {nodeRank} ({host}) has joined, session {session}', { nodeRank, host, session })
+    if (this.forwarder !== null) return
+    void this.#describe(node).catch((error: unknown) => {
+      const { message } = CkptError.wrap(error)
+      log.warn('node {nodeRank} ({host}) is of no use: {message}', { nodeRank, host, message })
+    })
+  }
+
+  async #describe(node: ClusterNode): Promise<void> {
+    const { cluster, served } = this.#opened
+    const ask = pack({ op: 'describe' } satisfies Request) as ClusterMessage
+    const answer = await cluster.request(node, ask, CALL_LIMIT_MS)
+    const description = NodeDescription.assert(unpack(answer))
+    const channel: NodeChannel = {
+      request: (message, limitMs) => cluster.request(node, message as ClusterMessage, limitMs),
+      post: (message) => cluster.post(node, message as ClusterMessage),
+    }
+    served.updates.leader?.joined(node.nodeRank, description, channel)
+  }
+
+  #lost(node: ClusterNode, failure: Failure): void {
+    const { code, message } = failure
+    log.warn('{message} ({code})', { code, message })
+    const { updates } = this.#opened.served
+    this.#forwarded.get(node.nodeRank)?.close()
+    this.#forwarded.delete(node.nodeRank)
+    this.forwarder?.lose(message)
+    updates.leader?.lost(node.nodeRank, failure)
+    void updates.node?.lose(failure)
+  }
+
+  async #answer(from: ClusterNode, request: Request): Promise<unknown> {
+    const updates = this.#served?.updates
+    if (updates === undefined) throw new CkptError('internal', 'the daemon is starting')
+    if (request.op === 'describe') return updates.node?.description ?? null
+    if (request.op === 'api') return this.#forwardedOf(from).answer(request)
+    if (updates.node === null) throw new CkptError('not_supported', 'this daemon leads')
+    return updates.node.answer(request)
+  }
+
+  #forwardedOf(from: ClusterNode): ForwardedCalls {
+    const { cluster, served } = this.#opened
+    const known = this.#forwarded.get(from.nodeRank)
+    if (known !== undefined) return known
+    const post = (told: ApiPost) => cluster.post(from, pack(told) as ClusterMessage)
+    const fresh = new ForwardedCalls(served.app, post)
+    this.#forwarded.set(from.nodeRank, fresh)
+    return fresh
+  }
+
+  #take(from: ClusterNode, post: Post): void {
+    const { updates } = this.#opened.served
+    switch (post.op) {
+      case 'api_part':
+      case 'api_end':
+        return this.forwarder?.take(post)
+      case 'api_cancel':
+        return this.#forwarded.get(from.nodeRank)?.cancel(post.call)
+      case 'event':
+      case 'progress':
+      case 'settled':
+        return updates.leader?.take(from.nodeRank, post)
+      default:
+        return updates.node?.take(post)
+    }
+  }
+
+  async #askLeader(request: Request, limitMs: number): Promise<unknown> {
+    const { cluster } = this.#opened
+    const [leader] = cluster.peers
+    if (leader === undefined) {
+      throw new CkptError('leader_lost', `the leader at ${cluster.address} is not there`)
+    }
+    const message = pack(request) as ClusterMessage
+    return unpack(await cluster.request(leader, message, limitMs))
+  }
+
+  /** Nobody waits for what a leader that is gone was to be told. */
+  #postLeader(post: Post): void {
+    const [leader] = this.#cluster?.peers ?? []
+    if (leader !== undefined) this.#cluster?.post(leader, pack(post) as ClusterMessage)
+  }
+
+  /** As `GET /v1/status` shows it. */
+  get status(): ClusterStatus {
+    const { nodeRank, nodes, isLeader, epoch, peers } = this.#opened.cluster
+    return {
+      node_rank: nodeRank,
+      nodes,
+      leader: isLeader,
+      epoch,
+      peers: peers.map(({ nodeRank: peer, session, info: { host, ranks } }) => ({
+        node_rank: peer,
+        host,
+        ranks: [...ranks],
+        session,
+      })),
+    }
+  }
+
+  /** The ranks of all daemons, as the leader numbers them; null: it leads and knows itself, or there is no leader. */
+  get ranks(): { rank: number; device: number; key: string }[] | null {
+    const { members, isLeader } = this.#opened.cluster
+    if (isLeader || members.length === 0) return null
+    const ordered = [...members].sort((a, b) => a.nodeRank - b.nodeRank)
+    const all = ordered.flatMap(({ info }) => info.ranks)
+    return all.map(({ device, uuid }, rank) => ({ rank, device, key: uuid }))
+  }
+
+  async close(): Promise<void> {
+    await this.#cluster?.close()
   }
 }

@@ -4,6 +4,7 @@ import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import { authenticate } from './auth.ts'
 import type { Daemon, DaemonEnv } from '../context.ts'
 import { log } from '../log.ts'
+import { forwardToLeader } from './forward.ts'
 import { checkpointRoutes } from './routes/checkpoints.ts'
 import { engineMapRoutes } from './routes/engine-map.ts'
 import { metasRoutes } from './routes/metas.ts'
@@ -25,6 +26,7 @@ export function createApp(daemon: Daemon) {
       if (daemon.closing) throw new CkptError('shutting_down', 'the daemon is shutting down')
       await next()
     })
+    .use(forwardToLeader(daemon))
     .route('/v1/checkpoints', checkpointRoutes(daemon))
     .route('/v1/updates', updateRoutes(daemon))
     .route('/v1/engine-map', engineMapRoutes(daemon))

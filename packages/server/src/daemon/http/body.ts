@@ -61,7 +61,8 @@ export function keepOpen(context: Context<DaemonEnv>): void {
   context.env.server?.timeout(context.req.raw, 0)
 }
 
-async function readBody(context: Context<DaemonEnv>, bytesMax: number): Promise<Uint8Array> {
+/** @throws BodyTooLarge */
+export async function readBody(context: Context<DaemonEnv>, bytesMax: number): Promise<Uint8Array> {
   const told = Number(context.req.header('content-length') ?? 0)
   const stream = context.req.raw.body
   if (told > bytesMax) throw tooLarge(bytesMax)

@@ -1,4 +1,5 @@
 import type { Failure, PlanInput } from '@ckpt/core'
+import { type } from 'arktype'
 import type {
   DirectOpenOptions,
   OpenOptions,
@@ -145,9 +146,19 @@ export type LeaderPost =
   | { readonly op: 'settled'; readonly rank: number; readonly run: number }
 
 /** What a daemon tells of itself when it comes. */
-export interface NodeDescription {
+export const NodeDescription = type({
   /** Its own: numbered from 0. */
-  readonly ranks: readonly RankInfo[]
+  ranks: type({
+    rank: 'number.integer >= 0',
+    device: 'number.integer >= 0',
+    deviceName: 'string',
+    key: 'string',
+    uuid: 'string',
+    numaNode: 'number.integer',
+  })
+    .array()
+    .atLeastLength(1),
   /** Where the sockets of its engines' workers lie. */
-  readonly socketDir: string
-}
+  socketDir: /^\//,
+})
+export type NodeDescription = typeof NodeDescription.infer

@@ -373,6 +373,7 @@ class DaemonUpdates implements Updates {
     this.#rehearsal.stop()
     this.#measuring.close()
     await this.#queue.close(reason)
+    if (this.node?.busy) await this.node.lose({ code: 'shutting_down', message: reason })
     this.#closing.abort(new CkptError('shutting_down', reason))
     await pool.close()
     await sockets.close()

@@ -1,6 +1,5 @@
 import type { StatusAnswer } from '@ckpt/core'
 import { Hono } from 'hono'
-import { clusterStatus } from '../../cluster/serving.ts'
 import type { Daemon, DaemonEnv } from '../../context.ts'
 
 /** `/v1/healthz` and `/v1/status`. */
@@ -16,8 +15,9 @@ function statusOf({ version, registry, updates, cluster }: Daemon): StatusAnswer
     version,
     pid: process.pid,
     ...rest,
+    ranks: cluster?.ranks ?? rest.ranks,
     peers: [],
-    ...(cluster === null ? {} : { cluster: clusterStatus(cluster) }),
+    ...(cluster === null ? {} : { cluster: cluster.status }),
     memory: { ...registry.memory(), quarantined_bytes, checkpoints: registry.list() },
   }
 }

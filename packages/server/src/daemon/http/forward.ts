@@ -1,0 +1,30 @@
+import { CkptError } from '@ckpt/core'
+import type { MiddlewareHandler } from 'hono'
+import type { Daemon, DaemonEnv } from '../context.ts'
+import { BODY_BYTES_MAX, keepOpen, readBody } from './body.ts'
+
+/** What only the leader of several daemons can do: their clients may ask any of them. */
+const FOR_LEADER: readonly { readonly method: string; readonly path: RegExp }[] = [
+  { method: 'POST', path: /^\/v1\/checkpoints\/[^/]+\/(update|gather-metas)$/ },
+  { method: 'GET', path: /^\/v1\/updates\// },
+  { method: 'POST', path: /^\/v1\/updates\// },
+  { method: 'GET', path: /^\/v1\/engine-map$/ },
+]
+
+/** At a follower the leader answers these. @throws CkptError `leader_lost` */
+export function forwardToLeader(daemon: Daemon): MiddlewareHandler<DaemonEnv> {
+  return async (context, next) => {
+    const forwarder = daemon.cluster?.forwarder ?? null
+    const { method, path } = context.req
+    const goes = FOR_LEADER.some((one) => one.method === method && one.path.test(path))
+    if (forwarder === null || !goes) return next()
+    if (context.env.listener.rank !== null) {
+      const message = 'a rank socket of a daemon that follows another one takes files only'
+      throw new CkptError('not_supported', message)
+    }
+    const body = method === 'GET' ? null : await readBody(context, BODY_BYTES_MAX)
+    keepOpen(context)
+    context.res = await forwarder.forward(method, context.req.raw.url, body)
+    context.set('logged', true)
+  }
+}
