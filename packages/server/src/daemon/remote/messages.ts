@@ -9,7 +9,6 @@ import type {
 } from '../rank/messages.ts'
 import type { EngineAnswer, EngineCall } from '../../engines/host.ts'
 import type { EngineAddress } from '../../engines/url.ts'
-import type { RankInfo } from '../types.ts'
 import type { Packed } from './pack.ts'
 
 /** The way from one daemon to another. What was sent comes in order, or not at all once the other one is lost. */
@@ -28,20 +27,20 @@ export const CALL_LIMIT_MS = 60_000
 type Remote<T extends RunOptions> = Omit<
   T,
   'buffers' | 'readings' | 'progress' | 'deadlineMs' | 'collective'
-> & {
-  /** Until the update must have ended. */
-  readonly leftMs: number
+>
+export type RemoteOpen = Remote<OpenOptions>
+export type RemoteDirectOpen = Remote<DirectOpenOptions>
+
+/** In place of those. */
+export interface RunPlace {
   /** Of this update, see the request `lease`. */
   readonly lease: number
   /** Owners of the checkpoint, all daemons' together, and the first one of this daemon. */
   readonly owners: number
   readonly firstOwner: number
+  /** Until the update must have ended. */
+  readonly leftMs: number
 }
-export type RemoteOpen = Remote<OpenOptions> & {
-  /** Of a communicator among all ranks; null: the rank is alone. */
-  readonly collective: { readonly id: string; readonly sharers: number } | null
-}
-export type RemoteDirectOpen = Remote<DirectOpenOptions>
 
 /** A plan's input with its layout by key, see the request `layout`. */
 export type RemotePlanInput = Omit<PlanInput, 'table' | 'sources'> & { readonly layout: string }
@@ -55,8 +54,18 @@ export type RemoteRankRequest =
   | { readonly type: 'plan'; readonly key: string; readonly input: RemotePlanInput | null }
   /** `layout`: see the request of that name; null: whether the rank holds it is asked. */
   | { readonly type: 'layout'; readonly key: string; readonly layout: string | null }
-  | { readonly type: 'open'; readonly options: RemoteOpen }
-  | { readonly type: 'open_direct'; readonly options: RemoteDirectOpen }
+  | {
+      readonly type: 'open'
+      readonly options: RemoteOpen
+      readonly place: RunPlace
+      /** A communicator among all ranks; null: the rank is alone. */
+      readonly meeting: { readonly id: string; readonly sharers: number } | null
+    }
+  | {
+      readonly type: 'open_direct'
+      readonly options: RemoteDirectOpen
+      readonly place: RunPlace
+    }
 
 /** What the leader asks another daemon. */
 export type NodeRequest =

@@ -80,6 +80,6 @@ export class NodeLeases {
   }
 
   endAll(): void {
-    for (const id of [...this.#held.keys()]) this.end(id, false)
+    for (const id of this.#held.keys()) this.end(id, false)
   }
 }

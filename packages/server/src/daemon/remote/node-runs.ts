@@ -2,7 +2,6 @@ import { CkptError, type Failure } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
 import type { RankLink } from '../rank/link.ts'
 import {
-  type DirectOpenOptions,
   type OpenAnswer,
   type OpenOptions,
   PROGRESS_BYTES,
@@ -11,7 +10,14 @@ import {
 } from '../rank/messages.ts'
 import type { HeldVersion } from '../types.ts'
 import type { JournalConversation } from '../updates/journal.ts'
-import type { LeaderPost, RemoteDirectOpen, RemoteOpen, RemoteTell } from './messages.ts'
+import type {
+  LeaderPost,
+  RemoteDirectOpen,
+  RemoteOpen,
+  RemoteRankRequest,
+  RemoteTell,
+  RunPlace,
+} from './messages.ts'
 import type { NodeLeases } from './node-leases.ts'
 import type { NodeParts } from './node-server.ts'
 
@@ -22,6 +28,8 @@ const CLOSE_MS = 2000
 /** Runs whose rings may still be waited for. */
 const NUMBERS_MAX = 1000
 const IPC = 'ipc://'
+
+type Opening<T extends 'open' | 'open_direct'> = Extract<RemoteRankRequest, { type: T }>
 
 /** One rank in one run that the leader drives. */
 interface RunHere {
@@ -63,40 +71,38 @@ export class NodeRuns {
     this.#post = post
   }
 
-  open(link: RankLink, options: RemoteOpen): Promise<OpenAnswer> {
-    const { collective, lease, firstOwner, owners, leftMs, ...rest } = options
-    return this.#open(link, options, (base) => {
-      const meeting =
-        collective === null ? null : ({ type: 'communicator', peers: null, ...collective } as const)
-      const opening: OpenOptions = { ...rest, ...base, collective: meeting }
-      return link.request({ type: 'open', options: opening })
-    })
+  open(link: RankLink, request: Opening<'open'>): Promise<OpenAnswer> {
+    const { options, meeting } = request
+    const collective: OpenOptions['collective'] =
+      meeting === null ? null : { type: 'communicator', peers: null, ...meeting }
+    return this.#open(link, request, (base) =>
+      link.request({ type: 'open', options: { ...options, ...base, collective } }),
+    )
   }
 
-  openDirect(link: RankLink, options: RemoteDirectOpen): Promise<OpenAnswer> {
-    const { lease, firstOwner, owners, leftMs, ...rest } = options
-    return this.#open(link, options, (base) => {
-      const opening: DirectOpenOptions = { ...rest, ...base }
-      return link.request({ type: 'open_direct', options: opening })
-    })
+  openDirect(link: RankLink, request: Opening<'open_direct'>): Promise<OpenAnswer> {
+    const { options } = request
+    return this.#open(link, request, (base) =>
+      link.request({ type: 'open_direct', options: { ...options, ...base } }),
+    )
   }
 
   async #open(
     link: RankLink,
-    options: RemoteOpen | RemoteDirectOpen,
+    { options, place }: Opening<'open' | 'open_direct'>,
     request: (
       base: Pick<RunOptions, 'run' | 'buffers' | 'readings' | 'progress' | 'deadlineMs'>,
     ) => Promise<OpenAnswer>,
   ): Promise<OpenAnswer> {
-    const { lease, updateId } = this.#leases.of(options.lease)
+    const { lease, updateId } = this.#leases.of(place.lease)
     const version = lease?.version ?? null
     const running = this.#begin(link, options, updateId, version)
     const progress = running.progress.buffer as SharedArrayBuffer
     link.listen(running.own, 0, (event) => this.#take(running, event))
     try {
       await this.#journal()
-      const memory = memoryOf(version, options)
-      const deadlineMs = clockMs() + options.leftMs
+      const memory = memoryOf(version, place)
+      const deadlineMs = clockMs() + place.leftMs
       return await request({ run: running.own, ...memory, progress, deadlineMs })
     } catch (error) {
       link.unlisten()
@@ -219,7 +225,7 @@ export class NodeRuns {
     for (const { link, own } of all) link.abort(own, failure, LEAVE_MS)
     this.#numbers.clear()
     // nobody else would: a communicator is of no use without its other ranks
-    for (const { link } of this.#parts.pool.links.map((one) => ({ link: one }))) {
+    for (const link of this.#parts.pool.links) {
       if (link.dead === null) link.request({ type: 'communicator_drop' }).catch(() => {})
     }
     const closed = Promise.all(all.map((one) => one.closed.promise))
@@ -235,7 +241,7 @@ export class NodeRuns {
 /** Of each owner of all daemons: what of it lies here. */
 function memoryOf(
   version: HeldVersion | null,
-  { owners, firstOwner }: { readonly owners: number; readonly firstOwner: number },
+  { owners, firstOwner }: RunPlace,
 ): Pick<RunOptions, 'buffers' | 'readings'> {
   const buffers = Array.from({ length: owners }, () => new Uint32Array(0))
   const readings: RunOptions['readings'][number][] = buffers.map(() => null)

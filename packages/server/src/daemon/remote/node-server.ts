@@ -104,9 +104,9 @@ export class NodeServer {
         return link.request({ type, key, input: layout === null ? null : this.#layout(layout) })
       }
       case 'open':
-        return this.#runs.open(link, request.options)
+        return this.#runs.open(link, request)
       case 'open_direct':
-        return this.#runs.openDirect(link, request.options)
+        return this.#runs.openDirect(link, request)
       case 'memory':
       case 'communicator_drop':
       case 'communicator_id':

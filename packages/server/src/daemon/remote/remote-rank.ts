@@ -114,15 +114,22 @@ export class RemoteRank implements RankHandle {
         return { type, key, layout }
       }
       case 'open': {
-        const { collective, ...rest } = request.options
-        const options = { ...remote(rest, this.#calls.part), collective: meeting(collective) }
-        return { type: 'open', options }
+        const { collective, ...options } = request.options
+        const meeting = meetingOf(collective)
+        return { type: 'open', meeting, ...this.#there(options) }
       }
       case 'open_direct':
-        return { type: 'open_direct', options: remote(request.options, this.#calls.part) }
+        return { type: 'open_direct', ...this.#there(request.options) }
       default:
         throw new Error(`a rank of another daemon is not asked for '${request.type}'`)
     }
+  }
+
+  /** What is its own daemon's stays out. */
+  #there<T extends RunOptions>(options: T) {
+    const { buffers, readings: _readings, progress: _progress, deadlineMs, ...rest } = options
+    const place = { ...this.#calls.part, owners: buffers.length, leftMs: deadlineMs - clockMs() }
+    return { options: rest, place }
   }
 
   async readMemory(): Promise<MemoryAnswer> {
@@ -237,17 +244,7 @@ export class RemoteRank implements RankHandle {
 
 const NONE = new Float64Array(0)
 
-type OwnFields = 'buffers' | 'readings' | 'progress' | 'deadlineMs'
-
-function remote<T extends RunOptions>(
-  options: T,
-  part: NodePart,
-): Omit<T, OwnFields> & NodePart & { leftMs: number; owners: number } {
-  const { buffers, readings: _readings, progress: _progress, deadlineMs, ...rest } = options
-  return { ...rest, ...part, leftMs: deadlineMs - clockMs(), owners: buffers.length }
-}
-
-function meeting(collective: OpenOptions['collective']): { id: string; sharers: number } | null {
+function meetingOf(collective: OpenOptions['collective']): { id: string; sharers: number } | null {
   if (collective === null) return null
   if (collective.type !== 'communicator') throw new Error('ranks of several daemons copy nothing')
   const { id, sharers } = collective
