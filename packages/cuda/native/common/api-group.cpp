@@ -56,10 +56,13 @@ int32_t ckpt_group_destroy(uint32_t group) {
   return guard([&] { destroy_object<Group>(group); });
 }
 
-int32_t ckpt_communicator_id(uint32_t sharers, uint8_t* id_p) {
+int32_t ckpt_communicator_id(uint32_t sharers, uint32_t processes, uint8_t* id_p) {
   return guard([&] {
+    uint8_t* out = &require(id_p, "id_p");
     require_initialized();
-    backend::communicator_id(sharers, &require(id_p, "id_p"));
+    if (processes == 0 || processes > kCommunicatorMembersMax)
+      fail(CKPT_ERR_INVALID, "a communicator is of 1 to %u processes", kCommunicatorMembersMax);
+    backend::communicator_id(sharers, processes, out);
   });
 }
 

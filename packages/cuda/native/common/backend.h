@@ -202,8 +202,8 @@ std::shared_ptr<Stream> stream_create(uint32_t device);
 std::shared_ptr<Event> event_create(uint32_t device);
 std::shared_ptr<Group> group_create(uint32_t members);
 // CKPT_COMMUNICATOR_ID_BYTES. CKPT_ERR_UNSUPPORTED also where as many members as `sharers` cannot
-// have one device.
-void communicator_id(uint32_t sharers, uint8_t* id);
+// have one device. The members are of `processes` processes, one or more.
+void communicator_id(uint32_t sharers, uint32_t processes, uint8_t* id);
 // Returns when every member has come. signal may be null. Throws CKPT_ERR_ABORTED or
 // CKPT_ERR_TIMEOUT.
 std::shared_ptr<Communicator> communicator_create(const CommunicatorPlace& place,

@@ -86,7 +86,8 @@ std::shared_ptr<Stream> stream_create(uint32_t device) { return std::make_shared
 std::shared_ptr<Event> event_create(uint32_t device) { return std::make_shared<CudaEvent>(device); }
 std::shared_ptr<Group> group_create(uint32_t members) { return std::make_shared<CudaGroup>(members); }
 
-void communicator_id(uint32_t sharers, uint8_t* id) {
+// NCCL's ids are for members of any processes.
+void communicator_id(uint32_t sharers, uint32_t, uint8_t* id) {
   Nccl::UniqueId unique;
   const Nccl& nccl = Nccl::get();
   require_shared_device(nccl, sharers);

@@ -46,12 +46,14 @@ std::shared_ptr<Group> group_create(uint32_t members) {
   return std::make_shared<HostGroup>(members);
 }
 
-void communicator_id(uint32_t, uint8_t* id) { make_communicator_id(id); }
+void communicator_id(uint32_t, uint32_t processes, uint8_t* id) {
+  make_communicator_id(processes, id);
+}
 
 std::shared_ptr<Communicator> communicator_create(const CommunicatorPlace& place,
                                                   std::shared_ptr<Signal> signal,
                                                   uint32_t timeout_ms) {
-  return HostCommunicator::meet(place, signal.get(), timeout_ms);
+  return meet_communicator(place, signal.get(), timeout_ms);
 }
 
 // Nothing reads host memory but the processor.

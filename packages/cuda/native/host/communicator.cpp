@@ -10,6 +10,11 @@
 #include <set>
 #include <string>
 
+#include "common/ucx-api.h"
+#include "process-communicator.h"
+#include "rendezvous-id.h"
+#include "rendezvous.h"
+
 namespace ckpt {
 namespace {
 
@@ -42,7 +47,7 @@ std::shared_ptr<Meeting> enter(const CommunicatorPlace& place) {
   const std::string id = text_of(place.id);
   if (id.rfind(prefix(), 0) != 0) {
     fail(CKPT_ERR_UNSUPPORTED,
-         "the host library has communicators among the ranks of one process only");
+         "the id is not of a communicator among several processes, nor was it made in this one");
   }
   std::lock_guard lock(meetings().mutex);
   std::weak_ptr<Meeting>& known = meetings().by_id[id];
@@ -78,11 +83,24 @@ bool is_complete(const Meeting& meeting) {
 
 }  // namespace
 
-void make_communicator_id(uint8_t* id) {
+void make_communicator_id(uint32_t processes, uint8_t* id) {
   static std::atomic<uint64_t> next{1};
+  if (processes > 1) {
+    Ucx::get();  // says that it is missing before anybody waits
+    const RendezvousId made = open_rendezvous();
+    std::memcpy(id, &made, sizeof made);
+    return;
+  }
   const std::string text = prefix() + std::to_string(next++);
   std::memset(id, 0, CKPT_COMMUNICATOR_ID_BYTES);
   std::memcpy(id, text.data(), text.size());
+}
+
+std::shared_ptr<Communicator> meet_communicator(const CommunicatorPlace& place, Signal* signal,
+                                                uint32_t timeout_ms) {
+  if (const auto id = read_rendezvous_id(place.id))
+    return ProcessCommunicator::meet(*id, place, signal, timeout_ms);
+  return HostCommunicator::meet(place, signal, timeout_ms);
 }
 
 std::shared_ptr<HostCommunicator> HostCommunicator::meet(const CommunicatorPlace& place,

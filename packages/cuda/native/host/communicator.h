@@ -8,8 +8,10 @@
 
 namespace ckpt {
 
-// Of this process only.
-void make_communicator_id(uint8_t* id);
+// Of members in this process, or in as many as `processes`.
+void make_communicator_id(uint32_t processes, uint8_t* id);
+std::shared_ptr<Communicator> meet_communicator(const CommunicatorPlace& place, Signal* signal,
+                                                uint32_t timeout_ms);
 
 class HostCommunicator : public Communicator {
  public:

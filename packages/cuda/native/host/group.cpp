@@ -46,28 +46,30 @@ void HostGroup::broadcast(uint32_t member, uint32_t root, uint64_t offset, uint6
     fail(CKPT_ERR_STATE, "the stream or memory of member %u was freed", member);
   }
   require_range("broadcast", offset, bytes, memory->bytes());
-  enqueue_locked(member, std::move(stream), std::move(memory), root, offset, bytes);
+  enqueue_locked(member, std::move(stream), std::move(memory), root, offset, bytes, {});
 }
 
 void HostGroup::broadcast_on(uint32_t member, std::shared_ptr<HostStream> stream,
                              std::shared_ptr<HostMemory> memory, uint32_t root, uint64_t offset,
-                             uint64_t bytes) {
+                             uint64_t bytes, RootWork work) {
   std::lock_guard lock(mutex_);
   if (aborted_) fail_aborted();
-  enqueue_locked(member, std::move(stream), std::move(memory), root, offset, bytes);
+  enqueue_locked(member, std::move(stream), std::move(memory), root, offset, bytes,
+                 std::move(work));
 }
 
 void HostGroup::enqueue_locked(uint32_t member, std::shared_ptr<HostStream> stream,
                                std::shared_ptr<HostMemory> memory, uint32_t root, uint64_t offset,
-                               uint64_t bytes) {
+                               uint64_t bytes, RootWork work) {
   Member& self = joined_[member];
   std::shared_ptr<Round> round = round_locked(self, root, offset, bytes);
   // The stream outlives its work, so that the work may point to it.
   HostStream* on = stream.get();
   stream->enqueue(HostStream::After::error_too,
-                  [group = shared_from_this(), round, memory, on, is_root = member == root] {
+                  [group = shared_from_this(), round, memory, on, is_root = member == root,
+                   work = std::move(work)] {
                     if (is_root) {
-                      group->give(*on, *round, memory);
+                      group->lead(*on, *round, memory, work);
                     } else {
                       group->take(*on, *round, *memory);
                     }
@@ -76,10 +78,27 @@ void HostGroup::enqueue_locked(uint32_t member, std::shared_ptr<HostStream> stre
   self.next_round++;
 }
 
-void HostGroup::give(HostStream& stream, Round& round, std::shared_ptr<HostMemory> memory) {
+void HostGroup::lead(HostStream& stream, Round& round, std::shared_ptr<HostMemory> memory,
+                     const RootWork& work) {
+  std::optional<Error> failure = stream.error();
+  const auto attempt = [&](const auto& part) {
+    try {
+      part();
+    } catch (const Error& error) {
+      if (!failure) failure = error;
+    }
+  };
+  if (work.before) attempt([&] { work.before(stream); });
+  attempt([&] { give(failure, round, std::move(memory)); });
+  if (work.after) attempt([&] { work.after(stream); });
+  if (failure) throw Error(*failure);
+}
+
+void HostGroup::give(std::optional<Error> failure, Round& round,
+                     std::shared_ptr<HostMemory> memory) {
   std::unique_lock lock(mutex_);
   round.ready = true;
-  round.failure = stream.error();
+  round.failure = std::move(failure);
   if (!round.failure) round.source = std::move(memory);
   changed_.notify_all();
   if (round.failure) return;

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -21,11 +22,17 @@ class HostGroup : public Group, public std::enable_shared_from_this<HostGroup> {
   void broadcast(uint32_t member, uint32_t root, uint64_t offset, uint64_t bytes) override;
   void abort() override;
 
+  // What the root does on its stream besides: `before` its bytes are given to the members (what it
+  // throws they get instead), `after` they have taken them, whatever has happened.
+  struct RootWork {
+    std::function<void(HostStream&)> before;
+    std::function<void(HostStream&)> after;
+  };
   // As broadcast() of a member that need not have joined. stream and memory are not null, and the
   // range is the memory's.
   void broadcast_on(uint32_t member, std::shared_ptr<HostStream> stream,
                     std::shared_ptr<HostMemory> memory, uint32_t root, uint64_t offset,
-                    uint64_t bytes);
+                    uint64_t bytes, RootWork work = {});
 
  private:
   struct Member {
@@ -48,10 +55,12 @@ class HostGroup : public Group, public std::enable_shared_from_this<HostGroup> {
 
   void enqueue_locked(uint32_t member, std::shared_ptr<HostStream> stream,
                       std::shared_ptr<HostMemory> memory, uint32_t root, uint64_t offset,
-                      uint64_t bytes);
+                      uint64_t bytes, RootWork work);
   std::shared_ptr<Round> round_locked(Member& member, uint32_t root, uint64_t offset,
                                       uint64_t bytes);
-  void give(HostStream& stream, Round& round, std::shared_ptr<HostMemory> memory);
+  void lead(HostStream& stream, Round& round, std::shared_ptr<HostMemory> memory,
+            const RootWork& work);
+  void give(std::optional<Error> failure, Round& round, std::shared_ptr<HostMemory> memory);
   void take(HostStream& stream, Round& round, HostMemory& memory);
   [[noreturn]] static void fail_aborted();
 

@@ -16,7 +16,7 @@
 
 #include <stdint.h>
 
-#define CKPT_ABI_VERSION 5
+#define CKPT_ABI_VERSION 6
 #define CKPT_HANDLE_BYTES 64
 #define CKPT_COMMUNICATOR_ID_BYTES 128
 #define CKPT_API __attribute__((visibility("default")))
@@ -33,7 +33,7 @@ typedef enum ckpt_status {
   CKPT_ERR_MEMORY = 4,       /* host or device memory is exhausted */
   CKPT_ERR_TIMEOUT = 5,
   CKPT_ERR_ABORTED = 6,      /* the signal's abort bit, or an aborted group */
-  CKPT_ERR_IO = 7,           /* a file or shared-memory call failed; the text has path and errno */
+  CKPT_ERR_IO = 7,           /* a file or shared-memory call failed (the text has path and errno), or a peer process is lost */
   CKPT_ERR_CHANGED = 8,      /* a file changed after it was registered in place */
   CKPT_ERR_LEASE = 9,        /* the read lease on a file was refused */
   CKPT_ERR_DEVICE = 10,      /* a device call failed; the device still works */
@@ -288,10 +288,12 @@ CKPT_API int32_t ckpt_group_abort(uint32_t group);
 CKPT_API int32_t ckpt_group_destroy(uint32_t group);
 
 /* --- broadcast among the ranks of any processes --- */
-/* CUDA: NCCL, opened at the first of these calls (CKPT_ERR_UNSUPPORTED with the reason where it is missing or too old). host: among
- * the ranks of one process, so that what uses communicators runs without a GPU. */
-/* 128 bytes that one rank makes and every other one gets. sharers: most members that will have the same device. */
-CKPT_API int32_t ckpt_communicator_id(uint32_t sharers, uint8_t* id_p);
+/* CUDA: NCCL, opened at the first of these calls (CKPT_ERR_UNSUPPORTED with the reason where it is missing or too old). host: copies
+ * among the ranks of one process, and UCX between processes, opened in the same way (1.12 or newer). */
+/* 128 bytes that one rank makes and every other one gets: a secret. sharers: most members that will have the same device. processes:
+ * how many processes the members will be in; NCCL does not care. host: with more than one, this process listens for them (on the
+ * interfaces of NCCL_SOCKET_IFNAME) until all have come, its own members have given up, or ten minutes have gone. */
+CKPT_API int32_t ckpt_communicator_id(uint32_t sharers, uint32_t processes, uint8_t* id_p);
 /* Each member calls it once, on a thread of its own: returns when all have come. sharers: how many members have this device, which
  * must all have room on it at once. CKPT_ERR_ABORTED, CKPT_ERR_TIMEOUT. Holds device memory (NCCL: about a GiB). */
 CKPT_API int32_t ckpt_communicator_create(const uint8_t* id, uint32_t device, uint32_t members, uint32_t member, uint32_t sharers, uint32_t signal, uint32_t timeout_ms, uint32_t* communicator_p);
@@ -299,7 +301,8 @@ CKPT_API int32_t ckpt_communicator_create(const uint8_t* id, uint32_t device, ui
  * [offset, offset + bytes) come to the same place of each member's memory. A member's broadcast completes when its own bytes are
  * there and what the root has to send is sent. */
 CKPT_API int32_t ckpt_communicator_broadcast(uint32_t communicator, uint32_t stream, uint32_t memory, uint32_t root, uint64_t offset, uint64_t bytes);
-/* Ends what this member waits for, from any thread; every member's must be called. Broadcasts that it ends complete with nothing
+/* Ends what this member waits for, from any thread; every member's must be called. What waits for a process that is gone ends by
+ * itself, with CKPT_ERR_IO (host) or not at all. Broadcasts that it ends complete with nothing
  * said and anything in the memory: whoever aborts must not look at them. CKPT_ERR_TIMEOUT when NCCL has not ended in five seconds
  * (it goes on trying). Destroying does the same. */
 CKPT_API int32_t ckpt_communicator_abort(uint32_t communicator);

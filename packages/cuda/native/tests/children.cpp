@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "process-members.h"
 #include "test.h"
 
 namespace test {
@@ -184,7 +185,8 @@ int child_main(const Arguments& arguments) {
   } modes[] = {{"open", open_handle},    {"refuse", refuse_handle},
                {"write", change_file},   {"truncate", change_file},
                {"map", map_path},        {"uuids", uuids},           {"before-init", before_init},
-               {"throttled", throttled}, {"abort-copy", abort_copy}, {"leave", leave_memory}};
+               {"throttled", throttled}, {"abort-copy", abort_copy}, {"leave", leave_memory},
+               {"communicate", communicate_child}};
   try {
     for (const auto& mode : modes) {
       if (arguments[0] == mode.name) return mode.run(arguments);

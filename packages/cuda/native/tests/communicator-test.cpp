@@ -15,7 +15,7 @@ constexpr uint32_t kLimitMs = 30000;
 struct Id {
   Id() {
     setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1", 0);
-    if (ckpt_communicator_id(1, bytes) == CKPT_ERR_UNSUPPORTED && !kHostLibrary)
+    if (ckpt_communicator_id(1, 1, bytes) == CKPT_ERR_UNSUPPORTED && !kHostLibrary)
       throw Skipped{"there is no NCCL"};
   }
   uint8_t bytes[CKPT_COMMUNICATOR_ID_BYTES] = {};
@@ -210,7 +210,9 @@ TEST("communicators refuse wrong members, roots, ranges and devices") {
   GIVES(CKPT_ERR_INVALID,
         ckpt_communicator_create(id.bytes, 1000, 1, 0, 1, 0, 1000, &communicator));
   GIVES(CKPT_ERR_INVALID, ckpt_communicator_create(nullptr, 0, 1, 0, 1, 0, 1000, &communicator));
-  GIVES(CKPT_ERR_INVALID, ckpt_communicator_id(1, nullptr));
+  GIVES(CKPT_ERR_INVALID, ckpt_communicator_id(1, 1, nullptr));
+  uint8_t bytes[CKPT_COMMUNICATOR_ID_BYTES];
+  GIVES(CKPT_ERR_INVALID, ckpt_communicator_id(1, 0, bytes));
   Members alone(1);
   const auto& [one, stream, memory] = alone.all[0];
   GIVES(CKPT_ERR_INVALID, ckpt_communicator_broadcast(one, stream, memory, 1, 0, 10));

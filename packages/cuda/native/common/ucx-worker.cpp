@@ -1,0 +1,359 @@
+#include "ucx-worker.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <set>
+
+#include "threads.h"
+
+namespace ckpt {
+namespace {
+
+constexpr unsigned kApiMajor = 1, kApiMinor = 12;
+// A round trip over shared memory or loopback TCP.
+constexpr std::chrono::microseconds kSpin{50};
+// UCX does not tell of all that it could go on with (room in a peer's shared memory, say).
+constexpr int kSleepMsPending = 10;
+constexpr std::chrono::seconds kFlushLimit{2};
+constexpr uint32_t kExitMs = 2000;
+
+// UCX's libraries are torn down at exit: no thread may be in them then.
+struct Live {
+  std::mutex mutex;
+  std::set<UcxWorker*> workers;
+};
+
+Live& live() {
+  static Live& all = *new Live;
+  return all;
+}
+
+void end_all() {
+  std::lock_guard lock(live().mutex);
+  for (UcxWorker* worker : live().workers)
+    worker->abort(Error(CKPT_ERR_ABORTED, "the process ends"));
+  for (UcxWorker* worker : live().workers) {
+    try {
+      worker->wait_ended(kExitMs);
+    } catch (const std::exception&) {
+    }
+  }
+}
+
+void enter_live(UcxWorker* worker) {
+  static std::once_flag once;
+  std::call_once(once, [] { std::atexit(end_all); });
+  std::lock_guard lock(live().mutex);
+  live().workers.insert(worker);
+}
+
+}  // namespace
+
+// The thread takes the mutex again and again: it lets others come first.
+class UcxWorker::Lock {
+ public:
+  explicit Lock(UcxWorker& worker) : worker_(worker) {
+    worker_.wanting_++;
+    worker_.mutex_.lock();
+    worker_.wanting_--;
+  }
+  ~Lock() { worker_.mutex_.unlock(); }
+  Lock(const Lock&) = delete;
+
+ private:
+  UcxWorker& worker_;
+};
+
+UcxWorker::UcxWorker(uint64_t features, const std::string& devices)
+    : wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  if (wake_fd_ < 0) fail_errno(CKPT_ERR_MEMORY, errno, "eventfd");
+  try {
+    thread_ = start_thread("ckpt-ucx", [this, features, devices] {
+      try {
+        open(features, devices);
+      } catch (const Error& error) {
+        std::lock_guard lock(mutex_);
+        ending_ = error;
+        shut_locked();
+        opened_.complete(error.status(), error.text());
+        return;
+      }
+      opened_.complete(CKPT_OK, "");
+      run();
+    });
+    opened_.wait(nullptr, UINT32_MAX, "UCX");
+  } catch (...) {
+    if (thread_.joinable()) thread_.join();
+    ::close(wake_fd_);
+    throw;
+  }
+  enter_live(this);
+}
+
+UcxWorker::~UcxWorker() {
+  {
+    std::lock_guard lock(live().mutex);
+    live().workers.erase(this);
+  }
+  abort(Error(CKPT_ERR_ABORTED, "the connection is closed"));
+  thread_.join();
+  ::close(wake_fd_);
+}
+
+void UcxWorker::open(uint64_t features, const std::string& devices) {
+  std::lock_guard lock(mutex_);
+  open_context(features, devices);
+  Ucx::WorkerParams params{};
+  params.field_mask = Ucx::WorkerParams::kThreadMode | Ucx::WorkerParams::kFlags;
+  params.thread_mode = Ucx::WorkerParams::kSerialized;
+  params.flags = Ucx::WorkerParams::kIgnoreRequestLeak;
+  ucx_.check(ucx_.worker_create(context_, &params, &worker_), "ucp_worker_create");
+  ucx_.check(ucx_.worker_get_efd(worker_, &event_fd_), "ucp_worker_get_efd");
+  Ucx::Address* address = nullptr;
+  size_t bytes = 0;
+  ucx_.check(ucx_.worker_get_address(worker_, &address, &bytes), "ucp_worker_get_address");
+  const auto* first = reinterpret_cast<const uint8_t*>(address);
+  address_.assign(first, first + bytes);
+  ucx_.worker_release_address(worker_, address);
+}
+
+void UcxWorker::open_context(uint64_t features, const std::string& devices) {
+  Ucx::Config* config = nullptr;
+  ucx_.check(ucx_.config_read(nullptr, nullptr, &config), "ucp_config_read");
+  Ucx::Params params{};
+  params.field_mask = Ucx::Params::kFeatures;
+  params.features = features | Ucx::Params::kFeatureWakeup;
+  Ucx::Status status = Ucx::kOk;
+  if (!devices.empty()) status = ucx_.config_modify(config, "NET_DEVICES", devices.c_str());
+  if (status == Ucx::kOk)
+    status = ucx_.init_version(kApiMajor, kApiMinor, &params, config, &context_);
+  ucx_.config_release(config);
+  ucx_.check(status, "ucp_init");
+}
+
+UcxWorker::Peer* UcxWorker::connect(const std::vector<uint8_t>& address) {
+  const Lock lock(*this);
+  if (ending_) throw Error(*ending_);
+  auto peer = std::make_unique<Peer>();
+  peer->worker = this;
+  Ucx::EndpointParams params{};
+  params.field_mask = Ucx::EndpointParams::kRemoteAddress | Ucx::EndpointParams::kErrorMode |
+                      Ucx::EndpointParams::kErrorHandler;
+  params.address = reinterpret_cast<const Ucx::Address*>(address.data());
+  params.error_mode = Ucx::EndpointParams::kErrorModePeer;
+  params.error_handler = {on_failure, peer.get()};
+  ucx_.check(ucx_.ep_create(worker_, &params, &peer->endpoint), "ucp_ep_create");
+  peers_.push_back(std::move(peer));
+  wake();
+  return peers_.back().get();
+}
+
+void UcxWorker::disconnect(Peer* peer) {
+  const Lock lock(*this);
+  if (ending_ || peer->endpoint == nullptr) return;
+  if (!peer->failure) peer->failure = Error(CKPT_ERR_ABORTED, "the peer was disconnected");
+  cancel_receives_locked(peer);
+  std::vector<void*> closing;
+  close_endpoint_locked(*peer, false, closing);
+  for (void* request : closing) ucx_.request_free(request);
+  wake();
+}
+
+UcxWorker::Pending UcxWorker::start(Peer* peer, const char* what, const Post& post, bool receives) {
+  const auto request = std::make_shared<Request>();
+  request->what = what;
+  request->worker = this;
+  request->peer = peer;
+  request->receives = receives;
+  Ucx::RequestParams params{};
+  params.mask = Ucx::RequestParams::kCallback | Ucx::RequestParams::kUserData |
+                Ucx::RequestParams::kMemoryType | Ucx::RequestParams::kNotAtOnce;
+  params.memory_type = Ucx::RequestParams::kHostMemory;
+  params.user_data = request.get();
+  if (receives) {
+    params.received = on_received;
+  } else {
+    params.sent = on_sent;
+  }
+  const Lock lock(*this);
+  if (ending_) throw Error(*ending_);
+  if (peer->failure) throw Error(*peer->failure);
+  pending_.emplace(request.get(), request);
+  const Ucx::StatusPointer pointer = post(params);
+  request->posted = true;
+  if (request->completion.done()) {  // within the call
+    if (Ucx::is_request(pointer)) ucx_.request_free(pointer);
+  } else if (Ucx::is_request(pointer)) {
+    request->native = pointer;
+  } else {
+    finish_locked(*request, Ucx::status_of(pointer));
+  }
+  wake();
+  return request;
+}
+
+void UcxWorker::locked(const std::function<void(Ucx::Context)>& call) {
+  const Lock lock(*this);
+  if (ending_) throw Error(*ending_);
+  call(context_);
+  wake();
+}
+
+void UcxWorker::finish_locked(Request& request, Ucx::Status status) {
+  const auto found = pending_.find(&request);
+  if (found == pending_.end()) return;
+  const Pending kept = std::move(found->second);
+  pending_.erase(found);
+  // Whoever has ended it knows better why than UCX, to which it was canceled.
+  const Peer& peer = *request.peer;
+  if (status >= 0) {
+    request.completion.complete(CKPT_OK, "");
+  } else if (ending_ || peer.failure) {
+    const Error& why = ending_ ? *ending_ : *peer.failure;
+    request.completion.complete(why.status(), why.text());
+  } else {
+    const Error error = ucx_.error_of(status, request.what);
+    request.completion.complete(error.status(), error.text());
+  }
+}
+
+// The callbacks are called by what holds the mutex: progress, or the call that posts.
+void UcxWorker::on_sent(void* native, Ucx::Status status, void* user_data) {
+  Request& request = *static_cast<Request*>(user_data);
+  UcxWorker& worker = *request.worker;
+  const bool posted = request.posted;
+  worker.finish_locked(request, status);
+  if (posted) worker.ucx_.request_free(native);
+}
+
+void UcxWorker::on_received(void* native, Ucx::Status status, const Ucx::TagInfo* received,
+                            void* user_data) {
+  if (received != nullptr) static_cast<Request*>(user_data)->received = *received;
+  on_sent(native, status, user_data);
+}
+
+void UcxWorker::on_failure(void* argument, Ucx::Endpoint, Ucx::Status status) {
+  Peer& peer = *static_cast<Peer*>(argument);
+  if (!peer.failure) {
+    const char* reason = peer.worker->ucx_.status_string(status);
+    peer.failure = Error(CKPT_ERR_IO, format_text("the peer process is lost: UCX: %s", reason));
+  }
+  peer.lost = peer.worker->any_lost_ = true;
+}
+
+void UcxWorker::cancel_receives_locked(const Peer* peer) {
+  std::vector<Pending> receives;
+  for (const auto& [_, request] : pending_) {
+    if (request->receives && request->native != nullptr &&
+        (peer == nullptr || request->peer == peer))
+      receives.push_back(request);
+  }
+  for (const Pending& request : receives) ucx_.request_cancel(worker_, request->native);
+}
+
+// A receive that nothing has come for does not know its peer in UCX.
+void UcxWorker::end_lost_locked() {
+  any_lost_ = false;
+  for (const auto& peer : peers_) {
+    if (!peer->lost) continue;
+    peer->lost = false;
+    cancel_receives_locked(peer.get());
+  }
+}
+
+void UcxWorker::run() {
+  auto busy_until = Clock::now();
+  while (!stop_) {
+    if (wanting_ > 0) {
+      std::this_thread::yield();
+      continue;
+    }
+    bool pending = false, asleep = false;
+    {
+      std::lock_guard lock(mutex_);
+      const bool moved = ucx_.worker_progress(worker_) > 0;
+      if (any_lost_) end_lost_locked();
+      pending = !pending_.empty();
+      const auto now = Clock::now();
+      if (moved) busy_until = now + kSpin;
+      asleep = !moved && now >= busy_until && ucx_.worker_arm(worker_) == Ucx::kOk;
+      asleep_ = asleep;
+    }
+    if (asleep) {
+      sleep(pending ? kSleepMsPending : -1);
+      busy_until = Clock::now() + kSpin;
+    }
+  }
+  std::lock_guard lock(mutex_);
+  shut_locked();
+}
+
+void UcxWorker::sleep(int timeout_ms) {
+  pollfd fds[] = {{event_fd_, POLLIN, 0}, {wake_fd_, POLLIN, 0}};
+  poll(fds, 2, timeout_ms);
+  std::lock_guard lock(mutex_);
+  asleep_ = false;
+  uint64_t count;
+  if (fds[1].revents != 0) (void)!read(wake_fd_, &count, sizeof count);
+}
+
+void UcxWorker::wake() noexcept {
+  const uint64_t one = 1;
+  if (asleep_) (void)!write(wake_fd_, &one, sizeof one);
+}
+
+void UcxWorker::end(Error reason, bool flush) {
+  const Lock lock(*this);
+  if (ending_) return;
+  ending_ = std::move(reason);
+  flush_ = flush;
+  stop_ = true;
+  wake();
+}
+
+void UcxWorker::abort(Error reason) { end(std::move(reason), false); }
+void UcxWorker::close() { end(Error(CKPT_ERR_ABORTED, "the connection is closed"), true); }
+void UcxWorker::wait_ended(uint32_t timeout_ms) { ended_.wait(nullptr, timeout_ms, "UCX's end"); }
+
+void UcxWorker::close_endpoint_locked(Peer& peer, bool flush, std::vector<void*>& closing) {
+  if (peer.endpoint == nullptr) return;
+  Ucx::RequestParams params{};
+  params.mask = Ucx::RequestParams::kFlags;
+  params.flags = flush && !peer.failure ? 0 : Ucx::RequestParams::kCloseForce;
+  const Ucx::StatusPointer pointer =
+      ucx_.ep_close_nbx(std::exchange(peer.endpoint, nullptr), &params);
+  if (Ucx::is_request(pointer)) closing.push_back(pointer);
+}
+
+// UCX's own order: requests, endpoints, worker, context. What it cannot end by then it no longer
+// touches once the worker is gone.
+void UcxWorker::shut_locked() {
+  if (worker_ != nullptr) {
+    cancel_receives_locked(nullptr);
+    std::vector<void*> closing;
+    for (const auto& peer : peers_) close_endpoint_locked(*peer, flush_, closing);
+    const auto limit = Clock::now() + kFlushLimit;
+    while (!closing.empty() && Clock::now() < limit) {
+      if (ucx_.worker_progress(worker_) == 0) std::this_thread::yield();
+      const auto ended = [&](void* request) {
+        if (ucx_.request_check_status(request) > Ucx::kOk) return false;  // it goes on
+        ucx_.request_free(request);
+        return true;
+      };
+      closing.erase(std::remove_if(closing.begin(), closing.end(), ended), closing.end());
+    }
+    ucx_.worker_destroy(std::exchange(worker_, nullptr));
+  }
+  if (context_ != nullptr) ucx_.cleanup(std::exchange(context_, nullptr));
+  const auto left = std::exchange(pending_, {});
+  for (const auto& [_, request] : left)
+    request->completion.complete(ending_->status(), ending_->text());
+  ended_.complete(CKPT_OK, "");
+}
+
+}  // namespace ckpt

@@ -1,0 +1,117 @@
+// A UCX worker: its endpoints, what is posted on them, and the thread that drives it.
+//
+// Only the thread progresses it, so that whoever posts need not come back for the peers' sake (get
+// over TCP is answered by the owner's worker), and so that UCX's own threads are started by a
+// thread that blocks signals. It spins shortly while something is under way, then sleeps on the
+// worker's event descriptor.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "completion.h"
+#include "ucx-api.h"
+
+namespace ckpt {
+
+class UcxWorker {
+ public:
+  struct Peer {
+    Ucx::Endpoint endpoint = nullptr;
+    std::optional<Error> failure;  // nothing can be posted any more
+    bool lost = false;             // what waits for it has not been ended yet
+    UcxWorker* worker = nullptr;
+  };
+
+  // What was posted. UCX neither reads nor writes its memory once it is complete.
+  struct Request {
+    Completion completion;
+    Ucx::TagInfo received{};  // when a receive is complete
+    const char* what = "";
+    UcxWorker* worker = nullptr;
+    Peer* peer = nullptr;
+    bool receives = false;
+    bool posted = false;  // the call that posts has returned
+    void* native = nullptr;
+  };
+  using Pending = std::shared_ptr<Request>;
+
+  // CKPT_ERR_UNSUPPORTED without UCX. devices: a value of UCX_NET_DEVICES, or "" for the process's.
+  UcxWorker(uint64_t features, const std::string& devices);
+  ~UcxWorker();
+  UcxWorker(const UcxWorker&) = delete;
+
+  const std::vector<uint8_t>& address() const noexcept { return address_; }
+
+  // The peer lives as long as the worker. Nothing is sent yet.
+  Peer* connect(const std::vector<uint8_t>& address);
+  // What is under way ends with an error first.
+  void disconnect(Peer* peer);
+
+  // Calls post(params) with what makes UCX say when it is done. Throws the peer's failure.
+  using Post = std::function<Ucx::StatusPointer(const Ucx::RequestParams&)>;
+  Pending send(Peer* peer, const char* what, const Post& post) {
+    return start(peer, what, post, false);
+  }
+  Pending receive(Peer* peer, const char* what, const Post& post) {
+    return start(peer, what, post, true);
+  }
+  // For other calls of UCX.
+  void locked(const std::function<void(Ucx::Context)>& call);
+  Ucx::Worker worker() const noexcept { return worker_; }
+
+  // Ends all that is posted with this reason, the connections at once, and then the thread. Does
+  // not wait. The first call decides.
+  void abort(Error reason);
+  // As abort(), but what was sent leaves first.
+  void close();
+  // CKPT_ERR_TIMEOUT when the thread has not ended by then (it goes on trying).
+  void wait_ended(uint32_t timeout_ms);
+
+ private:
+  class Lock;
+  Pending start(Peer* peer, const char* what, const Post& post, bool receives);
+  void open(uint64_t features, const std::string& devices);
+  void open_context(uint64_t features, const std::string& devices);
+  void run();
+  void sleep(int timeout_ms);
+  void wake() noexcept;
+  void end(Error reason, bool flush);
+  void shut_locked();
+  void close_endpoint_locked(Peer& peer, bool flush, std::vector<void*>& closing);
+  void end_lost_locked();
+  void cancel_receives_locked(const Peer* peer);
+  void finish_locked(Request& request, Ucx::Status status);
+  static void on_sent(void* native, Ucx::Status status, void* user_data);
+  static void on_received(void* native, Ucx::Status status, const Ucx::TagInfo*, void* user_data);
+  static void on_failure(void* argument, Ucx::Endpoint, Ucx::Status status);
+
+  const Ucx& ucx_ = Ucx::get();
+  std::mutex mutex_;  // around every call of UCX and all of the following
+  std::atomic<int> wanting_{0};
+  Ucx::Context context_ = nullptr;
+  Ucx::Worker worker_ = nullptr;
+  std::vector<uint8_t> address_;
+  std::vector<std::unique_ptr<Peer>> peers_;
+  std::unordered_map<Request*, Pending> pending_;
+  bool any_lost_ = false;
+  bool asleep_ = false;
+  std::optional<Error> ending_;
+  bool flush_ = false;
+
+  std::atomic<bool> stop_{false};
+  int event_fd_ = -1;  // UCX's
+  int wake_fd_ = -1;
+  Completion opened_;
+  Completion ended_;
+  std::thread thread_;
+};
+
+}  // namespace ckpt
