@@ -225,7 +225,7 @@ class RankWorker implements RunHost {
         this.library.groupDestroy(request.group)
         return null
       case 'communicator_id':
-        return { id: this.library.communicatorId(request.sharers).toHex() }
+        return { id: this.library.communicatorId(request.sharers, request.processes).toHex() }
       case 'communicator_drop':
         this.communicator.drop()
         return null
