@@ -3,7 +3,7 @@ import type { DaemonCluster } from './cluster/serving.ts'
 import type { BufferHolds } from './http/buffer-holds.ts'
 import type { RankCalls } from './http/rank-sockets.ts'
 import type { Registry } from './registry/registry.ts'
-import type { UpdateRequest } from '@ckpt/core'
+import type { GatherAnswer, UpdateRequest } from '@ckpt/core'
 import type { UpdateHandle, Updates } from './updates/updates.ts'
 
 /** SHA-256 of the token: of equal length whatever a client sends, so the comparison tells nothing about the length. */
@@ -37,6 +37,8 @@ export interface Daemon {
   readonly updates: Updates
   /** `updates.start` with a line in the log when it starts and when it ends. */
   start(name: string, request: UpdateRequest): UpdateHandle
+  /** What an update would send, of all daemons. @throws CkptError as `Registry.gather` */
+  gather(name: string): Promise<GatherAnswer>
   /** Joins the calls that come over the ranks' own sockets. */
   readonly rankCalls: RankCalls
   /** null: the daemon works alone. */

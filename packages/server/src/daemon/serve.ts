@@ -136,10 +136,12 @@ function wire(
   closing: Closing,
 ): Daemon {
   const start = (name: string, request: UpdateRequest) => logged(updates.start(name, request), name)
+  const gather = async (name: string) =>
+    updates.leader?.versions.gather(name) ?? registry.gather(name)
   const rankCalls = new RankCalls({
     ranks: options.ranks.map(({ rank }) => rank),
     windowMs: listen.joinWindowMs,
-    gather: (name) => registry.gather(name),
+    gather,
     start,
   })
   return {
@@ -148,6 +150,7 @@ function wire(
     updates,
     start,
     rankCalls,
+    gather,
     cluster,
     bufferHolds: new BufferHolds((ids) => registry.abandon(ids)),
     allowedDirs: options.allowedDirs,

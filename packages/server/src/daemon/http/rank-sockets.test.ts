@@ -239,7 +239,7 @@ test('a daemon that closes answers those that wait', async () => {
 
 function rankCalls(daemon: FakeDaemon, ranks: number[], windowMs = 60_000): RankCalls {
   const { registry, start } = daemon
-  return new RankCalls({ ranks, windowMs, gather: (name) => registry.gather(name), start })
+  return new RankCalls({ ranks, windowMs, gather: async (name) => registry.gather(name), start })
 }
 
 test('no plan is made of what one rank registers: the other ranks hold the rest', async () => {

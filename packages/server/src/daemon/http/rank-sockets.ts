@@ -15,7 +15,7 @@ export interface RankCallsOptions {
   readonly ranks: readonly number[]
   /** How long a call waits for those of other ranks, from the last one that came. */
   readonly windowMs: number
-  gather(name: string): GatherAnswer
+  gather(name: string): Promise<GatherAnswer>
   start(name: string, request: UpdateRequest): UpdateHandle
 }
 
@@ -31,7 +31,7 @@ export function rankSocketPath(pattern: string, rank: number): string {
  */
 export class RankCalls {
   readonly #ranks: readonly number[]
-  readonly #gathers: CallJoin<null, GatherAnswer>
+  readonly #gathers: CallJoin<null, Promise<GatherAnswer>>
   readonly #updates: CallJoin<RankCall, UpdateHandle>
 
   constructor(options: RankCallsOptions) {
@@ -40,7 +40,11 @@ export class RankCalls {
     this.#gathers = new CallJoin({
       windowMs,
       start: ({ name }) => options.gather(name),
-      settled: () => Promise.resolve(),
+      settled: (answer) =>
+        answer.then(
+          () => {},
+          () => {},
+        ),
       same: () => true,
       covers: () => true,
     })
@@ -57,8 +61,8 @@ export class RankCalls {
     })
   }
 
-  gather(name: string, rank: number): Promise<GatherAnswer> {
-    return this.#gathers.join({ name, variant: '', expected: this.#ranks }, rank, null)
+  async gather(name: string, rank: number): Promise<GatherAnswer> {
+    return await this.#gathers.join({ name, variant: '', expected: this.#ranks }, rank, null)
   }
 
   /** One update for the calls of all `request.ranks` (all ranks when empty); rejects as `Updates.start` throws. */

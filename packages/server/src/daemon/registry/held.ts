@@ -277,7 +277,11 @@ class HeldCheckpoints implements Registry {
     if (this.#loadedMetas !== null) return this.#loadedMetas
     if (this.#gathered === null) return {}
     const { version, parts } = this.#gathered
-    return makeMetas(version, parts, this.#options.ranks[0]?.rank ?? 0)
+    const [first] = this.#options.ranks
+    const owners = parts.map(({ owner, version: told, loaded: { layoutDigest } }) => {
+      return { rank: owner ?? first?.rank ?? 0, version: told, layoutDigest }
+    })
+    return makeMetas(version, owners)
   }
 
   loadMetas(metas: Metas): void {

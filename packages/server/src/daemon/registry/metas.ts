@@ -1,5 +1,4 @@
 import { CkptError, DTYPES, type MemoryBufferMetaList, type Metas, torchView } from '@ckpt/core'
-import type { HeldPart } from './versions.ts'
 import type { HeldVersion } from '../types.ts'
 
 /** Addresses of owners that this program can read; 0.4.2's are Mooncake's `host:port`. */
@@ -10,18 +9,21 @@ const ALIGNMENT = 256
 
 type MemoryMetas = MemoryBufferMetaList['memory_buffer_metas_list'][number]
 
+/** Of each owner of a version, in order. */
+export interface MetaOwner {
+  readonly rank: number
+  readonly version: string | null
+  readonly layoutDigest: string
+}
+
 /**
  * Where the tensors lie, as checkpoint-engine 0.4.2 writes it (`MemoryBufferMetaList` of its data_types.py). `ptr` is the
  * offset in the owner's source space, not an address: only this program reads it. `p2p_store_addr` is null, because this
  * daemon serves no remote reads.
  */
-export function makeMetas(
-  version: HeldVersion,
-  parts: readonly HeldPart[],
-  defaultRank: number,
-): Metas {
+export function makeMetas(version: HeldVersion, owners: readonly MetaOwner[]): Metas {
   const metas: Metas = {}
-  for (const [index, part] of parts.entries()) {
+  for (const [index, told] of owners.entries()) {
     const list = memoryMetas(version, index)
     if (list.length === 0) continue
     const owner: MemoryBufferMetaList & Record<string, unknown> = {
@@ -29,10 +31,10 @@ export function makeMetas(
       p2p_store_addr: null,
       rdma_device: '',
       checkpoint: version.name,
-      version: part.version,
-      layout_digest: part.loaded.layoutDigest,
+      version: told.version,
+      layout_digest: told.layoutDigest,
     }
-    metas[`${part.owner ?? defaultRank}`] = owner
+    metas[`${told.rank}`] = owner
   }
   return metas
 }

@@ -1,7 +1,15 @@
-import { CkptError, layoutDigest, type SourceSpace } from '@ckpt/core'
+import {
+  CkptError,
+  type GatherAnswer,
+  layoutDigest,
+  type Metas,
+  type SourceSpace,
+} from '@ckpt/core'
 import type { HeldLayout } from '@ckpt/core/cluster/layout-columns'
 import { mergeLayouts } from '@ckpt/core/cluster/merge-layouts'
+import { type MetaOwner, makeMetas } from '../registry/metas.ts'
 import type { Registry } from '../registry/registry.ts'
+import { emptyVersion } from '../registry/versions.ts'
 import type { HeldVersion, VersionLease } from '../types.ts'
 import { type LayoutColumns, LayoutShelf, layoutColumns } from './layouts.ts'
 import type { LeaseAnswer } from './messages.ts'
@@ -15,6 +23,7 @@ interface Part {
   /** See `LayoutColumns`. */
   readonly key: string
   readonly version: string | null
+  readonly layoutDigest: string
   /** Global ranks. */
   readonly ownerRanks: readonly (readonly number[])[]
 }
@@ -34,17 +43,25 @@ type LeasedPart = Part & { readonly answer: LeaseAnswer }
 export class ClusterVersions {
   readonly #registry: Pick<Registry, 'lease' | 'gather'>
   readonly #nodes: () => readonly RemoteNode[]
+  readonly #ranks: () => number
   /** By checkpoint: as it was put together last. */
   readonly #merged = new Map<string, Merged>()
   /** By layout key: what daemons have told. */
   readonly #layouts = new LayoutShelf()
   /** By table. */
   readonly #columns = new WeakMap<object, LayoutColumns>()
+  #gathered: { readonly version: HeldVersion; readonly owners: readonly MetaOwner[] } | null = null
   #leases = 0
 
-  constructor(registry: Pick<Registry, 'lease' | 'gather'>, nodes: () => readonly RemoteNode[]) {
+  /** @param ranks how many all daemons have */
+  constructor(
+    registry: Pick<Registry, 'lease' | 'gather'>,
+    nodes: () => readonly RemoteNode[],
+    ranks: () => number,
+  ) {
     this.#registry = registry
     this.#nodes = nodes
+    this.#ranks = ranks
   }
 
   /** Of a table that was leased, or whose layout the daemons hold. */
@@ -76,11 +93,55 @@ export class ClusterVersions {
       if (held instanceof CkptError && theirs.length === 0) throw held
       const parts = [...(own === null ? [] : [this.#ownPart(own.version)]), ...theirs]
       const version = this.#version(name, own?.version ?? null, parts, id)
+      const owners = parts.flatMap(({ ownerRanks, version: told, layoutDigest: digest }) =>
+        ownerRanks.map(([rank = 0]) => ({ rank, version: told, layoutDigest: digest })),
+      )
+      this.#gathered = { version, owners }
       return leaseOf(version, own, theirs, id, end)
     } catch (error) {
       end(false)
       throw error
     }
+  }
+
+  /**
+   * What an update of `name` would send; no tensors when nothing is held.
+   *
+   * @throws CkptError as {@link lease}, except `checkpoint_not_found` and `checkpoint_empty`
+   */
+  async gather(name: string): Promise<GatherAnswer> {
+    const begin = performance.now()
+    const version = await this.#look(name)
+    return {
+      digest: version.layoutDigest,
+      ranks: this.#ranks(),
+      tensors: version.table.names.length,
+      bytes: version.bytes,
+      seconds: (performance.now() - begin) / 1000,
+    }
+  }
+
+  async #look(name: string): Promise<HeldVersion> {
+    try {
+      const lease = await this.lease(name, 'gather')
+      lease.release(false)
+      return lease.version
+    } catch (error) {
+      if (!isNothing(CkptError.wrap(error))) throw error
+      const version = emptyVersion(name)
+      this.#gathered = { version, owners: [] }
+      return version
+    }
+  }
+
+  /** Of what was gathered or updated last; null: nothing was. */
+  get metas(): Metas | null {
+    return this.#gathered === null ? null : makeMetas(this.#gathered.version, this.#gathered.owners)
+  }
+
+  /** Others were loaded. */
+  forgetMetas(): void {
+    this.#gathered = null
   }
 
   /** Why nothing can be used here, where that is no reason to use nothing of the others. */
@@ -91,7 +152,7 @@ export class ClusterVersions {
       return lease
     } catch (error) {
       const known = CkptError.wrap(error)
-      if (known.code === 'checkpoint_not_found' || known.code === 'checkpoint_empty') return known
+      if (isNothing(known)) return known
       throw error
     }
   }
@@ -112,7 +173,8 @@ export class ClusterVersions {
     node.layouts.set(name, key)
     const first = node.ranks[0]?.rank.rank ?? 0
     const ownerRanks = answer.ownerRanks.map((ranks) => ranks.map((rank) => first + rank))
-    return { node, layout, key, version: answer.version, ownerRanks, answer }
+    const { version, layoutDigest: digest } = answer
+    return { node, layout, key, version, layoutDigest: digest, ownerRanks, answer }
   }
 
   #version(
@@ -167,9 +229,10 @@ export class ClusterVersions {
     return merged
   }
 
-  #ownPart({ table, sources, version, ownerRanks }: HeldVersion): Part {
+  #ownPart({ table, sources, version, ownerRanks, layoutDigest: digest }: HeldVersion): Part {
     const { key } = this.#columnsOf(table, sources)
-    return { node: null, layout: { table, sources }, key, version, ownerRanks }
+    const layout = { table, sources }
+    return { node: null, layout, key, version, layoutDigest: digest, ownerRanks }
   }
 
   #columnsOf(table: HeldVersion['table'], sources: readonly SourceSpace[]): LayoutColumns {
@@ -177,6 +240,10 @@ export class ClusterVersions {
     this.#columns.set(table, columns)
     return columns
   }
+}
+
+function isNothing({ code }: CkptError): boolean {
+  return code === 'checkpoint_not_found' || code === 'checkpoint_empty'
 }
 
 function leaseOf(

@@ -23,7 +23,12 @@ export class Leader {
 
   constructor({ registry, pool, address, nodes }: LeaderParts) {
     this.ranks = new ClusterRanks(pool, nodes, address)
-    this.versions = new ClusterVersions(registry, () => this.ranks.nodes)
+    const { ranks } = this
+    this.versions = new ClusterVersions(
+      registry,
+      () => ranks.nodes,
+      () => ranks.links.length,
+    )
   }
 
   /** One has come, or come again. */

@@ -108,6 +108,8 @@ export interface NodeAnswers {
 export interface LeaseAnswer {
   readonly version: string | null
   readonly layout: string
+  /** See `HeldVersion`. */
+  readonly layoutDigest: string
   /** Of `encodeLayout`; null: the leader has it. */
   readonly columns: Uint8Array | null
   /** Per owner: the ranks that copy from it. */

@@ -41,6 +41,7 @@ export class NodeLeases {
     return {
       version: version.version,
       layout: columns.key,
+      layoutDigest: version.layoutDigest,
       columns: held === columns.key ? null : columns.columns,
       ownerRanks: version.ownerRanks,
       reading: version.readings.some((reading) => reading !== null),

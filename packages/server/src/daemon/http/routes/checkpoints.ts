@@ -54,9 +54,8 @@ export function checkpointRoutes(daemon: Daemon) {
       const name = nameOf(c)
       keepOpen(c)
       const { rank } = c.env.listener
-      return c.json(
-        rank === null ? registry.gather(name) : await daemon.rankCalls.gather(name, rank),
-      )
+      const gathered = rank === null ? daemon.gather(name) : daemon.rankCalls.gather(name, rank)
+      return c.json(await gathered)
     })
     .post('/:name/update', json(UpdateRequest), async (c) => {
       const request = c.req.valid('json')
