@@ -1,5 +1,5 @@
 import { isIP } from 'node:net'
-import { CkptError } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
 import type { PollItem, ZmqContext, ZmqMonitor, ZmqSocket } from '@ckpt/cuda'
 import type { TcpAddress } from '../options.ts'
 import type { ClusterKeys } from './keys.ts'
