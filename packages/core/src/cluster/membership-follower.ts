@@ -7,7 +7,6 @@ import {
   type MembershipEvent,
   type Prove,
   shortened,
-  silence,
 } from './membership.ts'
 import type { NodeInfo } from './node-info.ts'
 import {
@@ -34,7 +33,11 @@ interface Session {
   readonly leader: ClusterNode
   /** The leader's: it decides for both. */
   readonly times: ClusterTimes
-  heardMs: number
+  /**
+   * When it is over, unless the leader says that it has heard something later. The leader waits for as long, but from when it has
+   * heard: so what a leader asks of a follower that it has given up is not done any more.
+   */
+  leaseMs: number
   beatMs: number
   sent: number
   received: number
@@ -77,8 +80,7 @@ export class FollowerMembership implements Membership<null> {
     if (session === null) {
       return Math.min(this.#helloMs, this.#answeredMs + this.#options.times.lostMs)
     }
-    const { heartbeatMs, lostMs } = session.times
-    return Math.min(session.beatMs + heartbeatMs, session.heardMs + lostMs)
+    return Math.min(session.beatMs + session.times.heartbeatMs, session.leaseMs)
   }
 
   /** A connection has come about. */
@@ -127,7 +129,7 @@ export class FollowerMembership implements Membership<null> {
       if (nowMs >= this.#helloMs) this.#hello(nowMs)
     } else if (nowMs >= session.beatMs + session.times.heartbeatMs) {
       session.beatMs = nowMs
-      this.#send({ type: 'beat', ...ids(session), epoch: this.#epoch })
+      this.#send({ type: 'beat', ...ids(session), epoch: this.#epoch, at: nowMs })
     }
     return this.#drain()
   }
@@ -169,6 +171,7 @@ export class FollowerMembership implements Membership<null> {
       nodes,
       incarnation,
       attempt: this.#attempt,
+      at: nowMs,
       leader: this.#leader,
       proof: this.#leader === null ? '' : prove(this.#leader, incarnation, nodeRank),
       info,
@@ -188,7 +191,7 @@ export class FollowerMembership implements Membership<null> {
     if (this.#session !== null || attempt !== this.#attempt || incarnation !== this.#leader) return
     const leader = { nodeRank: 0, session: number, incarnation, info }
     const times = { heartbeatMs: packet.heartbeat_ms, lostMs: packet.lost_ms }
-    const clocks = { heardMs: nowMs, beatMs: nowMs }
+    const clocks = { leaseMs: packet.at + times.lostMs, beatMs: nowMs }
     this.#session = { leader, times, ...clocks, sent: 0, received: 0 }
     this.#events.push({ type: 'joined', node: leader })
     this.#members(packet)
@@ -213,9 +216,10 @@ export class FollowerMembership implements Membership<null> {
       if (packet.type === 'over') return
       return this.#send({ type: 'over', leader, session: number, reason: 'its session is over' })
     }
-    session.heardMs = nowMs
     switch (packet.type) {
       case 'beat':
+        session.leaseMs = Math.max(session.leaseMs, packet.at + session.times.lostMs)
+        return
       case 'alive':
         return
       case 'probe':
@@ -235,8 +239,8 @@ export class FollowerMembership implements Membership<null> {
 
   #expire(nowMs: number): void {
     const session = this.#session
-    if (session === null || nowMs < session.heardMs + session.times.lostMs) return
-    this.#lose(nowMs, silence(session.times.lostMs), true)
+    if (session === null || nowMs < session.leaseMs) return
+    this.#lose(nowMs, `it has not answered for ${session.times.lostMs} ms`, true)
   }
 
   #lose(nowMs: number, reason: string, tell: boolean): void {

@@ -8,7 +8,6 @@ import {
   type CheckProof,
   type Membership,
   shortened,
-  silence,
 } from './membership.ts'
 import type { NodeInfo } from './node-info.ts'
 import {
@@ -45,6 +44,8 @@ interface Member<R> {
   readonly route: R
   readonly attempt: number
   heardMs: number
+  /** By the follower's clock: what it has said last. */
+  at: number
   beatMs: number
   /** Pieces that were sent and received. */
   sent: number
@@ -134,8 +135,7 @@ export class LeaderMembership<R> implements Membership<R> {
     this.#expire(nowMs)
     for (const member of this.#members.values()) {
       if (nowMs < member.beatMs + this.#options.times.heartbeatMs) continue
-      member.beatMs = nowMs
-      this.#send(member.route, { type: 'beat', ...this.#session(member), epoch: this.#epoch })
+      this.#beat(nowMs, member)
     }
     return this.#drain()
   }
@@ -196,7 +196,11 @@ export class LeaderMembership<R> implements Membership<R> {
     }
     if (hello.attempt < member.attempt) return
     // the welcome is on its way, or was lost
-    if (hello.attempt === member.attempt && member.route === route) return this.#welcome(member)
+    if (hello.attempt === member.attempt && member.route === route) {
+      member.heardMs = nowMs
+      member.at = hello.at
+      return this.#welcome(member)
+    }
     // it lives: who has come for its place waits
     member.contender = null
     this.#lose(nowMs, member, 'it has joined again', false)
@@ -235,8 +239,9 @@ export class LeaderMembership<R> implements Membership<R> {
     member.heardMs = nowMs
     switch (packet.type) {
       case 'beat':
+        member.at = packet.at
         if (packet.epoch !== this.#epoch) this.#tellMembers(member)
-        return
+        return this.#beat(nowMs, member)
       case 'probe':
         return this.#send(route, { ...packet, type: 'alive' })
       case 'alive':
@@ -275,7 +280,9 @@ export class LeaderMembership<R> implements Membership<R> {
       const silent = nowMs >= member.heardMs + lostMs
       const replaced = contender !== null && nowMs >= contender.sinceMs + this.#probeMs
       if (!silent && !replaced) continue
-      const reason = silent ? silence(lostMs) : 'another daemon has taken its place'
+      const reason = silent
+        ? `nothing was heard of it for ${lostMs} ms`
+        : 'another daemon has taken its place'
       this.#lose(nowMs, member, reason, true)
     }
   }
@@ -294,13 +301,14 @@ export class LeaderMembership<R> implements Membership<R> {
   }
 
   #admit(nowMs: number, route: R, hello: Hello): void {
-    const { node_rank: nodeRank, incarnation, attempt, info } = hello
+    const { node_rank: nodeRank, incarnation, attempt, at, info } = hello
     const node = { nodeRank, session: ++this.#sessions, incarnation, info }
     const member: Member<R> = {
       node,
       route,
       attempt,
       heardMs: nowMs,
+      at,
       beatMs: nowMs,
       sent: 0,
       received: 0,
@@ -313,12 +321,19 @@ export class LeaderMembership<R> implements Membership<R> {
     this.#announce(member)
   }
 
+  #beat(nowMs: number, member: Member<R>): void {
+    member.beatMs = nowMs
+    const { at } = member
+    this.#send(member.route, { type: 'beat', ...this.#session(member), epoch: this.#epoch, at })
+  }
+
   #welcome(member: Member<R>): void {
     const { times, info } = this.#options
     this.#send(member.route, {
       type: 'welcome',
       ...this.#session(member),
       attempt: member.attempt,
+      at: member.at,
       epoch: this.#epoch,
       heartbeat_ms: times.heartbeatMs,
       lost_ms: times.lostMs,

@@ -96,10 +96,6 @@ export function isSameSession(a: ClusterNode, b: ClusterNode): boolean {
   return a.session === b.session && a.nodeRank === b.nodeRank && a.incarnation === b.incarnation
 }
 
-export function silence(lostMs: number): string {
-  return `nothing was heard of it for ${lostMs} ms`
-}
-
 /** The most characters of a reason. */
 const REASON_MAX = 1000
 

@@ -14,6 +14,8 @@ export const PARTS_MAX = 65_536
 const NodeRank = type(`0 <= number.integer < ${NODES_MAX}`)
 const Incarnation = type('1 <= string <= 64')
 const Milliseconds = type('0 < number <= 3600000')
+/** When a follower said it, by its own clock; the leader says the last one it has heard. */
+const At = type('number >= 0')
 
 /** A member as the leader tells it; the leader itself has session 0. */
 export const MemberBody = type({
@@ -34,6 +36,7 @@ export const Hello = type({
   incarnation: Incarnation,
   /** Ascends with each session that the follower has lost: what an older one began is not taken up again. */
   attempt: Count,
+  at: At,
   /** The incarnation of the leader that is meant; null: not known yet, the leader tells it with a challenge. */
   leader: Incarnation.or('null'),
   /** Shows that the follower has the token; over both incarnations. */
@@ -48,6 +51,7 @@ const Welcome = type({
   leader: Incarnation,
   session: Count,
   attempt: Count,
+  at: At,
   epoch: Count,
   heartbeat_ms: Milliseconds,
   lost_ms: Milliseconds,
@@ -58,7 +62,7 @@ const Refusal = type({ type: "'refusal'", code: ErrorCodeName, message: 'string 
 
 /** What belongs to a session; sessions of different leaders may have the same number. */
 const OfSession = type({ leader: Incarnation, session: Count })
-const Beat = OfSession.and({ type: "'beat'", epoch: Count })
+const Beat = OfSession.and({ type: "'beat'", epoch: Count, at: At })
 /** Asks whether the other side lives; only a packet `alive` with the same number says so. */
 const Probe = OfSession.and({ type: "'probe' | 'alive'", nonce: Count })
 const Members = OfSession.and({

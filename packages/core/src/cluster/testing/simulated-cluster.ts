@@ -59,6 +59,8 @@ export class SimulatedCluster {
   /** Connections that the leader has found ended. */
   readonly #gone: number[] = []
   readonly #sessions = new Set<string>()
+  /** Sessions that a leader has given up because it heard nothing. */
+  readonly #silent = new Set<string>()
   #ids = 0
 
   /** @param nodeRanks of the daemons beside the leader: the same more than once is a mistake of who started them */
@@ -255,7 +257,7 @@ export class SimulatedCluster {
       if (event.type === 'refused') process.refusals++
       if (event.type === 'members') takeMembers(process, event.members)
       if (event.type === 'joined') this.#joined(process, event.node)
-      if (event.type === 'lost') lost(process, event.node)
+      if (event.type === 'lost') this.#lost(process, event.node, event.reason)
       if (event.type === 'piece') this.#piece(process, event.node, event.piece.start!)
     }
   }
@@ -286,11 +288,23 @@ export class SimulatedCluster {
     this.#sessions.add(session)
   }
 
+  #lost(process: Process<unknown>, node: ClusterNode, reason: string): void {
+    if (process.living.get(node.nodeRank)?.session !== node.session) {
+      throw new Error(`session ${node.session} was lost, but did not live`)
+    }
+    process.living.delete(node.nodeRank)
+    if (process !== this.leader || !reason.startsWith('nothing was heard')) return
+    this.#silent.add(`${process.name} ${node.session}`)
+  }
+
   #piece(process: Process<unknown>, node: ClusterNode, { id }: MessageStart): void {
     if (process.living.get(node.nodeRank)?.session !== node.session) {
       throw new Error(`a message of session ${node.session}, which is over`)
     }
     const way = process === this.leader ? 'up' : 'down'
+    if (way === 'down' && this.#silent.has(`${node.incarnation} ${node.session}`)) {
+      throw new Error(`a message of session ${node.session}, which the leader has given up`)
+    }
     const order = this.#order.get(`${this.#leaderOf(process, node)} ${node.session} ${way}`)
     if (order === undefined) throw new Error('a message of a session that has sent none')
     if (id !== order.received) throw new Error(`message ${id} instead of ${order.received}`)
@@ -305,13 +319,6 @@ function blank(name: string): Omit<Process<never>, 'membership'> {
 
 function infoOf(host: string): { host: string; ranks: []; version: string } {
   return { host, ranks: [], version: '1.0.0' }
-}
-
-function lost(process: Process<unknown>, node: ClusterNode): void {
-  if (process.living.get(node.nodeRank)?.session !== node.session) {
-    throw new Error(`session ${node.session} was lost, but did not live`)
-  }
-  process.living.delete(node.nodeRank)
 }
 
 function takeMembers(process: Process<unknown>, members: readonly ClusterNode[]): void {

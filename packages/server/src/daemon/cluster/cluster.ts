@@ -1,4 +1,5 @@
-import { type ClusterTimes, parseNodeInfo } from '@ckpt/core'
+import type { ClusterTimes } from '@ckpt/core/cluster/membership'
+import { parseNodeInfo } from '@ckpt/core/cluster/node-info'
 import { openLibrary } from '@ckpt/cuda'
 import { readToken } from '../http/auth.ts'
 import type { TcpAddress } from '../options.ts'

@@ -1,4 +1,4 @@
-import { MESSAGE_BYTES_MAX, type MessageStart, type Piece } from '@ckpt/core'
+import { MESSAGE_BYTES_MAX, type MessageStart, type Piece } from '@ckpt/core/cluster/packets'
 
 export interface ReceivedMessage {
   readonly kind: MessageStart['kind']

@@ -1,5 +1,6 @@
 import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
-import { CkptError, type ClusterNode, type Failure, isSameSession } from '@ckpt/core'
+import { type ClusterNode, isSameSession } from '@ckpt/core/cluster/membership'
+import { CkptError, type Failure } from '@ckpt/core/api/errors'
 import { FailureBody } from '@ckpt/core/api/bounds'
 import { parseBody } from '@ckpt/core/api/parse-body'
 import { type Handle, type Library, SIGNAL_USER } from '@ckpt/cuda'

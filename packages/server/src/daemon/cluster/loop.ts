@@ -1,15 +1,17 @@
+import { CkptError } from '@ckpt/core/api/errors'
 import {
   type ClusterNode,
-  CkptError,
-  type ForeignHello,
   isSameSession,
   type Membership,
   type MembershipEvent,
+} from '@ckpt/core/cluster/membership'
+import {
+  type ForeignHello,
   type MessageStart,
   type Packet,
   type Piece,
   readPacket,
-} from '@ckpt/core'
+} from '@ckpt/core/cluster/packets'
 import { clockMs } from '../clock.ts'
 import { Inbox } from './inbox.ts'
 import type { CarriedMessage, ClusterReport } from './messages.ts'

@@ -1,11 +1,11 @@
 import { isIP } from 'node:net'
-import { CkptError } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
 import type { PollItem, ZmqContext, ZmqMonitor, ZmqSocket } from '@ckpt/cuda'
 import type { TcpAddress } from '../options.ts'
 import type { ClusterKeys } from './keys.ts'
 
-/** Pieces of up to 1 MiB that libzmq keeps for one peer, in either direction. */
-const QUEUE_PIECES = 256
+/** Pieces of up to 256 KiB that libzmq keeps for one peer, in either direction: signs of life queue behind them. */
+const QUEUE_PIECES = 64
 /** Above any piece, below what a stranger's frame could do. */
 const FRAME_BYTES = 16 * 2 ** 20
 /** A leader's followers may come all at once. */

@@ -1,5 +1,7 @@
 import { receiveMessageOnPort, workerData } from 'node:worker_threads'
-import { CkptError, FollowerMembership, LeaderMembership } from '@ckpt/core'
+import { CkptError } from '@ckpt/core/api/errors'
+import { FollowerMembership } from '@ckpt/core/cluster/membership-follower'
+import { LeaderMembership } from '@ckpt/core/cluster/membership-leader'
 import { type Handle, type Library, openLibrary, ZmqContext, zmqPoll } from '@ckpt/cuda'
 import { clockMs } from '../clock.ts'
 import { isProof, proofOf } from './keys.ts'
