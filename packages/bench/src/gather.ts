@@ -16,6 +16,7 @@ import type { Bench } from './bench.ts'
 import { atMost } from './claims.ts'
 import { writeVersions } from './checkpoint.ts'
 import { daemonOptions } from './daemon-options.ts'
+import { socketRows } from './gather-sockets.ts'
 import type { Checked } from './measure.ts'
 import { measureRow, type Row } from './row.ts'
 
@@ -55,6 +56,7 @@ export const gather: Bench = {
       )
     }
     yield await layoutsRow()
+    yield* socketRows(dir)
   },
 }
 

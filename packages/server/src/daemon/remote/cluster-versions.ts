@@ -5,13 +5,13 @@ import {
   type Metas,
   type SourceSpace,
 } from '@ckpt/core'
-import type { HeldLayout } from '@ckpt/core/cluster/layout-columns'
+import { decodeLayout, type HeldLayout } from '@ckpt/core/cluster/layout-columns'
 import { mergeLayouts } from '@ckpt/core/cluster/merge-layouts'
 import { type MetaOwner, makeMetas } from '../registry/metas.ts'
 import type { Registry } from '../registry/registry.ts'
 import { emptyVersion } from '../registry/versions.ts'
 import type { HeldVersion, VersionLease } from '../types.ts'
-import { type LayoutColumns, LayoutShelf, layoutColumns } from './layouts.ts'
+import { type LayoutColumns, layoutColumns } from './layouts.ts'
 import type { LeaseAnswer } from './messages.ts'
 import type { RemoteNode } from './remote-node.ts'
 
@@ -46,9 +46,8 @@ export class ClusterVersions {
   readonly #ranks: () => number
   /** By checkpoint: as it was put together last. */
   readonly #merged = new Map<string, Merged>()
-  /** By layout key: what daemons have told. */
-  readonly #layouts = new LayoutShelf()
-  /** By table. */
+  /** By table; only followers that plan need the columns. */
+  readonly #leased = new WeakMap<object, HeldLayout>()
   readonly #columns = new WeakMap<object, LayoutColumns>()
   #gathered: { readonly version: HeldVersion; readonly owners: readonly MetaOwner[] } | null = null
   #leases = 0
@@ -66,9 +65,9 @@ export class ClusterVersions {
 
   /** Of a table that was leased, or whose layout the daemons hold. */
   readonly layoutOf = (table: object): LayoutColumns => {
-    const columns = this.#columns.get(table)
-    if (columns === undefined) throw new Error('nobody has told of this table')
-    return columns
+    const layout = this.#leased.get(table)
+    if (layout === undefined) throw new Error('nobody has told of this table')
+    return this.#columnsOf(layout)
   }
 
   /**
@@ -139,6 +138,11 @@ export class ClusterVersions {
     return this.#gathered === null ? null : makeMetas(this.#gathered.version, this.#gathered.owners)
   }
 
+  /** What was put together, as if it never had been. */
+  forget(): void {
+    this.#merged.clear()
+  }
+
   /** Others were loaded. */
   forgetMetas(): void {
     this.#gathered = null
@@ -163,14 +167,13 @@ export class ClusterVersions {
     lease: number,
     updateId: string,
   ): Promise<LeasedPart | null> {
-    const before = node.layouts.get(name)
-    const held = before !== undefined && this.#layouts.get(before) ? before : null
-    const answer = await node.ask({ op: 'lease', name, lease, updateId, held })
+    const before = node.told.get(name)
+    const answer = await node.ask({ op: 'lease', name, lease, updateId, held: before?.key ?? null })
     if (answer === null) return null
     const { layout: key, columns } = answer
-    const layout = columns === null ? this.#layouts.get(key) : this.#layouts.keep(key, columns)
+    const layout = columns === null ? before?.layout : decodeLayout(columns)
     if (layout === undefined) throw new Error('a daemon did not tell its layout')
-    node.layouts.set(name, key)
+    node.told.set(name, { key, layout })
     const first = node.ranks[0]?.rank.rank ?? 0
     const ownerRanks = answer.ownerRanks.map((ranks) => ranks.map((rank) => first + rank))
     const { version, layoutDigest: digest } = answer
@@ -225,17 +228,18 @@ export class ClusterVersions {
       layoutDigest: layoutDigest(table, sources),
     }
     this.#merged.set(name, merged)
-    this.#columnsOf(table, sources)
+    this.#leased.set(table, { table, sources })
     return merged
   }
 
   #ownPart({ table, sources, version, ownerRanks, layoutDigest: digest }: HeldVersion): Part {
-    const { key } = this.#columnsOf(table, sources)
     const layout = { table, sources }
+    const nodes = sources.map((source) => source.nodes?.join() ?? '')
+    const key = JSON.stringify([digest, nodes])
     return { node: null, layout, key, version, layoutDigest: digest, ownerRanks }
   }
 
-  #columnsOf(table: HeldVersion['table'], sources: readonly SourceSpace[]): LayoutColumns {
+  #columnsOf({ table, sources }: HeldLayout): LayoutColumns {
     const columns = this.#columns.get(table) ?? layoutColumns(table, sources)
     this.#columns.set(table, columns)
     return columns

@@ -1,4 +1,5 @@
 import { CkptError, type Failure } from '@ckpt/core'
+import type { HeldLayout } from '@ckpt/core/cluster/layout-columns'
 import { reasonOf } from '../../engines/client.ts'
 import type { EngineAnswer, EngineCall } from '../../engines/host.ts'
 import type { EngineAddress } from '../../engines/url.ts'
@@ -20,13 +21,19 @@ import { type NodeCalls, type NodePart, RemoteRank } from './remote-rank.ts'
 /** What is answered when an update has come to it: the update has a deadline of its own. */
 const SLOW: readonly NodeRequest['op'][] = ['complete', 'quiet', 'rank', 'engine']
 
+export interface ToldLayout {
+  /** See {@link LayoutColumns}. */
+  readonly key: string
+  readonly layout: HeldLayout
+}
+
 /** Another daemon as the leader sees it, from when it came until it is lost. */
 export class RemoteNode implements NodeCalls {
   readonly node: number
   readonly description: NodeDescription
   part: NodePart = { lease: -1, firstOwner: 0 }
-  /** Of the layout that it was asked for last, by checkpoint. */
-  readonly layouts = new Map<string, string>()
+  /** What it has told last of each checkpoint. */
+  readonly told = new Map<string, ToldLayout>()
   readonly #channel: NodeChannel
   readonly #layoutOf: (table: object) => LayoutColumns
   /** Layouts that it was seen to hold. */
