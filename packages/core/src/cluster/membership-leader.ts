@@ -295,7 +295,7 @@ export class LeaderMembership<R> implements Membership<R> {
     if (tell) {
       this.#send(member.route, { type: 'over', ...this.#session(member), reason })
     }
-    this.#events.push({ type: 'lost', node, reason: shortened(reason) })
+    this.#events.push({ type: 'lost', node, reason: shortened(reason), epoch: this.#epoch })
     if (contender !== null) return this.#admit(nowMs, contender.route, contender.hello)
     this.#announce(null)
   }
@@ -317,7 +317,7 @@ export class LeaderMembership<R> implements Membership<R> {
     this.#members.set(nodeRank, member)
     this.#epoch++
     this.#welcome(member)
-    this.#events.push({ type: 'joined', node })
+    this.#events.push({ type: 'joined', node, epoch: this.#epoch })
     this.#announce(member)
   }
 

@@ -175,9 +175,11 @@ export class ClusterLink implements Cluster {
         this.#address = report.address
         return this.#started.resolve()
       case 'joined':
+        this.#epoch = report.epoch
         this.#peers.set(report.node.nodeRank, report.node)
         return this.#events.joined(report.node)
       case 'lost':
+        this.#epoch = report.epoch
         return this.#lose(report.node, report.reason)
       case 'members':
         this.#epoch = report.epoch
