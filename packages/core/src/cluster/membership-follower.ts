@@ -193,7 +193,7 @@ export class FollowerMembership implements Membership<null> {
     const times = { heartbeatMs: packet.heartbeat_ms, lostMs: packet.lost_ms }
     const clocks = { leaseMs: packet.at + times.lostMs, beatMs: nowMs }
     this.#session = { leader, times, ...clocks, sent: 0, received: 0 }
-    this.#events.push({ type: 'joined', node: leader })
+    this.#events.push({ type: 'joined', node: leader, epoch: packet.epoch })
     this.#members(packet)
   }
 
@@ -249,7 +249,12 @@ export class FollowerMembership implements Membership<null> {
     if (tell) this.#send({ type: 'over', ...ids(session), reason })
     this.#session = null
     this.#attempt++
-    this.#events.push({ type: 'lost', node: session.leader, reason: shortened(reason) })
+    this.#events.push({
+      type: 'lost',
+      node: session.leader,
+      reason: shortened(reason),
+      epoch: this.#epoch,
+    })
     this.#reconnect(nowMs)
   }
 

@@ -22,6 +22,8 @@ import {
 
 /** Heartbeats that a member may take to answer when another daemon of its node rank has come. */
 const PROBE_HEARTBEATS = 2
+/** Heartbeats between two lists of the members. */
+const ANNOUNCE_HEARTBEATS = 0.25
 
 export interface LeaderOptions {
   readonly nodes: number
@@ -47,6 +49,8 @@ interface Member<R> {
   /** By the follower's clock: what it has said last. */
   at: number
   beatMs: number
+  /** The epoch whose members it was told. */
+  told: number
   /** Pieces that were sent and received. */
   sent: number
   received: number
@@ -69,6 +73,9 @@ export class LeaderMembership<R> implements Membership<R> {
   #sessions = 0
   #nonces = 0
   #epoch = 0
+  /** Whether the members were not told since they changed. */
+  #changed = false
+  #announcedMs = Number.NEGATIVE_INFINITY
 
   constructor(options: LeaderOptions) {
     this.#options = options
@@ -92,7 +99,8 @@ export class LeaderMembership<R> implements Membership<R> {
 
   nextMs(): number {
     const { heartbeatMs, lostMs } = this.#options.times
-    let next = Number.POSITIVE_INFINITY
+    const never = Number.POSITIVE_INFINITY
+    let next = this.#changed ? this.#announcedMs + this.#announceMs : never
     for (const { beatMs, heardMs, contender } of this.#members.values()) {
       next = Math.min(next, beatMs + heartbeatMs, heardMs + lostMs)
       if (contender !== null) next = Math.min(next, contender.sinceMs + this.#probeMs)
@@ -137,6 +145,7 @@ export class LeaderMembership<R> implements Membership<R> {
       if (nowMs < member.beatMs + this.#options.times.heartbeatMs) continue
       this.#beat(nowMs, member)
     }
+    this.#announce(nowMs)
     return this.#drain()
   }
 
@@ -240,7 +249,8 @@ export class LeaderMembership<R> implements Membership<R> {
     switch (packet.type) {
       case 'beat':
         member.at = packet.at
-        if (packet.epoch !== this.#epoch) this.#tellMembers(member)
+        // else it is told anyway
+        if (packet.epoch !== this.#epoch && !this.#changed) this.#tellMembers(member)
         return this.#beat(nowMs, member)
       case 'probe':
         return this.#send(route, { ...packet, type: 'alive' })
@@ -292,12 +302,12 @@ export class LeaderMembership<R> implements Membership<R> {
     const { node, contender } = member
     this.#members.delete(node.nodeRank)
     this.#epoch++
+    this.#changed = true
     if (tell) {
       this.#send(member.route, { type: 'over', ...this.#session(member), reason })
     }
-    this.#events.push({ type: 'lost', node, reason: shortened(reason) })
+    this.#events.push({ type: 'lost', node, reason: shortened(reason), epoch: this.#epoch })
     if (contender !== null) return this.#admit(nowMs, contender.route, contender.hello)
-    this.#announce(null)
   }
 
   #admit(nowMs: number, route: R, hello: Hello): void {
@@ -310,15 +320,16 @@ export class LeaderMembership<R> implements Membership<R> {
       heardMs: nowMs,
       at,
       beatMs: nowMs,
+      told: 0,
       sent: 0,
       received: 0,
       contender: null,
     }
     this.#members.set(nodeRank, member)
     this.#epoch++
+    this.#changed = true
     this.#welcome(member)
-    this.#events.push({ type: 'joined', node })
-    this.#announce(member)
+    this.#events.push({ type: 'joined', node, epoch: this.#epoch })
   }
 
   #beat(nowMs: number, member: Member<R>): void {
@@ -329,6 +340,7 @@ export class LeaderMembership<R> implements Membership<R> {
 
   #welcome(member: Member<R>): void {
     const { times, info } = this.#options
+    member.told = this.#epoch
     this.#send(member.route, {
       type: 'welcome',
       ...this.#session(member),
@@ -342,13 +354,19 @@ export class LeaderMembership<R> implements Membership<R> {
     })
   }
 
-  /** @param welcomed who has been told with its welcome */
-  #announce(welcomed: Member<R> | null): void {
-    const members = this.#everyone()
-    this.#events.push({ type: 'members', epoch: this.#epoch, members })
+  /** Followers that come one after the other are told of together: a list has every node, and everyone gets it. */
+  #announce(nowMs: number): void {
+    if (!this.#changed || nowMs < this.#announcedMs + this.#announceMs) return
+    this.#changed = false
+    this.#announcedMs = nowMs
+    this.#events.push({ type: 'members', epoch: this.#epoch, members: this.#everyone() })
     for (const member of this.#members.values()) {
-      if (member !== welcomed) this.#tellMembers(member)
+      if (member.told !== this.#epoch) this.#tellMembers(member)
     }
+  }
+
+  get #announceMs(): number {
+    return this.#options.times.heartbeatMs * ANNOUNCE_HEARTBEATS
   }
 
   #everyone(): ClusterNode[] {
@@ -358,6 +376,7 @@ export class LeaderMembership<R> implements Membership<R> {
   #tellMembers(member: Member<R>): void {
     const nodes = this.#everyone().map(memberBody)
     const session = this.#session(member)
+    member.told = this.#epoch
     this.#send(member.route, { type: 'members', ...session, epoch: this.#epoch, nodes })
   }
 

@@ -179,9 +179,9 @@ const HELLO: Hello = {
   info: { host: 'h', ranks: [], version: '1.0.0' },
 }
 
-function newLeader(): LeaderMembership<string> {
+function newLeader(nodes = 2): LeaderMembership<string> {
   return new LeaderMembership<string>({
-    nodes: 2,
+    nodes,
     incarnation: 'l',
     info: HELLO.info,
     times: TIMES,
@@ -252,8 +252,21 @@ describe('what belongs to another session', () => {
       { type: 'send', packet: { type: 'welcome', session: 1 } },
     ])
     const types = leader.receive(2, 'later', { ...HELLO, attempt: 3 }).map(({ type }) => type)
-    expect(types).toEqual(['lost', 'members', 'send', 'joined', 'members'])
+    expect(types).toEqual(['lost', 'send', 'joined'])
     expect(leader.peers.map(({ session }) => session)).toEqual([2])
+  })
+
+  test('followers that come together are told of together', () => {
+    const leader = newLeader(100)
+    for (let rank = 1; rank < 100; rank++) {
+      leader.receive(rank / 10, `route ${rank}`, { ...HELLO, nodes: 100, node_rank: rank })
+      expect(leader.tick(rank / 10)).toHaveLength(rank === 1 ? 1 : 0)
+    }
+    const told = leader.tick(30)
+    expect(told.filter(({ type }) => type === 'members')).toMatchObject([{ epoch: 99 }])
+    // the last one knows it from its welcome
+    expect(told.filter(({ type }) => type === 'send')).toHaveLength(98)
+    expect(leader.tick(60)).toEqual([])
   })
 
   test('a follower that lives keeps its place when it joins again while another wants it', () => {
@@ -315,6 +328,7 @@ describe('what belongs to another session', () => {
   test('who knows an older epoch is told the members again', () => {
     const leader = newLeader()
     leader.receive(0, 'route', HELLO)
+    leader.tick(0)
     const beat = { type: 'beat', leader: 'l', session: 1, at: 1 } as const
     const answer = { type: 'send', route: 'route', packet: { ...beat, epoch: 1 } } as const
     expect(leader.receive(1, 'route', { ...beat, epoch: 1 })).toEqual([answer])

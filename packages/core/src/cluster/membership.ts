@@ -31,8 +31,13 @@ export type CheckProof = (
 /** What a state machine of the membership wants done, in this order. `R`: how the leader addresses a connection. */
 export type MembershipEvent<R> =
   | { readonly type: 'send'; readonly route: R; readonly packet: Packet }
-  | { readonly type: 'joined'; readonly node: ClusterNode }
-  | { readonly type: 'lost'; readonly node: ClusterNode; readonly reason: string }
+  | { readonly type: 'joined'; readonly node: ClusterNode; readonly epoch: number }
+  | {
+      readonly type: 'lost'
+      readonly node: ClusterNode
+      readonly reason: string
+      readonly epoch: number
+    }
   /** A piece of a message of a living session: each exactly once and in the order of sending. */
   | {
       readonly type: 'piece'

@@ -2,6 +2,7 @@ import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
 import { type ClusterNode, isSameSession } from '@ckpt/core/cluster/membership'
 import { CkptError, type Failure } from '@ckpt/core/api/errors'
 import { FailureBody } from '@ckpt/core/api/bounds'
+import { MESSAGE_BYTES_MAX, PART_BYTES_MAX, PARTS_MAX } from '@ckpt/core/cluster/packets'
 import { parseBody } from '@ckpt/core/api/parse-body'
 import { type Handle, type Library, SIGNAL_USER } from '@ckpt/cuda'
 import { log } from '../log.ts'
@@ -30,6 +31,7 @@ interface Waiting {
 export class ClusterLink implements Cluster {
   readonly nodeRank: number
   readonly nodes: number
+  readonly #self: ClusterNode
   readonly #library: Library
   readonly #events: ClusterEvents
   readonly #worker: Worker
@@ -42,7 +44,8 @@ export class ClusterLink implements Cluster {
   #signal: Handle = 0
   #address = ''
   #epoch = 0
-  #members: readonly ClusterNode[]
+  /** A follower's. */
+  #members: readonly ClusterNode[] = []
   #nextId = 1
   /** Why there is no Worker any more. */
   #over: Failure | null = null
@@ -71,7 +74,7 @@ export class ClusterLink implements Cluster {
     this.nodeRank = start.nodeRank
     this.nodes = start.nodes
     const { incarnation, info } = start
-    this.#members = this.isLeader ? [{ nodeRank: 0, session: 0, incarnation, info }] : []
+    this.#self = { nodeRank: start.nodeRank, session: 0, incarnation, info }
     this.#library = library
     this.#events = events
     const { port1, port2 } = new MessageChannel()
@@ -104,17 +107,20 @@ export class ClusterLink implements Cluster {
   }
 
   get members(): readonly ClusterNode[] {
-    return this.#members
+    return this.isLeader ? [this.#self, ...this.peers] : this.#members
   }
 
   get address(): string {
     return this.#address
   }
 
-  request(node: ClusterNode, message: ClusterMessage, limitMs: number): Promise<ClusterMessage> {
-    if (!this.#lives(node)) {
-      return Promise.reject(CkptError.from(this.#lost(node, 'its session is over')))
-    }
+  async request(
+    node: ClusterNode,
+    message: ClusterMessage,
+    limitMs: number,
+  ): Promise<ClusterMessage> {
+    if (!this.#lives(node)) throw CkptError.from(this.#lost(node, 'its session is over'))
+    const blobs = encode(message)
     const id = this.#nextId++
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
@@ -123,12 +129,12 @@ export class ClusterLink implements Cluster {
         reject(new CkptError('update_timeout', late))
       }, limitMs)
       this.#waiting.set(id, { node, timer, resolve, reject })
-      this.#send(node, 'request', id, message)
+      this.#send(node, 'request', id, blobs)
     })
   }
 
   post(node: ClusterNode, message: ClusterMessage): void {
-    if (this.#lives(node)) this.#send(node, 'post', 0, message)
+    if (this.#lives(node)) this.#send(node, 'post', 0, encode(message))
   }
 
   async close(): Promise<void> {
@@ -151,11 +157,8 @@ export class ClusterLink implements Cluster {
     node: ClusterNode,
     kind: CarriedMessage['kind'],
     id: number,
-    { body, parts }: ClusterMessage,
+    blobs: CarriedMessage['blobs'],
   ): void {
-    const text = encoder.encode(JSON.stringify(body ?? null))
-    // the caller keeps its parts, and may send them to others
-    const blobs = [new Uint8Array(text), ...parts.map((part) => new Uint8Array(part))]
     const buffers = blobs.map(({ buffer }) => buffer)
     this.#post({ type: 'message', message: { node, kind, id, blobs } }, buffers)
   }
@@ -175,9 +178,11 @@ export class ClusterLink implements Cluster {
         this.#address = report.address
         return this.#started.resolve()
       case 'joined':
+        this.#epoch = report.epoch
         this.#peers.set(report.node.nodeRank, report.node)
         return this.#events.joined(report.node)
       case 'lost':
+        this.#epoch = report.epoch
         return this.#lose(report.node, report.reason)
       case 'members':
         this.#epoch = report.epoch
@@ -216,14 +221,14 @@ export class ClusterLink implements Cluster {
 
   async #answer(node: ClusterNode, id: number, message: ClusterMessage): Promise<void> {
     let kind: 'answer' | 'refusal' = 'answer'
-    let answer: ClusterMessage
+    let blobs: CarriedMessage['blobs']
     try {
-      answer = await this.#events.request(node, message)
+      blobs = encode(await this.#events.request(node, message))
     } catch (error) {
       kind = 'refusal'
-      answer = { body: CkptError.wrap(error).failure, parts: [] }
+      blobs = encode({ body: CkptError.wrap(error).failure, parts: [] })
     }
-    if (this.#lives(node)) this.#send(node, kind, id, answer)
+    if (this.#lives(node)) this.#send(node, kind, id, blobs)
   }
 
   #settle(
@@ -244,7 +249,7 @@ export class ClusterLink implements Cluster {
   #lose(node: ClusterNode, reason: string): void {
     if (!this.#lives(node)) return
     this.#peers.delete(node.nodeRank)
-    if (!this.isLeader) this.#members = []
+    this.#members = []
     const failure = this.#lost(node, reason)
     this.#reject(failure, (waiting) => isSameSession(waiting.node, node))
     this.#events.lost(node, failure)
@@ -290,6 +295,25 @@ export class ClusterLink implements Cluster {
     this.#worker.unref()
     void this.#worker.terminate()
   }
+}
+
+/**
+ * The caller keeps its parts, and may send them to others.
+ *
+ * @throws RangeError on more than the other side takes
+ */
+function encode({ body, parts }: ClusterMessage): CarriedMessage['blobs'] {
+  const text = encoder.encode(JSON.stringify(body ?? null))
+  const sizes = [text.length, ...parts.map(({ length }) => length)]
+  const bytes = sizes.reduce((sum, size) => sum + size, 0)
+  if (
+    parts.length > PARTS_MAX ||
+    bytes > MESSAGE_BYTES_MAX ||
+    sizes.some((size) => size > PART_BYTES_MAX)
+  ) {
+    throw new RangeError(`a message of ${parts.length} parts and ${bytes} bytes is too large`)
+  }
+  return [new Uint8Array(text), ...parts.map((part) => new Uint8Array(part))]
 }
 
 function refusalOf(body: unknown): CkptError {

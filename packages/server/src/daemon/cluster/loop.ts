@@ -100,7 +100,7 @@ export class ClusterLoop<R> {
       } catch (error) {
         // a peer's fault ends nothing
         if (CkptError.wrap(error).code !== 'engine_protocol') throw error
-        this.#warn(`a message was dropped: ${(error as Error).message}`)
+        this.#warnOnce('malformed', `a message was dropped: ${(error as Error).message}`)
       }
     }
   }
@@ -123,7 +123,8 @@ export class ClusterLoop<R> {
 
   #takeFrames(route: R, [head, ...frames]: Uint8Array[]): void {
     const packet = readHead(head)
-    if ('fault' in packet) return this.#warn(`a message was dropped: ${packet.fault}`)
+    if ('fault' in packet)
+      return this.#warnOnce('malformed', `a message was dropped: ${packet.fault}`)
     this.#perform(this.#membership.receive(clockMs(), route, packet, frames))
     this.#loseGone()
   }
@@ -228,10 +229,6 @@ export class ClusterLoop<R> {
     if (this.#said.get(about) === message) return
     if (this.#said.size >= SAID_MAX) this.#said.clear()
     this.#said.set(about, message)
-    this.#warn(message)
-  }
-
-  #warn(message: string): void {
     this.#report({ type: 'warning', message })
   }
 }

@@ -37,8 +37,13 @@ export type ClusterCommand =
 /** From the Worker. */
 export type ClusterReport =
   | { readonly type: 'ready'; readonly signal: Handle; readonly address: string }
-  | { readonly type: 'joined'; readonly node: ClusterNode }
-  | { readonly type: 'lost'; readonly node: ClusterNode; readonly reason: string }
+  | { readonly type: 'joined'; readonly node: ClusterNode; readonly epoch: number }
+  | {
+      readonly type: 'lost'
+      readonly node: ClusterNode
+      readonly reason: string
+      readonly epoch: number
+    }
   | { readonly type: 'members'; readonly epoch: number; readonly members: readonly ClusterNode[] }
   | { readonly type: 'message'; readonly message: CarriedMessage }
   /** For the log. */

@@ -78,6 +78,11 @@ export class DaemonCluster {
       request: async (from, message) =>
         pack(await this.#answer(from, unpack(message) as Request)) as ClusterMessage,
     })
+    const { nodeRank, nodes, address, isLeader } = this.#cluster
+    const what = isLeader
+      ? 'node 0 of {nodes}, the leader, waits for the others at {address}'
+      : 'node {nodeRank} of {nodes} joins the leader at {address}'
+    log.info(what, { nodeRank, nodes, address })
   }
 
   get #opened(): { cluster: Cluster; served: ServedDaemon } {
@@ -89,8 +94,12 @@ export class DaemonCluster {
 
   #joined(node: ClusterNode): void {
     const { nodeRank, session, info } = node
-    const { host } = info
+    const { host, version: theirs } = info
     log.info('node {nodeRank} ({host}) has joined, session {session}', { nodeRank, host, session })
+    if (theirs !== version) {
+      const versions = { nodeRank, theirs, version }
+      log.warn('node {nodeRank} runs ckpt {theirs}, this one {version}', versions)
+    }
     if (this.forwarder !== null) return
     void this.#describe(node).catch((error: unknown) => {
       const { message } = CkptError.wrap(error)

@@ -32,7 +32,7 @@ export interface Cluster {
   readonly peers: readonly ClusterNode[]
   /** Ascends with every change of the members, as the leader counts it. */
   readonly epoch: number
-  /** Everyone as the leader has told last, itself with session 0; a follower without a leader knows of nobody. */
+  /** Everyone as the leader has told last, itself with session 0: up to a heartbeat late. Of a follower without a leader: nobody. */
   readonly members: readonly ClusterNode[]
   /** `tcp://HOST:PORT` that is bound or connected to, with what port 0 became. */
   readonly address: string

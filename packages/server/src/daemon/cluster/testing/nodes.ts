@@ -95,14 +95,17 @@ export class NodeProcesses {
   readonly tokenFile = join(this.dir, 'token')
   readonly #started: NodeProcess[] = []
 
-  constructor() {
+  readonly #nodes: number
+
+  constructor(nodes: number) {
+    this.#nodes = nodes
     writeFileSync(this.tokenFile, 'the-token\n', { mode: 0o600 })
   }
 
   start(nodeRank: number, port: number, more: Partial<ClusterOptions> = {}): NodeProcess {
     const leader = { host: '127.0.0.1', port }
     const { tokenFile } = this
-    const options = { nodeRank, nodes: 3, leader, tokenFile, times: TIMES, ...more }
+    const options = { nodeRank, nodes: this.#nodes, leader, tokenFile, times: TIMES, ...more }
     const started = new NodeProcess({ ...options, host: `host-${nodeRank}` })
     this.#started.push(started)
     return started
