@@ -1,6 +1,6 @@
 // Made from native/include/ckpt.h by scripts/generate-ffi.ts. Do not edit.
 
-export const ABI_VERSION = 5
+export const ABI_VERSION = 6
 export const HANDLE_BYTES = 64
 export const COMMUNICATOR_ID_BYTES = 128
 
@@ -213,7 +213,7 @@ export const SYMBOLS = {
   ckpt_group_broadcast: { args: ['u32', 'u32', 'u32', 'u64', 'u64'], returns: 'i32' },
   ckpt_group_abort: { args: ['u32'], returns: 'i32' },
   ckpt_group_destroy: { args: ['u32'], returns: 'i32' },
-  ckpt_communicator_id: { args: ['u32', 'buffer'], returns: 'i32' },
+  ckpt_communicator_id: { args: ['u32', 'u32', 'buffer'], returns: 'i32' },
   ckpt_communicator_create: {
     args: ['buffer', 'u32', 'u32', 'u32', 'u32', 'u32', 'u32', 'buffer'],
     returns: 'i32',

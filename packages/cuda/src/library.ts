@@ -470,9 +470,9 @@ class FfiLibrary implements types.Library {
     this.#guard('ckpt_group_destroy', group)
   }
 
-  communicatorId(sharers: number): Uint8Array {
+  communicatorId(sharers: number, processes = 1): Uint8Array {
     const id = new Uint8Array(new ArrayBuffer(abi.COMMUNICATOR_ID_BYTES))
-    this.#guard('ckpt_communicator_id', sharers, id)
+    this.#guard('ckpt_communicator_id', sharers, processes, id)
     return id
   }
 

@@ -250,9 +250,10 @@ export interface Library {
    * 128 bytes that one rank makes and every other one gets.
    *
    * @param sharers most members that will have the same device
-   * @throws NativeError where there is no NCCL, or none that can do that, with the reason
+   * @param processes how many processes the members will be in; the host library needs UCX for more than one
+   * @throws NativeError where there is no NCCL (UCX), or none that can do that, with the reason
    */
-  communicatorId(sharers: number): Uint8Array
+  communicatorId(sharers: number, processes?: number): Uint8Array
   /** Each member's own, once every member has come. Blocks. */
   communicatorCreate(place: CommunicatorPlace, signal: Handle, timeoutMs: number): Handle
   communicatorBroadcast(
