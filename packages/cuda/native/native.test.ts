@@ -24,7 +24,10 @@ function expectAllPassed(target: string) {
   if (exitCode !== 0 || counts === null) throw new Error(output)
   expect(Number(counts[1])).toBeGreaterThan(40)
   expect(Number(counts[2])).toBe(0)
-  expect(Number(counts[3])).toBe(0)
+  // what is between processes needs UCX
+  const withoutUcx = output.match(/: skipped \(UCX cannot be opened.*\)$/gm) ?? []
+  if (withoutUcx.length > 0) console.warn(`${withoutUcx.length} tests${withoutUcx[0]}`)
+  expect(Number(counts[3])).toBe(withoutUcx.length)
 }
 
 describe('the C++ tests of the host library', () => {

@@ -32,7 +32,9 @@ constexpr struct {
     {"UCX_LOG_FILE", "stderr"},
     // A thread that serves a file system of its objects.
     {"UCX_VFS_ENABLE", "n"},
-    // Shared memory tells of a process that is gone only when asked, by default every 20 s.
+    // Shared memory is left out where failures of peers are to be told, unless this is set. It sees
+    // that a process is gone when it looks, by default every 20 s.
+    {"UCX_MM_ERROR_HANDLING", "y"},
     {"UCX_KEEPALIVE_INTERVAL", "1s"},
 };
 

@@ -17,8 +17,12 @@ namespace {
 constexpr unsigned kApiMajor = 1, kApiMinor = 12;
 // A round trip over shared memory or loopback TCP.
 constexpr std::chrono::microseconds kSpin{50};
-// UCX does not tell of all that it could go on with (room in a peer's shared memory, say).
-constexpr int kSleepMsPending = 10;
+// UCX does not tell of all that it could go on with: a sender, say, not of room in its peer's queue
+// in shared memory, and may refuse to be armed until then. So it looks again, soon at first. To spin
+// instead keeps the peer from the processor where there are more threads than processors.
+constexpr std::chrono::microseconds kNapFirst{30};
+constexpr std::chrono::microseconds kNapMaxUnarmed{500};
+constexpr std::chrono::microseconds kNapMax{16000};
 constexpr std::chrono::seconds kFlushLimit{2};
 constexpr uint32_t kExitMs = 2000;
 
@@ -266,40 +270,50 @@ void UcxWorker::end_lost_locked() {
   }
 }
 
+UcxWorker::Round UcxWorker::progress(bool may_sleep) {
+  std::lock_guard lock(mutex_);
+  if (ucx_.worker_progress(worker_) > 0) return Round::moved;
+  if (any_lost_) end_lost_locked();
+  if (!may_sleep) return Round::still;
+  asleep_ = true;
+  if (ucx_.worker_arm(worker_) != Ucx::kOk) return Round::unarmed;
+  return pending_.empty() ? Round::armed : Round::armed_pending;
+}
+
 void UcxWorker::run() {
   auto busy_until = Clock::now();
+  std::chrono::microseconds nap = kNapFirst;
   while (!stop_) {
     if (wanting_ > 0) {
       std::this_thread::yield();
       continue;
     }
-    bool pending = false, asleep = false;
-    {
-      std::lock_guard lock(mutex_);
-      const bool moved = ucx_.worker_progress(worker_) > 0;
-      if (any_lost_) end_lost_locked();
-      pending = !pending_.empty();
-      const auto now = Clock::now();
-      if (moved) busy_until = now + kSpin;
-      asleep = !moved && now >= busy_until && ucx_.worker_arm(worker_) == Ucx::kOk;
-      asleep_ = asleep;
-    }
-    if (asleep) {
-      sleep(pending ? kSleepMsPending : -1);
-      busy_until = Clock::now() + kSpin;
+    const Round round = progress(Clock::now() >= busy_until);
+    switch (round) {
+      case Round::moved:
+        busy_until = Clock::now() + kSpin;
+        nap = kNapFirst;
+        continue;
+      case Round::still: std::this_thread::yield(); continue;
+      case Round::armed: sleep(true, std::nullopt); break;
+      case Round::armed_pending:
+      case Round::unarmed:
+        sleep(round == Round::armed_pending, nap);
+        nap = std::min(2 * nap, round == Round::unarmed ? kNapMaxUnarmed : kNapMax);
     }
   }
   std::lock_guard lock(mutex_);
   shut_locked();
 }
 
-void UcxWorker::sleep(int timeout_ms) {
-  pollfd fds[] = {{event_fd_, POLLIN, 0}, {wake_fd_, POLLIN, 0}};
-  poll(fds, 2, timeout_ms);
+void UcxWorker::sleep(bool armed, std::optional<std::chrono::microseconds> limit) {
+  pollfd fds[] = {{wake_fd_, POLLIN, 0}, {event_fd_, POLLIN, 0}};
+  const timespec time{0, limit ? static_cast<long>(limit->count()) * 1000 : 0};
+  ppoll(fds, armed ? 2 : 1, limit ? &time : nullptr, nullptr);
   std::lock_guard lock(mutex_);
   asleep_ = false;
   uint64_t count;
-  if (fds[1].revents != 0) (void)!read(wake_fd_, &count, sizeof count);
+  if (fds[0].revents != 0) (void)!read(wake_fd_, &count, sizeof count);
 }
 
 void UcxWorker::wake() noexcept {

@@ -80,8 +80,11 @@ class UcxWorker {
   Pending start(Peer* peer, const char* what, const Post& post, bool receives);
   void open(uint64_t features, const std::string& devices);
   void open_context(uint64_t features, const std::string& devices);
+  enum class Round { moved, still, armed, armed_pending, unarmed };
+  Round progress(bool may_sleep);
   void run();
-  void sleep(int timeout_ms);
+  // armed: until UCX has something, too.
+  void sleep(bool armed, std::optional<std::chrono::microseconds> limit);
   void wake() noexcept;
   void end(Error reason, bool flush);
   void shut_locked();

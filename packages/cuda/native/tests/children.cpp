@@ -186,7 +186,11 @@ int child_main(const Arguments& arguments) {
                {"write", change_file},   {"truncate", change_file},
                {"map", map_path},        {"uuids", uuids},           {"before-init", before_init},
                {"throttled", throttled}, {"abort-copy", abort_copy}, {"leave", leave_memory},
-               {"communicate", communicate_child}};
+#ifndef CKPT_TESTS_CUDA
+               {"communicate", communicate_child},
+               {"bench-broadcast", bench_broadcast_child},
+#endif
+  };
   try {
     for (const auto& mode : modes) {
       if (arguments[0] == mode.name) return mode.run(arguments);

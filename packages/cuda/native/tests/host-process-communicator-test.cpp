@@ -142,6 +142,8 @@ void lose_peer(const char* transports, bool aborted) {
 
 TEST("processes: one member each, every byte, over every transport and over TCP") {
   play_with_child("", 2, "1", {0});
+  play_with_child("posix,self", 2, "1", {0});
+  play_with_child("posix,cma,self", 2, "1", {0});
   play_with_child("tcp", 2, "1", {0});
 }
 
@@ -189,7 +191,7 @@ TEST("processes: a root's failed stream fails the others' broadcasts, a receiver
 }
 
 TEST("processes: one that is killed amid broadcasts ends them") {
-  for (const char* transports : {"", "tcp"}) {
+  for (const char* transports : {"", "posix,self", "posix,cma,self", "tcp"}) {
     const Environment setting("UCX_TLS", transports);
     const ProcessId128 id = ProcessId128::make(2);
     Child child({"die-amid", "2", "1", id.hex()});
@@ -284,7 +286,8 @@ TEST("processes: a peer that is killed ends the wait for it, and so does an abor
   lose_peer("", true);
   lose_peer("tcp", true);
   lose_peer("tcp", false);
-  lose_peer("posix,sysv,cma,self,tcp", false);
+  lose_peer("posix,cma,self", false);
+  lose_peer("", false);
 }
 
 TEST("processes: twenty rounds leave no thread and no descriptor") {

@@ -49,5 +49,7 @@ int32_t join_processes(const ProcessId128& id, uint32_t device, uint32_t members
 
 // Of a child: see host-process-members.cpp.
 int communicate_child(const std::vector<std::string>& arguments);
+// See host-process-bench.cpp.
+int bench_broadcast_child(const std::vector<std::string>& arguments);
 
 }  // namespace test
