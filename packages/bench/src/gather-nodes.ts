@@ -45,7 +45,13 @@ function follow(
 ): Promise<Cluster> {
   const { nodes, ranksPerNode, port, tokenFile } = options
   const leader = { host: '127.0.0.1', port }
-  const lease = { version: held, complete: Promise.resolve(0), check: null, release: () => {} }
+  const lease = {
+    version: held,
+    complete: Promise.resolve(0),
+    check: null,
+    serve: nobody,
+    release: () => {},
+  }
   const gathered = { digest: held.layoutDigest, ranks: 0, tensors: 0, bytes: 0, seconds: 0 }
   const leases = new NodeLeases({ lease: () => lease, gather: () => gathered }, () => {})
   const ranks = Array.from({ length: ranksPerNode }, (_, device) => {
@@ -72,6 +78,8 @@ function follow(
   )
 }
 
+const nobody = () => Promise.reject(new Error('nobody reads'))
+
 /** What one owner holds, as a daemon that has no other. */
 function versionOf(
   { name, ranksPerNode }: GatherNodesOptions,
@@ -95,7 +103,7 @@ function versionOf(
     buffers: [],
     readings: [null],
     ownerRanks: [Array.from({ length: ranksPerNode }, (_, rank) => rank)],
-    nodes: [0],
+    ownerNodes: [0],
     bytes: rows.reduce((sum, { bytes }) => sum + bytes, 0),
     layoutDigest: layoutDigest(table, own),
     files: [],

@@ -1,3 +1,4 @@
+import type { RemoteBuffers } from './memory/protocol.ts'
 import type { Failure, SourceSpace, TensorTable } from '@ckpt/core'
 import type { LibraryOptions, RankInfo } from '@ckpt/cuda'
 import type { SpinChoice } from './rank/spin.ts'
@@ -34,8 +35,8 @@ export interface HeldVersion {
    */
   readonly ownerRanks: readonly (readonly number[])[]
   readonly bytes: number
-  /** Ranks of the daemons that hold it, of several; 0: this one, which leads them. */
-  readonly nodes: readonly number[]
+  /** Per owner: the node rank of its daemon, of several; 0: this one, which leads them. */
+  readonly ownerNodes: readonly number[]
   /** Hex digest of names, dtypes, shapes, owners and offsets: equal layouts share plans. */
   readonly layoutDigest: string
   /** Native file handles held in place (to be checked before the first copy and before release). */
@@ -52,6 +53,14 @@ export interface VersionLease {
   readonly complete: Promise<number>
   /** Whether its in-place files are what they were: throws `file_changed` with a file's name; null: it has none. */
   readonly check: (() => Promise<void>) | null
+  /**
+   * Lets ranks of other daemons read what these owners hold.
+   *
+   * @param nodes node ranks of owners' daemons
+   * @returns per owner of the version; null: of another daemon
+   * @throws CkptError `not_supported` where there is no UCX, or files are held in place
+   */
+  serve(nodes: ReadonlySet<number>): Promise<(RemoteBuffers | null)[]>
   /** `succeeded`: older versions of the name are dropped now. */
   release(succeeded: boolean): void
 }

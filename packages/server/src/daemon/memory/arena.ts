@@ -39,6 +39,7 @@ export class Arena {
   readonly #library: Library
   readonly #budgetBytes: number
   readonly #rankNodes: readonly number[]
+  readonly #beforeFree: (buffer: Handle) => void
   /** So small that the bytes in a ring of 1 GiB are of every node: then the links of all nodes are in use. */
   readonly #bufferBytesMax: number
   #free: ArenaBuffer[] = []
@@ -48,8 +49,14 @@ export class Arena {
   #peakBytes = 0
 
   /** `rankNodes`: the NUMA node of each rank, which buffers are taken from in turn; empty: the kernel's choice. */
-  constructor(library: Library, budgetBytes: number, rankNodes: readonly number[] = []) {
+  constructor(
+    library: Library,
+    budgetBytes: number,
+    rankNodes: readonly number[] = [],
+    beforeFree: (buffer: Handle) => void = () => {},
+  ) {
     this.#library = library
+    this.#beforeFree = beforeFree
     this.#budgetBytes = budgetBytes
     this.#rankNodes = rankNodes
     this.#bufferBytesMax = sizeClass(BUFFER_BYTES_MAX / turnsPerRound(rankNodes))
@@ -322,6 +329,7 @@ export class Arena {
 
   #release({ buffer, bytes }: ArenaBuffer): void {
     this.#pinnedBytes -= bytes
+    this.#beforeFree(buffer)
     this.#library.bufferFree(buffer)
   }
 }

@@ -7,12 +7,14 @@ import { checkFile, LeaseWatch, unmap } from './in-place.ts'
 import { endReading, type Part, partBuffers, pinnedBytes } from './part.ts'
 import { beginLoad, finishLoad, type Loading, loadPart } from './part-loader.ts'
 import { type OpenedFile, PathGuard } from './path-guard.ts'
+import { ServedMemory } from './served.ts'
 import type {
   AdoptRequest,
   FinishedLoad,
   LoadedPart,
   LoadRequest,
   PartId,
+  RemoteBuffers,
   SharedBuffer,
   StartRequest,
 } from './protocol.ts'
@@ -21,6 +23,7 @@ import type {
 export class HostMemory {
   readonly #library: Library
   readonly #arena: Arena
+  readonly #served: ServedMemory
   readonly #guard: PathGuard
   readonly #watch: LeaseWatch
   readonly #parts = new Map<PartId, Part>()
@@ -32,7 +35,11 @@ export class HostMemory {
 
   constructor(request: StartRequest, broken: (part: PartId, path: string) => void) {
     this.#library = openLibrary(request.library)
-    this.#arena = new Arena(this.#library, request.budgetBytes, request.rankNodes)
+    this.#served = new ServedMemory(this.#library)
+    const { budgetBytes, rankNodes } = request
+    this.#arena = new Arena(this.#library, budgetBytes, rankNodes, (buffer) =>
+      this.#served.forget(buffer),
+    )
     this.#guard = new PathGuard(request.allowedDirs)
     this.#watch = new LeaseWatch(this.#library, this.#parts, broken)
   }
@@ -142,6 +149,11 @@ export class HostMemory {
     this.#arena.trim(name)
   }
 
+  /** See {@link ServedMemory.serve}. */
+  serve(buffers: readonly Handle[]): RemoteBuffers {
+    return this.#served.serve(buffers)
+  }
+
   check(files: readonly Handle[]): void {
     const wanted = new Set(files)
     for (const part of this.#parts.values()) {
@@ -166,6 +178,7 @@ export class HostMemory {
     for (const id of this.#parts.keys()) this.drop(id)
     this.unshare([...this.#lent.keys()])
     this.#arena.trim(null)
+    this.#served.close()
     this.#watch.close()
   }
 

@@ -80,6 +80,13 @@ export interface SharedBuffer {
   readonly bytes: number
 }
 
+/** What a rank of another daemon needs to read buffers; as secret as their bytes. */
+export interface RemoteBuffers {
+  readonly address: Uint8Array
+  /** One a buffer. */
+  readonly keys: readonly Uint8Array[]
+}
+
 /** The end of a load that streams. */
 export interface FinishedLoad {
   /** Reading the files. */
@@ -105,6 +112,8 @@ export interface MemoryCalls {
   drop: { request: { readonly part: PartId }; answer: null }
   /** Gives memory that nothing uses back to the system; `name`: its shared buffers too. */
   trim: { request: { readonly name: string }; answer: null }
+  /** Lets ranks of other daemons read buffers. */
+  serve: { request: { readonly buffers: readonly Handle[] }; answer: RemoteBuffers }
   /** Checks files held in place. */
   check: { request: { readonly files: readonly Handle[] }; answer: null }
   /** Frees everything; the Worker can end. */

@@ -37,6 +37,8 @@ async function run(message: MemoryRequest): Promise<MemoryCalls[MemoryCall]['ans
     case 'trim':
       memory.trim(message.request.name)
       return null
+    case 'serve':
+      return memory.serve(message.request.buffers)
     case 'check':
       memory.check(message.request.files)
       return null

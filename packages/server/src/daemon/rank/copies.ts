@@ -14,6 +14,8 @@ export interface CopyTarget {
   readonly held: HeldPlan
   /** Per owner: native handles of its source buffers. */
   readonly buffers: readonly Uint32Array[]
+  /** Per owner: what another daemon's are read by; null: this one has them. */
+  readonly remotes: readonly (Uint32Array | null)[]
   /** Null: the rank is alone. */
   readonly collective: Collective | null
   readonly ranks: readonly number[]
@@ -47,6 +49,8 @@ interface JoinedCopy {
   readonly buffer: Handle
   readonly bufferOffset: number
   readonly ringOffset: number
+  /** The handle is of what another daemon shares. */
+  readonly isRemote: boolean
   bytes: number
 }
 
@@ -97,18 +101,20 @@ export class RingCopies {
 
   /** The segment's host memory into this rank's ring, at the latest with the next {@link flush}. */
   copy(segment: number, nowMs: number): void {
-    const { library, ring, held, buffers, collective } = this.#target
+    const { library, ring, held, buffers, remotes, collective } = this.#target
     const { plan, input } = held
     const owner = plan.bucketOwner[held.bucketOf(segment)] as number
     const source = input.sources[owner] as SourceSpace
     const offset = plan.segmentSource[segment] as number
     const bytes = plan.segmentSize[segment] as number
     const index = bufferAt(source, offset, bytes)
-    const buffer = buffers[owner]?.[index]
+    const remote = remotes[owner] ?? null
+    const buffer = (remote ?? buffers[owner])?.[index]
     if (buffer === undefined) throw new Error(`owner ${owner} has no buffer ${index}`)
     const start = source.starts[index] as number
     const ringOffset = plan.segmentRing[segment] as number
-    this.#join({ buffer, bufferOffset: offset - start, ringOffset, bytes })
+    const bufferOffset = offset - start
+    this.#join({ buffer, bufferOffset, ringOffset, bytes, isRemote: remote !== null })
     this.h2d.begin(nowMs)
     this.#ownSegments++
     if (collective === null) return
@@ -123,6 +129,7 @@ export class RingCopies {
     const neighbours =
       last !== null &&
       last.buffer === copy.buffer &&
+      last.isRemote === copy.isRemote &&
       last.bufferOffset + last.bytes === copy.bufferOffset &&
       last.ringOffset + last.bytes === copy.ringOffset
     if (neighbours && last.bytes + copy.bytes <= JOINED_BYTES_MAX) {
@@ -139,8 +146,10 @@ export class RingCopies {
     if (copy === null) return
     this.#joined = null
     const { library, ring } = this.#target
-    const { buffer, bufferOffset, ringOffset, bytes } = copy
-    library.copyH2d(ring.copyStream, ring.memory, ringOffset, buffer, bufferOffset, bytes)
+    const { buffer, bufferOffset, ringOffset, isRemote, bytes } = copy
+    const { copyStream, memory } = ring
+    if (isRemote) library.copyRemote(copyStream, memory, ringOffset, buffer, bufferOffset, bytes)
+    else library.copyH2d(copyStream, memory, ringOffset, buffer, bufferOffset, bytes)
   }
 
   /** The segment's bytes of `root`'s ring into the ring of every rank, at the latest when its bucket is recorded. */

@@ -10,7 +10,14 @@ import { planInput, RING_BYTES } from './testing/one-rank.ts'
 
 setDefaultTimeout(60_000)
 
-const OPENING = { planKey: 'none', ringBytes: 2 ** 20, buffers: [], readings: [], openMs: 1000 }
+const OPENING = {
+  planKey: 'none',
+  ringBytes: 2 ** 20,
+  buffers: [],
+  readings: [],
+  remotes: [],
+  openMs: 1000,
+}
 const FAILURE = { code: 'aborted', message: 'by the test' } as const
 
 test('a rank whose Worker is stuck holds the checkpoint until it has closed', async () => {

@@ -10,6 +10,7 @@ import type {
   TensorTable,
 } from '@ckpt/core'
 import type { Handle } from '@ckpt/cuda'
+import type { RemoteBuffers } from '../memory/protocol.ts'
 import type { LibraryOptions, RankInfo, SourceReading } from '../types.ts'
 
 /** What a rank Worker is started with. */
@@ -77,6 +78,8 @@ export interface OpenOptions extends RunOptions {
   readonly ranks: readonly number[]
   /** This one's position among them: its daemon may number it otherwise. */
   readonly member: number
+  /** Per owner: what its buffers, which another daemon has, are read by; null: this rank does not read of it. */
+  readonly remotes: readonly (RemoteBuffers | null)[]
   /** Null: the rank is alone. */
   readonly collective: CollectiveOptions | null
   readonly dialect: Dialect | null

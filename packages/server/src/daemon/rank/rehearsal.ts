@@ -4,6 +4,7 @@ import { type Handle, type Library, type ZmqContext, type ZmqSocket, zmqPoll } f
 import { clockMs } from '../clock.ts'
 import type { RankInfo } from '../types.ts'
 import type { KeptCommunicator } from './kept-communicator.ts'
+import type { RemoteSources } from './remote-sources.ts'
 import {
   NO_RUN,
   PROGRESS_BYTES,
@@ -33,7 +34,7 @@ const NONE = Buffer.from(pickleNone())
 
 type RehearsalHost = Pick<
   RunHost,
-  'library' | 'context' | 'rank' | 'communicator' | 'report' | 'quarantine'
+  'library' | 'context' | 'rank' | 'communicator' | 'remoteSources' | 'report' | 'quarantine'
 >
 
 /**
@@ -70,6 +71,7 @@ class Rehearsal implements RunHost {
   readonly context: ZmqContext
   readonly rank: RankInfo
   readonly communicator: KeptCommunicator
+  readonly remoteSources: RemoteSources
   readonly signal: Handle
   readonly spins = false
   readonly tendMs = TEND_MS
@@ -92,6 +94,7 @@ class Rehearsal implements RunHost {
     this.context = host.context
     this.rank = { ...host.rank, rank: 0 }
     this.communicator = host.communicator
+    this.remoteSources = host.remoteSources
     this.signal = signal
     this.#host = host
     this.#stopped = stopped
@@ -114,6 +117,7 @@ class Rehearsal implements RunHost {
           engine: null,
           dialect: null,
           buffers: [Uint32Array.of(buffer)],
+          remotes: [null],
           readings: [null],
           openMs: LIMIT_MS,
           deadlineMs: clockMs() + LIMIT_MS,

@@ -3,6 +3,7 @@ import type { RankInfo } from '../types.ts'
 import type { KeptCommunicator } from './kept-communicator.ts'
 import type { RankEvent, RankMessage } from './messages.ts'
 import type { KeptRun } from './quarantine.ts'
+import type { RemoteSources } from './remote-sources.ts'
 
 /** What a run has of the thread that it runs on. */
 export interface RunHost {
@@ -11,6 +12,7 @@ export interface RunHost {
   readonly signal: number
   readonly rank: RankInfo
   readonly communicator: KeptCommunicator
+  readonly remoteSources: RemoteSources
   /** There are processors enough for a rank not to sleep while an update moves. */
   readonly spins: boolean
   report(run: number, event: RankEvent): void

@@ -102,6 +102,7 @@ export class RankRun {
         ring: this.#ring,
         held,
         buffers: options.buffers,
+        remotes: host.remoteSources.attach(options.remotes),
         collective: this.#collective,
         ranks: options.ranks,
       })
@@ -312,6 +313,8 @@ export class RankRun {
     // first, since the end of the collective may take its time
     if (!told) this.#converseStep({ type: 'abort', failure, nowMs: clockMs() })
     this.#collectiveStuck = this.#collective?.abort() === false
+    // a read of a daemon that is gone would go on for seconds
+    if (this.options.remotes.some((remote) => remote !== null)) this.#host.remoteSources.drop()
   }
 
   #perform(actions: readonly ExecutorAction[]): void {

@@ -23,6 +23,7 @@ import { measureH2d } from './measure.ts'
 import { PlanShelf } from './plans.ts'
 import { type KeptRun, Quarantine } from './quarantine.ts'
 import { rehearse } from './rehearsal.ts'
+import { RemoteSources } from './remote-sources.ts'
 import { type LeftAddresses, releaseLeft } from './release-left.ts'
 import { RankRun } from './run.ts'
 import type { RunHost } from './run-host.ts'
@@ -49,6 +50,7 @@ class RankWorker implements RunHost {
   readonly rank: RankInfo
   readonly spins: boolean
   readonly communicator: KeptCommunicator
+  readonly remoteSources: RemoteSources
   readonly #port: RankWorkerStart['port']
   readonly #plans = new PlanShelf()
   readonly #directPlans = new DirectPlans()
@@ -68,6 +70,7 @@ class RankWorker implements RunHost {
     this.communicator = new KeptCommunicator(this.library, rank.device, (communicator) =>
       this.#send({ type: 'communicator', communicator }),
     )
+    this.remoteSources = new RemoteSources(this.library)
     this.context = new ZmqContext()
     this.signal = this.library.signalCreate()
     this.#quarantine = new Quarantine({
@@ -271,6 +274,7 @@ class RankWorker implements RunHost {
     this.communicator.drop()
     this.#quarantine.freeAll()
     this.#directPlans.free(this.library)
+    this.remoteSources.close()
     if (this.#sweeper !== null) clearInterval(this.#sweeper)
     this.context.close()
     this.library.signalDestroy(this.signal)

@@ -13,6 +13,7 @@ import {
   type TensorsRequest,
 } from '@ckpt/core'
 import { MemoryClient } from '../memory/client.ts'
+import type { RemoteBuffers } from '../memory/protocol.ts'
 import { memoryNodes } from '../memory/nodes.ts'
 import type { Registry } from './registry.ts'
 import { defaultBudgetBytes } from './budget.ts'
@@ -206,12 +207,22 @@ class HeldCheckpoints implements Registry {
       version,
       complete,
       check: version.files.length === 0 ? null : () => this.check(version),
+      serve: (nodes) => this.#serve(version, nodes),
       release: (succeeded) => {
         if (released) return
         released = true
         this.#release(parts, succeeded)
       },
     }
+  }
+
+  async #serve(
+    { buffers }: HeldVersion,
+    nodes: ReadonlySet<number>,
+  ): Promise<(RemoteBuffers | null)[]> {
+    const asked = nodes.has(0) ? buffers : []
+    const served = asked.map((own) => this.#memory.call('serve', { buffers: [...own] }))
+    return asked === buffers ? Promise.all(served) : buffers.map(() => null)
   }
 
   async check(version: HeldVersion): Promise<void> {

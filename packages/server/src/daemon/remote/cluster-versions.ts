@@ -205,7 +205,7 @@ export class ClusterVersions {
       buffers: [...(own?.buffers ?? []), ...others.map(() => new Uint32Array(0))],
       readings: [...(own?.readings ?? []), ...others.map(() => null)],
       ownerRanks: parts.flatMap(({ ownerRanks }) => ownerRanks),
-      nodes: parts.map(({ node }) => node?.node ?? 0),
+      ownerNodes: parts.flatMap(({ node, ownerRanks }) => ownerRanks.map(() => node?.node ?? 0)),
       bytes,
       layoutDigest: digest,
       files: own?.files ?? [],
@@ -270,10 +270,19 @@ function leaseOf(
     const asked = inPlace.map((node) => node.ask({ op: 'check', lease }))
     await Promise.all([own?.check?.(), ...asked])
   }
+  const serve = async (nodes: ReadonlySet<number>) => {
+    const asked = theirs.map(({ node, ownerRanks }) =>
+      node !== null && nodes.has(node.node)
+        ? node.ask({ op: 'serve', lease })
+        : ownerRanks.map(() => null),
+    )
+    return (await Promise.all([own?.serve(nodes) ?? [], ...asked])).flat()
+  }
   let released = false
   return {
     version,
     complete,
+    serve,
     check: inPlace.length > 0 || own?.check ? check : null,
     release(succeeded) {
       if (released) return

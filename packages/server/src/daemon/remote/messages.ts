@@ -8,6 +8,7 @@ import type {
   RunOptions,
 } from '../rank/messages.ts'
 import type { EngineAnswer, EngineCall } from '../../engines/host.ts'
+import type { RemoteBuffers } from '../memory/protocol.ts'
 import type { EngineAddress } from '../../engines/url.ts'
 import type { Packed } from './pack.ts'
 
@@ -77,6 +78,8 @@ export type NodeRequest =
       readonly updateId: string
       readonly held: string | null
     }
+  /** Lets other daemons' ranks read what it holds: see `VersionLease.serve`. */
+  | { readonly op: 'serve'; readonly lease: number }
   /** Answered when its files have been read. */
   | { readonly op: 'complete'; readonly lease: number }
   /** Whether its files in place are what they were. */
@@ -96,6 +99,8 @@ export type NodeRequest =
 export interface NodeAnswers {
   /** null: nothing of that name is held. */
   lease: LeaseAnswer | null
+  /** Per owner of its own. */
+  serve: readonly (RemoteBuffers | null)[]
   complete: { readonly seconds: number }
   check: null
   layout: { readonly held: boolean }

@@ -18,6 +18,9 @@ import type {
   RemoteRankRequest,
 } from './messages.ts'
 
+/** Of its own view every daemon is the first. */
+const OWN: ReadonlySet<number> = new Set([0])
+
 /** What a daemon serves its leader with. */
 export interface NodeParts {
   readonly registry: Pick<Registry, 'lease' | 'gather'>
@@ -53,6 +56,8 @@ export class NodeServer {
         return this.#leases.take(request)
       case 'complete':
         return { seconds: (await this.#leases.of(request.lease).lease?.complete) ?? 0 }
+      case 'serve':
+        return (await this.#leases.of(request.lease).lease?.serve(OWN)) ?? []
       case 'check':
         await this.#leases.of(request.lease).lease?.check?.()
         return null

@@ -7,6 +7,7 @@ import {
   type UpdateReport,
 } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
+import type { RemoteBuffers } from '../memory/protocol.ts'
 import type { RankHandle } from '../rank/handle.ts'
 import type { HeldVersion, RankInfo, VersionLease } from '../types.ts'
 import { abortOf, EngineContact } from './contact.ts'
@@ -221,11 +222,11 @@ export class UpdateRun {
   }
 
   /** How many hosts hold it or have a rank in the update. */
-  #nodesOf({ nodes }: HeldVersion): number {
+  #nodesOf({ ownerNodes }: HeldVersion): number {
     const links = this.#context.pool.links.filter(({ rank: { rank } }) => {
       return this.#spec.ranks.includes(rank)
     })
-    return new Set([...nodes, ...links.map(({ node }) => node)]).size
+    return new Set([...ownerNodes, ...links.map(({ node }) => node)]).size
   }
 
   async #holdEngines(
@@ -430,6 +431,7 @@ export class UpdateRun {
       planKey: planned.key,
       ringBytes: planned.summary.ringBytes,
       buffers: version.buffers,
+      remotes: await this.#race(this.#remotes(version)),
       readings: version.readings,
       openMs: this.#spec.openMs,
       deadlineMs: this.#times.deadlineMs,
@@ -447,6 +449,17 @@ export class UpdateRun {
     for (const contact of this.#contacts) this.#post(contact, addresses, team)
     await this.#race(team.reached('opened'))
     team.announce()
+  }
+
+  /** Of owners on whose hosts no rank of the update is: their memory is read over the network. */
+  async #remotes({ ownerNodes }: HeldVersion): Promise<(RemoteBuffers | null)[]> {
+    const here = new Set((this.#team as RankTeam).links.map(({ node }) => node))
+    const away = new Set(ownerNodes.filter((node) => !here.has(node)))
+    if (away.size === 0) return ownerNodes.map(() => null)
+    const lease = this.#lease as VersionLease
+    // who reads over the network does not see how far a file has been read
+    await lease.complete
+    return lease.serve(away)
   }
 
   /** What lies in place must be what it was. */

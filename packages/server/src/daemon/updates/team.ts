@@ -28,7 +28,7 @@ const STAGES = ['h2d', 'broadcast', 'reload'] as const
 export type RankOpening = Pick<OpenOptions, 'address' | 'http' | 'engine' | 'dialect'>
 export type TeamOpening = Pick<
   OpenOptions,
-  'planKey' | 'buffers' | 'readings' | 'openMs' | 'deadlineMs'
+  'planKey' | 'buffers' | 'remotes' | 'readings' | 'openMs' | 'deadlineMs'
 > & {
   readonly ringBytes: number
 }

@@ -24,7 +24,7 @@ for (const link of links) await link.request({ type: 'plan', key: 'plan', input:
 const team = new RankTeam(RUN, links, () => {})
 const times = { openMs: END_MS, deadlineMs: clockMs() + END_MS }
 const alone = { address: null, http: false, engine: null, dialect: null }
-const plan = { planKey: 'plan', ringBytes: RING_BYTES, buffers: [], readings: [] }
+const plan = { planKey: 'plan', ringBytes: RING_BYTES, buffers: [], readings: [], remotes: [] }
 await team.open({ ...plan, ...times }, () => alone, new Communicators(END_MS))
 const before = abortCommunicators(native)
 const freed = freeDeviceMemory(native)

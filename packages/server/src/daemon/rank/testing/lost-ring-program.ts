@@ -35,7 +35,7 @@ const address = `ipc://${dir.path}/engine.sock`
 const worker = new SteppedWorker(context, address)
 const team = new RankTeam(RUN, links, () => {})
 const times = { openMs: END_MS, deadlineMs: clockMs() + END_MS }
-const plan = { planKey: 'plan', ringBytes: RING_BYTES, buffers, readings: [null] }
+const plan = { planKey: 'plan', ringBytes: RING_BYTES, buffers, readings: [null], remotes: [null] }
 await team.open({ ...plan, ...times }, () => ({
   address,
   http: true,

@@ -13,6 +13,7 @@ import {
 import { TestDir } from '../../registry/testing/fixture.ts'
 import { clockMs } from '../../clock.ts'
 import { KeptCommunicator } from '../kept-communicator.ts'
+import { RemoteSources } from '../remote-sources.ts'
 import { PROGRESS_BYTES, PROGRESS_SENT, type RankEvent, type RankMessage } from '../messages.ts'
 import { HeldPlan } from '../plans.ts'
 import { type KeptRun, Quarantine } from '../quarantine.ts'
@@ -115,6 +116,7 @@ export class OneRank implements RunHost {
   readonly rank: RankInfo
   readonly spins = false
   readonly communicator: KeptCommunicator
+  readonly remoteSources: RemoteSources
   readonly worker: SteppedWorker
   readonly events: RankEvent[] = []
   readonly kept: KeptRun[] = []
@@ -136,6 +138,7 @@ export class OneRank implements RunHost {
     this.library = this.#watched(options.around)
     this.signal = this.#native.signalCreate()
     this.communicator = new KeptCommunicator(this.#native, this.rank.device)
+    this.remoteSources = new RemoteSources(this.#native)
     this.#group = ranks === 1 ? 0 : this.#native.groupCreate(ranks)
     this.#buffer = this.#native.bufferAlloc(options.buckets * BUCKET_BYTES, 0)
     this.worker = new SteppedWorker(this.context, this.#address)
@@ -194,6 +197,7 @@ export class OneRank implements RunHost {
         engine: null,
         dialect: null,
         buffers: [Uint32Array.of(this.#buffer)],
+        remotes: [null],
         readings: [null],
         openMs: UPDATE_MS,
         deadlineMs: clockMs() + UPDATE_MS,

@@ -1,0 +1,61 @@
+import { CkptError } from '@ckpt/core/api/errors'
+import type { Handle, Library } from '@ckpt/cuda'
+import type { RemoteBuffers } from './protocol.ts'
+
+/** Host memory that ranks of other daemons may read. A buffer stays registered for that until it is freed. */
+export class ServedMemory {
+  readonly #library: Library
+  readonly #keys = new Map<Handle, Uint8Array>()
+  #p2p: Handle = 0
+  #address = new Uint8Array(0)
+
+  constructor(library: Library) {
+    this.#library = library
+  }
+
+  /**
+   * What other daemons need to read these buffers.
+   *
+   * @throws CkptError `not_supported` where there is no UCX, or a buffer is a mapping of a file
+   */
+  serve(buffers: readonly Handle[]): RemoteBuffers {
+    if (this.#p2p === 0) this.#open()
+    return { address: this.#address, keys: buffers.map((buffer) => this.#keyOf(buffer)) }
+  }
+
+  #open(): void {
+    this.#p2p = this.#library.p2pOpen('')
+    this.#address = new Uint8Array(this.#library.p2pAddress(this.#p2p))
+  }
+
+  #keyOf(buffer: Handle): Uint8Array {
+    const known = this.#keys.get(buffer)
+    if (known !== undefined) return known
+    const key = this.#share(buffer)
+    this.#keys.set(buffer, key)
+    return key
+  }
+
+  #share(buffer: Handle): Uint8Array {
+    try {
+      return this.#library.p2pShare(this.#p2p, buffer)
+    } catch (error) {
+      const { code, message } = CkptError.wrap(error)
+      if (code !== 'not_supported') throw error
+      const why = `what is held in place cannot be read by other hosts: ${message}`
+      throw new CkptError(code, why)
+    }
+  }
+
+  /** It is about to be freed. */
+  forget(buffer: Handle): void {
+    if (!this.#keys.delete(buffer)) return
+    this.#library.p2pUnshare(this.#p2p, buffer)
+  }
+
+  close(): void {
+    if (this.#p2p !== 0) this.#library.p2pClose(this.#p2p)
+    this.#p2p = 0
+    this.#keys.clear()
+  }
+}

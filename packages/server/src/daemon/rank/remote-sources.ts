@@ -1,0 +1,90 @@
+import type { Handle, Library } from '@ckpt/cuda'
+import type { RemoteBuffers } from '../memory/protocol.ts'
+
+interface RemotePeer {
+  readonly peer: Handle
+  /** By key. */
+  readonly attached: Map<string, Handle>
+}
+
+/** Other daemons' host memory that this rank reads; connections stay for its next update. */
+export class RemoteSources {
+  readonly #library: Library
+  /** By address. */
+  readonly #peers = new Map<string, RemotePeer>()
+  #p2p: Handle = 0
+
+  constructor(library: Library) {
+    this.#library = library
+  }
+
+  /**
+   * Per owner: what its buffers are read by; null: the rank does not read of it. What was attached for an earlier update and is not
+   * among these goes.
+   *
+   * @throws CkptError `not_supported` where there is no UCX, or no network leads there
+   */
+  attach(remotes: readonly (RemoteBuffers | null)[]): (Uint32Array | null)[] {
+    const wanted = new Map<string, Set<string>>()
+    const handles = remotes.map((remote) => {
+      if (remote === null) return null
+      const address = remote.address.toHex()
+      const keys = wanted.get(address) ?? new Set()
+      wanted.set(address, keys)
+      for (const key of remote.keys) keys.add(key.toHex())
+      const peer = this.#peerAt(address, remote.address)
+      return Uint32Array.from(remote.keys, (key) => this.#handleOf(peer, key))
+    })
+    this.#prune(wanted)
+    return handles
+  }
+
+  #peerAt(text: string, address: Uint8Array): RemotePeer {
+    const known = this.#peers.get(text)
+    if (known !== undefined) return known
+    if (this.#p2p === 0) this.#p2p = this.#library.p2pOpen('')
+    const peer = { peer: this.#library.p2pConnect(this.#p2p, address), attached: new Map() }
+    this.#peers.set(text, peer)
+    return peer
+  }
+
+  #handleOf({ peer, attached }: RemotePeer, key: Uint8Array): Handle {
+    const text = key.toHex()
+    const known = attached.get(text)
+    if (known !== undefined) return known
+    const handle = this.#library.p2pAttach(peer, key)
+    attached.set(text, handle)
+    return handle
+  }
+
+  #prune(wanted: ReadonlyMap<string, ReadonlySet<string>>): void {
+    // an update that reads of nobody is no reason to connect again later
+    if (wanted.size === 0) return
+    for (const [address, { peer, attached }] of this.#peers) {
+      const keys = wanted.get(address)
+      for (const [key, handle] of attached) {
+        if (keys?.has(key)) continue
+        this.#library.p2pDetach(handle)
+        attached.delete(key)
+      }
+      if (keys !== undefined) continue
+      this.#library.p2pDisconnect(peer)
+      this.#peers.delete(address)
+    }
+  }
+
+  /** Ends the reads that go on; after any failure, for nobody knows which connection it was. */
+  drop(): void {
+    for (const { peer, attached } of this.#peers.values()) {
+      this.#library.p2pDisconnect(peer)
+      for (const handle of attached.values()) this.#library.p2pDetach(handle)
+    }
+    this.#peers.clear()
+  }
+
+  close(): void {
+    this.drop()
+    if (this.#p2p !== 0) this.#library.p2pClose(this.#p2p)
+    this.#p2p = 0
+  }
+}
