@@ -6,6 +6,7 @@
 //   common/api-device.cpp    devices, memory, streams, events, copies: looks handles up, checks
 //                            arguments and ranges, then calls the functions and classes below
 //   common/api-group.cpp     groups and communicators, in the same way
+//   common/api-p2p.cpp       reads from peers (p2p.h)
 //
 // So a backend has no extern "C" function. It derives from Memory, Stream, Event, Group and
 // Communicator, and
@@ -34,6 +35,7 @@
 namespace ckpt {
 
 class Buffer;
+class P2pRemote;
 class Signal;
 
 // Device memory. The destructor frees it (or closes it when it was opened): by then the handle is
@@ -98,6 +100,10 @@ class Stream : public Object {
   virtual void copy_h2d_batch(std::vector<BatchCopy> copies) {
     for (BatchCopy& copy : copies) copy_h2d(std::move(copy.to), std::move(copy.from), copy.rows);
   }
+  // Ranges are checked, bytes > 0.
+  virtual void copy_remote(std::shared_ptr<Memory> to, uint64_t to_offset,
+                           std::shared_ptr<P2pRemote> from, uint64_t from_offset,
+                           uint64_t bytes) = 0;
   virtual void copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from,
                            std::vector<ckpt_copy_piece> pieces) = 0;
 

@@ -65,6 +65,12 @@ const char* kind_name(Kind kind) noexcept {
       return "communicator";
     case Kind::refcounter:
       return "refcounter";
+    case Kind::p2p:
+      return "p2p";
+    case Kind::p2p_peer:
+      return "p2p peer";
+    case Kind::p2p_remote:
+      return "p2p remote";
   }
   return "unknown";
 }

@@ -19,7 +19,10 @@ enum class Kind : uint8_t {
   event,
   group,
   communicator,
-  refcounter
+  refcounter,
+  p2p,
+  p2p_peer,
+  p2p_remote
 };
 
 const char* kind_name(Kind kind) noexcept;

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
-#include <set>
 
 #include "threads.h"
 
@@ -57,21 +56,6 @@ void enter_live(UcxWorker* worker) {
 }
 
 }  // namespace
-
-// The thread takes the mutex again and again: it lets others come first.
-class UcxWorker::Lock {
- public:
-  explicit Lock(UcxWorker& worker) : worker_(worker) {
-    worker_.wanting_++;
-    worker_.mutex_.lock();
-    worker_.wanting_--;
-  }
-  ~Lock() { worker_.mutex_.unlock(); }
-  Lock(const Lock&) = delete;
-
- private:
-  UcxWorker& worker_;
-};
 
 UcxWorker::UcxWorker(uint64_t features, const std::string& devices)
     : wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
@@ -199,13 +183,6 @@ UcxWorker::Pending UcxWorker::start(Peer* peer, const char* what, const Post& po
   }
   wake();
   return request;
-}
-
-void UcxWorker::locked(const std::function<void(Ucx::Context)>& call) {
-  const Lock lock(*this);
-  if (ending_) throw Error(*ending_);
-  call(context_);
-  wake();
 }
 
 void UcxWorker::finish_locked(Request& request, Ucx::Status status) {
@@ -344,7 +321,7 @@ void UcxWorker::close_endpoint_locked(Peer& peer, bool flush, std::vector<void*>
   if (Ucx::is_request(pointer)) closing.push_back(pointer);
 }
 
-// UCX's own order: requests, endpoints, worker, context. What it cannot end by then it no longer
+// UCX's own order: requests, endpoints, keys, worker, memory, context. What it cannot end by then it no longer
 // touches once the worker is gone.
 void UcxWorker::shut_locked() {
   if (worker_ != nullptr) {
@@ -361,8 +338,10 @@ void UcxWorker::shut_locked() {
       };
       closing.erase(std::remove_if(closing.begin(), closing.end(), ended), closing.end());
     }
+    for (const Ucx::RemoteKey key : std::exchange(keys_, {})) ucx_.rkey_destroy(key);
     ucx_.worker_destroy(std::exchange(worker_, nullptr));
   }
+  for (const Ucx::Memory memory : std::exchange(mapped_, {})) ucx_.mem_unmap(context_, memory);
   if (context_ != nullptr) ucx_.cleanup(std::exchange(context_, nullptr));
   const auto left = std::exchange(pending_, {});
   for (const auto& [_, request] : left)

@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -63,9 +64,17 @@ class UcxWorker {
   Pending receive(Peer* peer, const char* what, const Post& post) {
     return start(peer, what, post, true);
   }
-  // For other calls of UCX.
-  void locked(const std::function<void(Ucx::Context)>& call);
   Ucx::Worker worker() const noexcept { return worker_; }
+
+  // Registers memory, which must stay until unmap() or the end. readable: for the peers.
+  Ucx::Memory map(void* address, uint64_t bytes, bool readable);
+  void unmap(Ucx::Memory memory) noexcept;
+  std::vector<uint8_t> pack(Ucx::Memory memory);
+  // What pack() gave a peer's; valid until release() or the end.
+  Ucx::RemoteKey unpack(Peer* peer, const std::vector<uint8_t>& packed);
+  void release(Ucx::RemoteKey key) noexcept;
+  // What UCX prints of the connection.
+  std::string describe(Peer* peer);
 
   // Ends all that is posted with this reason, the connections at once, and then the thread. Does
   // not wait. The first call decides.
@@ -76,7 +85,20 @@ class UcxWorker {
   void wait_ended(uint32_t timeout_ms);
 
  private:
-  class Lock;
+  // The thread takes the mutex again and again: it lets others come first.
+  class Lock {
+   public:
+    explicit Lock(UcxWorker& worker) : worker_(worker) {
+      worker_.wanting_++;
+      worker_.mutex_.lock();
+      worker_.wanting_--;
+    }
+    ~Lock() { worker_.mutex_.unlock(); }
+    Lock(const Lock&) = delete;
+
+   private:
+    UcxWorker& worker_;
+  };
   Pending start(Peer* peer, const char* what, const Post& post, bool receives);
   void open(uint64_t features, const std::string& devices);
   void open_context(uint64_t features, const std::string& devices);
@@ -104,6 +126,8 @@ class UcxWorker {
   std::vector<uint8_t> address_;
   std::vector<std::unique_ptr<Peer>> peers_;
   std::unordered_map<Request*, Pending> pending_;
+  std::set<Ucx::Memory> mapped_;
+  std::set<Ucx::RemoteKey> keys_;
   bool any_lost_ = false;
   bool asleep_ = false;
   std::optional<Error> ending_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/buffer.h"
+#include "common/p2p.h"
 #include "common/threads.h"
 #include "copy.h"
 
@@ -152,6 +153,23 @@ void HostStream::copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> fr
         }
         offset += bytes;
       }
+    });
+  });
+}
+
+// Straight to where the bytes belong. At full rate it is one read, which keeps several gets going.
+void HostStream::copy_remote(std::shared_ptr<Memory> to, uint64_t to_offset,
+                             std::shared_ptr<P2pRemote> from, uint64_t from_offset,
+                             uint64_t bytes) {
+  enqueue(After::success, [this, to = std::static_pointer_cast<HostMemory>(std::move(to)),
+                           from = std::move(from), to_offset, from_offset, bytes] {
+    uint8_t* target = to->address() + to_offset;
+    if (device_copy_bytes_per_second() == 0) {
+      from->read(from_offset, target, bytes);
+      return;
+    }
+    in_chunks(bytes, [&](uint64_t offset, uint64_t count) {
+      from->read(from_offset + offset, target + offset, count);
     });
   });
 }

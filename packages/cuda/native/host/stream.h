@@ -24,6 +24,8 @@ class HostStream : public Stream {
   void sync(Signal* signal, uint32_t timeout_ms) override;
   void copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> from,
                 const CopyRows& rows) override;
+  void copy_remote(std::shared_ptr<Memory> to, uint64_t to_offset, std::shared_ptr<P2pRemote> from,
+                   uint64_t from_offset, uint64_t bytes) override;
   void copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from,
                    std::vector<ckpt_copy_piece> pieces) override;
   void close() override;

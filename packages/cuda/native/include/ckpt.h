@@ -308,6 +308,37 @@ CKPT_API int32_t ckpt_communicator_broadcast(uint32_t communicator, uint32_t str
 CKPT_API int32_t ckpt_communicator_abort(uint32_t communicator);
 CKPT_API int32_t ckpt_communicator_destroy(uint32_t communicator);
 
+/* --- reads of another process's host memory --- */
+/* By UCX, opened at the first call (CKPT_ERR_UNSUPPORTED with the reason where it is missing or older than 1.12): an owner shares
+ * buffers, a receiver copies out of them into device memory. Addresses and keys are bytes that the two hand to each other by other
+ * means; they are as secret as the memory. A thread of the library answers peers whose network cannot read by itself. */
+/* devices: which network devices are used, as in UCX_NET_DEVICES ("mlx5_0:1,eth0"); "": as the process is set. */
+CKPT_API int32_t ckpt_p2p_open(const char* devices, uint32_t* p2p_p);
+/* Ends every read of this side with CKPT_ERR_ABORTED and those of peers with CKPT_ERR_IO, from any thread, and ends what is shared.
+ * CKPT_ERR_TIMEOUT when UCX has not ended in five seconds (it goes on trying). */
+CKPT_API int32_t ckpt_p2p_close(uint32_t p2p);
+/* What a peer connects to. CKPT_ERR_INVALID when it is more than `capacity` bytes (64 KiB is enough for any), with the length. */
+CKPT_API int32_t ckpt_p2p_address(uint32_t p2p, uint8_t* bytes_p, uint32_t capacity, uint32_t* length_p);
+/* Registers a whole buffer and gives the key to it, as ckpt_p2p_address does. The memory lives on until ckpt_p2p_unshare, or where the
+ * buffer's handle is freed before that until ckpt_p2p_close. Once for each buffer (CKPT_ERR_STATE); CKPT_ERR_UNSUPPORTED for the mapping of a file, whose lease a peer does not see. Blocks. */
+CKPT_API int32_t ckpt_p2p_share(uint32_t p2p, uint32_t buffer, uint8_t* key_p, uint32_t capacity, uint32_t* length_p);
+/* Peers must not read it any more: a read gives an error or old bytes. */
+CKPT_API int32_t ckpt_p2p_unshare(uint32_t p2p, uint32_t buffer);
+/* Returns at once: whether the peer is there shows when something is read. CKPT_ERR_INVALID for bytes that are no address,
+ * CKPT_ERR_UNSUPPORTED when no network in common leads to it. */
+CKPT_API int32_t ckpt_p2p_connect(uint32_t p2p, const uint8_t* address, uint32_t length, uint32_t* peer_p);
+/* Ends every read from the peer with CKPT_ERR_ABORTED, from any thread; what was attached can only be detached afterwards. */
+CKPT_API int32_t ckpt_p2p_disconnect(uint32_t peer);
+CKPT_API int32_t ckpt_p2p_attach(uint32_t peer, const uint8_t* key, uint32_t length, uint32_t* remote_p);
+/* Copies that are enqueued still run. */
+CKPT_API int32_t ckpt_p2p_detach(uint32_t remote);
+/* How the peer's memory is read: "rdma" and "cma" without the peer's doing, by messages to its thread "shm" (on one machine) and
+ * "emulated" (TCP). CKPT_ERR_STATE when the connection is closed. */
+CKPT_API int32_t ckpt_p2p_transport(uint32_t peer, char* text, uint32_t text_bytes);
+/* As ckpt_copy_h2d, out of what is attached: a range outside of what the peer shares gives CKPT_ERR_INVALID. A peer that is lost
+ * gives CKPT_ERR_IO, within some seconds where its machine is gone without a word. */
+CKPT_API int32_t ckpt_copy_remote(uint32_t stream, uint32_t memory, uint64_t memory_offset, uint32_t remote, uint64_t remote_offset, uint64_t bytes);
+
 /* --- engine protocol --- */
 /* The POSIX shared-memory ref-counter file that torch's rebuild_cuda_tensor wants: a 64-byte header whose first int64 is 1,
  * then 10,000 int64 of value 1. The name is "/ckpt-..." and is returned NUL terminated. */

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "environment.h"
 #include "host/interfaces.h"
 #include "host/rendezvous-frames.h"
 #include "process-members.h"
@@ -15,29 +16,6 @@
 using namespace test;
 
 namespace {
-
-class Environment {
- public:
-  Environment(const char* name, const char* value) : name_(name) {
-    const char* old = getenv(name);
-    if (old != nullptr) old_ = old;
-    had_ = old != nullptr;
-    if (*value != '\0') setenv(name, value, 1);
-  }
-  ~Environment() {
-    if (had_) {
-      setenv(name_, old_.c_str(), 1);
-    } else {
-      unsetenv(name_);
-    }
-  }
-  Environment(const Environment&) = delete;
-
- private:
-  const char* name_;
-  std::string old_;
-  bool had_ = false;
-};
 
 // Another process, beside the test.
 class Child {

@@ -1,0 +1,116 @@
+// Reads of another process's memory: handles and arguments are checked here, the work is p2p.h's.
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "backend.h"
+#include "buffer.h"
+#include "init.h"
+#include "p2p.h"
+
+using namespace ckpt;
+
+namespace {
+
+constexpr uint32_t kFrameBytesMax = 1u << 20;
+
+void give(const std::vector<uint8_t>& bytes, uint8_t* out, uint32_t capacity, uint32_t* length_p) {
+  if (bytes.size() > capacity)
+    fail(CKPT_ERR_INVALID, "%zu bytes have no room in %u", bytes.size(), capacity);
+  std::copy(bytes.begin(), bytes.end(), out);
+  *length_p = static_cast<uint32_t>(bytes.size());
+}
+
+void require_frame(const uint8_t* bytes, uint32_t length, const char* name) {
+  require(bytes, name);
+  if (length > kFrameBytesMax) fail(CKPT_ERR_INVALID, "%s of %u bytes", name, length);
+}
+
+}  // namespace
+
+int32_t ckpt_p2p_open(const char* devices, uint32_t* p2p_p) {
+  return guard([&] {
+    uint32_t& out = require(p2p_p, "p2p_p");
+    require(devices, "devices");
+    require_initialized();
+    out = add_object(std::make_shared<P2p>(devices));
+  });
+}
+
+int32_t ckpt_p2p_close(uint32_t p2p) {
+  return guard([&] { destroy_object<P2p>(p2p); });
+}
+
+int32_t ckpt_p2p_address(uint32_t p2p, uint8_t* bytes_p, uint32_t capacity, uint32_t* length_p) {
+  return guard([&] {
+    uint8_t* out = &require(bytes_p, "bytes_p");
+    require(length_p, "length_p");
+    give(find_object<P2p>(p2p)->address(), out, capacity, length_p);
+  });
+}
+
+int32_t ckpt_p2p_share(uint32_t p2p, uint32_t buffer, uint8_t* key_p, uint32_t capacity,
+                       uint32_t* length_p) {
+  return guard([&] {
+    uint8_t* out = &require(key_p, "key_p");
+    require(length_p, "length_p");
+    const auto object = find_object<P2p>(p2p);
+    const auto shared = find_object<Buffer>(buffer);
+    const std::vector<uint8_t> key = object->share(shared);
+    try {
+      give(key, out, capacity, length_p);
+    } catch (...) {
+      object->unshare(*shared);
+      throw;
+    }
+  });
+}
+
+int32_t ckpt_p2p_unshare(uint32_t p2p, uint32_t buffer) {
+  return guard([&] { find_object<P2p>(p2p)->unshare(*find_object<Buffer>(buffer)); });
+}
+
+int32_t ckpt_p2p_connect(uint32_t p2p, const uint8_t* address, uint32_t length, uint32_t* peer_p) {
+  return guard([&] {
+    uint32_t& out = require(peer_p, "peer_p");
+    require_frame(address, length, "address");
+    out = add_object(std::make_shared<P2pPeer>(find_object<P2p>(p2p), address, length));
+  });
+}
+
+int32_t ckpt_p2p_disconnect(uint32_t peer) {
+  return guard([&] { destroy_object<P2pPeer>(peer); });
+}
+
+int32_t ckpt_p2p_attach(uint32_t peer, const uint8_t* key, uint32_t length, uint32_t* remote_p) {
+  return guard([&] {
+    uint32_t& out = require(remote_p, "remote_p");
+    require_frame(key, length, "key");
+    out = add_object(std::make_shared<P2pRemote>(find_object<P2pPeer>(peer), key, length));
+  });
+}
+
+int32_t ckpt_p2p_detach(uint32_t remote) {
+  return guard([&] { destroy_object<P2pRemote>(remote); });
+}
+
+int32_t ckpt_p2p_transport(uint32_t peer, char* text, uint32_t text_bytes) {
+  return guard([&] {
+    const std::string transport = find_object<P2pPeer>(peer)->transport();
+    if (transport.empty()) fail(CKPT_ERR_STATE, "the connection is closed");
+    copy_text(transport.c_str(), text, text_bytes);
+  });
+}
+
+int32_t ckpt_copy_remote(uint32_t stream, uint32_t memory, uint64_t memory_offset, uint32_t remote,
+                         uint64_t remote_offset, uint64_t bytes) {
+  return guard([&] {
+    const auto on = find_object<Stream>(stream);
+    auto to = find_object<Memory>(memory);
+    auto from = find_object<P2pRemote>(remote);
+    require_range("copy to device memory", memory_offset, bytes, to->bytes());
+    require_range("copy from a peer", remote_offset, bytes, from->bytes());
+    if (bytes == 0) return;
+    on->copy_remote(std::move(to), memory_offset, std::move(from), remote_offset, bytes);
+  });
+}

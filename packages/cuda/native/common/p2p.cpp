@@ -1,0 +1,105 @@
+#include "p2p.h"
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+
+#include "p2p-frames.h"
+
+namespace ckpt {
+namespace {
+
+constexpr uint32_t kEndMs = 5000;
+constexpr uint64_t kGetBytes = 4ull << 20;
+constexpr size_t kGetsMax = 4;
+constexpr const char* kRead = "read from a peer";
+
+}  // namespace
+
+std::vector<uint8_t> P2p::address() const { return frame_address(worker_.address()); }
+
+std::vector<uint8_t> P2p::share(std::shared_ptr<Buffer> buffer) {
+  // A peer would not hear of a broken lease.
+  if (buffer->file() != nullptr)
+    fail(CKPT_ERR_UNSUPPORTED, "the mapping of a file cannot be shared with peers");
+  std::lock_guard lock(mutex_);
+  if (shares_.count(buffer.get()) != 0) fail(CKPT_ERR_STATE, "the buffer is shared already");
+  const Ucx::Memory memory = worker_.map(buffer->address(), buffer->bytes(), true);
+  try {
+    auto key = frame_key(reinterpret_cast<uint64_t>(buffer->address()), buffer->bytes(),
+                         worker_.pack(memory));
+    const Buffer* of = buffer.get();
+    shares_.emplace(of, Share{std::move(buffer), memory});
+    return key;
+  } catch (...) {
+    worker_.unmap(memory);
+    throw;
+  }
+}
+
+void P2p::unshare(const Buffer& buffer) {
+  std::lock_guard lock(mutex_);
+  const auto found = shares_.find(&buffer);
+  if (found == shares_.end()) fail(CKPT_ERR_STATE, "the buffer is not shared");
+  worker_.unmap(found->second.memory);
+  shares_.erase(found);
+}
+
+void P2p::close() {
+  worker_.abort(Error(CKPT_ERR_ABORTED, "reads from peers were closed"));
+  worker_.wait_ended(kEndMs);
+  std::lock_guard lock(mutex_);
+  shares_.clear();
+}
+
+P2pPeer::P2pPeer(std::shared_ptr<P2p> p2p, const uint8_t* address, uint32_t length)
+    : p2p_(std::move(p2p)), peer_(p2p_->worker().connect(read_address(address, length))) {}
+
+std::string P2pPeer::transport() { return transport_of(p2p_->worker().describe(peer_)); }
+
+P2pRemote::P2pRemote(std::shared_ptr<P2pPeer> peer, const uint8_t* key, uint32_t length)
+    : peer_(std::move(peer)) {
+  const RemoteRange range = read_key(key, length);
+  address_ = range.address;
+  bytes_ = range.bytes;
+  key_ = peer_->p2p().worker().unpack(peer_->peer(), range.packed);
+}
+
+P2pRemote::~P2pRemote() { peer_->p2p().worker().release(key_); }
+
+UcxWorker::Pending P2pRemote::get(uint64_t offset, void* to, uint64_t bytes,
+                                  Ucx::Memory registered) {
+  UcxWorker::Peer* peer = peer_->peer();
+  return peer_->p2p().worker().send(peer, kRead, [&](const Ucx::RequestParams& given) {
+    Ucx::RequestParams params = given;
+    if (registered != nullptr) {
+      params.mask |= Ucx::RequestParams::kMemory;
+      params.memory = registered;
+    }
+    return ucx_.get_nbx(peer->endpoint, to, bytes, address_ + offset, key_, &params);
+  });
+}
+
+void P2pRemote::read(uint64_t offset, void* to, uint64_t bytes) {
+  std::deque<UcxWorker::Pending> pending;
+  std::optional<Error> failure;
+  uint64_t done = 0;
+  while (!pending.empty() || (done < bytes && !failure)) {
+    try {
+      if (done < bytes && !failure && pending.size() < kGetsMax) {
+        const uint64_t count = std::min(kGetBytes, bytes - done);
+        pending.push_back(get(offset + done, static_cast<uint8_t*>(to) + done, count, nullptr));
+        done += count;
+        continue;
+      }
+      const UcxWorker::Pending first = std::move(pending.front());
+      pending.pop_front();
+      first->completion.wait(nullptr, UINT32_MAX, kRead);
+    } catch (const Error& error) {
+      if (!failure) failure = error;
+    }
+  }
+  if (failure) throw Error(*failure);
+}
+
+}  // namespace ckpt

@@ -1,0 +1,94 @@
+// Reads of other processes' pinned memory by UCX, see ckpt_p2p_open.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "buffer.h"
+#include "handle-table.h"
+#include "ucx-worker.h"
+
+namespace ckpt {
+
+class P2p : public Object {
+ public:
+  static constexpr Kind kKind = Kind::p2p;
+  // CKPT_ERR_UNSUPPORTED without UCX.
+  explicit P2p(const std::string& devices) : worker_(Ucx::Params::kFeatureRma, devices) {}
+
+  // What a peer's connect() takes.
+  std::vector<uint8_t> address() const;
+  // What a peer's attach() takes. CKPT_ERR_STATE when it is shared already, CKPT_ERR_UNSUPPORTED
+  // for a file's mapping.
+  std::vector<uint8_t> share(std::shared_ptr<Buffer> buffer);
+  void unshare(const Buffer& buffer);
+  // Ends what reads, here and by peers. CKPT_ERR_TIMEOUT as for abort() of a communicator.
+  void close() override;
+
+  UcxWorker& worker() noexcept { return worker_; }
+  // Where a backend keeps what it needs once for each: made at the first call.
+  template <class T>
+  std::shared_ptr<T> part() {
+    std::lock_guard lock(mutex_);
+    if (part_ == nullptr) part_ = std::make_shared<T>(worker_);
+    return std::static_pointer_cast<T>(part_);
+  }
+
+ private:
+  struct Share {
+    std::shared_ptr<Buffer> buffer;
+    Ucx::Memory memory;
+  };
+  std::mutex mutex_;
+  std::map<const Buffer*, Share> shares_;
+  UcxWorker worker_;
+  std::shared_ptr<void> part_;  // last: it ends before the worker
+};
+
+// A process that reads go to.
+class P2pPeer : public Object {
+ public:
+  static constexpr Kind kKind = Kind::p2p_peer;
+  // `address` is what P2p::address() has given: CKPT_ERR_INVALID when it cannot be.
+  P2pPeer(std::shared_ptr<P2p> p2p, const uint8_t* address, uint32_t length);
+  // Ends what reads from it.
+  void close() override { p2p_->worker().disconnect(peer_); }
+  // "rdma", "cma", "shm" or "emulated"; "" when it is closed.
+  std::string transport();
+
+  P2p& p2p() noexcept { return *p2p_; }
+  UcxWorker::Peer* peer() const noexcept { return peer_; }
+
+ private:
+  const std::shared_ptr<P2p> p2p_;
+  UcxWorker::Peer* peer_;
+};
+
+// Memory that a peer shares.
+class P2pRemote : public Object {
+ public:
+  static constexpr Kind kKind = Kind::p2p_remote;
+  // `key` is what share() of the peer has given: CKPT_ERR_INVALID when it cannot be.
+  P2pRemote(std::shared_ptr<P2pPeer> peer, const uint8_t* key, uint32_t length);
+  ~P2pRemote() override;
+
+  uint64_t bytes() const noexcept { return bytes_; }
+  P2p& p2p() noexcept { return peer_->p2p(); }
+  // Ranges are checked. `registered`: of the local memory, or null.
+  UcxWorker::Pending get(uint64_t offset, void* to, uint64_t bytes, Ucx::Memory registered);
+  // Several gets at a time; returns when the bytes are there. Nothing writes there any more when it
+  // throws.
+  void read(uint64_t offset, void* to, uint64_t bytes);
+
+ private:
+  const Ucx& ucx_ = Ucx::get();
+  const std::shared_ptr<P2pPeer> peer_;
+  uint64_t address_ = 0;
+  uint64_t bytes_ = 0;
+  Ucx::RemoteKey key_ = nullptr;
+};
+
+}  // namespace ckpt

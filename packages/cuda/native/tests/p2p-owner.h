@@ -1,0 +1,48 @@
+// Another process that shares a buffer with its peers, and what a receiver attaches of it.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "test.h"
+
+namespace test {
+
+// The content of what is shared.
+constexpr uint32_t kOwnerSeed = 77;
+
+class Owner {
+ public:
+  explicit Owner(uint64_t bytes);
+  ~Owner();
+  Owner(const Owner&) = delete;
+  void signal(int number) const;
+  void kill_and_wait();
+
+  const std::vector<uint8_t>& address() const { return address_; }
+  const std::vector<uint8_t>& key() const { return key_; }
+
+ private:
+  pid_t child_ = 0;
+  int out_ = -1;  // it ends when this is closed
+  std::vector<uint8_t> address_, key_;
+};
+
+// This process's side: connected and attached. Skips the test where there is no UCX.
+struct Reader {
+  explicit Reader(const Owner& owner);
+  ~Reader();
+  Reader(const Reader&) = delete;
+  uint32_t p2p = 0, peer = 0, remote = 0;
+};
+
+uint32_t open_p2p();
+// share BYTES: prints address and key, ends when its stdin ends.
+int owner_child(const std::vector<std::string>& arguments);
+// See p2p-bench.cpp.
+int bench_read_child(const std::vector<std::string>& arguments);
+
+}  // namespace test
