@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { CkptError } from '@ckpt/core'
 import { openLibrary, selectDevices, ZmqContext, type ZmqSocket } from '@ckpt/cuda'
 import { TestDir } from '../registry/testing/fixture.ts'
+import { RemoteSources } from './remote-sources.ts'
 import { KeptCommunicator } from './kept-communicator.ts'
 import { NO_RUN, type RankEvent } from './messages.ts'
 import type { KeptRun } from './quarantine.ts'
@@ -42,6 +43,7 @@ function withStage(
     context: spied as ZmqContext,
     rank: ranks[0]!,
     communicator: new KeptCommunicator(library, ranks[0]!.device),
+    remoteSources: new RemoteSources(library),
     quarantine: (run: KeptRun) => void kept.push(run),
     report: (_run: number, event: RankEvent) => void reported.push(event),
   }

@@ -127,4 +127,27 @@ describe('an update of several daemons', () => {
       expect(failure?.message).toMatch(/node 0.*node 1|node 1.*node 0/)
     })
   }, 60_000)
+
+  test('some ranks read what daemons without a rank in the update hold', async () => {
+    await withDaemons(
+      [1, 2, 1],
+      async ({ daemons, engine }) => {
+        const [leader, follower, owner] = daemons as [TestDaemon, TestDaemon, TestDaemon]
+        const joined = await engine({ tensorParallelSize: 2 })
+        const mine = tensorsOf(10, 60_000, 11)
+        const theirs = renamed(tensorsOf(10, 40_000, 12))
+        const near = renamed(renamed(tensorsOf(4, 20_000, 13)))
+        await leader.register(mine)
+        await owner.register(theirs)
+        await follower.register(near)
+        const engines = [{ url: joined.url, ranks: [1, 2] }]
+        for (const ranks of [[1, 2], [2, 1], []]) {
+          const report = await leader.updates.start(NAME, { ...REQUEST, engines, ranks }).done
+          expect(report).toMatchObject({ mode: 'pipelined', ranks: ranks.length || 4 })
+          await requireWeights(joined, { ...mine, ...theirs, ...near })
+        }
+      },
+      SMALL_BUCKETS,
+    )
+  }, 60_000)
 })
