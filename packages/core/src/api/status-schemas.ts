@@ -27,6 +27,8 @@ export const ClusterStatus = type({
   leader: 'boolean',
   /** Ascends with every change of the members. */
   epoch: Count,
+  /** Of a follower: the first of its own ranks, as the leader numbers all; absent: it was not told yet. */
+  'first_rank?': Count,
   /** Of the leader: the followers that have joined. Of a follower: the leader, when it has joined. */
   peers: type({
     node_rank: Count,

@@ -55,6 +55,8 @@ export const UpdateRequest = type({
   /** false: 202 with the id at once. */
   'wait?': 'boolean',
   'weight_version?': Version,
+  /** The only version of the checkpoint that is wanted: another one fails the update. */
+  'version?': Version,
 })
 export type UpdateRequest = typeof UpdateRequest.infer
 

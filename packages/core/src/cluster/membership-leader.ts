@@ -9,7 +9,7 @@ import {
   type Membership,
   shortened,
 } from './membership.ts'
-import type { NodeInfo } from './node-info.ts'
+import { NODES_MAX, type NodeInfo } from './node-info.ts'
 import {
   CLUSTER_VERSION,
   type ForeignHello,
@@ -217,6 +217,7 @@ export class LeaderMembership<R> implements Membership<R> {
   }
 
   #fault({ node_rank, nodes }: Hello): string | null {
+    if (node_rank >= NODES_MAX) return null
     if (nodes !== this.#options.nodes) {
       return `it was told --nodes ${nodes}, the leader --nodes ${this.#options.nodes}`
     }

@@ -2,8 +2,10 @@ import { type } from 'arktype'
 import { Count } from '../api/bounds.ts'
 import { parseBody } from '../api/parse-body.ts'
 
-/** The most daemons of one cluster. */
+/** The most daemons of one cluster, without guests. */
 export const NODES_MAX = 4096
+/** Node ranks from {@link NODES_MAX} to this one are of guests: daemons that come for a while, and that nobody counts with. */
+export const NODE_RANKS = 2 ** 20
 /** The most ranks of one daemon. */
 const NODE_RANKS_MAX = 1024
 

@@ -1,6 +1,6 @@
 import { type } from 'arktype'
 import { Count, ErrorCodeName } from '../api/bounds.ts'
-import { NODES_MAX, NodeInfo } from './node-info.ts'
+import { NODE_RANKS, NODES_MAX, NodeInfo } from './node-info.ts'
 
 /** Of what daemons of one cluster say to each other. Those of another version are refused. */
 export const CLUSTER_VERSION = 1
@@ -11,7 +11,7 @@ export const MESSAGE_BYTES_MAX = 2 ** 31
 /** The most binary parts of a message. */
 export const PARTS_MAX = 65_536
 
-const NodeRank = type(`0 <= number.integer < ${NODES_MAX}`)
+const NodeRank = type(`0 <= number.integer < ${NODE_RANKS}`)
 const Incarnation = type('1 <= string <= 64')
 const Milliseconds = type('0 < number <= 3600000')
 /** When a follower said it, by its own clock; the leader says the last one it has heard. */
@@ -55,7 +55,7 @@ const Welcome = type({
   epoch: Count,
   heartbeat_ms: Milliseconds,
   lost_ms: Milliseconds,
-  nodes: MemberBody.array().atMostLength(NODES_MAX),
+  nodes: MemberBody.array().atMostLength(2 * NODES_MAX),
   info: NodeInfo,
 })
 const Refusal = type({ type: "'refusal'", code: ErrorCodeName, message: 'string <= 2048' })
@@ -68,7 +68,7 @@ const Probe = OfSession.and({ type: "'probe' | 'alive'", nonce: Count })
 const Members = OfSession.and({
   type: "'members'",
   epoch: Count,
-  nodes: MemberBody.array().atMostLength(NODES_MAX),
+  nodes: MemberBody.array().atMostLength(2 * NODES_MAX),
 })
 /** The session is over. */
 const Over = OfSession.and({ type: "'over'", reason: 'string <= 2048' })

@@ -5,6 +5,7 @@ import { addDemoCommand } from './demo.ts'
 import { addDoctorCommand } from './doctor.ts'
 import { addEngineCommand } from './engine.ts'
 import { addEngineMapCommand } from './engine-map.ts'
+import { addJoinCommand } from './join.ts'
 import { addLsCommand } from './ls.ts'
 import { addPlanCommand } from './plan.ts'
 import { addRmCommand } from './rm.ts'
@@ -26,6 +27,7 @@ export function createProgram(): Command {
     .exitOverride()
   addServeCommand(program)
   addUpdateCommand(program)
+  addJoinCommand(program)
   addEngineCommand(program)
   addDemoCommand(program)
   addLsCommand(program)

@@ -4,9 +4,7 @@ import {
   PAUSE_TIMEOUT_SECONDS,
   type RegisterRequest,
   UPDATE_TIMEOUT_SECONDS,
-  type UpdateReport,
   type UpdateRequest,
-  type EngineReport,
 } from '@ckpt/core'
 import { type Command, Option } from 'commander'
 import { configureLogging } from '../daemon/log.ts'
@@ -14,7 +12,7 @@ import { findCheckpointFiles } from './checkpoint-files.ts'
 import { addressText, type DaemonClient, DaemonClient as Client, daemonAddress } from './client.ts'
 import { engineTargets } from './engine-targets.ts'
 import { EXIT, usageError } from './exit.ts'
-import { counted } from './format.ts'
+import { interruptBySignal } from './interrupt.ts'
 import { startLocalDaemon } from './local-daemon.ts'
 import { loadMetas, saveMetas } from './metas-file.ts'
 import {
@@ -27,16 +25,9 @@ import {
 } from './options.ts'
 import { print } from './output.ts'
 import { Progress } from './progress.ts'
-import { stageTable } from './stage-table.ts'
 import { writeTrace } from './trace-file.ts'
-import {
-  type JobResult,
-  registerNotes,
-  registerStage,
-  runUpdateJob,
-  type UpdateJob,
-  type UpdateStep,
-} from './update-job.ts'
+import { resultText } from './update-text.ts'
+import { type JobResult, runUpdateJob, type UpdateJob, type UpdateStep } from './update-job.ts'
 
 interface UpdateFlags extends DaemonFlags {
   checkpointPath?: string
@@ -333,54 +324,4 @@ function updateRequest(flags: UpdateFlags): UpdateRequest {
     ...(timeout === undefined ? {} : { timeout }),
     ...(weightVersion === undefined ? {} : { weight_version: weightVersion }),
   }
-}
-
-/** The first Ctrl-C (or SIGTERM) interrupts the job, a second one ends the process at once. */
-function interruptBySignal(): { signal: AbortSignal; happened: Promise<void> } {
-  const controller = new AbortController()
-  const happened = new Promise<void>((resolve) => {
-    const onSignal = () => {
-      if (controller.signal.aborted) process.exit(EXIT.failed)
-      controller.abort()
-      resolve()
-    }
-    process.on('SIGINT', onSignal)
-    process.on('SIGTERM', onSignal)
-  })
-  return { signal: controller.signal, happened }
-}
-
-/** What an engine with our worker extension had to load itself, which is slow where it is every time. */
-function reloadLines({ url, reload }: EngineReport): string[] {
-  if (reload === undefined) return []
-  const { replayed, ordinary, reasons } = reload
-  const why = Object.entries(reasons).map(([reason, count]) => `note: ${count} of them: ${reason}`)
-  return [`${url}: ${replayed} tensors replayed, ${ordinary} loaded by the engine`, ...why]
-}
-
-/** Why not straight into the engines' memory, where somebody has said so. */
-function notDirectLines({ mode, mode_reason }: UpdateReport): string[] {
-  return mode_reason.includes('not direct: ') ? [`note: ${mode}: ${mode_reason}`] : []
-}
-
-function resultText(name: string, result: JobResult, notes: readonly string[]): string {
-  const { seconds: s, registered } = result
-  const before = [
-    ...(registered === null ? [] : [registerStage(registered, s.register)]),
-    { name: 'ready', seconds: s.ready, bytes: 0 },
-    { name: 'gather', seconds: s.gather, bytes: 0 },
-  ]
-  const lines = [...notes, ...registerNotes(registered)].map((note) => `note: ${note}`)
-  for (const report of result.updates) {
-    const engines = report.engines.map(
-      (engine) => `${engine.url} (${engine.dialect ?? 'dialect unknown'})`,
-    )
-    lines.push(
-      `${name} -> ${engines.join(', ')}: ${counted(report.tensors, 'tensor')} on ${counted(report.ranks, 'rank')}, ${s.total.toFixed(3)} s from files to engine`,
-      stageTable(report, before, s.total),
-      ...report.engines.flatMap(reloadLines),
-      ...notDirectLines(report),
-    )
-  }
-  return lines.join('\n')
 }

@@ -49,6 +49,8 @@ export interface ServeOptions {
   readonly nodes: number | null
   /** File whose only line is the token that all daemons of the cluster have. */
   readonly clusterTokenFile: string | null
+  /** Comes to the cluster of `leader` for a while, beside its `nodes`: nobody counts with its ranks. */
+  readonly guest: boolean
 }
 
 export const SERVE_DEFAULTS: ServeOptions = {
@@ -75,6 +77,7 @@ export const SERVE_DEFAULTS: ServeOptions = {
   nodeRank: null,
   nodes: null,
   clusterTokenFile: null,
+  guest: false,
 }
 
 export type Environment = Readonly<Record<string, string | undefined>>

@@ -1,4 +1,5 @@
-import { CkptError, CLUSTER_TIMES, NODES_MAX } from '@ckpt/core'
+import { randomInt } from 'node:crypto'
+import { CkptError, CLUSTER_TIMES, NODE_RANKS, NODES_MAX } from '@ckpt/core'
 import {
   type Environment,
   parseTcpAddress,
@@ -7,7 +8,7 @@ import {
 } from '../options.ts'
 import type { ClusterOptions } from './cluster.ts'
 
-type Told = Pick<ServeOptions, 'leader' | 'nodeRank' | 'nodes' | 'clusterTokenFile'>
+type Told = Pick<ServeOptions, 'leader' | 'nodeRank' | 'nodes' | 'clusterTokenFile' | 'guest'>
 
 /** `--leader env`: a stray MASTER_ADDR must not make a cluster of a daemon that was to be alone. */
 const FROM_ENVIRONMENT = 'env'
@@ -27,6 +28,7 @@ const PORT_MAX = 65_535
  * @throws CkptError `bad_request`; `unauthorized` without a token file
  */
 export function clusterOptions(told: Told, env: Environment = process.env): ClusterOptions | null {
+  if (told.guest) return guestOptions(told)
   const fromEnvironment = told.leader === FROM_ENVIRONMENT
   const nodes = told.nodes ?? (fromEnvironment ? nodesOf(env) : null)
   const nodeRank = told.nodeRank ?? (fromEnvironment ? nodeRankOf(env) : null)
@@ -46,6 +48,14 @@ export function clusterOptions(told: Told, env: Environment = process.env): Clus
     )
   }
   return { nodeRank, nodes, leader, tokenFile: told.clusterTokenFile, times: CLUSTER_TIMES }
+}
+
+/** Its node rank is drawn: the leader refuses one that lives already. */
+function guestOptions({ leader: told, clusterTokenFile: tokenFile }: Told): ClusterOptions {
+  if (told === null || tokenFile === null) throw refuse('a guest needs a leader and its token')
+  const leader = leaderAddress(told, NODES_MAX)
+  const nodeRank = randomInt(NODES_MAX, NODE_RANKS)
+  return { nodeRank, nodes: NODES_MAX, leader, tokenFile, times: CLUSTER_TIMES }
 }
 
 function checkNodes(nodes: number, nodeRank: number): void {

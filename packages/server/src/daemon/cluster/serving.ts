@@ -1,5 +1,5 @@
 import { hostname } from 'node:os'
-import { CkptError, type ClusterStatus, type Failure } from '@ckpt/core'
+import { CkptError, type ClusterStatus, type Failure, NODES_MAX } from '@ckpt/core'
 import { version } from '../../../package.json'
 import type { DaemonApp } from '../http/app.ts'
 import { log } from '../log.ts'
@@ -95,7 +95,8 @@ export class DaemonCluster {
   #joined(node: ClusterNode): void {
     const { nodeRank, session, info } = node
     const { host, version: theirs } = info
-    log.info('node {nodeRank} ({host}) has joined, session {session}', { nodeRank, host, session })
+    const who = nodeRank < NODES_MAX ? 'node {nodeRank} ({host})' : 'a guest on {host}'
+    log.info(`${who} has joined, session {session}`, { nodeRank, host, session })
     if (theirs !== version) {
       const versions = { nodeRank, theirs, version }
       log.warn('node {nodeRank} runs ckpt {theirs}, this one {version}', versions)
@@ -184,12 +185,15 @@ export class DaemonCluster {
 
   /** As `GET /v1/status` shows it. */
   get status(): ClusterStatus {
-    const { nodeRank, nodes, isLeader, epoch, peers } = this.#opened.cluster
+    const { cluster, served } = this.#opened
+    const { nodeRank, nodes, isLeader, epoch, peers } = cluster
+    const firstRank = served.updates.node?.firstRank ?? null
     return {
       node_rank: nodeRank,
       nodes,
       leader: isLeader,
       epoch,
+      ...(firstRank === null ? {} : { first_rank: firstRank }),
       peers: peers.map(({ nodeRank: peer, session, info: { host, ranks } }) => ({
         node_rank: peer,
         host,
@@ -199,11 +203,12 @@ export class DaemonCluster {
     }
   }
 
-  /** The ranks of all daemons, as the leader numbers them; null: it leads and knows itself, or there is no leader. */
+  /** The ranks of all daemons but guests, as the leader numbers them; null: it leads and knows itself, or there is no leader. */
   get ranks(): { rank: number; device: number; key: string }[] | null {
     const { members, isLeader } = this.#opened.cluster
     if (isLeader || members.length === 0) return null
-    const ordered = [...members].sort((a, b) => a.nodeRank - b.nodeRank)
+    const counted = members.filter(({ nodeRank }) => nodeRank < NODES_MAX)
+    const ordered = counted.sort((a, b) => a.nodeRank - b.nodeRank)
     const all = ordered.flatMap(({ info }) => info.ranks)
     return all.map(({ device, uuid }, rank) => ({ rank, device, key: uuid }))
   }

@@ -1,4 +1,4 @@
-import { CkptError, type Failure } from '@ckpt/core'
+import { CkptError, type Failure, NODES_MAX } from '@ckpt/core'
 import type { RankHandle, Ranks } from '../rank/handle.ts'
 import type { RankPool } from '../rank/pool.ts'
 import { socketName } from '../updates/sockets.ts'
@@ -21,6 +21,8 @@ export class ClusterRanks implements Ranks {
   readonly #ownAddress: (rank: number) => string
   /** By node rank; of this daemon nothing. */
   readonly #known: (KnownNode | undefined)[] = []
+  /** Their numbers follow those of all others. */
+  #guests: RemoteNode[] = []
 
   constructor(local: RankPool, nodeCount: number, ownAddress: (rank: number) => string) {
     this.#local = local
@@ -30,16 +32,36 @@ export class ClusterRanks implements Ranks {
 
   /** The other daemons that are there, in order. */
   get nodes(): readonly RemoteNode[] {
+    return [...this.#members, ...this.#guests]
+  }
+
+  get #members(): RemoteNode[] {
     return this.#known.flatMap((known) => (known?.node.lost === null ? [known.node] : []))
   }
 
   join(node: RemoteNode): void {
+    if (node.node >= NODES_MAX) return this.#joinGuest(node)
     const before = this.#known[node.node]
     before?.node.lose({ code: 'node_lost', message: `node ${node.node} has come again` })
     const rankCount = node.description.ranks.length
     this.#known[node.node] = { node, rankCount }
     if (before?.rankCount === rankCount) node.number(this.#firstRank(node.node) as number)
     else this.#numberFrom(node.node)
+  }
+
+  #joinGuest(guest: RemoteNode): void {
+    this.lose(guest.node, { code: 'node_lost', message: `guest ${guest.node} has come again` })
+    this.#guests = [...this.#guests, guest]
+    this.#numberGuest(guest)
+  }
+
+  /** After every rank there is, and after every rank that members may bring yet. */
+  #numberGuest(guest: RemoteNode): void {
+    const members = this.#firstRank(this.#nodeCount)
+    if (members === null) return
+    const others = this.#guests.filter((one) => one !== guest && one.ranks.length > 0)
+    const ends = others.map(({ ranks }) => (ranks.at(-1)?.rank.rank ?? 0) + 1)
+    guest.number(Math.max(members, ...ends))
   }
 
   /** Null: daemons before it have not come yet, so nobody knows. */
@@ -58,10 +80,13 @@ export class ClusterRanks implements Ranks {
       const first = known === undefined ? null : this.#firstRank(known.node.node)
       if (first !== null) known?.node.number(first)
     }
+    for (const guest of this.#guests) if (guest.ranks.length === 0) this.#numberGuest(guest)
   }
 
   lose(node: number, failure: Failure): void {
     this.#known[node]?.node.lose(failure)
+    for (const guest of this.#guests) if (guest.node === node) guest.lose(failure)
+    this.#guests = this.#guests.filter((guest) => guest.lost === null)
   }
 
   get links(): readonly RankHandle[] {
@@ -70,7 +95,8 @@ export class ClusterRanks implements Ranks {
 
   all(require: 'all' | 'survivors'): number[] {
     if (require === 'all') this.#requireAll()
-    return this.links.map(({ rank }) => rank.rank)
+    const members = [...this.#local.links, ...this.#members.flatMap(({ ranks }) => ranks)]
+    return members.map(({ rank }) => rank.rank)
   }
 
   /** @throws CkptError `node_lost` */

@@ -139,6 +139,8 @@ export type RemoteTell =
 export type NodePost =
   | { readonly op: 'tell'; readonly rank: number; readonly run: number; readonly tell: RemoteTell }
   | { readonly op: 'end_engine'; readonly call: number; readonly failure: Failure }
+  /** Its ranks as the leader numbers them: they follow each other from this one on. */
+  | { readonly op: 'numbered'; readonly firstRank: number }
   | { readonly op: 'end_lease'; readonly lease: number; readonly succeeded: boolean }
 
 /** What a daemon tells the leader. */

@@ -41,6 +41,7 @@ export class NodeServer {
   /** Tells Workers that were replaced from those of before. */
   readonly #workers = new WeakMap<RankLink, number>()
   #workerCount = 0
+  #firstRank: number | null = null
 
   /** @param post tells the leader, while there is one */
   constructor(parts: NodeParts, post: (post: LeaderPost) => void) {
@@ -128,7 +129,16 @@ export class NodeServer {
     return layout
   }
 
+  /** The first of its ranks, as the leader numbers them; null: it did not say yet. */
+  get firstRank(): number | null {
+    return this.#firstRank
+  }
+
   take(post: NodePost): void {
+    if (post.op === 'numbered') {
+      this.#firstRank = post.firstRank
+      return
+    }
     if (post.op === 'end_lease') return this.#leases.end(post.lease, post.succeeded)
     if (post.op === 'end_engine') return this.#parts.engines.end(post.call, post.failure)
     this.#runs.tell(this.#link(post.rank), post.run, post.tell)
@@ -137,6 +147,7 @@ export class NodeServer {
   /** The leader is gone: what it drove ends. Resolves when nothing of it is left. */
   async lose(failure: Failure): Promise<void> {
     const began = clockMs()
+    this.#firstRank = null
     const ended = this.#runs.endAll(failure)
     // the engines' answers are the leader's no more: workers may still read rings until then
     this.#parts.engines.forget()

@@ -58,6 +58,7 @@ export class RemoteNode implements NodeCalls {
   /** Its ranks follow each other from this one on. */
   number(firstRank: number): void {
     this.#ranks = this.description.ranks.map((_, own) => this.#makeRank(firstRank, own))
+    this.post({ op: 'numbered', firstRank })
   }
 
   #makeRank(firstRank: number, own: number): RemoteRank {

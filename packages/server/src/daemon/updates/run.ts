@@ -323,6 +323,7 @@ export class UpdateRun {
     leased.then((lease) => this.#failure !== null && lease.release(false)).catch(() => {})
     this.#lease = await this.#race(leased)
     const { version, complete } = this.#lease
+    requireVersion(version, this.#spec.version)
     this.#reading = new VersionReading(this.#context.library, version)
     complete.then(
       (seconds) => this.#reading.ended(seconds),
@@ -566,6 +567,14 @@ export class UpdateRun {
       times: this.#times,
     })
   }
+}
+
+/** @throws CkptError `checkpoint_not_found` */
+function requireVersion({ name, version }: HeldVersion, wanted: string | null): void {
+  if (wanted === null || version === wanted) return
+  const held = version === null ? 'without a version' : `as version ${version}`
+  const message = `checkpoint '${name}' is held ${held}, not as version ${wanted}`
+  throw new CkptError('checkpoint_not_found', message)
 }
 
 /** What fails in it belongs to that phase, whatever else is going on. */

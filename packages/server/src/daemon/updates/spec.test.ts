@@ -25,6 +25,7 @@ test('the defaults are those of checkpoint-engine, and nobody is paused', () => 
     mode: 'auto',
     method: 'update_weights_from_ipc',
     weightVersion: null,
+    version: null,
   })
   expect(spec({}).id).not.toBe(spec({}).id)
 })

@@ -46,6 +46,8 @@ export interface UpdateSpec {
   readonly mode: 'auto' | RingMode | 'direct'
   readonly method: string
   readonly weightVersion: string | null
+  /** The only version of the checkpoint that is wanted; null: the newest, whichever it is. */
+  readonly version: string | null
 }
 
 /**
@@ -74,6 +76,7 @@ export function makeSpec(
     mode,
     method: request.engine_method ?? ENGINE_METHOD,
     weightVersion: request.weight_version ?? null,
+    version: request.version ?? null,
   }
 }
 

@@ -1,0 +1,145 @@
+import { CkptError, type EngineTarget, type StatusAnswer } from '@ckpt/core'
+import { type Command, Option } from 'commander'
+import { configureLogging } from '../daemon/log.ts'
+import type { DaemonClient } from './client.ts'
+import { EXIT } from './exit.ts'
+import { formatSeconds } from './format.ts'
+import { interruptBySignal } from './interrupt.ts'
+import { startLocalDaemon } from './local-daemon.ts'
+import { positiveNumber, seconds, wholeNumber, withJson } from './options.ts'
+import { print } from './output.ts'
+import { Progress } from './progress.ts'
+import { type Interrupt, runUpdateJob } from './update-job.ts'
+import { resultText } from './update-text.ts'
+
+interface JoinFlags {
+  readonly leader: string
+  readonly clusterTokenFile: string
+  readonly endpoint: string
+  readonly uds?: string
+  readonly inferenceParallelSize: number
+  readonly engine: NonNullable<EngineTarget['engine']>
+  readonly checkpointVersion?: string
+  readonly devices: string
+  readonly pause: 'none' | 'wait' | 'keep' | 'abort'
+  readonly timeout?: number
+  readonly readyTimeout: number
+  readonly joinTimeout: number
+  readonly ringGib?: number
+  readonly json?: boolean
+}
+
+const ASK_MS = 100
+
+export function addJoinCommand(program: Command): void {
+  withJson(program.command('join'))
+    .description(
+      "bring a checkpoint that a cluster's daemons hold into an engine of this host, which has nothing: it is read out of their memory, and no copy stays",
+    )
+    .argument('<name>', 'a checkpoint that the daemons of the cluster hold')
+    .requiredOption('--leader <host:port>', 'where the daemon of node rank 0 listens')
+    .requiredOption('--cluster-token-file <file>', 'file with the token that all daemons have')
+    .option('--endpoint <url>', 'the engine', 'http://localhost:19730')
+    .option('--uds <path>', 'Unix socket that the engine listens at')
+    .option('--inference-parallel-size <n>', 'ranks of the engine', wholeNumber(1), 8)
+    .addOption(
+      new Option('--engine <kind>', 'what the engine is')
+        .choices(['auto', 'vllm', 'sglang', 'lmdeploy'])
+        .default('auto'),
+    )
+    .option('--checkpoint-version <v>', 'only this version; another one fails')
+    .option('--devices <spec>', 'as of `ckpt serve`', 'auto')
+    .addOption(
+      new Option('--pause <how>', 'pause the engine meanwhile')
+        .choices(['none', 'wait', 'keep', 'abort'])
+        .default('wait'),
+    )
+    .option('--timeout <s>', 'seconds that the update may take', positiveNumber)
+    .option('--ready-timeout <s>', 'seconds until the engine answers, 0: for ever', seconds, 0)
+    .option('--join-timeout <s>', 'seconds until the leader answers', positiveNumber, 30)
+    .option('--ring-gib <n>', 'most device memory that the ring takes', positiveNumber)
+    .action(async (name: string, flags: JoinFlags) => {
+      process.exitCode = await join(name, flags)
+    })
+}
+
+async function join(name: string, flags: JoinFlags): Promise<number> {
+  configureLogging({ format: 'text', level: 'fatal' })
+  const startMs = performance.now()
+  const progress = new Progress()
+  const interrupt = interruptBySignal()
+  const { endpoint, inferenceParallelSize: ranks } = flags
+  const daemon = await startLocalDaemon([endpoint], {
+    devices: flags.devices,
+    ranks,
+    ringGib: flags.ringGib ?? null,
+    allowEngines: flags.uds === undefined ? [endpoint] : [flags.uds],
+    leader: flags.leader,
+    clusterTokenFile: flags.clusterTokenFile,
+    guest: true,
+  })
+  try {
+    const first = await firstRank(daemon.client, flags, progress, interrupt)
+    const own = Array.from({ length: ranks }, (_, i) => first + i)
+    const { engine, uds, pause, checkpointVersion: version, timeout } = flags
+    const target = { url: endpoint, ranks: own, engine, ...(uds === undefined ? {} : { uds }) }
+    const job = {
+      name,
+      files: null,
+      metas: null,
+      steps: [{ engines: [target], ranks: own }],
+      request: {
+        pause,
+        ...(version === undefined ? {} : { version }),
+        ...(timeout === undefined ? {} : { timeout }),
+      },
+      readyTimeoutMs: flags.readyTimeout * 1000,
+      waitForEngines: true,
+      pauseMs: 0,
+    }
+    const result = await runUpdateJob(daemon.client, job, progress, interrupt)
+    result.seconds.total = (performance.now() - startMs) / 1000
+    await print(flags.json === true, { ok: true, name, ...result, notes: [] }, () =>
+      resultText(name, result, []),
+    )
+    return EXIT.done
+  } finally {
+    progress.clear()
+    await daemon.close('`ckpt join` is done')
+  }
+}
+
+/** Of this host, as the leader numbers all. @throws CkptError `leader_lost`, `aborted` */
+async function firstRank(
+  client: DaemonClient,
+  { leader, joinTimeout }: JoinFlags,
+  progress: Progress,
+  { signal }: Interrupt,
+): Promise<number> {
+  const startMs = performance.now()
+  for (;;) {
+    if (signal.aborted) throw new CkptError('aborted', 'interrupted while joining')
+    const { cluster } = await client.status()
+    if (cluster?.first_rank !== undefined) {
+      const waited = formatSeconds((performance.now() - startMs) / 1000)
+      progress.done('join', `${waited}  as rank ${cluster.first_rank} and those after it`)
+      return cluster.first_rank
+    }
+    const waitedMs = performance.now() - startMs
+    if (waitedMs >= joinTimeout * 1000) throw notJoined(leader, joinTimeout, cluster)
+    progress.show('join', `waiting for the leader at ${leader}`)
+    await Bun.sleep(ASK_MS)
+  }
+}
+
+function notJoined(
+  leader: string,
+  joinTimeout: number,
+  cluster: StatusAnswer['cluster'],
+): CkptError {
+  const there = (cluster?.peers.length ?? 0) > 0
+  const why = there
+    ? 'has not numbered this host: not all of its nodes have come'
+    : 'did not answer'
+  return new CkptError('leader_lost', `the leader at ${leader} ${why} within ${joinTimeout} s`)
+}

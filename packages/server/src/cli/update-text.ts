@@ -1,0 +1,40 @@
+import type { EngineReport, UpdateReport } from '@ckpt/core'
+import { counted } from './format.ts'
+import { stageTable } from './stage-table.ts'
+import { type JobResult, registerNotes, registerStage } from './update-job.ts'
+
+/** What an engine with our worker extension had to load itself, which is slow where it is every time. */
+function reloadLines({ url, reload }: EngineReport): string[] {
+  if (reload === undefined) return []
+  const { replayed, ordinary, reasons } = reload
+  const why = Object.entries(reasons).map(([reason, count]) => `note: ${count} of them: ${reason}`)
+  return [`${url}: ${replayed} tensors replayed, ${ordinary} loaded by the engine`, ...why]
+}
+
+/** Why not straight into the engines' memory, where somebody has said so. */
+function notDirectLines({ mode, mode_reason }: UpdateReport): string[] {
+  return mode_reason.includes('not direct: ') ? [`note: ${mode}: ${mode_reason}`] : []
+}
+
+/** What a person is told of a job that is done. */
+export function resultText(name: string, result: JobResult, notes: readonly string[]): string {
+  const { seconds: s, registered } = result
+  const before = [
+    ...(registered === null ? [] : [registerStage(registered, s.register)]),
+    { name: 'ready', seconds: s.ready, bytes: 0 },
+    { name: 'gather', seconds: s.gather, bytes: 0 },
+  ]
+  const lines = [...notes, ...registerNotes(registered)].map((note) => `note: ${note}`)
+  for (const report of result.updates) {
+    const engines = report.engines.map(
+      (engine) => `${engine.url} (${engine.dialect ?? 'dialect unknown'})`,
+    )
+    lines.push(
+      `${name} -> ${engines.join(', ')}: ${counted(report.tensors, 'tensor')} on ${counted(report.ranks, 'rank')}, ${s.total.toFixed(3)} s ${registered === null ? 'in all' : 'from files to engine'}`,
+      stageTable(report, before, s.total),
+      ...report.engines.flatMap(reloadLines),
+      ...notDirectLines(report),
+    )
+  }
+  return lines.join('\n')
+}
