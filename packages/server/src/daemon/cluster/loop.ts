@@ -23,6 +23,8 @@ const PIECES_AT_ONCE = 16
 const ARRIVALS_AT_ONCE = 256
 /** The most bytes that wait for one peer. */
 const WAITING_BYTES_MAX = 2 ** 32
+/** The most packets that wait for one peer beside its messages; later ones come again. */
+const HELD_MAX = 16
 /** The most complaints that are remembered. */
 const SAID_MAX = 1000
 /** How soon a peer is tried again that could take no more. */
@@ -49,6 +51,8 @@ export class ClusterLoop<R> {
   /** By node rank. */
   readonly #sessions = new Map<number, Session>()
   readonly #gone: R[] = []
+  /** Packets that wait for a peer which was full. */
+  readonly #held = new Map<R, Uint8Array[]>()
   /** What was said last about who cannot join: it is not said again and again. */
   readonly #said = new Map<string, string>()
 
@@ -132,12 +136,9 @@ export class ClusterLoop<R> {
   #perform(events: readonly MembershipEvent<R>[]): void {
     for (const event of events) {
       switch (event.type) {
-        case 'send': {
-          const frame = encoder.encode(JSON.stringify(event.packet))
-          // of what a full peer cannot take nothing is missed: it comes again, or its session ends
-          if (this.#socket.send(event.route, [frame]) === 'gone') this.#gone.push(event.route)
+        case 'send':
+          this.#send(event.route, event.packet)
           break
-        }
         case 'piece':
           this.#takePiece(event.node, event.piece, event.frames)
           break
@@ -145,6 +146,7 @@ export class ClusterLoop<R> {
           this.#refused(event)
           break
         case 'reconnect':
+          this.#held.clear()
           this.#socket.reconnect()
           break
         case 'joined':
@@ -163,6 +165,34 @@ export class ClusterLoop<R> {
         case 'members':
           this.#report(event)
       }
+    }
+  }
+
+  /** What a peer that is sent pieces cannot take just now goes before the next piece. A hello comes again by itself. */
+  #send(route: R, packet: Packet): void {
+    const frame = encoder.encode(JSON.stringify(packet))
+    const held = this.#held.get(route)
+    if (held !== undefined) {
+      if (held.length < HELD_MAX) held.push(frame)
+      return
+    }
+    const result = this.#socket.send(route, [frame])
+    if (result === 'gone') this.#gone.push(route)
+    if (result === 'full' && packet.type !== 'hello') this.#held.set(route, [frame])
+  }
+
+  #flushHeld(): void {
+    for (const [route, frames] of this.#held) {
+      while (frames.length > 0) {
+        const result = this.#socket.send(route, [frames[0]!])
+        if (result === 'full') break
+        if (result === 'gone') {
+          this.#gone.push(route)
+          frames.length = 0
+        }
+        frames.shift()
+      }
+      if (frames.length === 0) this.#held.delete(route)
     }
   }
 
@@ -189,7 +219,8 @@ export class ClusterLoop<R> {
 
   /** In how many milliseconds to send on; null: everything is on its way. */
   #flush(): number | null {
-    let soonest: number | null = null
+    this.#flushHeld()
+    let soonest: number | null = this.#held.size > 0 ? FULL_MS : null
     for (const session of this.#sessions.values()) {
       for (let sent = 0; sent < PIECES_AT_ONCE && !session.outbox.empty; sent++) {
         const result = this.#sendPiece(session)
@@ -206,6 +237,7 @@ export class ClusterLoop<R> {
     const route = this.#membership.routeOf(node)
     const frames = outbox.next((start) => this.#head(node, start))
     if (route === undefined || frames === null) return 'gone'
+    if (this.#held.has(route)) return 'full'
     const result = this.#socket.send(route, frames)
     if (result === 'sent') outbox.sent()
     if (result === 'gone') this.#gone.push(route)
