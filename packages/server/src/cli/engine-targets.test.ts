@@ -10,14 +10,14 @@ const flags = (more: Partial<EngineFlags>): EngineFlags => ({
 })
 
 test('one engine takes all ranks', () => {
-  expect(engineTargets(flags({}), 2, 0)).toEqual([
+  expect(engineTargets(flags({}), 2, 1)).toEqual([
     { url: 'http://localhost:19730', ranks: [0, 1], engine: 'auto' },
   ])
 })
 
 test('groups of ranks take the endpoints in order, {host} is this one', () => {
   const endpoints = ['http://{host}:8000/', 'http://b:8001']
-  expect(engineTargets(flags({ endpoints, sockets: ['/a', '/b'] }), 4, 0)).toEqual([
+  expect(engineTargets(flags({ endpoints, sockets: ['/a', '/b'] }), 4, 1)).toEqual([
     { url: 'http://localhost:8000', ranks: [0, 1], uds: '/a', engine: 'auto' },
     { url: 'http://b:8001', ranks: [2, 3], uds: '/b', engine: 'auto' },
   ])
@@ -27,7 +27,7 @@ test('one socket serves every endpoint', () => {
   const targets = engineTargets(
     flags({ endpoints: ['http://a', 'http://b'], sockets: ['/s'] }),
     4,
-    0,
+    1,
   )
   expect(targets.map((target) => target.uds)).toEqual(['/s', '/s'])
 })
@@ -39,10 +39,20 @@ test.each([
   ['a socket too many', flags({ sockets: ['/a', '/b'] }), 2, /2 --uds for 1 --endpoint/],
   ['no URL', flags({ endpoints: ['localhost:8000'] }), 2, /not a URL/],
 ] as const)('%s is wrong usage', (_, given, ranks, message) => {
-  expect(() => engineTargets(given, ranks, 0)).toThrow(message)
+  expect(() => engineTargets(given, ranks, 1)).toThrow(message)
 })
 
-test('{host} needs what several hosts need', () => {
-  const many = flags({ endpoints: ['http://{host}:1'] })
-  expect(() => engineTargets(many, 2, 1)).toThrow(/several hosts are not supported yet/)
+test('of several hosts each has the engines of one, unless an endpoint is for each group', () => {
+  const host = flags({ endpoints: ['http://{host}:1', 'http://127.0.0.1:2'], sockets: [] })
+  const told = engineTargets(host, 8, 2).map(({ url, ranks }) => [url, ranks])
+  expect(told).toEqual([
+    ['http://localhost:1', [0, 1]],
+    ['http://127.0.0.1:2', [2, 3]],
+    ['http://localhost:1', [4, 5]],
+    ['http://127.0.0.1:2', [6, 7]],
+  ])
+  const apart = flags({ endpoints: ['http://a', 'http://b'] })
+  expect(engineTargets(apart, 4, 2).map(({ url }) => url)).toEqual(['http://a', 'http://b'])
+  // another host's engine is one engine
+  expect(() => engineTargets(flags({ endpoints: ['http://a'] }), 4, 2)).toThrow(/for each group/)
 })

@@ -1,5 +1,5 @@
 import type { EngineTarget } from '@ckpt/core'
-import { CkptError } from '@ckpt/core'
+import { isLoopback } from '../engines/url.ts'
 import { usageError } from './exit.ts'
 
 export interface EngineFlags {
@@ -13,40 +13,38 @@ export interface EngineFlags {
 }
 
 /**
- * Splits ranks 0 to `rankCount` into groups of `parallelSize` and gives each group its engine.
+ * Splits ranks 0 to `rankCount` into groups of `parallelSize` and gives each group its engine. Each engine is called from the host
+ * of its first rank, so `localhost` is that one: endpoints for the engines of one host are taken for every host.
  *
- * @param peers other hosts of the daemon's cluster
+ * @param hosts how many the daemon's cluster has
  * @throws CommandError (usage) when ranks, group size and endpoints do not fit together
  */
 export function engineTargets(
   flags: EngineFlags,
   rankCount: number,
-  peers: number,
+  hosts: number,
 ): [EngineTarget, ...EngineTarget[]] {
   const { parallelSize, sockets, engine } = flags
-  const endpoints = flags.endpoints.map((endpoint) => checkEndpoint(endpoint, peers))
-  if (sockets.length > 1 && sockets.length !== endpoints.length) {
+  const given = flags.endpoints.map(checkEndpoint)
+  if (sockets.length > 1 && sockets.length !== given.length) {
     throw usageError(
-      `${sockets.length} --uds for ${endpoints.length} --endpoint: give one, or one for each`,
+      `${sockets.length} --uds for ${given.length} --endpoint: give one, or one for each`,
     )
   }
+  const everyHost = given.every((url) => sockets.length > 0 || isLoopback(new URL(url)))
+  const repeats = everyHost && rankCount === hosts * given.length * parallelSize ? hosts : 1
+  const endpoints = Array.from({ length: repeats }, () => given).flat()
   const wanted = endpoints.length * parallelSize
   if (rankCount !== wanted) throw usageError(mismatch(rankCount, endpoints.length, parallelSize))
   const targets = endpoints.map((url, group): EngineTarget => {
-    const uds = sockets.length > 1 ? sockets[group] : sockets[0]
+    const uds = sockets.length > 1 ? sockets[group % sockets.length] : sockets[0]
     const ranks = Array.from({ length: parallelSize }, (_, i) => group * parallelSize + i)
     return { url, ranks, engine, ...(uds === undefined ? {} : { uds }) }
   })
   return targets as [EngineTarget, ...EngineTarget[]]
 }
 
-function checkEndpoint(endpoint: string, peers: number): string {
-  if (endpoint.includes('{host}') && peers > 0) {
-    throw new CkptError(
-      'not_supported',
-      `--endpoint ${endpoint}: several hosts are not supported yet`,
-    )
-  }
+function checkEndpoint(endpoint: string): string {
   const url = endpoint.replaceAll('{host}', 'localhost').replace(/\/+$/, '')
   if (/^https?:\/\/[^\s/]+/.test(url) && URL.canParse(url)) return url
   throw usageError(`--endpoint '${endpoint}' is not a URL such as http://localhost:19730`)

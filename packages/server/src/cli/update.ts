@@ -278,17 +278,11 @@ async function planJob(
       parallelSize: flags.inferenceParallelSize,
     },
     status.ranks.length,
-    status.peers.length,
+    status.cluster?.nodes ?? 1,
   )
   const all: UpdateStep = { engines: targets }
   const first: UpdateStep = { engines: [targets[0]], ranks: targets[0].ranks }
   const method = inputs.metas === null ? flags.updateMethod : 'p2p'
-  if (method !== 'broadcast' && status.peers.length > 0) {
-    throw new CkptError(
-      'not_supported',
-      `--update-method ${method} over several hosts is not supported yet`,
-    )
-  }
   return {
     name,
     files: inputs.files,
