@@ -1,5 +1,5 @@
 import type { EngineReport, UpdateReport } from '@ckpt/core'
-import { counted } from './format.ts'
+import { counted, formatBytes } from './format.ts'
 import { stageTable } from './stage-table.ts'
 import { type JobResult, registerNotes, registerStage } from './update-job.ts'
 
@@ -14,6 +14,12 @@ function reloadLines({ url, reload }: EngineReport): string[] {
 /** Why not straight into the engines' memory, where somebody has said so. */
 function notDirectLines({ mode, mode_reason }: UpdateReport): string[] {
   return mode_reason.includes('not direct: ') ? [`note: ${mode}: ${mode_reason}`] : []
+}
+
+function remoteLines({ p2p }: UpdateReport): string[] {
+  if (p2p === undefined) return []
+  const how = p2p.transports.join(', ')
+  return [`note: ${formatBytes(p2p.bytes)} read out of the memory of other hosts (${how})`]
 }
 
 /** What a person is told of a job that is done. */
@@ -34,6 +40,7 @@ export function resultText(name: string, result: JobResult, notes: readonly stri
       stageTable(report, before, s.total),
       ...report.engines.flatMap(reloadLines),
       ...notDirectLines(report),
+      ...remoteLines(report),
     )
   }
   return lines.join('\n')

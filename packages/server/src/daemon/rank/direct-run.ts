@@ -281,7 +281,7 @@ export class DirectRun {
     if (!copies.done) return
     this.#transferred = true
     this.#bytesPeak = this.bytesInUse()
-    this.#host.report(this.options.run, { type: 'transferred' })
+    this.#host.report(this.options.run, { type: 'transferred', readBy: [] })
   }
 
   #release(): void {

@@ -251,8 +251,8 @@ export type RankEvent =
   | { readonly type: 'begun'; readonly streams: readonly Handle[] }
   /** Nothing was changed, and `leave` is to follow. */
   | { readonly type: 'not_direct'; readonly reason: string }
-  /** Every bucket is acknowledged, or every copy complete. */
-  | { readonly type: 'transferred' }
+  /** Every bucket is acknowledged, or every copy complete. `readBy`: how other daemons' memory was read, see `p2pTransport`. */
+  | { readonly type: 'transferred'; readonly readBy: readonly string[] }
   | { readonly type: 'finished'; readonly dialect: Dialect | null }
   /** `connected`: whether a worker of the engine has ever connected. */
   | { readonly type: 'failed'; readonly failure: Failure; readonly connected: boolean }

@@ -73,6 +73,12 @@ export class RemoteSources {
     }
   }
 
+  /** Of the connections there are. */
+  transports(): string[] {
+    const peers = [...this.#peers.values()]
+    return [...new Set(peers.map(({ peer }) => this.#library.p2pTransport(peer)))]
+  }
+
   /** Ends the reads that go on; after any failure, for nobody knows which connection it was. */
   drop(): void {
     for (const { peer, attached } of this.#peers.values()) {

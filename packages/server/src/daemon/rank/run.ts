@@ -317,6 +317,11 @@ export class RankRun {
     if (this.options.remotes.some((remote) => remote !== null)) this.#host.remoteSources.drop()
   }
 
+  #readBy(): string[] {
+    const reads = this.options.remotes.some((remote) => remote !== null)
+    return reads ? this.#host.remoteSources.transports() : []
+  }
+
   #perform(actions: readonly ExecutorAction[]): void {
     this.#todo.push(...actions)
     if (this.#todo.length > actions.length) return // the caller further up is performing
@@ -342,7 +347,7 @@ export class RankRun {
         return this.#announce(action.bucket)
       case 'finish':
         this.#bytesPeak = this.bytesInUse()
-        return this.#host.report(this.options.run, { type: 'transferred' })
+        return this.#host.report(this.options.run, { type: 'transferred', readBy: this.#readBy() })
     }
   }
 

@@ -144,6 +144,8 @@ describe('an update of several daemons', () => {
         for (const ranks of [[1, 2], [2, 1], []]) {
           const report = await leader.updates.start(NAME, { ...REQUEST, engines, ranks }).done
           expect(report).toMatchObject({ mode: 'pipelined', ranks: ranks.length || 4 })
+          const away = ranks.length > 0 ? 10 * 60_000 + 10 * 40_000 + 2 * 90 : undefined
+          expect(report.p2p?.bytes).toBe(away)
           await requireWeights(joined, { ...mine, ...theirs, ...near })
         }
       },

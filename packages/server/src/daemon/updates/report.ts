@@ -87,6 +87,7 @@ export interface ReportParts {
 export function makeReport(parts: ReportParts): UpdateReport {
   const { spec, version, transferred, team, clock, readings, readSpan, engines } = parts
   const { mode, bytes } = transferred
+  const remoteBytes = bytesAway(version, team)
   const { stages, turnaround } = team
   const of = (name: 'h2d' | 'broadcast' | 'reload') => unionSeconds(stages.map((one) => one[name]))
   // of the update, so what was read before it does not count
@@ -122,9 +123,18 @@ export function makeReport(parts: ReportParts): UpdateReport {
       },
     },
     ...(turnaround === null ? {} : { turnaround }),
+    ...(remoteBytes === 0 ? {} : { p2p: { bytes: remoteBytes, transports: team.readBy } }),
     device_bytes: team.deviceBytes,
     engines,
   }
+}
+
+/** What lies on hosts without a rank in the update. */
+function bytesAway({ table, ownerNodes }: HeldVersion, { links }: RankTeam): number {
+  const here = new Set(links.map(({ node }) => node))
+  const away = ownerNodes.map((node) => !here.has(node))
+  if (!away.includes(true)) return 0
+  return table.bytes.reduce((sum, size, i) => sum + (away[table.owners[i] as number] ? size : 0), 0)
 }
 
 /** All of it, also what was read before the update began. */

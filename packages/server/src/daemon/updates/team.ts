@@ -64,6 +64,7 @@ interface Member {
   bytesAfter: number | null
   stages: StageIntervals | null
   turnaroundsMs: Float64Array
+  readBy: readonly string[]
 }
 
 type OpenRequest = Extract<RankRequest, { type: 'open' | 'open_direct' }>
@@ -110,6 +111,7 @@ export class RankTeam {
       bytesAfter: null,
       stages: null,
       turnaroundsMs: new Float64Array(0),
+      readBy: [],
     }))
   }
 
@@ -305,6 +307,9 @@ export class RankTeam {
         return this.#reach(member, 'looked')
       case 'not_direct':
         return this.#notDirect.resolve(event.reason)
+      case 'transferred':
+        member.readBy = event.readBy
+        return this.#reach(member, 'transferred')
       case 'finished':
         member.dialect = event.dialect
         return this.#reach(member, 'finished')
@@ -388,6 +393,11 @@ export class RankTeam {
 
   get stages(): StageIntervals[] {
     return this.#members.flatMap(({ stages }) => stages ?? [])
+  }
+
+  /** How other daemons' memory was read; empty: it was not. */
+  get readBy(): string[] {
+    return [...new Set(this.#members.flatMap(({ readBy }) => readBy))]
   }
 
   stagesOf(ranks: readonly RankInfo[]): StageIntervals[] {
