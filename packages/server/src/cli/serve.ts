@@ -4,7 +4,9 @@ import { configureLogging } from '../daemon/log.ts'
 import type { ServeOptions } from '../daemon/options.ts'
 import { BROADCAST_CHOICES, SERVE_DEFAULTS } from '../daemon/options.ts'
 import { SPIN_CHOICES } from '../daemon/rank/spin.ts'
+import { DaemonClient, daemonAddress } from './client.ts'
 import { EXIT, usageError } from './exit.ts'
+import { followLocalDaemon, isFurtherLocalRank } from './local-rank.ts'
 import { endWithNpx } from './npx-parent.ts'
 import { collect, positiveNumber, wholeNumber, withJson } from './options.ts'
 import { printText } from './output.ts'
@@ -88,6 +90,12 @@ async function runDaemon(flags: ServeFlags): Promise<number> {
   const options = serveOptions(flags)
   if (options.listen !== null && options.tokenFile === null) {
     throw usageError('--listen needs --token-file: whoever reaches the port could load weights')
+  }
+  if (isFurtherLocalRank(options.leader)) {
+    const at = options.uds ?? (options.listen === null ? undefined : `http://${options.listen}`)
+    const client = new DaemonClient(daemonAddress(at, options.tokenFile ?? undefined))
+    await followLocalDaemon(client, stopSignal())
+    return EXIT.done
   }
   // the daemon's modules take a moment to load, and no other command needs them
   const { serve } = await import('../daemon/serve.ts')
