@@ -71,6 +71,12 @@ export class FollowerMembership implements Membership<null> {
     return this.#epoch
   }
 
+  /** The living session's number, and until when it lives unless the leader answers; null: there is none. */
+  get lease(): { readonly session: number; readonly untilMs: number } | null {
+    const session = this.#session
+    return session === null ? null : { session: session.leader.session, untilMs: session.leaseMs }
+  }
+
   get peers(): ClusterNode[] {
     return this.#session === null ? [] : [this.#session.leader]
   }

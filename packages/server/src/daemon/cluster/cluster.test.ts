@@ -170,6 +170,7 @@ test('a follower that stood still for too long has lost its session, and joins w
   const follower = nodes.start(3, port)
   const before = await peer(3)
   follower.signal('SIGSTOP')
+  await until('it stands still', () => follower.stands)
   const stoppedMs = performance.now()
   const standing = { body: 'while it stands', parts: [] }
   const failure = await failureOf(leader.request(before, standing, 60_000))

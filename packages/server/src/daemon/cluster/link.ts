@@ -5,6 +5,7 @@ import { FailureBody } from '@ckpt/core/api/bounds'
 import { MESSAGE_BYTES_MAX, PART_BYTES_MAX, PARTS_MAX } from '@ckpt/core/cluster/packets'
 import { parseBody } from '@ckpt/core/api/parse-body'
 import { type Handle, type Library, SIGNAL_USER } from '@ckpt/cuda'
+import { clockMs } from '../clock.ts'
 import { log } from '../log.ts'
 import type {
   CarriedMessage,
@@ -32,6 +33,8 @@ export class ClusterLink implements Cluster {
   readonly nodeRank: number
   readonly nodes: number
   readonly #self: ClusterNode
+  /** See {@link ClusterWorkerStart}. */
+  readonly #lease = new SharedArrayBuffer(2 * Float64Array.BYTES_PER_ELEMENT)
   readonly #library: Library
   readonly #events: ClusterEvents
   readonly #worker: Worker
@@ -52,7 +55,7 @@ export class ClusterLink implements Cluster {
 
   /** @throws CkptError what keeps the Worker from starting, such as an address that cannot be bound */
   static async start(
-    start: Omit<ClusterWorkerStart, 'port'>,
+    start: Omit<ClusterWorkerStart, 'port' | 'lease'>,
     library: Library,
     events: ClusterEvents,
   ): Promise<ClusterLink> {
@@ -67,7 +70,7 @@ export class ClusterLink implements Cluster {
   }
 
   private constructor(
-    start: Omit<ClusterWorkerStart, 'port'>,
+    start: Omit<ClusterWorkerStart, 'port' | 'lease'>,
     library: Library,
     events: ClusterEvents,
   ) {
@@ -80,7 +83,7 @@ export class ClusterLink implements Cluster {
     const { port1, port2 } = new MessageChannel()
     this.#port = port1
     this.#worker = new Worker(new URL('./worker.ts', import.meta.url), {
-      workerData: { ...start, port: port2 } satisfies ClusterWorkerStart,
+      workerData: { ...start, port: port2, lease: this.#lease } satisfies ClusterWorkerStart,
       transferList: [port2],
     })
     port1.on('message', (report: ClusterReport) => this.#take(report))
@@ -201,7 +204,7 @@ export class ClusterLink implements Cluster {
 
   #receive(carried: CarriedMessage): void {
     const { node, kind, id } = carried
-    if (!this.#lives(node)) return
+    if (!this.#lives(node) || this.#leaseIsOver(node)) return
     let message: ClusterMessage
     try {
       const [text, ...parts] = carried.blobs
@@ -217,6 +220,13 @@ export class ClusterLink implements Cluster {
     if (kind === 'post') this.#events.post(node, message)
     else if (kind === 'request') void this.#answer(node, id, message)
     else this.#settle(node, kind, id, message)
+  }
+
+  /** The whole process may have stood still since its Worker took the message: the Worker finds that out as well. */
+  #leaseIsOver(node: ClusterNode): boolean {
+    if (this.isLeader) return false
+    const [session, untilMs] = new Float64Array(this.#lease)
+    return session !== node.session || clockMs() >= untilMs!
   }
 
   async #answer(node: ClusterNode, id: number, message: ClusterMessage): Promise<void> {

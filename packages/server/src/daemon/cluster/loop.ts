@@ -48,6 +48,7 @@ export class ClusterLoop<R> {
   readonly #socket: ClusterSocket<R>
   readonly #connected: (nowMs: number) => MembershipEvent<R>[]
   readonly #report: Report
+  readonly #publish: () => void
   /** By node rank. */
   readonly #sessions = new Map<number, Session>()
   readonly #gone: R[] = []
@@ -56,13 +57,18 @@ export class ClusterLoop<R> {
   /** What was said last about who cannot join: it is not said again and again. */
   readonly #said = new Map<string, string>()
 
-  /** @param connected what a new connection means */
+  /**
+   * @param connected what a new connection means
+   * @param publish is called before anything is reported, whenever the membership may have changed
+   */
   constructor(
     membership: Membership<R>,
     socket: ClusterSocket<R>,
     connected: (nowMs: number) => MembershipEvent<R>[],
     report: Report,
+    publish: () => void = () => {},
   ) {
+    this.#publish = publish
     this.#membership = membership
     this.#socket = socket
     this.#connected = connected
@@ -134,6 +140,7 @@ export class ClusterLoop<R> {
   }
 
   #perform(events: readonly MembershipEvent<R>[]): void {
+    this.#publish()
     for (const event of events) {
       switch (event.type) {
         case 'send':

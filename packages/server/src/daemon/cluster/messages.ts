@@ -16,6 +16,8 @@ export interface ClusterWorkerStart {
   readonly incarnation: string
   readonly info: NodeInfo
   readonly keys: ClusterKeys
+  /** Two f64 that a follower's Worker keeps: the number of its living session, and until when it is known to live. */
+  readonly lease: SharedArrayBuffer
   readonly port: MessagePort
 }
 

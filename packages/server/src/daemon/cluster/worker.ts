@@ -37,7 +37,13 @@ class ClusterWorker {
       const socket = new FollowerSocket(this.#context, leader, keys)
       const membership = followerOf(start)
       const connected = (nowMs: number) => membership.connected(nowMs)
-      this.#loop = new ClusterLoop<null>(membership, socket, connected, this.#send)
+      const lease = new Float64Array(start.lease)
+      const publish = () => {
+        // in this order: the main thread then never takes the session before for the one that lives
+        lease[0] = membership.lease?.session ?? 0
+        lease[1] = membership.lease?.untilMs ?? 0
+      }
+      this.#loop = new ClusterLoop<null>(membership, socket, connected, this.#send, publish)
       this.#socket = socket
     }
     this.#send({ type: 'ready', signal: this.#signal, address: this.#socket.address })

@@ -1,4 +1,4 @@
-import { rmSync, mkdtempSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { ClusterOptions } from '../cluster.ts'
@@ -30,6 +30,15 @@ export class NodeProcess {
 
   get pid(): number {
     return this.#child.pid
+  }
+
+  /** Whether the kernel has stopped each of its threads. */
+  get stands(): boolean {
+    const tasks = readdirSync(`/proc/${this.pid}/task`)
+    return tasks.every((task) => {
+      const stat = readFileSync(`/proc/${this.pid}/task/${task}/stat`, 'utf8')
+      return /\) T /.test(stat)
+    })
   }
 
   async #read(): Promise<void> {
