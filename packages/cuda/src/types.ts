@@ -23,6 +23,14 @@ export interface DeviceInfo {
   readonly totalBytes: number
   /** -1: unknown. */
   readonly numaNode: number
+  /** RDMA devices that its reads of other hosts' memory go over; absent: whatever UCX finds. */
+  readonly networkDevices?: readonly NetworkDeviceInfo[]
+}
+
+export interface NetworkDeviceInfo {
+  /** Such as `mlx5_0`. */
+  readonly name: string
+  readonly bytesPerSecond: number
 }
 
 export interface DeviceMemory {
@@ -324,4 +332,12 @@ export interface RankInfo {
   readonly uuid: string
   /** Where the rank's thread and its memory are to be; -1: anywhere, because the machine has one node or does not tell. */
   readonly numaNode: number
+  /** RDMA devices that its reads of other hosts' memory go over; absent: whatever UCX finds. */
+  readonly networkDevices?: readonly NetworkDeviceInfo[]
+}
+
+export interface NetworkDeviceInfo {
+  /** Such as `mlx5_0`. */
+  readonly name: string
+  readonly bytesPerSecond: number
 }

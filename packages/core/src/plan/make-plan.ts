@@ -5,6 +5,7 @@ import type { TensorTable } from '../checkpoint/table.ts'
 import { BUCKET_ALIGNMENT } from './bucket-layout.ts'
 import { type Bucket, type CutTensors, cutBuckets } from './cut-buckets.ts'
 import type { Plan, PlanInput } from './plan.ts'
+import { takeNetworkTurns } from './network-turns.ts'
 import { RingLedger } from './ring-ledger.ts'
 import { SourceMap } from './source-map.ts'
 
@@ -20,9 +21,10 @@ export function makePlan(input: PlanInput): Plan {
   check(input)
   const sourceMaps = input.sources.map((space) => new SourceMap(space))
   const cut = cutBuckets(input, sourceMaps)
+  const buckets = input.network ? takeNetworkTurns(input.network, cut.buckets) : cut.buckets
   const writer = new PlanWriter(input, cut, sourceMaps)
-  cut.buckets.forEach((bucket, g) => {
-    writer.add(bucket, cut.buckets[g + 1]?.bytes ?? 0)
+  buckets.forEach((bucket, g) => {
+    writer.add(bucket, buckets[g + 1]?.bytes ?? 0)
   })
   return writer.finish()
 }

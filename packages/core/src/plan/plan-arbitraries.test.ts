@@ -4,7 +4,7 @@ import fc from 'fast-check'
 import { buildTable, type TensorRow } from '../checkpoint/build-table.ts'
 import type { SourceSpace } from '../checkpoint/table.ts'
 import { DTYPES, dtypeIndex } from '../safetensors/dtypes.ts'
-import type { PlanInput } from './plan.ts'
+import type { PlanInput, PlanNetwork } from './plan.ts'
 
 const DTYPE_NAMES = ['U8', 'BF16', 'F32', 'F64', 'F4', 'F6_E2M3', 'C64', 'F8_E4M3']
 
@@ -60,6 +60,28 @@ export const planInputs: fc.Arbitrary<PlanInput> = fc
     const ownerRanks = owners.map((draw) => draw.ranks)
     return { table, sources, ownerRanks, mode, ringBytes, bucketBytes, segmentBytes }
   })
+
+/** Such inputs, of which every other one is read over a network: owners and receivers on hosts of their own, with a device each. */
+export const anyPlanInputs: fc.Arbitrary<PlanInput> = fc.oneof(
+  planInputs,
+  planInputs.map((input) => {
+    const [ranks = []] = input.ownerRanks
+    const ownerRanks = input.ownerRanks.map(() => ranks)
+    return { ...input, ownerRanks, network: networkOf(ownerRanks) }
+  }),
+)
+
+function networkOf(ownerRanks: readonly (readonly number[])[]): PlanNetwork {
+  const [ranks = []] = ownerRanks
+  const hosts = [...ownerRanks.keys(), ...ranks.map((_, i) => ownerRanks.length + i)]
+  const devices = hosts.map((host) => ({ bytesPerSecond: 1000 * (1 + (host % 3)) }))
+  const rankOf = (rank: number, host: number) => ({ rank, host, devices: [host] })
+  return {
+    devices,
+    owners: ownerRanks.map((_, owner) => rankOf(100 + owner, owner)),
+    receivers: ranks.map((rank, i) => rankOf(rank, ownerRanks.length + i)),
+  }
+}
 
 function placeOwner(
   draw: typeof ownerDraw extends fc.Arbitrary<infer T> ? T : never,

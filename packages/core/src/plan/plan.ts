@@ -1,6 +1,15 @@
 import type { SourceSpace, TensorTable } from '../checkpoint/table.ts'
+import type { NetworkDevice, NetworkRank } from '../cluster/receivers.ts'
 
 export type RingMode = 'pipelined' | 'serial'
+
+export interface PlanNetwork {
+  readonly devices: readonly NetworkDevice[]
+  /** Per owner. */
+  readonly owners: readonly NetworkRank[]
+  /** The ranks of the update. */
+  readonly receivers: readonly NetworkRank[]
+}
 
 export interface PlanInput {
   readonly table: TensorTable
@@ -14,6 +23,11 @@ export interface PlanInput {
    * many buckets. Absent: nobody asks for nodes.
    */
   readonly rankNodes?: readonly number[]
+  /**
+   * Owners whose memory ranks read over a network, and by whom: who copies a bucket, and when, is then `assignReceivers`' choice.
+   * Absent: every owner's ranks can copy from its memory.
+   */
+  readonly network?: PlanNetwork
   readonly mode: RingMode
   /** Bytes of the ring, a multiple of 2 MiB and at least the largest tensor. */
   readonly ringBytes: number

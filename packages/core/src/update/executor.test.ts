@@ -2,7 +2,7 @@ import { describe, expect, test } from 'bun:test'
 import fc from 'fast-check'
 import { makePlan } from '../plan/make-plan.ts'
 import type { Plan, PlanInput } from '../plan/plan.ts'
-import { planInputs } from '../plan/plan-arbitraries.test.ts'
+import { anyPlanInputs, planInputs } from '../plan/plan-arbitraries.test.ts'
 import { Executor } from './executor.ts'
 import type { ExecutorAction } from './executor-types.ts'
 
@@ -207,7 +207,7 @@ describe('executors', () => {
     let ahead = 0
     fc.assert(
       fc.property(
-        planInputs,
+        anyPlanInputs,
         fc.nat({ max: 2 }),
         fc.option(fc.nat()),
         fc.infiniteStream(fc.nat()),

@@ -1,5 +1,4 @@
 import {
-  CkptError,
   OPEN_TIMEOUT_SECONDS,
   PAUSE_TIMEOUT_SECONDS,
   type RegisterRequest,

@@ -25,6 +25,7 @@ import {
 } from './options.ts'
 import { RankCalls, rankSocketPath } from './http/rank-sockets.ts'
 import { createRegistry } from './registry/held.ts'
+import { withNetworkDevices } from './network-devices.ts'
 import type { Registry } from './registry/registry.ts'
 import { makePrivateDir } from './http/sockets.ts'
 import type { DaemonOptions } from './types.ts'
@@ -64,7 +65,8 @@ export async function serve(options: Partial<ServeOptions>): Promise<RunningDaem
   const clustered = clusterOptions(told)
   const token = listen.tokenFile === null ? null : readToken(listen.tokenFile)
   // opening the native library removes the shared memory of daemons that were killed
-  const { library, ranks } = selectDevices(told.devices, told.ranks)
+  const { library, ranks: selected } = selectDevices(told.devices, told.ranks)
+  const ranks = clustered === null ? selected : withNetworkDevices(selected)
   const stateDir = openStateDir(told.stateDir, listen)
   const daemonOptions: DaemonOptions = { ...limits, library, ranks, stateDir }
   const closing: Closing = { reason: null }

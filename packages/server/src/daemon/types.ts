@@ -1,6 +1,6 @@
 import type { RemoteBuffers } from './memory/protocol.ts'
 import type { Failure, SourceSpace, TensorTable } from '@ckpt/core'
-import type { LibraryOptions, RankInfo } from '@ckpt/cuda'
+import type { LibraryOptions, NetworkDeviceInfo, RankInfo } from '@ckpt/cuda'
 import type { SpinChoice } from './rank/spin.ts'
 
 /** A read that fills an owner's source space from its beginning to its end. */
@@ -65,7 +65,7 @@ export interface VersionLease {
   release(succeeded: boolean): void
 }
 
-export type { LibraryOptions, RankInfo }
+export type { LibraryOptions, NetworkDeviceInfo, RankInfo }
 
 export interface DaemonOptions {
   readonly library: LibraryOptions

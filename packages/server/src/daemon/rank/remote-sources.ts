@@ -1,5 +1,6 @@
 import type { Handle, Library } from '@ckpt/cuda'
 import type { RemoteBuffers } from '../memory/protocol.ts'
+import type { NetworkDeviceInfo } from '../types.ts'
 
 interface RemotePeer {
   readonly peer: Handle
@@ -10,12 +11,15 @@ interface RemotePeer {
 /** Other daemons' host memory that this rank reads; connections stay for its next update. */
 export class RemoteSources {
   readonly #library: Library
+  readonly #devices: string
   /** By address. */
   readonly #peers = new Map<string, RemotePeer>()
   #p2p: Handle = 0
 
-  constructor(library: Library) {
+  /** @param devices that it reads over; empty: whatever UCX finds */
+  constructor(library: Library, devices: readonly NetworkDeviceInfo[] = []) {
     this.#library = library
+    this.#devices = devices.map(({ name }) => `${name}:1`).join(',')
   }
 
   /**
@@ -42,7 +46,7 @@ export class RemoteSources {
   #peerAt(text: string, address: Uint8Array): RemotePeer {
     const known = this.#peers.get(text)
     if (known !== undefined) return known
-    if (this.#p2p === 0) this.#p2p = this.#library.p2pOpen('')
+    if (this.#p2p === 0) this.#p2p = this.#library.p2pOpen(this.#devices)
     const peer = { peer: this.#library.p2pConnect(this.#p2p, address), attached: new Map() }
     this.#peers.set(text, peer)
     return peer

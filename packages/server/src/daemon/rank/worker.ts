@@ -70,7 +70,7 @@ class RankWorker implements RunHost {
     this.communicator = new KeptCommunicator(this.library, rank.device, (communicator) =>
       this.#send({ type: 'communicator', communicator }),
     )
-    this.remoteSources = new RemoteSources(this.library)
+    this.remoteSources = new RemoteSources(this.library, rank.networkDevices)
     this.context = new ZmqContext()
     this.signal = this.library.signalCreate()
     this.#quarantine = new Quarantine({

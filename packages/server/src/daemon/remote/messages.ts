@@ -173,6 +173,7 @@ export const NodeDescription = type({
     key: 'string',
     uuid: 'string',
     numaNode: 'number.integer',
+    'networkDevices?': type({ name: 'string', bytesPerSecond: 'number > 0' }).array(),
   })
     .array()
     .atLeastLength(1),

@@ -4,6 +4,7 @@ import {
   decideMode,
   type ModeDecision,
   type PlanInput,
+  type PlanNetwork,
   type TensorTable,
 } from '@ckpt/core'
 import type { PlanSummary } from '../rank/messages.ts'
@@ -54,16 +55,19 @@ export class Planner {
     version: HeldVersion,
     spec: UpdateSpec,
     links: readonly RankHandle[],
+    network: PlanNetwork | null = null,
   ): Promise<PlannedUpdate> {
     const { mode } = spec
     if (mode === 'direct') throw new Error('a direct update has no ring')
     const anyEngines = layoutOf(version, spec.ranks, mode)
+    const plan = (decided: Decided, reason: string) =>
+      planned(version, spec.ranks, decided, reason, links, network)
     const engines = spec.engines.map((engine) => [engine.key, engine.ranks])
     const layout = JSON.stringify([anyEngines, engines])
     const before = this.#kept.get(layout)?.decided
     const [freeBytes, kept] = await Promise.all([
       freeShares(links),
-      before === undefined ? null : planned(version, spec.ranks, before, 'kept', links),
+      before === undefined ? null : plan(before, 'kept'),
     ])
     if (before !== undefined && this.#fits(before, freeBytes) && kept !== null) {
       this.#keep(layout, { decided: before, anyEngines })
@@ -73,7 +77,7 @@ export class Planner {
     const rates = this.#rates.ratesOf(ranksOf(links), keys)
     const decided = this.#decide(version, mode, freeBytes, rates)
     this.#keep(layout, { decided, anyEngines })
-    return planned(version, spec.ranks, decided, decided.reason, links)
+    return plan(decided, decided.reason)
   }
 
   /**
@@ -90,7 +94,7 @@ export class Planner {
         ? kept
         : this.#decideMode(version, 'auto', freeBytes, this.#rates.ratesOf(ranksOf(links), null))
     if (decision.mode === 'refuse') return
-    const { key, input } = plannedInput(version, ranks, decision, links)
+    const { key, input } = plannedInput(version, ranks, decision, links, null)
     await planOn(links, { type: 'prepare', key, input })
   }
 
@@ -165,8 +169,9 @@ async function planned(
   decided: Decided,
   reason: string,
   links: readonly RankHandle[],
+  network: PlanNetwork | null,
 ): Promise<PlannedUpdate> {
-  const { key, input } = plannedInput(version, ranks, decided, links)
+  const { key, input } = plannedInput(version, ranks, decided, links, network)
   return { key, summary: await planOn(links, { type: 'plan', key, input }), reason }
 }
 
@@ -179,13 +184,14 @@ function plannedInput(
   ranks: readonly number[],
   decided: Decided,
   links: readonly RankHandle[],
+  network: PlanNetwork | null,
 ) {
   const { table, sources, layoutDigest } = version
   const ownerRanks = version.ownerRanks.map((owners) => usable(owners, ranks))
   const { mode, ringBytes, bucketBytes, segmentBytes } = decided
   const sizes = [mode, ringBytes, bucketBytes, segmentBytes]
   const nodes = sources.map((source) => source.nodes?.join() ?? null)
-  const key = JSON.stringify([layoutDigest, ranks, ownerRanks, ...sizes, nodes])
+  const key = JSON.stringify([layoutDigest, ranks, ownerRanks, ...sizes, nodes, network])
   const rankNodes: number[] = []
   for (const { rank } of links) rankNodes[rank.rank] = rank.numaNode
   const input = {
@@ -193,6 +199,7 @@ function plannedInput(
     sources,
     ownerRanks,
     rankNodes,
+    ...(network === null ? {} : { network }),
     mode,
     ringBytes,
     bucketBytes,

@@ -14,6 +14,7 @@ import { abortOf, EngineContact } from './contact.ts'
 import { UpdateConversations } from './conversations.ts'
 import { directObstacle, type NotDirectly } from './direct-obstacle.ts'
 import { prepareDirect } from './direct-preparation.ts'
+import { networkOf } from './network.ts'
 import { keepLayout, type PlannedUpdate } from './plan.ts'
 import { leave } from './leave.ts'
 import type { UpdateRecord } from './record.ts'
@@ -337,7 +338,8 @@ export class UpdateRun {
     const { pool, planner } = this.#context
     this.#enter('plan')
     const links = await this.#race(pool.use(this.#spec.ranks))
-    const planned = await this.#race(planner.plan(version, this.#spec, links))
+    const network = networkOf(version, links, pool.links)
+    const planned = await this.#race(planner.plan(version, this.#spec, links, network))
     this.#planned = planned
     this.#makeTeam(links, this.#run + 1)
     const { summary, reason } = planned

@@ -1,0 +1,56 @@
+import type { NetworkDevice, NetworkRank, PlanNetwork } from '@ckpt/core'
+import type { RankHandle } from '../rank/handle.ts'
+import type { HeldVersion, NetworkDeviceInfo } from '../types.ts'
+
+/** Of a host whose ranks were told no device: one, as fast as any other such host's. */
+const UNKNOWN: NetworkDeviceInfo = { name: '', bytesPerSecond: 12.5e9 }
+
+/**
+ * Who reads over which network devices, where ranks read what hosts without a rank in the update hold; null: none does.
+ *
+ * @param links of the update
+ * @param all ranks of all daemons: owners have devices too
+ */
+export function networkOf(
+  { ownerNodes, ownerRanks }: Pick<HeldVersion, 'ownerNodes' | 'ownerRanks'>,
+  links: readonly RankHandle[],
+  all: readonly RankHandle[],
+): PlanNetwork | null {
+  const here = new Set(links.map(({ node }) => node))
+  if (ownerNodes.every((node) => here.has(node))) return null
+  const devices = new Devices()
+  const receivers = links.map(({ node, rank }) => ({
+    rank: rank.rank,
+    host: node,
+    devices: devices.of(node, rank.networkDevices),
+  }))
+  const owners = ownerNodes.map((host, owner): NetworkRank => {
+    const ranks = ownerRanks[owner] ?? []
+    const own = all.filter(({ node, rank }) => node === host && ranks.includes(rank.rank))
+    const [first = -1] = ranks
+    // whichever of its ranks owns it: any of their devices reads its host's memory
+    const told = own.flatMap(({ rank }) => rank.networkDevices ?? [])
+    return { rank: first, host, devices: devices.of(host, told) }
+  })
+  return { devices: devices.all, owners, receivers }
+}
+
+/** The devices of all hosts, each once. */
+class Devices {
+  readonly all: NetworkDevice[] = []
+  readonly #indices = new Map<string, number>()
+
+  of(host: number, told: readonly NetworkDeviceInfo[] = []): number[] {
+    const own = told.length === 0 ? [UNKNOWN] : told
+    return [...new Set(own.map((device) => this.#indexOf(host, device)))]
+  }
+
+  #indexOf(host: number, { name, bytesPerSecond }: NetworkDeviceInfo): number {
+    const key = `${host} ${name}`
+    const known = this.#indices.get(key)
+    if (known !== undefined) return known
+    this.all.push({ bytesPerSecond })
+    this.#indices.set(key, this.all.length - 1)
+    return this.all.length - 1
+  }
+}
