@@ -1,4 +1,3 @@
-import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
 import { CkptError, type Failure } from '@ckpt/core'
 import {
   type Handle,
@@ -20,8 +19,8 @@ import type {
   RankMessage,
   RankReport,
   RankRequest,
-  RankWorkerStart,
 } from './messages.ts'
+import { type RankThread, type StartThread, startThread, type ThreadEvents } from './thread.ts'
 
 const START_MS = 30_000
 /** A Worker that is asked to close may have 500 ms of messages on their way, see `engine-socket.ts`. */
@@ -60,8 +59,7 @@ export class RankLink implements RankHandle {
   /** Addresses at which a worker of an earlier run may still wait. */
   readonly kept = new Set<string>()
   readonly #library: Library
-  readonly #worker: Worker
-  readonly #port: MessagePort
+  readonly #thread: RankThread
   readonly #waiting = new Map<number, Waiting>()
   readonly #settling = new Map<number, PromiseWithResolvers<void>>()
   /** What direct runs write engines' memory with, until they are known to have settled. */
@@ -85,8 +83,11 @@ export class RankLink implements RankHandle {
     rank: RankInfo,
     spins: boolean,
     watcher: RankWatcher = NOBODY,
+    starts: StartThread = startThread,
   ): Promise<RankLink> {
-    const link = new RankLink(options, library, rank, spins)
+    const link = new RankLink(library, rank, (events) =>
+      starts({ library: options, rank, spins }, events),
+    )
     link.#watcher = watcher
     const timer = setTimeout(() => link.#die('the rank Worker did not start'), START_MS)
     try {
@@ -99,26 +100,23 @@ export class RankLink implements RankHandle {
     return link
   }
 
-  private constructor(options: LibraryOptions, library: Library, rank: RankInfo, spins: boolean) {
+  private constructor(
+    library: Library,
+    rank: RankInfo,
+    starts: (events: ThreadEvents) => RankThread,
+  ) {
     this.rank = rank
     this.#library = library
-    const { port1, port2 } = new MessageChannel()
-    this.#port = port1
-    const start: RankWorkerStart = { library: options, rank, spins, port: port2 }
-    this.#worker = new Worker(new URL('./worker.ts', import.meta.url), {
-      workerData: start,
-      transferList: [port2],
-    })
-    port1.on('message', (report: RankReport) => this.#take(report))
-    this.#worker.on('error', (error) =>
-      this.#die(`the rank Worker failed: ${CkptError.wrap(error).message}`),
-    )
-    this.#exited = new Promise((resolve) => {
-      this.#worker.on('exit', () => {
+    const exited = Promise.withResolvers<void>()
+    this.#exited = exited.promise
+    this.#thread = starts({
+      report: (report) => this.#take(report),
+      failed: (error) => this.#die(`the rank Worker failed: ${CkptError.wrap(error).message}`),
+      exited: () => {
         this.#die('the rank Worker has ended')
-        port1.close()
-        resolve()
-      })
+        this.#thread.hangUp()
+        exited.resolve()
+      },
     })
   }
 
@@ -227,18 +225,18 @@ export class RankLink implements RankHandle {
   /** Ends the Worker; one that does not answer is terminated. */
   async close(): Promise<void> {
     // an idle Worker needs no signal, and destroys it when it reads this: from here on nothing may raise it
-    if (this.#dead === null) this.#port.postMessage({ type: 'close' } satisfies RankMessage)
+    if (this.#dead === null) this.#thread.post({ type: 'close' })
     this.#dieOf({ code: 'shutting_down', message: 'the daemon is closing', rank: this.rank.rank })
     const late = Bun.sleep(CLOSE_MS).then(() => 'late' as const)
     if ((await Promise.race([this.#exited, late])) === 'late') {
       this.#terminate()
     }
-    this.#port.close()
+    this.#thread.hangUp()
   }
 
   #post(message: RankMessage, bits: number): void {
     if (this.#dead !== null) return
-    this.#port.postMessage(message)
+    this.#thread.post(message)
     if (this.#signal !== 0) this.#library.signalRaise(this.#signal, bits)
   }
 
@@ -324,8 +322,7 @@ export class RankLink implements RankHandle {
   }
 
   #terminate(): void {
-    this.#worker.unref()
-    void this.#worker.terminate()
+    this.#thread.terminate()
   }
 
   #dieOf(failure: Failure): void {

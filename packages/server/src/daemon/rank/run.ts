@@ -152,13 +152,31 @@ export class RankRun {
 
   /** Runs until the engine's worker has left and the ring is freed or in quarantine. Blocks. */
   loop(): void {
-    this.#turn(() => this.#begin())
-    while (!this.#done()) {
-      this.#turn(() => this.#work())
-      if (this.#done()) break
-      this.#turn(() => this.#wait())
-    }
+    this.begin()
+    while (this.step()) this.#turn(() => this.#wait())
     this.close()
+  }
+
+  /** First step of {@link RankRun.loop}, for whoever has the waits in hand: {@link RankRun.step} and `close` follow. */
+  begin(): void {
+    this.#turn(() => this.#begin())
+  }
+
+  /** Does what is to be done now; whether the run goes on. Does not wait. */
+  step(): boolean {
+    if (this.#done()) return false
+    this.#turn(() => this.#work())
+    return !this.#done()
+  }
+
+  /** When {@link RankRun.step} has something to do even if nothing comes, of {@link clockMs}. */
+  get nextMs(): number {
+    return this.#woken ? clockMs() : this.#untilMs
+  }
+
+  get #untilMs(): number {
+    const deadlineMs = this.#conversationClosed ? null : (this.#conversation?.deadlineMs ?? null)
+    return Math.min(this.#endMs, deadlineMs ?? this.#endMs)
   }
 
   /** What fails in a turn fails the update, never the Worker. */
@@ -270,9 +288,7 @@ export class RankRun {
   #wait(): void {
     const nowMs = clockMs()
     const engine = this.#conversationClosed ? null : this.#engine
-    const deadlineMs = engine === null ? null : (this.#conversation?.deadlineMs ?? null)
-    const untilMs = Math.min(this.#endMs, deadlineMs ?? this.#endMs)
-    this.#engineReady = this.#waits.until(untilMs, engine, this.#woken)
+    this.#engineReady = this.#waits.until(this.#untilMs, engine, this.#woken)
     const awakeMs = clockMs()
     if (awakeMs - nowMs >= SLEPT_MS) this.#awakeMs = awakeMs
   }

@@ -1,6 +1,5 @@
 import { CkptError, type Failure } from '@ckpt/core'
 import type { RankHandle, Ranks } from '../rank/handle.ts'
-import type { RankPool } from '../rank/pool.ts'
 import { socketName } from '../updates/sockets.ts'
 import type { RemoteNode } from './remote-node.ts'
 import type { RemoteRank } from './remote-rank.ts'
@@ -16,13 +15,13 @@ interface KnownNode {
  * many ranks as it had.
  */
 export class ClusterRanks implements Ranks {
-  readonly #local: RankPool
+  readonly #local: Ranks
   readonly #nodeCount: number
   readonly #ownAddress: (rank: number) => string
   /** By node rank; of this daemon nothing. */
   readonly #known: (KnownNode | undefined)[] = []
 
-  constructor(local: RankPool, nodeCount: number, ownAddress: (rank: number) => string) {
+  constructor(local: Ranks, nodeCount: number, ownAddress: (rank: number) => string) {
     this.#local = local
     this.#nodeCount = nodeCount
     this.#ownAddress = ownAddress

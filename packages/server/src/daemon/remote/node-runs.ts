@@ -1,6 +1,6 @@
 import { CkptError, type Failure } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
-import type { RankLink } from '../rank/link.ts'
+import type { RankHandle } from '../rank/handle.ts'
 import {
   type OpenAnswer,
   type OpenOptions,
@@ -33,7 +33,7 @@ type Opening<T extends 'open' | 'open_direct'> = Extract<RemoteRankRequest, { ty
 
 /** One rank in one run that the leader drives. */
 interface RunHere {
-  readonly link: RankLink
+  readonly link: RankHandle
   /** Its number here and at the leader. */
   readonly own: number
   readonly run: number
@@ -55,7 +55,7 @@ export class NodeRuns {
   readonly #parts: Pick<NodeParts, 'journal' | 'pool' | 'socketDir'>
   readonly #leases: NodeLeases
   readonly #post: (post: LeaderPost) => void
-  readonly #running = new Map<RankLink, RunHere>()
+  readonly #running = new Map<RankHandle, RunHere>()
   /** A leader that was started again counts anew, and the Workers do not know that. */
   readonly #numbers = new Map<number, number>()
   #next = 1
@@ -71,7 +71,7 @@ export class NodeRuns {
     this.#post = post
   }
 
-  open(link: RankLink, request: Opening<'open'>): Promise<OpenAnswer> {
+  open(link: RankHandle, request: Opening<'open'>): Promise<OpenAnswer> {
     const { options, meeting } = request
     const collective: OpenOptions['collective'] =
       meeting === null ? null : { type: 'communicator', peers: null, ...meeting }
@@ -80,7 +80,7 @@ export class NodeRuns {
     )
   }
 
-  openDirect(link: RankLink, request: Opening<'open_direct'>): Promise<OpenAnswer> {
+  openDirect(link: RankHandle, request: Opening<'open_direct'>): Promise<OpenAnswer> {
     const { options } = request
     return this.#open(link, request, (base) =>
       link.request({ type: 'open_direct', options: { ...options, ...base } }),
@@ -88,7 +88,7 @@ export class NodeRuns {
   }
 
   async #open(
-    link: RankLink,
+    link: RankHandle,
     { options, place }: Opening<'open' | 'open_direct'>,
     request: (
       base: Pick<RunOptions, 'run' | 'buffers' | 'readings' | 'progress' | 'deadlineMs'>,
@@ -98,7 +98,7 @@ export class NodeRuns {
     const version = lease?.version ?? null
     const running = this.#begin(link, options, updateId, version)
     const progress = running.progress.buffer as SharedArrayBuffer
-    link.listen(running.own, 0, (event) => this.#take(running, event))
+    link.listen(running.own, 0, (event) => this.#take(running, event), progress)
     try {
       await this.#journal()
       const memory = memoryOf(version, place)
@@ -112,7 +112,7 @@ export class NodeRuns {
   }
 
   #begin(
-    link: RankLink,
+    link: RankHandle,
     { run, address }: RemoteOpen | RemoteDirectOpen,
     updateId: string,
     version: HeldVersion | null,
@@ -158,7 +158,7 @@ export class NodeRuns {
     return this.#parts.journal.conversations(conversations)
   }
 
-  tell(link: RankLink, run: number, tell: RemoteTell): void {
+  tell(link: RankHandle, run: number, tell: RemoteTell): void {
     const own = this.#numbers.get(run)
     if (own === undefined) return
     switch (tell.type) {
