@@ -11,7 +11,7 @@ import { Broadcasts } from './broadcasts.ts'
 import type { Random } from './random.ts'
 import { RingMemory } from './ring-memory.ts'
 import type { DeviceSpeed, SharedDevices } from './shared-devices.ts'
-import { Stream, StreamEvent, TimedWork } from './streams.ts'
+import { EventRecord, Stream, TimedWork } from './streams.ts'
 import type { Life, SimulatedTime } from './time.ts'
 import type { Witness } from './violation.ts'
 
@@ -51,7 +51,7 @@ export class SimulatedLibrary {
   readonly #signals = new Map<number, Signal>()
   readonly #memories = new Map<number, { readonly ring: RingMemory; readonly device: number }>()
   readonly #streams = new Map<number, Stream>()
-  readonly #events = new Map<number, StreamEvent>()
+  readonly #events = new Map<number, { record: EventRecord }>()
   readonly #groups = new Map<number, { readonly broadcasts: Broadcasts; members: Joined[] }>()
   readonly #communicators = new Map<number, Member>()
   readonly #used = new Map<number, number>()
@@ -200,8 +200,8 @@ export class SimulatedLibrary {
   }
 
   streamWaitEvent(stream: number, event: number): void {
-    const awaited = this.#of(this.#events, event, 'ckpt_stream_wait_event')
-    this.#of(this.#streams, stream, 'ckpt_stream_wait_event').waitFor(awaited)
+    const { record } = this.#of(this.#events, event, 'ckpt_stream_wait_event')
+    this.#of(this.#streams, stream, 'ckpt_stream_wait_event').waitFor(record)
   }
 
   streamSync(stream: number, _signal: number, timeoutMs: number): void {
@@ -209,7 +209,7 @@ export class SimulatedLibrary {
   }
 
   eventCreate(): number {
-    return this.#add(this.#events, new StreamEvent())
+    return this.#add(this.#events, { record: new EventRecord(null) })
   }
 
   eventDestroy(event: number): void {
@@ -219,16 +219,16 @@ export class SimulatedLibrary {
 
   eventRecord(event: number, stream: number): void {
     const recorded = this.#of(this.#events, event, 'ckpt_event_record')
-    recorded.record(this.#of(this.#streams, stream, 'ckpt_event_record'))
+    recorded.record = this.#of(this.#streams, stream, 'ckpt_event_record').record()
   }
 
   eventNotify(event: number, signal: number): void {
-    const recorded = this.#of(this.#events, event, 'ckpt_event_notify')
-    recorded.whenComplete(() => this.signalRaise(signal, 0))
+    const { record } = this.#of(this.#events, event, 'ckpt_event_notify')
+    record.whenComplete(() => this.signalRaise(signal, 0))
   }
 
   eventQuery(event: number): boolean {
-    const { complete, error } = this.#of(this.#events, event, 'ckpt_event_query')
+    const { complete, error } = this.#of(this.#events, event, 'ckpt_event_query').record
     if (this.eventsComplete) return true
     if (complete && error !== null) throw error
     return complete

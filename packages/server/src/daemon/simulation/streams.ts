@@ -64,31 +64,20 @@ export class TimedWork implements Work {
   }
 }
 
-/** Of which completion is asked. The last record counts. */
-export class StreamEvent {
-  stream: Stream | null = null
-  complete = true
+/** Where an event was recorded. An event that is recorded again has another one, and who waits goes on waiting for this one. */
+export class EventRecord {
+  readonly stream: Stream | null
+  complete: boolean
   error: NativeError | null = null
-  #records = 0
-  #waiting: (() => void)[] = []
+  readonly #waiting: (() => void)[] = []
 
-  record(stream: Stream): void {
+  /** @param stream null: nowhere, which is complete */
+  constructor(stream: Stream | null) {
     this.stream = stream
-    this.complete = false
-    this.error = null
-    const record = ++this.#records
-    stream.push({
-      isWork: false,
-      begin: (done) => {
-        if (record === this.#records) this.#completes(stream.error)
-        done(null)
-      },
-      hurry: () => null,
-      uses: () => false,
-    })
+    this.complete = stream === null
   }
 
-  #completes(error: NativeError | null): void {
+  completes(error: NativeError | null): void {
     this.complete = true
     this.error = error
     for (const told of this.#waiting.splice(0)) told()
@@ -116,13 +105,27 @@ export class Stream {
     if (this.#current === null) this.#next()
   }
 
-  waitFor(event: StreamEvent): void {
+  waitFor(record: EventRecord): void {
     this.push({
       isWork: true,
-      begin: (done) => event.whenComplete(() => done(event.error)),
-      hurry: (limitMs) => event.stream?.hurry(limitMs) ?? null,
+      begin: (done) => record.whenComplete(() => done(record.error)),
+      hurry: (limitMs) => record.stream?.hurry(limitMs) ?? null,
       uses: () => false,
     })
+  }
+
+  record(): EventRecord {
+    const record = new EventRecord(this)
+    this.push({
+      isWork: false,
+      begin: (done) => {
+        record.completes(this.error)
+        done(null)
+      },
+      hurry: () => null,
+      uses: () => false,
+    })
+    return record
   }
 
   #next(): void {
