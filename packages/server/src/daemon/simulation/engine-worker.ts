@@ -70,6 +70,8 @@ export class EngineWorker implements WorkerEnd {
     const message = readEngineMessage(body)
     if (message.type === 'handle') this.#map(message.handle)
     const listed = message.type === 'list' ? message.tensors : null
+    // between two messages it has the ring mapped, and leaves it alone
+    if (message.type === 'handle' || listed !== null) this.#ring?.readers.add(this)
     if (listed !== null) {
       this.lists++
       this.#look(listed, 'is told of')
@@ -88,7 +90,6 @@ export class EngineWorker implements WorkerEnd {
     const ring = this.#place.ringOf(handle)
     if (ring === null) return this.#place.witness.violated('a worker was given a ring that is gone')
     this.#ring = ring
-    ring.readers.add(this)
   }
 
   #look(listed: Listed, does: string): void {
@@ -104,14 +105,14 @@ export class EngineWorker implements WorkerEnd {
   }
 
   #act(act: WorkerAct, listed: Listed | null): void {
+    this.#place.witness.trace(() => `${act.type} of the worker at ${this.#address}`)
     switch (act.type) {
       case 'reply':
         if (listed !== null && act.body.length === 0) {
           this.#look(listed, 'has taken')
           for (const { name } of listed) this.taken.push(name)
         }
-        // worker.py of 0.4 drops the ring before it replies to the first None
-        if (!this.#scripted.mapsRing) this.#unmap()
+        this.#ring?.readers.delete(this)
         return this.#wire?.reply(act.body)
       case 'disconnected':
         return this.#wire?.close()
@@ -122,13 +123,9 @@ export class EngineWorker implements WorkerEnd {
     }
   }
 
-  #unmap(): void {
-    this.#ring?.readers.delete(this)
-  }
-
   #end(): void {
     this.over = true
-    this.#unmap()
+    this.#ring?.readers.delete(this)
     for (const then of this.#then.splice(0)) then()
   }
 

@@ -101,7 +101,11 @@ export class SimulatedEngine {
     const caller = this.#time.life
     const back = (run: () => void) => this.#time.after(this.#place.wires.delay(), run, caller)
     const open: Call = {
-      answer: (answer) => void (this.#calls.delete(open) && back(() => resolve(answer))),
+      answer: (answer) => {
+        if (!this.#calls.delete(open)) return
+        this.#place.witness.trace(() => `${call.url} answers ${answer.status} ${answer.text}`)
+        back(() => resolve(answer))
+      },
       fail: (error) => void (this.#calls.delete(open) && back(() => reject(error))),
     }
     this.#calls.add(open)

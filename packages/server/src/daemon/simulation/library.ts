@@ -159,7 +159,7 @@ export class SimulatedLibrary {
 
   memoryFree(memory: number): void {
     const { ring, device } = this.#of(this.#memories, memory, 'ckpt_memory_free')
-    if (ring.readers.size > 0) this.#witness.violated('a ring was freed that a worker maps')
+    if (ring.readers.size > 0) this.#witness.violated('a ring was freed that a worker reads')
     for (const stream of this.#streams.values()) {
       if (stream.uses(memory)) this.#witness.violated('a ring was freed that is being written')
     }

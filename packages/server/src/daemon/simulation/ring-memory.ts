@@ -14,7 +14,7 @@ const NOTHING = -1
 export class RingMemory {
   readonly bytes: number
   freed = false
-  /** Who may read it. */
+  /** Who is reading it. */
   readonly readers = new Set<object>()
   #extents: Extent[] = []
 

@@ -199,13 +199,14 @@ class Simulation implements Witness {
   }
 
   #strike(world: World, fault: Extract<Fault, { atMs: number }>, id: string): void {
+    // the next update is to be undisturbed
+    if (world.leader.queue?.runningId !== id) return
     this.trace(() => JSON.stringify(fault))
     switch (fault.type) {
       case 'abort': {
         const failure: Failure = { code: 'aborted', message: 'aborted on request' }
         const { queue, life } = world.leader
-        if (queue?.runningId === id) this.#time.as(life, () => queue.abort(id, failure))
-        return
+        return this.#time.as(life, () => void queue?.abort(id, failure))
       }
       case 'engine_restart':
         return world.engines[fault.engine]?.restart()
