@@ -43,12 +43,15 @@ export class Leader {
   /** Where the engines of a daemon's host are called from. */
   engines(node: number): EngineHost {
     return {
-      call: (call, signal) => this.#node(node).callEngine(call, signal),
-      // of a daemon that is gone nobody can see it
-      listener: (address) =>
-        this.#node(node)
-          .engineListener(address)
-          .catch(() => null),
+      call: async (call, signal) => this.#node(node).callEngine(call, signal),
+      listener: async (address) => {
+        try {
+          return await this.#node(node).engineListener(address)
+        } catch {
+          // of a daemon that is gone nobody can see it
+          return null
+        }
+      },
     }
   }
 

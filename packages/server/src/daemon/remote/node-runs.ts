@@ -41,6 +41,10 @@ interface RunHere {
   told: Int32Array
   readonly conversation: JournalConversation | null
   readonly closed: PromiseWithResolvers<void>
+  /** Its Worker was told to open. */
+  opening: boolean
+  /** Told to end before: the Worker would not know what. */
+  aborted: Failure | null
 }
 
 export interface EndedRuns {
@@ -101,6 +105,8 @@ export class NodeRuns {
     link.listen(running.own, 0, (event) => this.#take(running, event), progress)
     try {
       await this.#journal()
+      if (running.aborted !== null) throw CkptError.from(running.aborted)
+      running.opening = true
       const memory = memoryOf(version, place)
       const deadlineMs = clockMs() + place.leftMs
       return await request({ run: running.own, ...memory, progress, deadlineMs })
@@ -134,6 +140,8 @@ export class NodeRuns {
           ? null
           : { address, rank, ...engine, update_id: updateId, version: version?.version ?? null },
       closed: Promise.withResolvers<void>(),
+      opening: false,
+      aborted: null,
     }
     this.#running.set(link, running)
     this.#timer ??= setInterval(() => this.#tellProgress(), PROGRESS_MS)
@@ -176,10 +184,16 @@ export class NodeRuns {
       case 'leave':
         return link.leave(own, tell.reason, tell.leaveMs)
       case 'abort':
-        return link.abort(own, tell.failure, tell.leaveMs)
+        return this.#abort(link, own, tell.failure, tell.leaveMs)
       case 'http':
         return link.http(own, tell)
     }
+  }
+
+  #abort(link: RankHandle, own: number, failure: Failure, leaveMs: number): void {
+    const running = this.#running.get(link)
+    if (running?.own === own && !running.opening) running.aborted ??= failure
+    else link.abort(own, failure, leaveMs)
   }
 
   #take(running: RunHere, event: RankEvent): void {
@@ -222,7 +236,7 @@ export class NodeRuns {
   endAll(failure: Failure): EndedRuns {
     const all = [...this.#running.values()]
     for (const { link } of all) link.raiseAbort()
-    for (const { link, own } of all) link.abort(own, failure, LEAVE_MS)
+    for (const { link, own } of all) this.#abort(link, own, failure, LEAVE_MS)
     this.#numbers.clear()
     // nobody else would: a communicator is of no use without its other ranks
     for (const link of this.#parts.pool.links) {

@@ -29,6 +29,8 @@ export class SimulatedEngine {
   paused = false
   /** Of its workers in the last update. */
   readonly addresses = new Set<string>()
+  /** It has ended, or a connection of it, since the last update began: what it was sent then nobody knows. */
+  ended = false
   /** Lists that its workers were sent in the last update. */
   listsSent = 0
   readonly #place: WorkerPlace
@@ -86,6 +88,7 @@ export class SimulatedEngine {
   /** Its processes end, and others take their place. */
   restart(): void {
     this.#life.end()
+    this.ended = true
     for (const worker of this.#workers) worker?.die()
     this.#workers.fill(null)
     for (const call of this.#calls) call.fail(new CkptError('engine_unreachable', 'ECONNRESET'))

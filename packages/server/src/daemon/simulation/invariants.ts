@@ -5,7 +5,7 @@ import type { Witness } from './violation.ts'
 import type { World } from './world.ts'
 
 /** Nobody else can be to blame for these. */
-const OF_A_RANK: readonly Failure['code'][] = ['rank_failed', 'device_error', 'node_lost']
+const OF_A_RANK: readonly Failure['code'][] = ['rank_failed', 'device_error']
 
 /** Every engine has every tensor of the version exactly once. */
 export function checkSuccess(world: World, witness: Witness): void {
@@ -26,8 +26,10 @@ export function checkFailure({ code, phase, rank, message }: Failure, witness: W
   const text = `${message} (${code}, phase ${phase}, rank ${rank})`
   if (code === 'internal') witness.violated(`a failure that nobody meant: ${text}`)
   if (phase === undefined) witness.violated(`a failure without a phase: ${text}`)
-  const named = OF_A_RANK.includes(code) && phase !== 'gather' && phase !== 'plan'
-  if (named && rank === undefined) witness.violated(`a failure of no rank: ${text}`)
+  if (rank !== undefined) return
+  if (OF_A_RANK.includes(code)) witness.violated(`a failure of no rank: ${text}`)
+  const names = /node \d/.test(message)
+  if (code === 'node_lost' && !names) witness.violated(`a failure of no daemon: ${text}`)
 }
 
 /**
@@ -38,9 +40,10 @@ export function checkTorn(world: World, { failure }: Outcome, witness: Witness):
   for (const engine of world.engines) {
     const torn = world.leader.isTorn(engine.url)
     const touched = engine.listsSent > 0
-    if (torn && !touched) witness.violated(`${engine.url} is called torn and was sent nothing`)
+    if (torn && !touched && !engine.ended)
+      witness.violated(`${engine.url} is called torn and was sent nothing`)
     if (torn && failure === null) witness.violated(`${engine.url} is called torn after a success`)
-    if (!torn && failure !== null && touched && !isWhole(world, engine)) {
+    if (!torn && failure !== null && touched && !engine.ended && !isWhole(world, engine)) {
       witness.violated(`${engine.url} has a part of a version and is not called torn`)
     }
   }

@@ -5,6 +5,8 @@ interface Meeting {
   readonly come: Set<number>
   readonly broadcasts: Broadcasts
   waiting: (() => void)[]
+  /** One has gone before all had come. */
+  broken: boolean
 }
 
 /**
@@ -28,6 +30,7 @@ export class Meetings {
       come: new Set(),
       broadcasts: this.#make(members),
       waiting: [],
+      broken: false,
     }
     this.#meetings.set(id, meeting)
     meeting.come.add(member)
@@ -36,11 +39,17 @@ export class Meetings {
     for (const one of meeting.waiting.splice(0)) one()
   }
 
+  /** One has waited in vain: it never comes about. */
+  leave(id: string): void {
+    const meeting = this.#meetings.get(id)
+    if (meeting !== undefined && meeting.come.size < meeting.members) meeting.broken = true
+  }
+
   /** What they do together; null: not all have come. */
   complete(id: string): Broadcasts | null {
     const meeting = this.#meetings.get(id)
-    return meeting !== undefined && meeting.come.size === meeting.members
-      ? meeting.broadcasts
-      : null
+    const complete =
+      meeting !== undefined && meeting.come.size === meeting.members && !meeting.broken
+    return complete ? meeting.broadcasts : null
   }
 }

@@ -41,6 +41,8 @@ export interface EnginePlan {
 export interface Scenario {
   /** Per daemon, the device of each of its ranks. */
   readonly devices: readonly (readonly number[])[]
+  /** Global ranks of the update. */
+  readonly ranks: readonly number[]
   /** Of each daemon. */
   readonly tensors: readonly number[]
   readonly tensorBytesMost: number
@@ -64,9 +66,11 @@ const RANKS_MAX = 8
 
 export function makeScenario(random: Random): Scenario {
   const devices = makeDevices(random)
-  const ranks = devices.flat().length
+  const all = devices.flat().map((_, rank) => rank)
+  const some = random.chance(0.2) ? all.filter(() => random.chance(0.5)) : all
+  const ranks = some.length === 0 ? all : some
   const tensorBytesMost = random.pick([1000, 100_000, MIB, 3 * MIB])
-  const engines = makeEngines(random, devices)
+  const engines = makeEngines(random, ranks)
   const speed = {
     h2dBytesPerMs: random.pick([MIB / 20, MIB, 50 * MIB]),
     broadcastBytesPerMs: random.pick([MIB / 20, MIB, 50 * MIB]),
@@ -77,6 +81,7 @@ export function makeScenario(random: Random): Scenario {
   const timeoutS = 20
   return {
     devices,
+    ranks,
     tensors,
     tensorBytesMost,
     ringBytes: random.chance(0.7) ? random.integer(1, 6) * 2 * MIB : null,
@@ -112,11 +117,11 @@ function scriptOf(random: Random): WorkerScript {
 }
 
 /** Consecutive ranks; some ranks may have none. */
-function makeEngines(random: Random, devices: readonly (readonly number[])[]): EnginePlan[] {
-  const ranks = devices.flat().map((_, rank) => rank)
+function makeEngines(random: Random, ranks: readonly number[]): EnginePlan[] {
+  const left = [...ranks]
   const engines: EnginePlan[] = []
-  while (ranks.length > 0) {
-    const own = ranks.splice(0, random.integer(1, ranks.length))
+  while (left.length > 0) {
+    const own = left.splice(0, random.integer(1, left.length))
     // an engine of none: these ranks acknowledge by themselves
     if (engines.length > 0 && random.chance(0.1)) continue
     const scripts = own.map(() => scriptOf(random))
@@ -128,7 +133,7 @@ function makeEngines(random: Random, devices: readonly (readonly number[])[]): E
 
 interface FaultPlace {
   readonly devices: readonly (readonly number[])[]
-  readonly ranks: number
+  readonly ranks: readonly number[]
   readonly engines: readonly EnginePlan[]
 }
 
@@ -140,7 +145,7 @@ function makeFaults(random: Random, place: FaultPlace): Fault[] {
 function makeFault(random: Random, { devices, ranks, engines }: FaultPlace): Fault {
   const atMs = random.pick([random.between(0, 50), random.between(0, 500), random.between(0, 4000)])
   const engine = random.integer(0, engines.length - 1)
-  const rank = random.integer(0, ranks - 1)
+  const rank = random.pick(ranks)
   const node = random.integer(0, devices.length - 1)
   const follower = devices.length > 1 ? random.integer(1, devices.length - 1) : 0
   const kind = random.integer(0, 13)

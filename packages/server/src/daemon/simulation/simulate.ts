@@ -135,7 +135,10 @@ class Simulation implements Witness {
     const timeout = short ? this.#random.between(0.05, 1.5) : usualS
     let outcome: Outcome | null = null
     const { queue } = world.leader
-    for (const engine of world.engines) engine.listsSent = 0
+    for (const engine of world.engines) {
+      engine.listsSent = 0
+      engine.ended = false
+    }
     this.#disturb(world, faults ?? [], id)
     this.#time.as(world.leader.life, () => {
       try {
@@ -163,7 +166,7 @@ class Simulation implements Witness {
   }
 
   #spec(world: World, id: string, timeout: number, clean: boolean) {
-    const { mode, pause, openS } = this.#scenario
+    const { mode, pause, openS, ranks: asked } = this.#scenario
     const engines = this.#scenario.engines.map(({ ranks }, i) => ({
       url: world.engines[i]?.url ?? '',
       ranks: [...ranks],
@@ -173,7 +176,15 @@ class Simulation implements Witness {
     const ranks = leader?.ranks ?? pool
     if (ranks === null) throw new Error('the leader has not started')
     const open_timeout = clean ? CLEAN_TIMEOUT_S : openS
-    const request = { update_id: id, engines, timeout, open_timeout, mode, pause }
+    const request = {
+      update_id: id,
+      ranks: [...asked],
+      engines,
+      timeout,
+      open_timeout,
+      mode,
+      pause,
+    }
     return makeSpec(CHECKPOINT, request as never, parts.options, ranks)
   }
 
@@ -185,7 +196,9 @@ class Simulation implements Witness {
       if (fault.type === 'worker') {
         const { engine, worker, script } = fault
         const one = world.engines[engine]
-        if (one !== undefined) one.scripts = one.scripts.with(worker, script)
+        if (one === undefined) continue
+        one.scripts = one.scripts.with(worker, script)
+        one.ended = script.fault?.kind === 'close'
       } else if (fault.type === 'copy') this.#failCopy(world, fault.node, fault.copy)
       else if ('atMs' in fault) this.#time.after(fault.atMs, () => this.#strike(world, fault, id))
     }

@@ -85,6 +85,8 @@ export class SimulatedThread implements RankThread {
 
   #send(report: RankReport): void {
     const { time, random, delayMs } = this.#place
+    const type = report.type === 'event' ? report.event.type : report.type
+    this.#place.witness.trace(() => `rank ${this.rank} reports ${type}`)
     this.#outMs = Math.max(this.#outMs, time.nowMs + random.between(0, delayMs))
     time.after(this.#outMs - time.nowMs, () => this.#events.report(report), this.#main)
   }
@@ -93,6 +95,8 @@ export class SimulatedThread implements RankThread {
     const { time, random, delayMs } = this.#place
     this.#inMs = Math.max(this.#inMs, time.nowMs + random.between(0, delayMs))
     const arrive = () => {
+      const type = message.type === 'request' ? message.request.type : message.type
+      this.#place.witness.trace(() => `rank ${this.rank} gets ${type}`)
       this.#inbox.push(message)
       if (this.#run !== null) this.#wake()
       else this.#takeAll()
@@ -131,6 +135,7 @@ export class SimulatedThread implements RankThread {
       this.#waiting = null
       this.#blocked = false
       timer.cancelled = true
+      if (fails !== null) meetings.leave(collective.id)
       library.joinFails = fails
       this.#try(open)
       library.joinFails = null
