@@ -33,6 +33,8 @@ export interface HeldVersion {
    * where none of these takes part in an update, every rank that does may take their place.
    */
   readonly ownerRanks: readonly (readonly number[])[]
+  /** Per owner: the rank of its daemon among several, whose own ranks only can copy from it; absent: there is one daemon. */
+  readonly ownerNodes?: readonly number[]
   readonly bytes: number
   /** Ranks of the daemons that hold it, of several; 0: this one, which leads them. */
   readonly nodes: readonly number[]

@@ -202,6 +202,7 @@ export class ClusterVersions {
       buffers: [...(own?.buffers ?? []), ...others.map(() => new Uint32Array(0))],
       readings: [...(own?.readings ?? []), ...others.map(() => null)],
       ownerRanks: parts.flatMap(({ ownerRanks }) => ownerRanks),
+      ownerNodes: parts.flatMap(({ node, ownerRanks }) => ownerRanks.map(() => node?.node ?? 0)),
       nodes: parts.map(({ node }) => node?.node ?? 0),
       bytes,
       layoutDigest: digest,

@@ -77,7 +77,7 @@ export function makeScenario(random: Random): Scenario {
     extraMs: random.pick([0, 0.1, 5]),
   }
   const tensors: number[] = devices.map(() => (random.chance(0.2) ? 0 : random.integer(1, 20)))
-  if (tensors.every((count) => count === 0)) tensors[0] = random.integer(1, 20)
+  if (!tensors.some((count) => count > 0)) tensors[0] = random.integer(1, 20)
   const timeoutS = 20
   return {
     devices,

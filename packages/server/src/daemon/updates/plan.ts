@@ -181,7 +181,7 @@ function plannedInput(
   links: readonly RankHandle[],
 ) {
   const { table, sources, layoutDigest } = version
-  const ownerRanks = version.ownerRanks.map((owners) => usable(owners, ranks))
+  const ownerRanks = version.ownerRanks.map((_, owner) => usable(version, owner, links))
   const { mode, ringBytes, bucketBytes, segmentBytes } = decided
   const sizes = [mode, ringBytes, bucketBytes, segmentBytes]
   const nodes = sources.map((source) => source.nodes?.join() ?? null)
@@ -201,10 +201,24 @@ function plannedInput(
   return { key, input }
 }
 
-/** The memory is the daemon's, so where none of an owner's ranks is in the update any other rank can copy. */
-function usable(ranks: readonly number[], inUpdate: readonly number[]): readonly number[] {
-  const both = ranks.filter((rank) => inUpdate.includes(rank))
-  return both.length === 0 ? inUpdate : both
+/**
+ * The memory is the daemon's, so where none of an owner's ranks is in the update any other rank of it can copy.
+ *
+ * @throws CkptError `not_supported`: no rank of that daemon takes part
+ */
+function usable(
+  { name, ownerRanks, ownerNodes }: HeldVersion,
+  owner: number,
+  links: readonly RankHandle[],
+): readonly number[] {
+  const own = ownerRanks[owner] ?? []
+  const both = own.filter((rank) => links.some((link) => link.rank.rank === rank))
+  if (both.length > 0) return both
+  const node = ownerNodes?.[owner] ?? 0
+  const others = links.filter((link) => link.node === node).map(({ rank }) => rank.rank)
+  if (others.length > 0) return others
+  const message = `node ${node} holds a part of '${name}', and none of its ranks takes part in the update`
+  throw new CkptError('not_supported', message, { phase: 'plan' })
 }
 
 /** Ranks that share a device share what is free there. */
