@@ -14,6 +14,7 @@ import { isIdleWithin } from './device-work.ts'
 import type { RankHandle, RankListener } from './handle.ts'
 import type {
   MemoryAnswer,
+  OpenAnswer,
   RankAnswers,
   RankEvent,
   RankMessage,
@@ -64,6 +65,8 @@ export class RankLink implements RankHandle {
   readonly #settling = new Map<number, PromiseWithResolvers<void>>()
   /** What direct runs write engines' memory with, until they are known to have settled. */
   readonly #streams = new Map<number, readonly Handle[]>()
+  /** What copies out of the checkpoint for the run through a ring that goes on. */
+  #copying: { readonly run: number; readonly streams: readonly Handle[] } | null = null
   /** Direct runs whose copies could not be stopped. */
   readonly #writing = new Map<number, Promise<void>>()
   readonly #exited: Promise<void>
@@ -140,10 +143,20 @@ export class RankLink implements RankHandle {
   ): Promise<RankAnswers[T]> {
     if (this.#dead !== null) return Promise.reject(CkptError.from(this.#dead))
     const id = this.#nextId++
-    return new Promise((resolve, reject) => {
+    const answer = new Promise<RankAnswers[T]>((resolve, reject) => {
       this.#waiting.set(id, { resolve: resolve as (value: unknown) => void, reject })
       this.#post({ type: 'request', id, request }, 0)
     })
+    const asked: RankRequest = request
+    if (asked.type === 'open') this.#keepStreams(asked.options.run, answer)
+    return answer
+  }
+
+  #keepStreams(run: number, answer: Promise<unknown>): void {
+    const keep = (opened: unknown) => {
+      this.#copying = { run, streams: (opened as OpenAnswer).streams }
+    }
+    answer.then(keep, () => {})
   }
 
   async readMemory(): Promise<MemoryAnswer> {
@@ -198,8 +211,8 @@ export class RankLink implements RankHandle {
   }
 
   /**
-   * Of a Worker that has died nobody can tell: then when its thread has ended, which nothing in a native call survives, and what a
-   * direct run had enqueued is over.
+   * Of a Worker that has died nobody can tell: then when its thread has ended, which nothing in a native call survives, and what its
+   * run had enqueued is over.
    */
   settled(run: number): Promise<void> {
     if (this.#dead !== null) return this.#exited.then(() => this.#idle(run))
@@ -213,9 +226,10 @@ export class RankLink implements RankHandle {
     await Promise.all(this.#writing.values())
   }
 
-  /** The streams of a direct run outlive its Worker. */
+  /** The streams of a run outlive its Worker. */
   async #idle(run: number): Promise<void> {
-    for (const stream of this.#streams.get(run) ?? []) {
+    const copying = this.#copying?.run === run ? this.#copying.streams : []
+    for (const stream of [...(this.#streams.get(run) ?? []), ...copying]) {
       // it does not block: other updates are served here
       while (!isIdleWithin(this.#library, stream, 0)) await Bun.sleep(IDLE_AGAIN_MS)
     }

@@ -280,15 +280,17 @@ export class RankWorker implements RunHost {
     if (this.#run !== null) throw new Error('a run is open')
     const held = this.#plans.get(options.planKey)
     if (held === null) throw new Error('the plan is not held')
-    this.#run = new RankRun(this, options, held)
-    return { bytesBefore: this.#run.bytesBefore, bytesAfter: this.#run.bytesInUse() }
+    const run = new RankRun(this, options, held)
+    this.#run = run
+    return run.opened
   }
 
   #openDirect(options: DirectOpenOptions): OpenAnswer {
     if (this.#run !== null) throw new Error('a run is open')
     if (!this.#directPlans.holds(options.layoutKey)) throw new Error('the layout is not held')
     this.#run = new DirectRun(this, options, this.#directPlans)
-    return { bytesBefore: this.#run.bytesBefore, bytesAfter: this.#run.bytesInUse() }
+    const { bytesBefore } = this.#run
+    return { bytesBefore, bytesAfter: this.#run.bytesInUse(), streams: [] }
   }
 
   #close(): void {

@@ -16,6 +16,7 @@ import { EngineSocket } from './engine-socket.ts'
 import { BusyIntervals } from './intervals.ts'
 import { clockMs } from '../clock.ts'
 import {
+  type OpenAnswer,
   type OpenOptions,
   PROGRESS_ACKED,
   PROGRESS_LEFT,
@@ -143,6 +144,12 @@ export class RankRun {
       http,
       ...(dialect === null ? {} : { dialect }),
     })
+  }
+
+  /** Its ring, as it is after it was opened. */
+  get opened(): OpenAnswer {
+    const { bytesBefore } = this
+    return { bytesBefore, bytesAfter: this.bytesInUse(), streams: [this.#ring.copyStream] }
   }
 
   bytesInUse(): number {

@@ -109,7 +109,9 @@ export class NodeRuns {
       running.opening = true
       const memory = memoryOf(version, place)
       const deadlineMs = clockMs() + place.leftMs
-      return await request({ run: running.own, ...memory, progress, deadlineMs })
+      const answer = await request({ run: running.own, ...memory, progress, deadlineMs })
+      // the leader cannot use handles of this process
+      return { ...answer, streams: [] }
     } catch (error) {
       link.unlisten()
       this.#end(running)

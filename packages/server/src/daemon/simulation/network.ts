@@ -197,7 +197,7 @@ export class NetworkEnd<R> {
 
   #lost(node: ClusterNode, reason: string): void {
     const error = this.#failure(node, reason)
-    for (const [id, waiting] of [...this.#waiting]) {
+    for (const [id, waiting] of this.#waiting) {
       if (isSameSession(waiting.node, node)) this.#settle(id, (one) => one.reject(error))
     }
     this.#events.lost(node, error.failure)

@@ -76,8 +76,7 @@ export function makeScenario(random: Random): Scenario {
     broadcastBytesPerMs: random.pick([MIB / 20, MIB, 50 * MIB]),
     extraMs: random.pick([0, 0.1, 5]),
   }
-  const tensors: number[] = devices.map(() => (random.chance(0.2) ? 0 : random.integer(1, 20)))
-  if (!tensors.some((count) => count > 0)) tensors[0] = random.integer(1, 20)
+  const tensors = makeTensors(random, devices, ranks)
   const timeoutS = 20
   return {
     devices,
@@ -100,6 +99,22 @@ export function makeScenario(random: Random): Scenario {
     },
     faults: makeFaults(random, { devices, ranks, engines }),
   }
+}
+
+/** Mostly only daemons with a rank in the update hold some: otherwise it is refused. */
+function makeTensors(
+  random: Random,
+  devices: readonly (readonly number[])[],
+  ranks: readonly number[],
+): number[] {
+  let first = 0
+  const tensors = devices.map(({ length }) => {
+    const takesPart = ranks.some((rank) => rank >= first && rank < first + length)
+    first += length
+    return random.chance(takesPart ? 0.85 : 0.05) ? random.integer(1, 20) : 0
+  })
+  if (!tensors.some((count) => count > 0)) tensors[0] = random.integer(1, 20)
+  return tensors
 }
 
 function makeDevices(random: Random): number[][] {
