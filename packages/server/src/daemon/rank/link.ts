@@ -1,4 +1,3 @@
-import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
 import { CkptError, type Failure } from '@ckpt/core'
 import {
   type Handle,
@@ -15,13 +14,14 @@ import { isIdleWithin } from './device-work.ts'
 import type { RankHandle, RankListener } from './handle.ts'
 import type {
   MemoryAnswer,
+  OpenAnswer,
   RankAnswers,
   RankEvent,
   RankMessage,
   RankReport,
   RankRequest,
-  RankWorkerStart,
 } from './messages.ts'
+import { type RankThread, type StartThread, startThread, type ThreadEvents } from './thread.ts'
 
 const START_MS = 30_000
 /** A Worker that is asked to close may have 500 ms of messages on their way, see `engine-socket.ts`. */
@@ -60,12 +60,13 @@ export class RankLink implements RankHandle {
   /** Addresses at which a worker of an earlier run may still wait. */
   readonly kept = new Set<string>()
   readonly #library: Library
-  readonly #worker: Worker
-  readonly #port: MessagePort
+  readonly #thread: RankThread
   readonly #waiting = new Map<number, Waiting>()
   readonly #settling = new Map<number, PromiseWithResolvers<void>>()
   /** What direct runs write engines' memory with, until they are known to have settled. */
   readonly #streams = new Map<number, readonly Handle[]>()
+  /** What copies out of the checkpoint for the run through a ring that goes on. */
+  #copying: { readonly run: number; readonly streams: readonly Handle[] } | null = null
   /** Direct runs whose copies could not be stopped. */
   readonly #writing = new Map<number, Promise<void>>()
   readonly #exited: Promise<void>
@@ -85,8 +86,11 @@ export class RankLink implements RankHandle {
     rank: RankInfo,
     spins: boolean,
     watcher: RankWatcher = NOBODY,
+    starts: StartThread = startThread,
   ): Promise<RankLink> {
-    const link = new RankLink(options, library, rank, spins)
+    const link = new RankLink(library, rank, (events) =>
+      starts({ library: options, rank, spins }, events),
+    )
     link.#watcher = watcher
     const timer = setTimeout(() => link.#die('the rank Worker did not start'), START_MS)
     try {
@@ -99,26 +103,23 @@ export class RankLink implements RankHandle {
     return link
   }
 
-  private constructor(options: LibraryOptions, library: Library, rank: RankInfo, spins: boolean) {
+  private constructor(
+    library: Library,
+    rank: RankInfo,
+    starts: (events: ThreadEvents) => RankThread,
+  ) {
     this.rank = rank
     this.#library = library
-    const { port1, port2 } = new MessageChannel()
-    this.#port = port1
-    const start: RankWorkerStart = { library: options, rank, spins, port: port2 }
-    this.#worker = new Worker(new URL('./worker.ts', import.meta.url), {
-      workerData: start,
-      transferList: [port2],
-    })
-    port1.on('message', (report: RankReport) => this.#take(report))
-    this.#worker.on('error', (error) =>
-      this.#die(`the rank Worker failed: ${CkptError.wrap(error).message}`),
-    )
-    this.#exited = new Promise((resolve) => {
-      this.#worker.on('exit', () => {
+    const exited = Promise.withResolvers<void>()
+    this.#exited = exited.promise
+    this.#thread = starts({
+      report: (report) => this.#take(report),
+      failed: (error) => this.#die(`the rank Worker failed: ${CkptError.wrap(error).message}`),
+      exited: () => {
         this.#die('the rank Worker has ended')
-        port1.close()
-        resolve()
-      })
+        this.#thread.hangUp()
+        exited.resolve()
+      },
     })
   }
 
@@ -142,10 +143,20 @@ export class RankLink implements RankHandle {
   ): Promise<RankAnswers[T]> {
     if (this.#dead !== null) return Promise.reject(CkptError.from(this.#dead))
     const id = this.#nextId++
-    return new Promise((resolve, reject) => {
+    const answer = new Promise<RankAnswers[T]>((resolve, reject) => {
       this.#waiting.set(id, { resolve: resolve as (value: unknown) => void, reject })
       this.#post({ type: 'request', id, request }, 0)
     })
+    const asked: RankRequest = request
+    if (asked.type === 'open') this.#keepStreams(asked.options.run, answer)
+    return answer
+  }
+
+  #keepStreams(run: number, answer: Promise<unknown>): void {
+    const keep = (opened: unknown) => {
+      this.#copying = { run, streams: (opened as OpenAnswer).streams }
+    }
+    answer.then(keep, () => {})
   }
 
   async readMemory(): Promise<MemoryAnswer> {
@@ -200,8 +211,8 @@ export class RankLink implements RankHandle {
   }
 
   /**
-   * Of a Worker that has died nobody can tell: then when its thread has ended, which nothing in a native call survives, and what a
-   * direct run had enqueued is over.
+   * Of a Worker that has died nobody can tell: then when its thread has ended, which nothing in a native call survives, and what its
+   * run had enqueued is over.
    */
   settled(run: number): Promise<void> {
     if (this.#dead !== null) return this.#exited.then(() => this.#idle(run))
@@ -215,9 +226,10 @@ export class RankLink implements RankHandle {
     await Promise.all(this.#writing.values())
   }
 
-  /** The streams of a direct run outlive its Worker. */
+  /** The streams of a run outlive its Worker. */
   async #idle(run: number): Promise<void> {
-    for (const stream of this.#streams.get(run) ?? []) {
+    const copying = this.#copying?.run === run ? this.#copying.streams : []
+    for (const stream of [...(this.#streams.get(run) ?? []), ...copying]) {
       // it does not block: other updates are served here
       while (!isIdleWithin(this.#library, stream, 0)) await Bun.sleep(IDLE_AGAIN_MS)
     }
@@ -227,18 +239,18 @@ export class RankLink implements RankHandle {
   /** Ends the Worker; one that does not answer is terminated. */
   async close(): Promise<void> {
     // an idle Worker needs no signal, and destroys it when it reads this: from here on nothing may raise it
-    if (this.#dead === null) this.#port.postMessage({ type: 'close' } satisfies RankMessage)
+    if (this.#dead === null) this.#thread.post({ type: 'close' })
     this.#dieOf({ code: 'shutting_down', message: 'the daemon is closing', rank: this.rank.rank })
     const late = Bun.sleep(CLOSE_MS).then(() => 'late' as const)
     if ((await Promise.race([this.#exited, late])) === 'late') {
       this.#terminate()
     }
-    this.#port.close()
+    this.#thread.hangUp()
   }
 
   #post(message: RankMessage, bits: number): void {
     if (this.#dead !== null) return
-    this.#port.postMessage(message)
+    this.#thread.post(message)
     if (this.#signal !== 0) this.#library.signalRaise(this.#signal, bits)
   }
 
@@ -324,8 +336,7 @@ export class RankLink implements RankHandle {
   }
 
   #terminate(): void {
-    this.#worker.unref()
-    void this.#worker.terminate()
+    this.#thread.terminate()
   }
 
   #dieOf(failure: Failure): void {

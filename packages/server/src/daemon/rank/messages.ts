@@ -169,6 +169,8 @@ export interface OpenAnswer {
   /** Bytes in use on the device before and after the ring was allocated. */
   readonly bytesBefore: number
   readonly bytesAfter: number
+  /** What copies out of the checkpoint, of an update through a ring; a direct one tells it with `begun`. */
+  readonly streams: readonly Handle[]
 }
 
 /** A placement map as the main thread is told of it: the whole one of a large model has some ten megabytes. */

@@ -3,6 +3,7 @@ import { CkptError } from '@ckpt/core'
 import type { LibraryOptions, RankInfo } from '../types.ts'
 import type { Ranks } from './handle.ts'
 import { RankLink, type RankWatcher } from './link.ts'
+import { type StartThread, startThread } from './thread.ts'
 
 /** The rank Workers of the daemon. One that dies is replaced before the next update. */
 export class RankPool implements Ranks {
@@ -10,6 +11,7 @@ export class RankPool implements Ranks {
   readonly #library: Library
   readonly #watcher: RankWatcher | undefined
   readonly #spins: boolean
+  readonly #starts: StartThread
   readonly #links: RankLink[]
   /** Rings of Workers that were replaced: nobody can free them. */
   #lostBytes = 0
@@ -21,12 +23,14 @@ export class RankPool implements Ranks {
     library: Library,
     watcher: RankWatcher | undefined,
     spins: boolean,
+    starts: StartThread,
     links: RankLink[],
   ) {
     this.#options = options
     this.#library = library
     this.#watcher = watcher
     this.#spins = spins
+    this.#starts = starts
     this.#links = links
   }
 
@@ -36,9 +40,10 @@ export class RankPool implements Ranks {
     ranks: readonly RankInfo[],
     watcher?: RankWatcher,
     spins = false,
+    starts: StartThread = startThread,
   ): Promise<RankPool> {
     const started = await Promise.allSettled(
-      ranks.map((rank) => RankLink.start(options, library, rank, spins, watcher)),
+      ranks.map((rank) => RankLink.start(options, library, rank, spins, watcher, starts)),
     )
     const links = started.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
     const failed = started.find((one) => one.status === 'rejected')
@@ -46,7 +51,7 @@ export class RankPool implements Ranks {
       await Promise.all(links.map((link) => link.close()))
       throw CkptError.wrap(failed.reason)
     }
-    return new RankPool(options, library, watcher, spins, links)
+    return new RankPool(options, library, watcher, spins, starts, links)
   }
 
   get links(): readonly RankLink[] {
@@ -80,6 +85,7 @@ export class RankPool implements Ranks {
           link.rank,
           this.#spins,
           this.#watcher,
+          this.#starts,
         )
         this.#links[index] = fresh
         this.#writing = Promise.all([this.#writing, link.quiet()])

@@ -16,6 +16,7 @@ import { EngineSocket } from './engine-socket.ts'
 import { BusyIntervals } from './intervals.ts'
 import { clockMs } from '../clock.ts'
 import {
+  type OpenAnswer,
   type OpenOptions,
   PROGRESS_ACKED,
   PROGRESS_LEFT,
@@ -146,6 +147,12 @@ export class RankRun {
     })
   }
 
+  /** Its ring, as it is after it was opened. */
+  get opened(): OpenAnswer {
+    const { bytesBefore } = this
+    return { bytesBefore, bytesAfter: this.bytesInUse(), streams: [this.#ring.copyStream] }
+  }
+
   bytesInUse(): number {
     const { freeBytes, totalBytes } = this.#host.library.deviceMemory(this.#host.rank.device)
     return totalBytes - freeBytes
@@ -153,13 +160,31 @@ export class RankRun {
 
   /** Runs until the engine's worker has left and the ring is freed or in quarantine. Blocks. */
   loop(): void {
-    this.#turn(() => this.#begin())
-    while (!this.#done()) {
-      this.#turn(() => this.#work())
-      if (this.#done()) break
-      this.#turn(() => this.#wait())
-    }
+    this.begin()
+    while (this.step()) this.#turn(() => this.#wait())
     this.close()
+  }
+
+  /** First step of {@link RankRun.loop}, for whoever has the waits in hand: {@link RankRun.step} and `close` follow. */
+  begin(): void {
+    this.#turn(() => this.#begin())
+  }
+
+  /** Does what is to be done now; whether the run goes on. Does not wait. */
+  step(): boolean {
+    if (this.#done()) return false
+    this.#turn(() => this.#work())
+    return !this.#done()
+  }
+
+  /** When {@link RankRun.step} has something to do even if nothing comes, of {@link clockMs}. */
+  get nextMs(): number {
+    return this.#woken ? clockMs() : this.#untilMs
+  }
+
+  get #untilMs(): number {
+    const deadlineMs = this.#conversationClosed ? null : (this.#conversation?.deadlineMs ?? null)
+    return Math.min(this.#endMs, deadlineMs ?? this.#endMs)
   }
 
   /** What fails in a turn fails the update, never the Worker. */
@@ -271,9 +296,7 @@ export class RankRun {
   #wait(): void {
     const nowMs = clockMs()
     const engine = this.#conversationClosed ? null : this.#engine
-    const deadlineMs = engine === null ? null : (this.#conversation?.deadlineMs ?? null)
-    const untilMs = Math.min(this.#endMs, deadlineMs ?? this.#endMs)
-    this.#engineReady = this.#waits.until(untilMs, engine, this.#woken)
+    this.#engineReady = this.#waits.until(this.#untilMs, engine, this.#woken)
     const awakeMs = clockMs()
     if (awakeMs - nowMs >= SLEPT_MS) this.#awakeMs = awakeMs
   }

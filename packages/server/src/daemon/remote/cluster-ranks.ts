@@ -1,6 +1,5 @@
 import { CkptError, type Failure, NODES_MAX } from '@ckpt/core'
 import type { RankHandle, Ranks } from '../rank/handle.ts'
-import type { RankPool } from '../rank/pool.ts'
 import { socketName } from '../updates/sockets.ts'
 import type { RemoteNode } from './remote-node.ts'
 import type { RemoteRank } from './remote-rank.ts'
@@ -16,7 +15,7 @@ interface KnownNode {
  * many ranks as it had.
  */
 export class ClusterRanks implements Ranks {
-  readonly #local: RankPool
+  readonly #local: Ranks
   readonly #nodeCount: number
   readonly #ownAddress: (rank: number) => string
   /** By node rank; of this daemon nothing. */
@@ -24,7 +23,7 @@ export class ClusterRanks implements Ranks {
   /** Their numbers follow those of all others. */
   #guests: RemoteNode[] = []
 
-  constructor(local: RankPool, nodeCount: number, ownAddress: (rank: number) => string) {
+  constructor(local: Ranks, nodeCount: number, ownAddress: (rank: number) => string) {
     this.#local = local
     this.#nodeCount = nodeCount
     this.#ownAddress = ownAddress

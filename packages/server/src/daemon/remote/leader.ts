@@ -1,6 +1,6 @@
 import { CkptError, type Failure } from '@ckpt/core'
 import type { EngineHost } from '../../engines/host.ts'
-import type { RankPool } from '../rank/pool.ts'
+import type { Ranks } from '../rank/handle.ts'
 import type { Registry } from '../registry/registry.ts'
 import { ClusterRanks } from './cluster-ranks.ts'
 import { ClusterVersions } from './cluster-versions.ts'
@@ -9,7 +9,7 @@ import { RemoteNode } from './remote-node.ts'
 
 export interface LeaderParts {
   readonly registry: Pick<Registry, 'lease' | 'gather'>
-  readonly pool: RankPool
+  readonly pool: Ranks
   /** Of its own engines' workers. */
   readonly address: (rank: number) => string
   /** Daemons, this one included. */
@@ -43,12 +43,15 @@ export class Leader {
   /** Where the engines of a daemon's host are called from. */
   engines(node: number): EngineHost {
     return {
-      call: (call, signal) => this.#node(node).callEngine(call, signal),
-      // of a daemon that is gone nobody can see it
-      listener: (address) =>
-        this.#node(node)
-          .engineListener(address)
-          .catch(() => null),
+      call: async (call, signal) => this.#node(node).callEngine(call, signal),
+      listener: async (address) => {
+        try {
+          return await this.#node(node).engineListener(address)
+        } catch {
+          // of a daemon that is gone nobody can see it
+          return null
+        }
+      },
     }
   }
 

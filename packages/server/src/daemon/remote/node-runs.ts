@@ -1,6 +1,6 @@
 import { CkptError, type Failure } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
-import type { RankLink } from '../rank/link.ts'
+import type { RankHandle } from '../rank/handle.ts'
 import {
   type OpenAnswer,
   type OpenOptions,
@@ -33,7 +33,7 @@ type Opening<T extends 'open' | 'open_direct'> = Extract<RemoteRankRequest, { ty
 
 /** One rank in one run that the leader drives. */
 interface RunHere {
-  readonly link: RankLink
+  readonly link: RankHandle
   /** Its number here and at the leader. */
   readonly own: number
   readonly run: number
@@ -41,6 +41,10 @@ interface RunHere {
   told: Int32Array
   readonly conversation: JournalConversation | null
   readonly closed: PromiseWithResolvers<void>
+  /** Its Worker was told to open. */
+  opening: boolean
+  /** Told to end before: the Worker would not know what. */
+  aborted: Failure | null
 }
 
 export interface EndedRuns {
@@ -55,7 +59,7 @@ export class NodeRuns {
   readonly #parts: Pick<NodeParts, 'journal' | 'pool' | 'socketDir'>
   readonly #leases: NodeLeases
   readonly #post: (post: LeaderPost) => void
-  readonly #running = new Map<RankLink, RunHere>()
+  readonly #running = new Map<RankHandle, RunHere>()
   /** A leader that was started again counts anew, and the Workers do not know that. */
   readonly #numbers = new Map<number, number>()
   #next = 1
@@ -71,7 +75,7 @@ export class NodeRuns {
     this.#post = post
   }
 
-  open(link: RankLink, request: Opening<'open'>): Promise<OpenAnswer> {
+  open(link: RankHandle, request: Opening<'open'>): Promise<OpenAnswer> {
     const { options, meeting } = request
     const collective: OpenOptions['collective'] =
       meeting === null ? null : { type: 'communicator', peers: null, ...meeting }
@@ -80,7 +84,7 @@ export class NodeRuns {
     )
   }
 
-  openDirect(link: RankLink, request: Opening<'open_direct'>): Promise<OpenAnswer> {
+  openDirect(link: RankHandle, request: Opening<'open_direct'>): Promise<OpenAnswer> {
     const { options } = request
     return this.#open(link, request, (base) =>
       link.request({ type: 'open_direct', options: { ...options, ...base } }),
@@ -88,7 +92,7 @@ export class NodeRuns {
   }
 
   async #open(
-    link: RankLink,
+    link: RankHandle,
     { options, place }: Opening<'open' | 'open_direct'>,
     request: (
       base: Pick<RunOptions, 'run' | 'buffers' | 'readings' | 'progress' | 'deadlineMs'>,
@@ -98,12 +102,16 @@ export class NodeRuns {
     const version = lease?.version ?? null
     const running = this.#begin(link, options, updateId, version)
     const progress = running.progress.buffer as SharedArrayBuffer
-    link.listen(running.own, 0, (event) => this.#take(running, event))
+    link.listen(running.own, 0, (event) => this.#take(running, event), progress)
     try {
       await this.#journal()
+      if (running.aborted !== null) throw CkptError.from(running.aborted)
+      running.opening = true
       const memory = memoryOf(version, place)
       const deadlineMs = clockMs() + place.leftMs
-      return await request({ run: running.own, ...memory, progress, deadlineMs })
+      const answer = await request({ run: running.own, ...memory, progress, deadlineMs })
+      // the leader cannot use handles of this process
+      return { ...answer, streams: [] }
     } catch (error) {
       link.unlisten()
       this.#end(running)
@@ -112,7 +120,7 @@ export class NodeRuns {
   }
 
   #begin(
-    link: RankLink,
+    link: RankHandle,
     { run, address }: RemoteOpen | RemoteDirectOpen,
     updateId: string,
     version: HeldVersion | null,
@@ -134,6 +142,8 @@ export class NodeRuns {
           ? null
           : { address, rank, ...engine, update_id: updateId, version: version?.version ?? null },
       closed: Promise.withResolvers<void>(),
+      opening: false,
+      aborted: null,
     }
     this.#running.set(link, running)
     this.#timer ??= setInterval(() => this.#tellProgress(), PROGRESS_MS)
@@ -158,7 +168,7 @@ export class NodeRuns {
     return this.#parts.journal.conversations(conversations)
   }
 
-  tell(link: RankLink, run: number, tell: RemoteTell): void {
+  tell(link: RankHandle, run: number, tell: RemoteTell): void {
     const own = this.#numbers.get(run)
     if (own === undefined) return
     switch (tell.type) {
@@ -176,10 +186,16 @@ export class NodeRuns {
       case 'leave':
         return link.leave(own, tell.reason, tell.leaveMs)
       case 'abort':
-        return link.abort(own, tell.failure, tell.leaveMs)
+        return this.#abort(link, own, tell.failure, tell.leaveMs)
       case 'http':
         return link.http(own, tell)
     }
+  }
+
+  #abort(link: RankHandle, own: number, failure: Failure, leaveMs: number): void {
+    const running = this.#running.get(link)
+    if (running?.own === own && !running.opening) running.aborted ??= failure
+    else link.abort(own, failure, leaveMs)
   }
 
   #take(running: RunHere, event: RankEvent): void {
@@ -222,7 +238,7 @@ export class NodeRuns {
   endAll(failure: Failure): EndedRuns {
     const all = [...this.#running.values()]
     for (const { link } of all) link.raiseAbort()
-    for (const { link, own } of all) link.abort(own, failure, LEAVE_MS)
+    for (const { link, own } of all) this.#abort(link, own, failure, LEAVE_MS)
     this.#numbers.clear()
     // nobody else would: a communicator is of no use without its other ranks
     for (const link of this.#parts.pool.links) {

@@ -1,8 +1,7 @@
 import { CkptError, type Failure } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
 import { log } from '../log.ts'
-import type { RankPool } from '../rank/pool.ts'
-import type { RankLink } from '../rank/link.ts'
+import type { RankHandle, Ranks } from '../rank/handle.ts'
 import type { Registry } from '../registry/registry.ts'
 import type { RankInfo } from '../types.ts'
 import type { Journal } from '../updates/journal.ts'
@@ -24,7 +23,7 @@ const OWN: ReadonlySet<number> = new Set([0])
 /** What a daemon serves its leader with. */
 export interface NodeParts {
   readonly registry: Pick<Registry, 'lease' | 'gather'>
-  readonly pool: RankPool
+  readonly pool: Ranks
   readonly journal: Journal
   readonly socketDir: string
   readonly engines: NodeEngines
@@ -39,7 +38,7 @@ export class NodeServer {
   readonly #leases: NodeLeases
   readonly #runs: NodeRuns
   /** Tells Workers that were replaced from those of before. */
-  readonly #workers = new WeakMap<RankLink, number>()
+  readonly #workers = new WeakMap<RankHandle, number>()
   #workerCount = 0
   #firstRank: number | null = null
 
@@ -85,19 +84,19 @@ export class NodeServer {
     }
   }
 
-  #numberOf(link: RankLink): number {
+  #numberOf(link: RankHandle): number {
     const number = this.#workers.get(link) ?? this.#workerCount++
     this.#workers.set(link, number)
     return number
   }
 
-  #link(rank: number): RankLink {
+  #link(rank: number): RankHandle {
     const link = this.#parts.pool.links.find((one) => one.rank.rank === rank)
     if (link === undefined) throw new CkptError('bad_request', `there is no rank ${rank}`)
     return link
   }
 
-  async #ofRank(link: RankLink, request: RemoteRankRequest): Promise<unknown> {
+  async #ofRank(link: RankHandle, request: RemoteRankRequest): Promise<unknown> {
     switch (request.type) {
       case 'plan': {
         const { type, key, input } = request

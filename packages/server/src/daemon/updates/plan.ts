@@ -187,7 +187,7 @@ function plannedInput(
   network: PlanNetwork | null,
 ) {
   const { table, sources, layoutDigest } = version
-  const ownerRanks = version.ownerRanks.map((owners) => usable(owners, ranks))
+  const ownerRanks = version.ownerRanks.map((_, owner) => usable(version, owner, links))
   const { mode, ringBytes, bucketBytes, segmentBytes } = decided
   const sizes = [mode, ringBytes, bucketBytes, segmentBytes]
   const nodes = sources.map((source) => source.nodes?.join() ?? null)
@@ -208,10 +208,20 @@ function plannedInput(
   return { key, input }
 }
 
-/** The memory is the daemon's, so where none of an owner's ranks is in the update any other rank can copy. */
-function usable(ranks: readonly number[], inUpdate: readonly number[]): readonly number[] {
-  const both = ranks.filter((rank) => inUpdate.includes(rank))
-  return both.length === 0 ? inUpdate : both
+/**
+ * The memory is the daemon's, so where none of an owner's ranks is in the update any other rank of it can copy; where none of
+ * that daemon is, any rank reads it over the network.
+ */
+function usable(
+  { ownerRanks, ownerNodes }: HeldVersion,
+  owner: number,
+  links: readonly RankHandle[],
+): readonly number[] {
+  const numbers = (some: readonly RankHandle[]) => some.map(({ rank }) => rank.rank)
+  const own = numbers(links.filter(({ rank }) => ownerRanks[owner]?.includes(rank.rank)))
+  if (own.length > 0) return own
+  const near = numbers(links.filter(({ node }) => node === ownerNodes[owner]))
+  return near.length > 0 ? near : numbers(links)
 }
 
 /** Ranks that share a device share what is free there. */

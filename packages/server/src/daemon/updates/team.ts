@@ -127,13 +127,22 @@ export class RankTeam {
   ): Promise<void> {
     const ranks = this.links.map(({ rank }) => rank.rank)
     this.#opening = true
-    const collectiveOf = ranks.length > 1 ? await this.#meet(communicators) : () => null
+    const collectiveOf = ranks.length > 1 ? await this.#meets(communicators) : () => null
     await this.#openEach(ringBytes, (base, rank) => {
       const collective = collectiveOf(rank)
       const member = ranks.indexOf(rank)
       const options = { ...base, ...team, ...ofRank(rank), ranks, member, collective }
       return { type: 'open', options }
     })
+  }
+
+  async #meets(communicators: Communicators | null): Promise<(rank: number) => CollectiveOptions> {
+    try {
+      return await this.#meet(communicators)
+    } catch (error) {
+      this.#noneOpens()
+      throw error
+    }
   }
 
   async #meet(communicators: Communicators | null): Promise<(rank: number) => CollectiveOptions> {
@@ -187,11 +196,7 @@ export class RankTeam {
     requestOf: (base: Pick<RunOptions, 'run' | 'progress'>, rank: number) => OpenRequest,
   ): Promise<void> {
     if (this.#aborted !== null) {
-      // nobody has opened yet
-      for (const member of this.#members) {
-        this.#settle(member)
-        this.#reach(member, 'closed')
-      }
+      this.#noneOpens()
       throw CkptError.from(this.#aborted)
     }
     const refusals: CkptError[] = []
@@ -217,6 +222,14 @@ export class RankTeam {
     clearInterval(telling)
     const [refusal] = refusals
     if (refusal) throw refusal
+  }
+
+  /** Nothing is to be waited for. */
+  #noneOpens(): void {
+    for (const member of this.#members) {
+      this.#settle(member)
+      this.#reach(member, 'closed')
+    }
   }
 
   begin(): void {

@@ -1,0 +1,72 @@
+import type { Failure } from '@ckpt/core'
+import type { SimulatedEngine } from './engine.ts'
+import type { Outcome } from './simulate.ts'
+import type { Witness } from './violation.ts'
+import type { World } from './world.ts'
+
+/** Nobody else can be to blame for these. */
+const OF_A_RANK: readonly Failure['code'][] = ['rank_failed', 'device_error']
+
+/** Every engine has every tensor of the version exactly once. */
+export function checkSuccess(world: World, witness: Witness): void {
+  const names = [...world.expected.keys()].sort()
+  for (const { url, workers, keys } of world.engines) {
+    if (workers.length !== keys.length) witness.violated(`${url} has ${workers.length} workers`)
+    for (const { taken, over } of workers) {
+      const right =
+        taken.length === names.length && taken.toSorted().every((one, i) => one === names[i])
+      if (!right) witness.violated(`a worker of ${url} took ${taken.length} of ${names.length}`)
+      if (!over) witness.violated(`a worker of ${url} has not left`)
+    }
+  }
+}
+
+/** It says what went wrong, when, and on which rank. */
+export function checkFailure({ code, phase, rank, message }: Failure, witness: Witness): void {
+  const text = `${message} (${code}, phase ${phase}, rank ${rank})`
+  if (code === 'internal') witness.violated(`a failure that nobody meant: ${text}`)
+  if (phase === undefined) witness.violated(`a failure without a phase: ${text}`)
+  if (rank !== undefined) return
+  if (OF_A_RANK.includes(code)) witness.violated(`a failure of no rank: ${text}`)
+  const names = /node \d/.test(message)
+  if (code === 'node_lost' && !names) witness.violated(`a failure of no daemon: ${text}`)
+}
+
+/**
+ * An engine is torn when it has a part of a version. Where the way to it is lost nobody can know that it has all, so then it is
+ * called torn as well; never, though, where it was sent nothing.
+ */
+export function checkTorn(world: World, { failure }: Outcome, witness: Witness): void {
+  for (const engine of world.engines) {
+    const torn = world.leader.isTorn(engine.url)
+    const touched = engine.listsSent > 0
+    if (torn && !touched && !engine.ended)
+      witness.violated(`${engine.url} is called torn and was sent nothing`)
+    if (torn && failure === null) witness.violated(`${engine.url} is called torn after a success`)
+    if (!torn && failure !== null && touched && !engine.ended && !isWhole(world, engine)) {
+      witness.violated(`${engine.url} has a part of a version and is not called torn`)
+    }
+  }
+}
+
+function isWhole({ expected }: World, { workers, keys }: SimulatedEngine): boolean {
+  return (
+    workers.length === keys.length && workers.every(({ taken }) => taken.length === expected.size)
+  )
+}
+
+/** What is left of an update that is over, and should not be; null: nothing. */
+export function checkLeft(world: World): string | null {
+  for (const { parts, pool, threads } of world.daemons) {
+    const { memories, streams, events, groups } = parts.library.live
+    const died = threads.length > (pool?.links.length ?? 0)
+    // what a thread had when it died nobody gives back
+    if (!died && memories + streams + events + groups > 0) {
+      const what = `${memories} rings, ${streams} streams, ${events} events, ${groups} groups`
+      return `daemon ${parts.node} has not given back: ${what}`
+    }
+    if (parts.registry.leases > 0) return `daemon ${parts.node} still leases its checkpoint`
+    if (pool?.links.some(({ busy }) => busy)) return `a rank of daemon ${parts.node} is busy`
+  }
+  return null
+}

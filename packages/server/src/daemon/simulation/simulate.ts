@@ -1,0 +1,268 @@
+import { CkptError, type Failure, type UpdateReport } from '@ckpt/core'
+import { makeSpec } from '../updates/spec.ts'
+import { CHECKPOINT } from './checkpoint.ts'
+import { checkFailure, checkLeft, checkSuccess, checkTorn } from './invariants.ts'
+import { Random } from './random.ts'
+import { type Fault, makeScenario, type Scenario } from './scenario.ts'
+import { SimulatedTime } from './time.ts'
+import type { Witness } from './violation.ts'
+import { World } from './world.ts'
+
+/** How one seed has ended. */
+export interface SeedResult {
+  readonly seed: number
+  /** Of its first update: `done`, or the code of its failure. */
+  readonly outcome: string
+  /** What must never happen and did; null: nothing. */
+  readonly violation: string | null
+  readonly updates: number
+}
+
+export interface SimulateOptions {
+  /** Takes a line for everything that happens. */
+  readonly trace?: (line: string) => void
+  /** Breaks something before the update begins. */
+  readonly sabotage?: (world: World) => void
+  /** In place of what the seed would have. */
+  readonly change?: (scenario: Scenario) => Scenario
+}
+
+export type Outcome =
+  | { readonly report: UpdateReport; readonly failure: null }
+  | { readonly report: null; readonly failure: Failure }
+
+/** An update ends within its timeout and this. */
+const AFTER_DEADLINE_MS = 2000
+const START_LIMIT_MS = 20_000
+/** What faults leave is over by then: see `STAY_MS` of the sockets that are kept. */
+const SETTLE_MS = 120_000
+const HEAL_MS = 9000
+const CLEAN_TIMEOUT_S = 120
+const REFUSED: readonly Failure['code'][] = ['device_memory_exhausted', 'not_supported']
+
+/** Two updates of one seed: one that is disturbed, and one that is not and must succeed. */
+export function simulateSeed(seed: number, options: SimulateOptions = {}): SeedResult {
+  const time = new SimulatedTime()
+  const restore = time.install()
+  const simulation = new Simulation(seed, time, options)
+  try {
+    return simulation.run()
+  } finally {
+    restore()
+  }
+}
+
+class Simulation implements Witness {
+  readonly #seed: number
+  readonly #time: SimulatedTime
+  readonly #options: SimulateOptions
+  readonly #random: Random
+  readonly #scenario: Scenario
+  #violation: string | null = null
+  #updates = 0
+
+  constructor(seed: number, time: SimulatedTime, options: SimulateOptions) {
+    this.#seed = seed
+    this.#time = time
+    this.#options = options
+    this.#random = new Random(seed)
+    const scenario = makeScenario(this.#random)
+    this.#scenario = options.change?.(scenario) ?? scenario
+  }
+
+  violated(message: string): void {
+    this.trace(() => `VIOLATION ${message}`)
+    this.#violation ??= `${message} (at ${this.#time.nowMs.toFixed(3)} ms)`
+  }
+
+  trace(line: () => string): void {
+    const { trace } = this.#options
+    if (trace !== undefined) trace(`${this.#time.nowMs.toFixed(3).padStart(12)} ${line()}`)
+  }
+
+  run(): SeedResult {
+    let outcome = 'none'
+    try {
+      const first = this.#steps()
+      outcome = first === null ? 'none' : (first.failure?.code ?? 'done')
+    } catch (error) {
+      this.violated(`what is thrown: ${error instanceof Error ? error.stack : String(error)}`)
+    }
+    const violation = this.#violation
+    return { seed: this.#seed, outcome, violation, updates: this.#updates }
+  }
+
+  #steps(): Outcome | null {
+    this.trace(() => JSON.stringify(this.#scenario))
+    const world = new World(this.#time, this.#random, this, this.#scenario)
+    world.start()
+    if (!this.#until(() => world.complete, START_LIMIT_MS)) {
+      this.violated('the daemons do not come together')
+      return null
+    }
+    this.#options.sabotage?.(world)
+    world.register()
+    const { faults } = this.#scenario
+    const first = this.#update(world, faults)
+    if (first === null || this.#violation !== null) return first
+    this.#heal(world, first)
+    if (this.#violation !== null) return first
+    world.register()
+    const second = this.#update(world, null)
+    if (second?.failure) {
+      const { code, message } = second.failure
+      // of sizes and ranks that no update can have
+      const isRefused = second.failure.phase === 'plan' && REFUSED.includes(code)
+      if (!isRefused) this.violated(`the next update fails: ${message} (${code})`)
+    }
+    if (this.#violation !== null) return first
+    this.#until(() => checkLeft(world) === null, SETTLE_MS)
+    const left = checkLeft(world)
+    if (left !== null) this.violated(left)
+    return first
+  }
+
+  #until(condition: () => boolean, withinMs: number): boolean {
+    const limitMs = this.#time.nowMs + withinMs
+    return this.#time.run(() => this.#violation !== null || condition(), limitMs)
+  }
+
+  /** @param faults null: nothing disturbs it */
+  #update(world: World, faults: readonly Fault[] | null): Outcome | null {
+    this.#updates++
+    const id = `update-${this.#updates}`
+    const short = faults?.some(({ type }) => type === 'short') ?? false
+    const { timeoutS } = this.#scenario
+    const usualS = faults === null ? CLEAN_TIMEOUT_S : timeoutS
+    const timeout = short ? this.#random.between(0.05, 1.5) : usualS
+    let outcome: Outcome | null = null
+    const { queue } = world.leader
+    for (const engine of world.engines) {
+      engine.listsSent = 0
+      engine.ended = false
+    }
+    this.#disturb(world, faults ?? [], id)
+    this.#time.as(world.leader.life, () => {
+      try {
+        const record = queue?.add(this.#spec(world, id, timeout, faults === null), undefined)
+        record?.done.then(
+          (report) => (outcome = { report, failure: null }),
+          (error) => (outcome = { report: null, failure: CkptError.wrap(error).failure }),
+        )
+      } catch (error) {
+        outcome = { report: null, failure: CkptError.wrap(error).failure }
+      }
+    })
+    const limitMs = timeout * 1000 + AFTER_DEADLINE_MS
+    this.#until(() => outcome !== null, limitMs)
+    const ended = outcome as Outcome | null
+    if (ended === null) {
+      this.violated(`${id} does not end within ${limitMs} ms`)
+      return null
+    }
+    this.trace(() => `${id}: ${JSON.stringify(ended.failure ?? 'done')}`)
+    if (ended.failure === null) checkSuccess(world, this)
+    else checkFailure(ended.failure, this)
+    checkTorn(world, ended, this)
+    return ended
+  }
+
+  #spec(world: World, id: string, timeout: number, clean: boolean) {
+    const { mode, pause, openS, ranks: asked } = this.#scenario
+    const engines = this.#scenario.engines.map(({ ranks }, i) => ({
+      url: world.engines[i]?.url ?? '',
+      ranks: [...ranks],
+      engine: 'vllm' as const,
+    }))
+    const { leader, pool, parts } = world.leader
+    const ranks = leader?.ranks ?? pool
+    if (ranks === null) throw new Error('the leader has not started')
+    const open_timeout = clean ? CLEAN_TIMEOUT_S : openS
+    const request = {
+      update_id: id,
+      ranks: [...asked],
+      engines,
+      timeout,
+      open_timeout,
+      mode,
+      pause,
+    }
+    return makeSpec(CHECKPOINT, request as never, parts.options, ranks)
+  }
+
+  #disturb(world: World, faults: readonly Fault[], id: string): void {
+    for (const [i, engine] of world.engines.entries()) {
+      engine.scripts = this.#scenario.engines[i]?.scripts ?? []
+    }
+    for (const fault of faults) {
+      if (fault.type === 'worker') {
+        const { engine, worker, script } = fault
+        const one = world.engines[engine]
+        if (one === undefined) continue
+        one.scripts = one.scripts.with(worker, script)
+        one.ended = script.fault?.kind === 'close'
+      } else if (fault.type === 'copy') this.#failCopy(world, fault.node, fault.copy)
+      else if ('atMs' in fault) this.#time.after(fault.atMs, () => this.#strike(world, fault, id))
+    }
+  }
+
+  #failCopy(world: World, node: number, copy: number): void {
+    const library = world.daemons[node]?.parts.library
+    if (library === undefined) return
+    let copies = 0
+    library.copyFault = () => copies++ === copy
+  }
+
+  #strike(world: World, fault: Extract<Fault, { atMs: number }>, id: string): void {
+    // the next update is to be undisturbed
+    if (world.leader.queue?.runningId !== id) return
+    this.trace(() => JSON.stringify(fault))
+    switch (fault.type) {
+      case 'abort': {
+        const failure: Failure = { code: 'aborted', message: 'aborted on request' }
+        const { queue, life } = world.leader
+        return this.#time.as(life, () => void queue?.abort(id, failure))
+      }
+      case 'engine_restart':
+        return world.engines[fault.engine]?.restart()
+      case 'thread_dies':
+        return threadOf(world, fault.rank)?.die(new Error('the thread has crashed'))
+      case 'thread_stalls':
+        return threadOf(world, fault.rank)?.stall(fault.forMs)
+      case 'daemon_dies':
+        return world.kill(fault.node)
+      case 'cut':
+        return world.cut(fault.node)
+      case 'dark':
+        return world.darken(fault.node)
+    }
+  }
+
+  /** What people would do before they send the next update. */
+  #heal(world: World, { failure }: Outcome): void {
+    const { faults } = this.#scenario
+    for (const { parts } of world.daemons) parts.library.copyFault = null
+    const gentle = faults.every(({ type }) => type === 'abort' || type === 'copy')
+    if (failure === null || gentle) this.#until(() => false, this.#random.between(0, 20))
+    else this.#until(() => false, HEAL_MS)
+    for (const [node, { life }] of world.daemons.entries()) if (!life.alive) world.restart(node)
+    for (const engine of world.engines) {
+      const stuck = !gentle && engine.isStuck
+      if (stuck || world.leader.needsRestart(engine.url)) engine.restart()
+    }
+    if (!this.#until(() => world.complete, START_LIMIT_MS)) {
+      this.violated('the daemons do not come together again')
+    }
+  }
+}
+
+function threadOf(world: World, rank: number) {
+  let first = 0
+  for (const { threads, parts } of world.daemons) {
+    const count = parts.options.ranks.length
+    // of one that was replaced the last
+    if (rank < first + count) return threads.findLast((one) => one.rank === rank - first)
+    first += count
+  }
+  return undefined
+}
