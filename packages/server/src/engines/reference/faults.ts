@@ -34,6 +34,12 @@ export const FAULTS: readonly FaultKind[] = [
     strikes: 'rank',
     does: 'closes its socket at list K; the request fails',
   },
+  {
+    kind: 'hold',
+    place: 'bucket',
+    strikes: 'rank',
+    does: 'replies to list K when POST /v1/faults has come, and goes on',
+  },
   { kind: 'exit', place: 'bucket', strikes: 'rank', does: 'the process exits at list K' },
   {
     kind: 'http-500',
@@ -57,6 +63,12 @@ export const FAULTS: readonly FaultKind[] = [
   },
   { kind: 'hang', place: 'open', strikes: 'engine', does: 'takes the request, no worker connects' },
   {
+    kind: 'hold',
+    place: 'open',
+    strikes: 'engine',
+    does: 'takes the request, and goes on when POST /v1/faults has come',
+  },
+  {
     kind: 'missing-device',
     place: 'open',
     strikes: 'rank',
@@ -73,6 +85,12 @@ export const FAULTS: readonly FaultKind[] = [
     place: 'post',
     strikes: 'rank',
     does: 'its post hook hangs; leaves when the request times out',
+  },
+  {
+    kind: 'hold',
+    place: 'post',
+    strikes: 'rank',
+    does: 'its post hook goes on when POST /v1/faults has come',
   },
   {
     kind: 'hang',
@@ -98,6 +116,7 @@ export interface Fault {
 
 const NOTES = [
   'of a direct update, K=0 is its begin (error: refuses it) and K=1 while the daemon copies (not error); error@post refuses its end',
+  'POST /v1/faults {"faults": [...]} puts others in place of these, and whatever holds goes on',
   'append :once for the next update only, :direct for direct updates only, :rank=R for another rank than the last',
 ]
 
@@ -137,6 +156,11 @@ export class Faults {
   constructor(texts: readonly string[], size: number) {
     this.#size = size
     this.#armed = texts.map((text) => parseFault(text, size))
+  }
+
+  /** From now on these. @throws CkptError `bad_request` */
+  arm(texts: readonly string[]): void {
+    this.#armed = texts.map((text) => parseFault(text, this.#size))
   }
 
   /** What applies to an update that starts now. */
