@@ -150,10 +150,7 @@ export class ReferenceEngine {
     const faults = this.#faults.take(request.way)
     if (strikes(faults, 'http-500', 'open')) return { result: 'http', status: 500 }
     if (strikes(faults, 'http-404', 'open')) return { result: 'http', status: 404 }
-    if (strikes(faults, 'hold', 'open')) {
-      this.#holding = true
-      await this.#held.promise
-    }
+    if (strikes(faults, 'hold', 'open')) await this.#hold()
     if (strikes(faults, 'hang', 'open')) {
       await Bun.sleep(request.timeoutMs)
       const method = request.way === 'ring' ? 'update_weights_from_ipc' : 'ckpt_direct'
@@ -207,7 +204,17 @@ export class ReferenceEngine {
 
   /** Whether the fault `hang@pause` strikes a pause that waits for requests. */
   pauseHangs(): boolean {
-    return this.#faults.takePause()
+    return this.#faults.takeOf('pause')
+  }
+
+  /** Resolves when no fault holds a flush of the caches. */
+  async mayFlush(): Promise<void> {
+    if (this.#faults.takeOf('flush')) await this.#hold()
+  }
+
+  async #hold(): Promise<void> {
+    this.#holding = true
+    await this.#held.promise
   }
 
   async close(): Promise<void> {

@@ -39,7 +39,7 @@ test('a fault strikes the last rank unless told otherwise, and once if it says s
   expect(strikes(faults.ofRank(first, 0), 'hang', 'post')).toBe(true)
   const second = faults.take('ring')
   expect(second.map((fault) => fault.kind)).toEqual(['error'])
-  expect([faults.takePause(), faults.takePause()]).toEqual([true, false])
+  expect([faults.takeOf('pause'), faults.takeOf('pause')]).toEqual([true, false])
 })
 
 test('a fault of direct updates waits for one', () => {

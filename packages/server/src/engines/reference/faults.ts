@@ -2,7 +2,7 @@ import { CkptError } from '@ckpt/core/api/errors'
 import type { UpdateWay } from './way.ts'
 
 /** Where a fault strikes: `bucket` is a number K (the first list is 0), the others are the names of the place. */
-type FaultPlace = 'bucket' | 'open' | 'post' | 'pause'
+type FaultPlace = 'bucket' | 'open' | 'post' | 'pause' | 'flush'
 
 interface FaultKind {
   readonly kind: string
@@ -98,6 +98,12 @@ export const FAULTS: readonly FaultKind[] = [
     strikes: 'engine',
     does: 'a pause with mode=wait never returns, one with mode=abort does',
   },
+  {
+    kind: 'hold',
+    place: 'flush',
+    strikes: 'engine',
+    does: 'answers POST /reset_prefix_cache when POST /v1/faults has come',
+  },
 ]
 
 export interface Fault {
@@ -165,17 +171,18 @@ export class Faults {
 
   /** What applies to an update that starts now. */
   take(way: UpdateWay): Fault[] {
-    const applies = (fault: Fault) => fault.place !== 'pause' && (way === 'direct' || !fault.direct)
+    const applies = (fault: Fault) =>
+      fault.place !== 'pause' && fault.place !== 'flush' && (way === 'direct' || !fault.direct)
     const taken = this.#armed.filter(applies)
     this.#armed = this.#armed.filter((fault) => !applies(fault) || !fault.once)
     return taken
   }
 
-  /** Whether a pause that starts now hangs. */
-  takePause(): boolean {
-    const hangs = this.#armed.some((fault) => fault.place === 'pause')
-    this.#armed = this.#armed.filter((fault) => fault.place !== 'pause' || !fault.once)
-    return hangs
+  /** Whether a request of this place, which belongs to no update, is struck now. */
+  takeOf(place: 'pause' | 'flush'): boolean {
+    const struck = this.#armed.some((fault) => fault.place === place)
+    this.#armed = this.#armed.filter((fault) => fault.place !== place || !fault.once)
+    return struck
   }
 
   /** Those of `faults` that strike this rank. */

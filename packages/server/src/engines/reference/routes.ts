@@ -156,7 +156,10 @@ function addPauseRoutes(app: Hono, engine: ReferenceEngine): void {
     return c.json({ status: 'resumed' })
   })
   app.get('/is_paused', (c) => c.json({ is_paused: engine.paused }))
-  app.post('/reset_prefix_cache', (c) => c.body(null, 200))
+  app.post('/reset_prefix_cache', async (c) => {
+    await engine.mayFlush()
+    return c.body(null, 200)
+  })
   app.post('/pause_generation', (c) => {
     engine.paused = true
     return c.json({ status: 'ok', message: 'Generation paused successfully.' })
