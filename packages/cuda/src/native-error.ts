@@ -29,12 +29,15 @@ const CODES: Readonly<Record<number, ErrorCode>> = {
 const HOST_MEMORY = /^ckpt_(buffer|file|read|refcounter)_/
 /** Functions whose I/O is on the user's files; of the others it is on shared memory. */
 const USER_FILES = /^ckpt_(file|read)_|^ckpt_buffer_(map|gather)$/
+/** Functions whose I/O is with the processes of other daemons, or tells how that went. */
+const OTHER_PROCESSES = /^ckpt_(communicator|event|stream)_/
 
 function errorCode(symbol: string, status: number, text: string): ErrorCode {
   if (status === abi.STATUS_ERR_MEMORY) {
     return HOST_MEMORY.test(symbol) ? 'host_memory_exhausted' : 'device_memory_exhausted'
   }
   if (status === abi.STATUS_ERR_IO) {
+    if (OTHER_PROCESSES.test(symbol)) return 'node_lost'
     if (!USER_FILES.test(symbol)) return 'device_error'
     return /No such file|ENOENT/.test(text) ? 'file_not_found' : 'file_unreadable'
   }

@@ -29,6 +29,10 @@ export const UpdateWeightsFromIpcRequest = type({
 })
 export type UpdateWeightsFromIpcRequest = typeof UpdateWeightsFromIpcRequest.infer
 
+/** `POST /v1/faults` of the reference engine: what it does wrong from now on, as `ckpt engine --fault`. */
+export const FaultsRequest = type({ '+': 'reject', faults: 'string[] <= 64' })
+export type FaultsRequest = typeof FaultsRequest.infer
+
 /** `GET /v1/weights` of the reference engine: what every rank of it holds. `sha256` is hex. */
 export const EngineWeights = type({
   version: 'string | null',

@@ -7,6 +7,7 @@ import {
   STATUS_ERR_TIMEOUT,
 } from '@ckpt/cuda'
 import { clockMs } from '../clock.ts'
+import { inject } from './injected.ts'
 import type { Meeting } from './kept-communicator.ts'
 import type { OpenOptions, Peer } from './messages.ts'
 import type { Ring } from './ring.ts'
@@ -101,7 +102,8 @@ class Communicator implements Collective {
   }
 
   join(): void {
-    const { communicator, signal } = this.#host
+    const { communicator, library, signal } = this.#host
+    inject(library, 'meet')
     this.#handle = communicator.take(this.#meeting, signal)
   }
 

@@ -43,12 +43,20 @@ export interface RankHandle {
   settled(run: number): Promise<void>
 }
 
+/** A rank whose daemon is gone. */
+export interface LostRank {
+  readonly node: number
+  readonly failure: Failure
+}
+
 /** The ranks that updates may use. */
 export interface Ranks {
   /** Every rank there is, ascending. */
   readonly links: readonly RankHandle[]
   /** The numbers of those that an update without a choice of its own takes. @throws CkptError `node_lost`: `all`, and some are gone */
   all(require: 'all' | 'survivors'): number[]
+  /** Null: it is there, or never was. */
+  lost(rank: number): LostRank | null
   /** The ranks of these numbers, each with a living Worker. @throws CkptError `bad_request`, and why one cannot be used */
   use(ranks: readonly number[]): Promise<RankHandle[]>
   /** Resolves when no copy of an earlier direct update writes an engine's memory any more, of a Worker that has died neither. */

@@ -71,6 +71,11 @@ export class RankPool implements Ranks {
     return this.#links.map(({ rank }) => rank.rank)
   }
 
+  /** They are this daemon's. */
+  lost(): null {
+    return null
+  }
+
   async use(ranks: readonly number[]): Promise<RankLink[]> {
     return Promise.all(
       ranks.map(async (rank) => {

@@ -16,6 +16,7 @@ import {
   type RankRequest,
 } from './messages.ts'
 import type { EngineSocket } from './engine-socket.ts'
+import { inject } from './injected.ts'
 import { KeptCommunicator } from './kept-communicator.ts'
 import { measureH2d } from './measure.ts'
 import { PlanShelf } from './plans.ts'
@@ -234,6 +235,7 @@ export class RankWorker implements RunHost {
         return this.library.deviceMemory(this.rank.device)
       case 'plan':
       case 'prepare': {
+        inject(this.library, 'plan')
         const held = this.#plans.get(request.key)
         if (held !== null || request.input === null) return held?.summary() ?? null
         const made = this.#plans.make(request.key, request.input)

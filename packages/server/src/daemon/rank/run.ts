@@ -23,6 +23,7 @@ import {
   PROGRESS_SENT,
   type RankMessage,
 } from './messages.ts'
+import { inject } from './injected.ts'
 import type { HeldPlan } from './plans.ts'
 import type { LeftConversation } from './keeper.ts'
 import { RankWait, takeEngineEvents } from './rank-wait.ts'
@@ -92,6 +93,7 @@ export class RankRun {
     this.#waits = new RankWait(host)
     this.#endMs = options.deadlineMs + LEAVE_MS_AT_DEADLINE
     library.signalReset(host.signal)
+    inject(library, 'open')
     this.bytesBefore = this.bytesInUse()
     this.#ring = new Ring(library, rank.device, held.plan.ringBytes)
     let engine: EngineSocket | null = null
@@ -317,6 +319,7 @@ export class RankRun {
         return this.#mayAnnounce()
       case 'release':
         if (this.#failure !== null) return
+        inject(this.#host.library, 'release')
         if (this.#conversation === null) return this.#finish(null)
         return this.#converseStep({ type: 'end', nowMs })
       case 'abort':
@@ -383,6 +386,7 @@ export class RankRun {
       this.#early = bucket
       return
     }
+    inject(this.#host.library, `list-${bucket}`)
     this.#sent++
     Atomics.store(this.#progress, PROGRESS_SENT, this.#sent)
     this.#reload.begin(clockMs())

@@ -1,5 +1,5 @@
 import { CkptError, type Failure, NODES_MAX } from '@ckpt/core'
-import type { RankHandle, Ranks } from '../rank/handle.ts'
+import type { LostRank, RankHandle, Ranks } from '../rank/handle.ts'
 import { socketName } from '../updates/sockets.ts'
 import type { RemoteNode } from './remote-node.ts'
 import type { RemoteRank } from './remote-rank.ts'
@@ -125,13 +125,20 @@ export class ClusterRanks implements Ranks {
     return ranks.map((rank) => links.get(rank) as RankHandle)
   }
 
-  #refuse(rank: number): never {
+  lost(rank: number): LostRank | null {
     for (const known of this.#known) {
-      const lost = known?.node.lost ?? null
+      const failure = known?.node.lost ?? null
       const first = known === undefined ? null : this.#firstRank(known.node.node)
-      if (lost === null || first === null || known === undefined) continue
-      if (rank >= first && rank < first + known.rankCount) throw CkptError.from({ ...lost, rank })
+      if (failure === null || first === null || known === undefined) continue
+      if (rank < first || rank >= first + known.rankCount) continue
+      return { node: known.node.node, failure: { ...failure, rank } }
     }
+    return null
+  }
+
+  #refuse(rank: number): never {
+    const lost = this.lost(rank)
+    if (lost !== null) throw CkptError.from(lost.failure)
     throw new CkptError('bad_request', `there is no rank ${rank}`)
   }
 

@@ -29,6 +29,8 @@ import { VersionReading } from './version-reading.ts'
 const PROGRESS_MS = 100
 /** For the slowest rank to say what it waits for, which a busy machine may keep from it for a while. */
 const SLOWEST_RANK_MS = 180
+/** For the daemon of a rank that others miss to be missed itself: its heartbeats may be all that tells. */
+const MISSED_RANK_MS = 6000
 /** What an update waits for in the others, files or engines, no rank can be late with. */
 const RANK_PHASES: ReadonlySet<Phase> = new Set(['open', 'transfer', 'release'])
 
@@ -77,9 +79,15 @@ export class UpdateRun {
   /** The engines as they stand, for the state of an update that failed. */
   get engineReports(): EngineReport[] {
     const team = this.#team
-    return this.#contacts.map((contact) =>
+    const taking = this.#contacts.map((contact) =>
       contact.report(this.#failure, team?.allFinished(contact.ranks) ?? false),
     )
+    const { book, engineHost } = this.#context
+    const leftOut = this.#spec.leftOut.map(({ spec, failure }) => {
+      const contact = new EngineContact(spec, [], book.record(spec), engineHost(spec.node))
+      return contact.report(failure, false)
+    })
+    return [...taking, ...leftOut]
   }
 
   /** When what went on: the phases, the reading, the stages of each rank. */
@@ -365,14 +373,24 @@ export class UpdateRun {
 
   /**
    * At the deadline every rank fails at once, most of them only because they wait for the slowest one: that one says what the
-   * update really waited for. Where it cannot in time, what is known of it here is told, and not what another one saw.
+   * update really waited for. Where it cannot in time, what is known of it here is told, and not what another one saw. A rank that
+   * misses another one does not know whom, or why: whoever does comes first too.
    */
   #onRankFailure(failure: Failure): void {
+    if (failure.code === 'node_lost' && !this.#isLost(failure.rank)) {
+      const waitMs = Math.min(MISSED_RANK_MS, this.#times.waitMs)
+      setTimeout(() => this.fail(failure), waitMs)
+      return
+    }
     if (failure.code !== 'update_timeout') return this.fail(failure)
     if (failure.rank === this.#team?.slowestRank) {
       return this.fail({ ...failure, message: `${failure.message}${this.#reading.words}` })
     }
     setTimeout(() => this.fail(this.#lateFailure()), SLOWEST_RANK_MS)
+  }
+
+  #isLost(rank: number | undefined): boolean {
+    return this.#team?.links.some(({ rank: one, dead }) => one.rank === rank && dead) ?? false
   }
 
   /** A worker that never came while others of its engine did: the engine does not have that device. */

@@ -9,7 +9,8 @@ const URL_ = 'http://127.0.0.1:19730/collective_rpc'
 function spec(request: UpdateRequest, allowedEngines: readonly string[] | null = null) {
   const options = daemonOptions('/nowhere', { allowedEngines })
   const links = options.ranks.map((rank) => ({ rank }) as RankHandle)
-  return makeSpec('m', request, options, { links, all: () => links.map(({ rank }) => rank.rank) })
+  const all = () => links.map(({ rank }) => rank.rank)
+  return makeSpec('m', request, options, { links, all, lost: () => null })
 }
 
 test('the defaults are those of checkpoint-engine, and nobody is paused', () => {
@@ -18,6 +19,7 @@ test('the defaults are those of checkpoint-engine, and nobody is paused', () => 
     checkpoint: 'm',
     ranks: [0, 1],
     engines: [],
+    leftOut: [],
     timeoutMs: 300_000,
     openMs: 60_000,
     pauseMs: 60_000,

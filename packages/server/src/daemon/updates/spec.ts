@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import {
   CkptError,
   type EngineTarget,
+  type Failure,
   OPEN_TIMEOUT_SECONDS,
   PAUSE_TIMEOUT_SECONDS,
   type RingMode,
@@ -30,6 +31,12 @@ export interface EngineSpec {
   readonly node: number
 }
 
+/** An engine that an update of the survivors does without: one of its ranks, which the failure names, is gone. */
+export interface LeftOutEngine {
+  readonly spec: EngineSpec
+  readonly failure: Failure
+}
+
 /** A checked update request with every default filled in. */
 export interface UpdateSpec {
   readonly id: string
@@ -38,6 +45,7 @@ export interface UpdateSpec {
   readonly ranks: readonly number[]
   /** Empty: nobody is contacted and the map is published. */
   readonly engines: readonly EngineSpec[]
+  readonly leftOut: readonly LeftOutEngine[]
   readonly timeoutMs: number
   readonly openMs: number
   readonly pauseMs: number
@@ -53,13 +61,13 @@ export interface UpdateSpec {
 /**
  * Checks a request against this daemon.
  *
- * @throws CkptError `bad_request`, `engine_not_allowed`, `not_supported`
+ * @throws CkptError `bad_request`, `engine_not_allowed`, `not_supported`, `node_lost`
  */
 export function makeSpec(
   checkpoint: string,
   request: UpdateRequest,
   options: DaemonOptions,
-  known: Pick<Ranks, 'all' | 'links'>,
+  known: Pick<Ranks, 'all' | 'links' | 'lost'>,
 ): UpdateSpec {
   const mode = request.mode ?? 'auto'
   const ranks = ranksOf(request, known)
@@ -68,7 +76,7 @@ export function makeSpec(
     id: request.update_id ?? randomUUID(),
     checkpoint,
     ranks,
-    engines: enginesOf(request, ranks, options, known.links),
+    ...enginesOf(request, ranks, options, known),
     timeoutMs: (request.timeout ?? UPDATE_TIMEOUT_SECONDS) * 1000,
     openMs: (request.open_timeout ?? OPEN_TIMEOUT_SECONDS) * 1000,
     pauseMs: (request.pause_timeout ?? PAUSE_TIMEOUT_SECONDS) * 1000,
@@ -82,18 +90,19 @@ export function makeSpec(
 
 function ranksOf(
   { ranks: asked = [], require = 'all' }: Pick<UpdateRequest, 'ranks' | 'require'>,
-  ranks: Pick<Ranks, 'all' | 'links'>,
+  ranks: Pick<Ranks, 'all' | 'links' | 'lost'>,
 ): number[] {
   if (asked.length === 0) return ranks.all(require)
   const known = ranks.links.map(({ rank }) => rank.rank)
-  const unknown = asked.find((rank) => !known.includes(rank))
+  const living = require === 'all' ? asked : asked.filter((rank) => ranks.lost(rank) === null)
+  const unknown = living.find((rank) => !known.includes(rank))
   if (unknown !== undefined) {
     // one that is lost says so
     if (require === 'all') ranks.all(require)
     throw new CkptError('bad_request', `there is no rank ${unknown}: ${known.length} ranks exist`)
   }
   requireDistinct('ranks', asked)
-  return [...asked].sort((a, b) => a - b)
+  return [...living].sort((a, b) => a - b)
 }
 
 function requireDistinct(what: string, ranks: readonly number[]): void {
@@ -120,11 +129,13 @@ function enginesOf(
   request: UpdateRequest,
   ranks: readonly number[],
   options: DaemonOptions,
-  links: Ranks['links'],
-): EngineSpec[] {
+  known: Pick<Ranks, 'links' | 'lost'>,
+): Pick<UpdateSpec, 'engines' | 'leftOut'> {
   const targets = targetsOf(request)
   const taken = new Map<number, string>()
-  return targets.map((target) => {
+  const leftOut = request.require === 'survivors' ? leftOutOf(targets, options, known) : []
+  const engines = targets.flatMap((target) => {
+    if (leftOut.some(({ target: one }) => one === target)) return []
     if (target.ranks.length === 0 && targets.length > 1) {
       throw new CkptError(
         'bad_request',
@@ -142,8 +153,27 @@ function enginesOf(
       }
       taken.set(rank, target.url)
     }
-    const node = links.find(({ rank }) => rank.rank === own[0])?.node ?? 0
-    return engineOf(target, own, options, node)
+    const node = known.links.find(({ rank }) => rank.rank === own[0])?.node ?? 0
+    return [engineOf(target, own, options, node)]
+  })
+  const [first] = leftOut
+  if (first !== undefined && engines.length === 0) throw CkptError.from(first.failure)
+  return { engines, leftOut: leftOut.map(({ spec, failure }) => ({ spec, failure })) }
+}
+
+function leftOutOf(
+  targets: readonly EngineTarget[],
+  options: DaemonOptions,
+  known: Pick<Ranks, 'links' | 'lost'>,
+): (LeftOutEngine & { readonly target: EngineTarget })[] {
+  return targets.flatMap((target) => {
+    const lost = target.ranks.flatMap((rank) => known.lost(rank) ?? [])[0]
+    if (lost === undefined) return []
+    const [first] = target.ranks
+    const living = known.links.find(({ rank }) => rank.rank === first)
+    const node = living?.node ?? (known.lost(first as number)?.node as number)
+    const spec = engineOf(target, target.ranks, options, node)
+    return [{ target, spec, failure: lost.failure }]
   })
 }
 

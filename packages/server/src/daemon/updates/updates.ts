@@ -281,6 +281,10 @@ class DaemonUpdates implements Updates {
     this.#rehearsal.stop()
     this.#measuring.pause()
     const record = this.#queue.add(spec, request.if_busy)
+    for (const { spec: engine, failure } of spec.leftOut) {
+      const { url } = engine
+      log.warn('update {id} leaves {url} out: {message}', { id: record.id, url, ...failure })
+    }
     const giveBack = registry.claim(name)
     record.done.then(giveBack, giveBack)
     return { id: record.id, done: record.done }

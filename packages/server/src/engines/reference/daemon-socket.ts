@@ -3,6 +3,7 @@ import {
   type Handle,
   type Library,
   SIGNAL_ABORT,
+  SIGNAL_USER,
   type ZmqContext,
   type ZmqMonitor,
   type ZmqSocket,
@@ -26,7 +27,7 @@ export interface SocketLimits {
  * an abort, and when the daemon stays away. Blocks the thread.
  */
 export class DaemonSocket {
-  /** Its abort bit ends every wait. */
+  /** Its abort bit ends every wait, its user bit one that {@link DaemonSocket.hold} makes. */
   readonly signal: Handle
   readonly #library: Library
   readonly #socket: ZmqSocket
@@ -73,6 +74,17 @@ export class DaemonSocket {
       zmqPoll([{ fd }], Math.min(POLL_MS, this.leftMs()))
       this.#check(what)
     }
+  }
+
+  /** Comes back when the signal's user bit is set. */
+  hold(what: string): void {
+    const fd = this.#library.signalFd(this.signal)
+    while ((this.#library.signalTake(this.signal) & SIGNAL_USER) === 0) {
+      this.#check(what)
+      zmqPoll([{ fd }], Math.min(POLL_MS, this.leftMs()))
+    }
+    // the next one waits for another
+    this.#library.signalReset(this.signal)
   }
 
   /** Until the deadline. */

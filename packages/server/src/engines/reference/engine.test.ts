@@ -363,3 +363,24 @@ test('wrong requests and options are refused by name', async () => {
     expect(startEngine(options)).rejects.toThrow(CkptError)
   }
 })
+
+test('hold@open, hold@K and hold@post: stands still, and goes on when other faults are armed', async () => {
+  const engine = await startEngine({})
+  const arm = (...faults: string[]) =>
+    fetch(`${engine.url}/v1/faults`, { method: 'POST', body: JSON.stringify({ faults }) })
+  const goOn = async () => {
+    for (let holding = false; !holding; ) {
+      const told = (await (await fetch(`${engine.url}/v1/faults`)).json()) as { holding: boolean }
+      ;({ holding } = told)
+    }
+    await arm()
+  }
+  expect((await arm('nonsense@3')).status).toBe(400)
+  await daemon.fill(8)
+  await arm('hold@open', 'hold@0', 'hold@post')
+  const answer = wholeUpdate(engine, 'D4')
+  // an update takes its faults when it begins
+  for (const _ of ['open', 0, 'post']) await goOn()
+  expect((await answer).status).toBe(200)
+  await expectContent(engine)
+}, 30_000)

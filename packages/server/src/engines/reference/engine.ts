@@ -60,6 +60,9 @@ export class ReferenceEngine {
   readonly #uuids: readonly string[]
   readonly #faults: Faults
   readonly #turn = new Turn()
+  /** Settled when what the fault `hold@open` holds may go on. */
+  #held = Promise.withResolvers<void>()
+  #holding = false
   #version: string | null = null
   #updates = 0
   paused = false
@@ -120,6 +123,11 @@ export class ReferenceEngine {
     return this.#ranks.some((rank) => rank.torn)
   }
 
+  /** Whether a fault holds it. */
+  get holding(): boolean {
+    return this.#holding || this.#ranks.some((rank) => rank.holding)
+  }
+
   /**
    * Takes one update: every rank connects to the address of its key; done when all ranks have left. The timeout counts from
    * now, also while an update before it runs.
@@ -142,6 +150,7 @@ export class ReferenceEngine {
     const faults = this.#faults.take(request.way)
     if (strikes(faults, 'http-500', 'open')) return { result: 'http', status: 500 }
     if (strikes(faults, 'http-404', 'open')) return { result: 'http', status: 404 }
+    if (strikes(faults, 'hold', 'open')) await this.#hold()
     if (strikes(faults, 'hang', 'open')) {
       await Bun.sleep(request.timeoutMs)
       const method = request.way === 'ring' ? 'update_weights_from_ipc' : 'ckpt_direct'
@@ -184,9 +193,28 @@ export class ReferenceEngine {
     }) as Promise<EngineWeights>
   }
 
+  /** Other faults in place of those that it has; what one of those holds goes on. @throws CkptError `bad_request` */
+  arm(faults: readonly string[]): void {
+    this.#faults.arm(faults)
+    this.#holding = false
+    this.#held.resolve()
+    this.#held = Promise.withResolvers()
+    for (const rank of this.#ranks) rank.release()
+  }
+
   /** Whether the fault `hang@pause` strikes a pause that waits for requests. */
   pauseHangs(): boolean {
-    return this.#faults.takePause()
+    return this.#faults.takeOf('pause')
+  }
+
+  /** Resolves when no fault holds a flush of the caches. */
+  async mayFlush(): Promise<void> {
+    if (this.#faults.takeOf('flush')) await this.#hold()
+  }
+
+  async #hold(): Promise<void> {
+    this.#holding = true
+    await this.#held.promise
   }
 
   async close(): Promise<void> {

@@ -27,7 +27,7 @@ test('an unknown fault is refused with the list', () => {
   expect(() => parseFault('nonsense@3', 2)).toThrow('missing-device@open')
   expect(() => parseFault('error@3:rank=2', 2)).toThrow('rank 2')
   expect(() => parseFault('hang@open:rank=0', 2)).toThrow('rank 0')
-  expect(describeFaults().split('\n')).toHaveLength(FAULTS.length + 2)
+  expect(describeFaults().split('\n')).toHaveLength(FAULTS.length + 3)
 })
 
 test('a fault strikes the last rank unless told otherwise, and once if it says so', () => {
@@ -39,7 +39,7 @@ test('a fault strikes the last rank unless told otherwise, and once if it says s
   expect(strikes(faults.ofRank(first, 0), 'hang', 'post')).toBe(true)
   const second = faults.take('ring')
   expect(second.map((fault) => fault.kind)).toEqual(['error'])
-  expect([faults.takePause(), faults.takePause()]).toEqual([true, false])
+  expect([faults.takeOf('pause'), faults.takeOf('pause')]).toEqual([true, false])
 })
 
 test('a fault of direct updates waits for one', () => {

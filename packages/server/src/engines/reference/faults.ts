@@ -2,7 +2,7 @@ import { CkptError } from '@ckpt/core/api/errors'
 import type { UpdateWay } from './way.ts'
 
 /** Where a fault strikes: `bucket` is a number K (the first list is 0), the others are the names of the place. */
-type FaultPlace = 'bucket' | 'open' | 'post' | 'pause'
+type FaultPlace = 'bucket' | 'open' | 'post' | 'pause' | 'flush'
 
 interface FaultKind {
   readonly kind: string
@@ -34,6 +34,12 @@ export const FAULTS: readonly FaultKind[] = [
     strikes: 'rank',
     does: 'closes its socket at list K; the request fails',
   },
+  {
+    kind: 'hold',
+    place: 'bucket',
+    strikes: 'rank',
+    does: 'replies to list K when POST /v1/faults has come, and goes on',
+  },
   { kind: 'exit', place: 'bucket', strikes: 'rank', does: 'the process exits at list K' },
   {
     kind: 'http-500',
@@ -57,6 +63,12 @@ export const FAULTS: readonly FaultKind[] = [
   },
   { kind: 'hang', place: 'open', strikes: 'engine', does: 'takes the request, no worker connects' },
   {
+    kind: 'hold',
+    place: 'open',
+    strikes: 'engine',
+    does: 'takes the request, and goes on when POST /v1/faults has come',
+  },
+  {
     kind: 'missing-device',
     place: 'open',
     strikes: 'rank',
@@ -75,10 +87,22 @@ export const FAULTS: readonly FaultKind[] = [
     does: 'its post hook hangs; leaves when the request times out',
   },
   {
+    kind: 'hold',
+    place: 'post',
+    strikes: 'rank',
+    does: 'its post hook goes on when POST /v1/faults has come',
+  },
+  {
     kind: 'hang',
     place: 'pause',
     strikes: 'engine',
     does: 'a pause with mode=wait never returns, one with mode=abort does',
+  },
+  {
+    kind: 'hold',
+    place: 'flush',
+    strikes: 'engine',
+    does: 'answers POST /reset_prefix_cache when POST /v1/faults has come',
   },
 ]
 
@@ -98,6 +122,7 @@ export interface Fault {
 
 const NOTES = [
   'of a direct update, K=0 is its begin (error: refuses it) and K=1 while the daemon copies (not error); error@post refuses its end',
+  'POST /v1/faults {"faults": [...]} puts others in place of these, and whatever holds goes on',
   'append :once for the next update only, :direct for direct updates only, :rank=R for another rank than the last',
 ]
 
@@ -139,19 +164,25 @@ export class Faults {
     this.#armed = texts.map((text) => parseFault(text, size))
   }
 
+  /** From now on these. @throws CkptError `bad_request` */
+  arm(texts: readonly string[]): void {
+    this.#armed = texts.map((text) => parseFault(text, this.#size))
+  }
+
   /** What applies to an update that starts now. */
   take(way: UpdateWay): Fault[] {
-    const applies = (fault: Fault) => fault.place !== 'pause' && (way === 'direct' || !fault.direct)
+    const applies = (fault: Fault) =>
+      fault.place !== 'pause' && fault.place !== 'flush' && (way === 'direct' || !fault.direct)
     const taken = this.#armed.filter(applies)
     this.#armed = this.#armed.filter((fault) => !applies(fault) || !fault.once)
     return taken
   }
 
-  /** Whether a pause that starts now hangs. */
-  takePause(): boolean {
-    const hangs = this.#armed.some((fault) => fault.place === 'pause')
-    this.#armed = this.#armed.filter((fault) => fault.place !== 'pause' || !fault.once)
-    return hangs
+  /** Whether a request of this place, which belongs to no update, is struck now. */
+  takeOf(place: 'pause' | 'flush'): boolean {
+    const struck = this.#armed.some((fault) => fault.place === place)
+    this.#armed = this.#armed.filter((fault) => fault.place !== place || !fault.once)
+    return struck
   }
 
   /** Those of `faults` that strike this rank. */

@@ -75,5 +75,7 @@ export interface Done {
 export type RankReply =
   | ({ readonly type: 'done'; readonly id: number } & Done)
   | { readonly type: 'torn'; readonly torn: boolean }
+  /** A fault holds it. */
+  | { readonly type: 'holding' }
   /** The fault `exit` strikes. */
   | { readonly type: 'exit' }

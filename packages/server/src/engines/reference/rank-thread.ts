@@ -1,5 +1,5 @@
 import { CkptError } from '@ckpt/core'
-import { type Library, SIGNAL_ABORT } from '@ckpt/cuda'
+import { type Library, SIGNAL_ABORT, SIGNAL_USER } from '@ckpt/cuda'
 import type { Fault } from './faults.ts'
 import type {
   Done,
@@ -38,6 +38,8 @@ export class RankThread {
   #current: Promise<Done> | null = null
   /** Whether this rank's parameters are of two versions. */
   torn = false
+  /** Whether a fault holds it. */
+  holding = false
 
   constructor(library: Library, onExit: () => void) {
     this.#library = library
@@ -69,6 +71,13 @@ export class RankThread {
     return { ...(update ?? this.#unanswered(way)), error, torn, seconds }
   }
 
+  /** A fault that holds the rank in this update does so no more. */
+  release(): void {
+    if (!this.holding) return
+    this.holding = false
+    this.#library.signalRaise(this.#signal, SIGNAL_USER)
+  }
+
   /** A Worker that has died, or does not answer, does not say how far it came. */
   #unanswered(way: UpdateWay): RankUpdate {
     const changing = way === 'direct' ? 'copies' : 'lists'
@@ -93,6 +102,7 @@ export class RankThread {
 
   #receive(reply: RankReply): void {
     if (reply.type === 'torn') this.torn = reply.torn
+    else if (reply.type === 'holding') this.holding = true
     else if (reply.type === 'exit') this.#onExit()
     else if (reply.id === this.#id) this.#settle?.(reply)
   }

@@ -72,6 +72,7 @@ class Rank {
         this.#torn = torn
         reply({ type: 'torn', torn })
       },
+      holding: () => reply({ type: 'holding' }),
       exit: () => reply({ type: 'exit' }),
     }
     const parameters = this.#parameters

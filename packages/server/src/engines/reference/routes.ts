@@ -1,6 +1,7 @@
 import {
   CkptError,
   CollectiveRpcRequest,
+  FaultsRequest,
   UpdateWeightsArgs,
   UpdateWeightsFromIpcRequest,
 } from '@ckpt/core'
@@ -38,6 +39,8 @@ export function engineRoutes(engine: ReferenceEngine, tellDevices: boolean): Hon
   app.get('/health', (c) => c.body(null, 200))
   app.get('/ping', (c) => c.body(null, 200))
   app.get('/v1/weights', async (c) => c.json(await engine.weights()))
+  app.get('/v1/faults', (c) => c.json({ holding: engine.holding }))
+  app.post('/v1/faults', (c) => armFaults(c, engine))
   app.post('/collective_rpc', (c) => collectiveRpc(c, engine))
   app.post('/update_weights_from_ipc', (c) => updateFromIpc(c, engine))
   if (tellDevices) addLmdeployRoutes(app, engine)
@@ -67,6 +70,17 @@ function addLmdeployRoutes(app: Hono, engine: ReferenceEngine): void {
     if (c.req.query('tags') !== 'weights') engine.paused = false
     return c.body(null, 200)
   })
+}
+
+async function armFaults(c: Context, engine: ReferenceEngine): Promise<Response> {
+  const request = FaultsRequest(await bodyOf(c))
+  if (request instanceof type.errors) return vllmError(c, 400, request.summary)
+  try {
+    engine.arm(request.faults)
+  } catch (error) {
+    return vllmError(c, 400, CkptError.wrap(error).message)
+  }
+  return c.body(null, 200)
 }
 
 async function collectiveRpc(c: Context, engine: ReferenceEngine): Promise<Response> {
@@ -142,7 +156,10 @@ function addPauseRoutes(app: Hono, engine: ReferenceEngine): void {
     return c.json({ status: 'resumed' })
   })
   app.get('/is_paused', (c) => c.json({ is_paused: engine.paused }))
-  app.post('/reset_prefix_cache', (c) => c.body(null, 200))
+  app.post('/reset_prefix_cache', async (c) => {
+    await engine.mayFlush()
+    return c.body(null, 200)
+  })
   app.post('/pause_generation', (c) => {
     engine.paused = true
     return c.json({ status: 'ok', message: 'Generation paused successfully.' })

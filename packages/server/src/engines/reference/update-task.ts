@@ -18,6 +18,8 @@ export interface UpdateTask {
 export interface UpdateHooks {
   /** The parameters are being changed, or are whole again. */
   torn(torn: boolean): void
+  /** A fault holds it. */
+  holding(): void
   /** The process must exit now. */
   exit(): void
 }
@@ -31,7 +33,13 @@ export interface UpdateProgress {
   placed: boolean
 }
 
-/** The faults `hang@K`, `exit@K` and `close@K`. */
+/** The faults `hold@K` and `hold@post`. */
+export function hold(socket: DaemonSocket, hooks: UpdateHooks, what: string): void {
+  hooks.holding()
+  socket.hold(what)
+}
+
+/** The faults `hang@K`, `hold@K`, `exit@K` and `close@K`. */
 export function misbehave(
   socket: DaemonSocket,
   hooks: UpdateHooks,
@@ -40,6 +48,7 @@ export function misbehave(
   what: string,
 ): void {
   if (strikes(faults, 'hang', k)) socket.hang(what)
+  if (strikes(faults, 'hold', k)) hold(socket, hooks, what)
   if (strikes(faults, 'exit', k)) {
     hooks.exit()
     socket.hang(what)

@@ -6,7 +6,13 @@ import type { Handle, Library } from '@ckpt/cuda'
 import type { DaemonSocket } from './daemon-socket.ts'
 import { strikes } from './faults.ts'
 import type { Parameters } from './parameters.ts'
-import { misbehave, type UpdateHooks, type UpdateProgress, type UpdateTask } from './update-task.ts'
+import {
+  hold,
+  misbehave,
+  type UpdateHooks,
+  type UpdateProgress,
+  type UpdateTask,
+} from './update-task.ts'
 
 const SUCCESS = new Uint8Array(0)
 
@@ -154,6 +160,7 @@ export class WorkerConversation {
     const { faults } = this.#task
     this.progress.phase = 'hook'
     if (strikes(faults, 'hang', 'post')) this.#socket.hang('the post hook')
+    if (strikes(faults, 'hold', 'post')) hold(this.#socket, this.#hooks, 'the post hook')
     if (strikes(faults, 'error', 'post')) {
       this.#leftOpen = this.#task.dialect === 'D1'
       throw new CkptError('engine_failed', 'injected: the post hook failed')

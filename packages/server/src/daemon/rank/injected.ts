@@ -1,0 +1,58 @@
+import { renameSync } from 'node:fs'
+import { join } from 'node:path'
+import { CkptError } from '@ckpt/core/api/errors'
+import type { Library } from '@ckpt/cuda'
+
+/**
+ * Directory of the faults that tests have rank Workers of this process make; absent, as it is everywhere else: none is looked for.
+ * A file there is a fault: `KIND@STEP`. The Worker that makes it renames it to `KIND@STEP.struck`.
+ *
+ * | kind | what the Worker does at that step |
+ * |---|---|
+ * | `throw` | its work throws |
+ * | `die` | it ends, as one that has thrown where nobody expects it |
+ * | `hold` | nothing, until the renamed file is removed |
+ * | `hang` | does not come back out of a native call |
+ */
+const DIRECTORY = process.env.CKPT_FAULT_DIR ?? null
+const KINDS = ['throw', 'die', 'hold', 'hang'] as const
+const HOLD_MS = 20
+/** Longer than any test. */
+const HANG_MS = 3_600_000
+
+/** Where a fault can strike: a plan is made, the ranks meet, a run opens, list K is sent, a run is released. */
+export type FaultStep = 'plan' | 'meet' | 'open' | `list-${number}` | 'release'
+
+/** Makes the fault of this step, if a test has put one there. */
+export function inject(library: Library, step: FaultStep): void {
+  if (DIRECTORY === null) return
+  const kind = KINDS.find((one) => moved(`${one}@${step}`, `${one}@${step}.struck`))
+  if (kind === 'throw') throw new CkptError('rank_failed', `injected at ${step}`)
+  if (kind === 'die') process.exit(1)
+  if (kind === 'hang') wait(library, HANG_MS)
+  if (kind !== 'hold') return
+  const held = `${kind}@${step}.struck`
+  while (moved(held, held)) wait(library, HOLD_MS)
+}
+
+/** False: it is not there. */
+function moved(from: string, to: string): boolean {
+  try {
+    renameSync(join(DIRECTORY as string, from), join(DIRECTORY as string, to))
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** In a native call that nothing ends. */
+function wait(library: Library, ms: number): void {
+  const signal = library.signalCreate()
+  try {
+    library.signalWait(signal, ms)
+  } catch {
+    // the time is up
+  } finally {
+    library.signalDestroy(signal)
+  }
+}

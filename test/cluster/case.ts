@@ -1,0 +1,260 @@
+/** One case of the matrix: who is lost, how and when; what the others must then do. */
+import type { ErrorCode, Phase } from '@ckpt/core'
+import type { TestVersion } from './checkpoint.ts'
+import { type Answer, NAME, type TestCluster } from './cluster.ts'
+import { FACTS, type Hold, holdAt, type Place } from './places.ts'
+import { until } from './until.ts'
+
+export interface MatrixCase {
+  readonly who: 'leader' | 'follower' | 'rank' | 'engine'
+  readonly how: 'kill' | 'stop' | 'cut' | 'throw' | 'die' | 'hang'
+  readonly when: Place
+}
+
+/** The node whose daemon, rank or engine is lost, and the one that keeps the update where it is lost meanwhile. */
+const VICTIM = 1
+const WITNESS = 2
+/** Seconds of an update that is to fail. */
+const TIMEOUT_S = 9
+const LOST_MS = 5000
+/** Of an update after its deadline, or after the loss that ends it was seen. */
+const AFTER_MS = 2000
+/** What two cores that do everything at once add to it. */
+const SLACK_MS = 1000
+const BACK_MS = 15_000
+
+interface Expected {
+  readonly codes: readonly ErrorCode[]
+  readonly phases: readonly Phase[]
+  /** From the strike, or from the beginning where the update's deadline ends it. */
+  readonly limitMs: number
+  readonly from: 'strike' | 'beginning'
+}
+
+export function nameOf({ who, how, when }: MatrixCase): string {
+  return `${who} ${how} ${when}`
+}
+
+/** @throws Error that says what was not as it must be */
+export async function runCase(cluster: TestCluster, one: MatrixCase): Promise<void> {
+  const run = new CaseRun(cluster, one)
+  await run.prepare()
+  await run.strike()
+  await run.checkEnd()
+  await run.checkWithout()
+  await run.bringBack()
+  await run.checkBack()
+}
+
+class CaseRun {
+  readonly #cluster: TestCluster
+  readonly #case: MatrixCase
+  readonly #node: number
+  readonly #id: string
+  readonly #descriptors = new Map<string, number>()
+  #hold: Hold | null = null
+  #answer: Promise<Answer> | null = null
+  #struckMs = 0
+  #beganMs = 0
+  #reported = new Map<number, boolean>()
+
+  constructor(cluster: TestCluster, one: MatrixCase) {
+    this.#cluster = cluster
+    this.#case = one
+    this.#node = one.who === 'leader' ? 0 : VICTIM
+    this.#id = cluster.nextUpdateId()
+  }
+
+  async prepare(): Promise<void> {
+    const { who, when } = this.#case
+    await this.#cluster.register()
+    for (const { child } of [...this.#cluster.daemons, ...this.#cluster.engines]) {
+      this.#descriptors.set(child.name, child.descriptors)
+    }
+    if (who === 'rank') return
+    // what is in the hands of the victim's engine shows when that is lost
+    const own = who === 'engine' || when === 'post'
+    const holder = own && FACTS[when].engineFault !== null ? this.#node : WITNESS
+    this.#hold = await holdAt(this.#cluster, when, holder)
+  }
+
+  async strike(): Promise<void> {
+    const { who, how, when } = this.#case
+    const daemon = this.#cluster.daemon(this.#node)
+    if (how === 'throw' || how === 'die' || how === 'hang') {
+      daemon.arm(how, FACTS[when].step as never)
+    }
+    this.#beganMs = performance.now()
+    const asked = who === 'leader' ? VICTIM : 0
+    this.#answer = this.#cluster.update(asked, this.#id, { timeout: TIMEOUT_S, open_timeout: 8 })
+    this.#answer.catch(() => {}) // awaited in checkEnd
+    if (this.#hold === null) await daemon.struck()
+    else await this.#hold.reached(this.#id)
+    this.#struckMs = performance.now()
+    if (who === 'rank') return
+    const { child } = who === 'engine' ? this.#cluster.engine(this.#node) : daemon
+    if (how === 'kill') await child.kill()
+    if (how === 'stop') child.signal('SIGSTOP')
+    if (how === 'cut') await this.#cluster.network.cut(this.#node)
+    await this.#goOn()
+  }
+
+  /** The update goes on where it was held: at once, or when it is known who is gone. */
+  async #goOn(): Promise<void> {
+    const { who, how } = this.#case
+    if (who !== 'engine' && how !== 'kill') {
+      const [watcher, gone] = who === 'leader' ? [VICTIM, 0] : [0, this.#node]
+      await until(`node ${gone} to be missed`, LOST_MS + AFTER_MS, async () => {
+        return !(await this.#cluster.peers(watcher)).includes(gone)
+      })
+    }
+    if (who === 'engine' && FACTS[this.#case.when].engineFault !== null) return
+    // what was the victim's to hold is gone with it
+    if (this.#case.when === 'post' && who === 'leader' && how !== 'cut') return
+    await this.#hold?.release()
+  }
+
+  get #expected(): Expected {
+    const { who, how, when } = this.#case
+    const { phase } = FACTS[when]
+    const soon = { limitMs: AFTER_MS + SLACK_MS, from: 'strike' } as const
+    const late = { limitMs: LOST_MS + AFTER_MS + SLACK_MS, from: 'strike' } as const
+    const atDeadline = {
+      limitMs: TIMEOUT_S * 1000 + AFTER_MS + SLACK_MS,
+      from: 'beginning',
+    } as const
+    if (who === 'leader') {
+      return { codes: ['leader_lost'], phases: [], ...(how === 'kill' ? soon : late) }
+    }
+    if (who === 'follower') {
+      return { codes: ['node_lost'], phases: [phase], ...(how === 'kill' ? soon : late) }
+    }
+    if (who === 'rank') {
+      if (how === 'hang') return { codes: ['update_timeout'], phases: [phase], ...atDeadline }
+      return { codes: ['rank_failed'], phases: [phase], ...soon }
+    }
+    const codes = ['engine_unreachable', 'engine_disconnected', 'engine_failed'] as const
+    // nobody asks for it before
+    const phases: Phase[] = when === 'gather' || when === 'plan' ? ['open'] : [phase]
+    if (how === 'kill') return { codes, phases, ...soon, ...(phases[0] === 'open' && atDeadline) }
+    return { codes: [...codes, 'update_timeout', 'engine_timeout'], phases, ...atDeadline }
+  }
+
+  async checkEnd(): Promise<void> {
+    const { codes, phases, limitMs, from } = this.#expected
+    const { status, failure } = await (this.#answer as Promise<Answer>)
+    const tookMs = performance.now() - (from === 'strike' ? this.#struckMs : this.#beganMs)
+    if (failure === null) throw new Error(`the update ended with ${status}`)
+    const told = JSON.stringify(failure)
+    if (!codes.includes(failure.code)) throw new Error(`not ${codes.join(' or ')}: ${told}`)
+    if (phases.length > 0) {
+      if (failure.phase === undefined || !phases.includes(failure.phase)) {
+        throw new Error(`not in phase ${phases.join()}: ${told}`)
+      }
+      if (failure.rank !== this.#node) throw new Error(`not of rank ${this.#node}: ${told}`)
+    }
+    if (tookMs > limitMs) throw new Error(`the client was told after ${Math.round(tookMs)} ms`)
+    if (this.#case.who !== 'leader') await this.#takeReport()
+    await this.#checkEngines((rank) => rank !== this.#node)
+  }
+
+  async #takeReport(): Promise<void> {
+    const state = await this.#cluster.state(this.#id)
+    for (const { ranks, torn } of state?.engines ?? []) this.#reported.set(ranks[0] as number, torn)
+  }
+
+  /** None of them is in the update any more, and what they say of themselves is what was reported. */
+  async #checkEngines(which: (rank: number) => boolean): Promise<void> {
+    for (const engine of this.#cluster.engines) {
+      if (!which(engine.rank) || !engine.child.alive) continue
+      const { torn } = await engine.weights(AFTER_MS + SLACK_MS)
+      const reported = this.#reported.get(engine.rank)
+      if (reported !== undefined && reported !== torn) {
+        throw new Error(`engine ${engine.rank}: torn is ${torn}, but was reported as ${reported}`)
+      }
+      if (torn && !(await engine.isPaused())) {
+        throw new Error(`engine ${engine.rank} is torn and goes on serving`)
+      }
+    }
+  }
+
+  /** While it is gone. */
+  async checkWithout(): Promise<void> {
+    const { who } = this.#case
+    const cluster = this.#cluster
+    if (who === 'leader') {
+      for (const node of [VICTIM, WITNESS]) {
+        const { failure, status } = await cluster.update(node, cluster.nextUpdateId())
+        if (status !== 503 || failure?.code !== 'leader_lost') {
+          throw new Error(`node ${node} answers ${status} ${JSON.stringify(failure)}`)
+        }
+        const { body } = await cluster.daemon(node).ask('GET', '/v1/checkpoints')
+        if (body.checkpoints[0]?.name !== NAME) throw new Error(`node ${node} has lost ${NAME}`)
+      }
+    }
+    if (who !== 'follower') return
+    const id = cluster.nextUpdateId()
+    const refused = await cluster.update(0, id)
+    if (refused.failure?.code !== 'node_lost') {
+      throw new Error(`without node ${this.#node}: ${JSON.stringify(refused)}`)
+    }
+    const version = await this.#registerAt([0, WITNESS])
+    const survivors = cluster.nextUpdateId()
+    const { status, failure, engines } = await cluster.update(0, survivors, {
+      require: 'survivors',
+    })
+    if (status !== 200) throw new Error(`of the survivors: ${JSON.stringify(failure)}`)
+    const left = engines.find(({ ranks }) => ranks.includes(this.#node))
+    if (left?.error?.code !== 'node_lost') throw new Error('nobody is told of whom was left out')
+    for (const rank of [0, WITNESS]) version.compare(await cluster.engine(rank).weights(AFTER_MS))
+  }
+
+  async #registerAt(nodes: readonly number[]): Promise<TestVersion> {
+    const version = this.#cluster.makeVersion()
+    await Promise.all(nodes.map((node) => this.#cluster.registerAt(node, version)))
+    return version
+  }
+
+  async bringBack(): Promise<void> {
+    const { who, how } = this.#case
+    const daemon = this.#cluster.daemon(this.#node)
+    const { child } = who === 'engine' ? this.#cluster.engine(this.#node) : daemon
+    daemon.disarm()
+    if (how === 'kill') await child.start()
+    if (how === 'stop') child.signal('SIGCONT')
+    if (how === 'cut') await this.#cluster.network.mend(this.#node)
+    for (const engine of this.#cluster.engines) await engine.arm()
+    await this.#cluster.joined()
+    // what the others' hold may have come since
+    await this.#checkEngines((rank) => rank === this.#node)
+  }
+
+  /** With all again. */
+  async checkBack(): Promise<void> {
+    const cluster = this.#cluster
+    const version = await cluster.register()
+    const { status, failure } = await cluster.update(0, cluster.nextUpdateId())
+    if (status !== 200) throw new Error(`with all again: ${JSON.stringify(failure)}`)
+    for (const engine of cluster.engines) {
+      version.compare(await engine.weights(AFTER_MS))
+      if (await engine.isPaused()) throw new Error(`engine ${engine.rank} is still paused`)
+    }
+    const { engines } = await cluster.status(0)
+    const torn = engines.filter((engine) => engine.torn).map(({ url }) => url)
+    if (torn.length > 0) throw new Error(`marked as torn: ${torn.join()}`)
+    await this.#checkLeaks()
+  }
+
+  async #checkLeaks(): Promise<void> {
+    const cluster = this.#cluster
+    await until('sockets of engines to be removed', BACK_MS, () =>
+      cluster.daemons.every(({ engineSockets }) => engineSockets.length === 0),
+    )
+    const { leftMemory } = cluster
+    if (leftMemory.length > 0) throw new Error(`left in /dev/shm: ${leftMemory.join()}`)
+    for (const { nodeRank } of cluster.daemons) {
+      const { quarantined_bytes: bytes } = (await cluster.status(nodeRank)).memory
+      if (bytes !== 0) throw new Error(`node ${nodeRank} keeps ${bytes} bytes in quarantine`)
+    }
+  }
+}

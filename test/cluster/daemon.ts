@@ -1,0 +1,83 @@
+import { mkdirSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import type { FaultStep } from '../../packages/server/src/daemon/rank/injected.ts'
+import { CKPT, request } from '../support/process.ts'
+import { Child } from './child.ts'
+import { until } from './until.ts'
+
+/** So that an update has many buckets, and a rank that stands still is soon missed by the others. */
+const SIZES = ['--ring-gib', String(2 ** -9), '--bucket-mib', '0.5']
+/** A communicator is made for every update. */
+const IDLE = ['--idle-communicator-seconds', '0.05']
+const STRUCK_MS = 10_000
+
+export interface DaemonPlace {
+  readonly dir: string
+  readonly nodeRank: number
+  readonly nodes: number
+  /** `HOST:PORT`. */
+  readonly leader: string
+  readonly tokenFile: string
+  /** What its command begins with, such as `ip netns exec NAME`. */
+  readonly within: readonly string[]
+}
+
+/** One `ckpt serve` among several. */
+export class TestDaemon {
+  readonly child: Child
+  readonly nodeRank: number
+  readonly socket: string
+  readonly dir: string
+  readonly #faults: string
+
+  constructor({ dir, nodeRank, nodes, leader, tokenFile, within }: DaemonPlace) {
+    this.dir = dir
+    this.nodeRank = nodeRank
+    this.socket = join(dir, 'ckpt.sock')
+    this.#faults = join(dir, 'faults')
+    mkdirSync(this.#faults, { recursive: true })
+    const place = ['--leader', leader, '--node-rank', `${nodeRank}`, '--nodes', `${nodes}`]
+    const token = ['--cluster-token-file', tokenFile]
+    const where = ['--uds', this.socket, '--state-dir', join(dir, 'state'), '--devices', 'host:2']
+    const command = [...within, ...CKPT, 'serve', ...where, '--ranks', '1', ...SIZES, ...IDLE]
+    this.child = new Child(`node ${nodeRank}`, [...command, ...place, ...token], {
+      CKPT_FAULT_DIR: this.#faults,
+    })
+  }
+
+  ask(method: 'GET' | 'POST' | 'DELETE', path: string, body?: unknown) {
+    return request(this.socket, method, path, body)
+  }
+
+  async register(name: string, files: readonly string[]): Promise<void> {
+    const body = { files, replace: true }
+    const { status, body: answer } = await this.ask('POST', `/v1/checkpoints/${name}/files`, body)
+    if (status !== 200) throw new Error(`node ${this.nodeRank}: ${JSON.stringify(answer)}`)
+  }
+
+  /** Its rank makes this fault when it comes to that step. */
+  arm(kind: 'throw' | 'die' | 'hold' | 'hang', step: FaultStep): void {
+    // under another name first: what is read is whole
+    const file = join(this.#faults, `${kind}@${step}`)
+    writeFileSync(`${file}.new`, '')
+    renameSync(`${file}.new`, file)
+  }
+
+  /** Until its rank has made a fault. */
+  async struck(): Promise<void> {
+    const what = `the rank of node ${this.nodeRank} to make a fault`
+    await until(what, STRUCK_MS, () =>
+      readdirSync(this.#faults).some((name) => name.endsWith('.struck')),
+    )
+  }
+
+  /** What holds goes on, what was not made will not be. */
+  disarm(): void {
+    for (const name of readdirSync(this.#faults)) rmSync(join(this.#faults, name))
+  }
+
+  /** Sockets of engines' workers. */
+  get engineSockets(): string[] {
+    return readdirSync(join(this.dir, 'state', 'engines'))
+  }
+}
