@@ -13,6 +13,7 @@ export {
 export { openLibrary } from './library.ts'
 export { NativeError } from './native-error.ts'
 export { numaNodeCount } from './numa.ts'
+export type { P2p, P2pTransport } from './p2p.ts'
 export { libraryDir } from './symbols.ts'
 export type * from './types.ts'
 export * from './zmq.ts'

@@ -1,6 +1,7 @@
 import { statfsSync } from 'node:fs'
 import * as abi from './generated.ts'
 import { NativeError } from './native-error.ts'
+import { FfiP2p, type P2p } from './p2p.ts'
 import {
   cString,
   cText,
@@ -101,6 +102,7 @@ class FfiLibrary implements types.Library {
   readonly #u64 = new BigUint64Array(new ArrayBuffer(8))
   readonly #u64Second = new BigUint64Array(new ArrayBuffer(8))
   readonly #text = new Uint8Array(new ArrayBuffer(TEXT_BYTES))
+  readonly p2p: P2p = new FfiP2p((symbol, ...args) => this.#guard(symbol, ...args))
 
   constructor(kind: 'host' | 'cuda', calls: NativeCalls, hostDevices: number, share: number) {
     this.kind = kind

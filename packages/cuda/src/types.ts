@@ -1,3 +1,5 @@
+import type { P2p } from './p2p.ts'
+
 /** How the native library is opened; the same in the main thread and in every Worker. */
 export interface LibraryOptions {
   readonly kind: 'host' | 'cuda'
@@ -304,6 +306,9 @@ export interface Library {
   ): void
   communicatorAbort(communicator: Handle): void
   communicatorDestroy(communicator: Handle): void
+
+  /** Reads of other processes' host memory. */
+  readonly p2p: P2p
 
   /** The ref-counter file of torch's `rebuild_cuda_tensor`; `name` is `/ckpt-...`. */
   refcounterCreate(): { refcounter: Handle; name: string }

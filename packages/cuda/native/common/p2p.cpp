@@ -1,6 +1,9 @@
 #include "p2p.h"
 
+#include <sys/random.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <deque>
 
@@ -14,7 +17,21 @@ constexpr uint64_t kGetBytes = 4ull << 20;
 constexpr size_t kGetsMax = 4;
 constexpr const char* kRead = "read from a peer";
 
+UcxWorker::Settings settings_of(const std::string& devices) {
+  UcxWorker::Settings settings{{"RNDV_THRESH", "inf"}};  // see p2p-server.h
+  if (!devices.empty()) settings.push_back({"NET_DEVICES", devices});
+  return settings;
+}
+
 }  // namespace
+
+P2p::P2p(const std::string& devices)
+    : worker_(Ucx::Params::kFeatureRma | Ucx::Params::kFeatureTag, settings_of(devices)) {
+  worker_.set_step([this] { server_.step(); });
+  server_.step();
+}
+
+P2p::~P2p() { worker_.set_step(nullptr); }
 
 std::vector<uint8_t> P2p::address() const { return frame_address(worker_.address()); }
 
@@ -29,6 +46,7 @@ std::vector<uint8_t> P2p::share(std::shared_ptr<Buffer> buffer) {
     auto key = frame_key(reinterpret_cast<uint64_t>(buffer->address()), buffer->bytes(),
                          worker_.pack(memory));
     const Buffer* of = buffer.get();
+    server_.share(buffer);
     shares_.emplace(of, Share{std::move(buffer), memory});
     return key;
   } catch (...) {
@@ -41,6 +59,7 @@ void P2p::unshare(const Buffer& buffer) {
   std::lock_guard lock(mutex_);
   const auto found = shares_.find(&buffer);
   if (found == shares_.end()) fail(CKPT_ERR_STATE, "the buffer is not shared");
+  server_.unshare(buffer);
   worker_.unmap(found->second.memory);
   shares_.erase(found);
 }
@@ -53,22 +72,70 @@ void P2p::close() {
 }
 
 P2pPeer::P2pPeer(std::shared_ptr<P2p> p2p, const uint8_t* address, uint32_t length)
-    : p2p_(std::move(p2p)), peer_(p2p_->worker().connect(read_address(address, length))) {}
+    : p2p_(std::move(p2p)), peer_(p2p_->worker().connect(read_address(address, length))) {
+  transport_ = transport_of(p2p_->worker().describe(peer_));
+  if (!reads_itself()) introduce();
+}
 
-std::string P2pPeer::transport() { return transport_of(p2p_->worker().describe(peer_)); }
+void P2pPeer::introduce() {
+  if (getrandom(&reader_, sizeof reader_, 0) != sizeof reader_)
+    fail_errno(CKPT_ERR_IO, errno, "getrandom");
+  const ReaderMessage head{reader_};
+  const std::vector<uint8_t>& address = p2p_->worker().address();
+  const auto message = std::make_shared<std::vector<uint8_t>>(sizeof head + address.size());
+  std::memcpy(message->data(), &head, sizeof head);
+  std::copy(address.begin(), address.end(), message->begin() + sizeof head);
+  const Ucx& ucx = Ucx::get();
+  p2p_->worker()
+      .send(peer_, "connect to a peer",
+            [&](const Ucx::RequestParams& params) {
+              return ucx.tag_send_nbx(peer_->endpoint, message->data(), message->size(), kReaderTag,
+                                      &params);
+            })
+      ->keeps = message;
+}
 
 P2pRemote::P2pRemote(std::shared_ptr<P2pPeer> peer, const uint8_t* key, uint32_t length)
     : peer_(std::move(peer)) {
   const RemoteRange range = read_key(key, length);
   address_ = range.address;
   bytes_ = range.bytes;
-  key_ = peer_->p2p().worker().unpack(peer_->peer(), range.packed);
+  if (peer_->reads_itself())
+    key_ = peer_->p2p().worker().unpack(peer_->peer(), range.packed);
 }
 
 P2pRemote::~P2pRemote() { peer_->p2p().worker().release(key_); }
 
+// The room is there before it is asked for, so that nothing that comes has to be kept elsewhere.
+UcxWorker::Pending P2pRemote::ask(uint64_t address, void* to, uint64_t bytes) {
+  UcxWorker& worker = peer_->p2p().worker();
+  UcxWorker::Peer* peer = peer_->peer();
+  const auto message = std::make_shared<const ReadMessage>(
+      ReadMessage{peer_->reader(), peer_->p2p().next_read(), address, bytes});
+  const auto data = worker.receive(
+      peer, kRead,
+      [&](const Ucx::RequestParams& params) {
+        return ucx_.tag_recv_nbx(worker.worker(), to, bytes, message->number, UINT64_MAX, &params);
+      },
+      bytes);
+  try {
+    worker
+        .send(peer, kRead,
+              [&](const Ucx::RequestParams& params) {
+                return ucx_.tag_send_nbx(peer->endpoint, message.get(), sizeof *message, kReadTag,
+                                         &params);
+              })
+        ->keeps = message;
+  } catch (...) {
+    worker.cancel(data);
+    throw;
+  }
+  return data;
+}
+
 UcxWorker::Pending P2pRemote::get(uint64_t offset, void* to, uint64_t bytes,
                                   Ucx::Memory registered) {
+  if (!peer_->reads_itself()) return ask(address_ + offset, to, bytes);
   UcxWorker::Peer* peer = peer_->peer();
   return peer_->p2p().worker().send(peer, kRead, [&](const Ucx::RequestParams& given) {
     Ucx::RequestParams params = given;

@@ -1,6 +1,7 @@
 // Reads of other processes' pinned memory by UCX, see ckpt_p2p_open.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -9,6 +10,7 @@
 
 #include "buffer.h"
 #include "handle-table.h"
+#include "p2p-server.h"
 #include "ucx-worker.h"
 
 namespace ckpt {
@@ -17,7 +19,8 @@ class P2p : public Object {
  public:
   static constexpr Kind kKind = Kind::p2p;
   // CKPT_ERR_UNSUPPORTED without UCX.
-  explicit P2p(const std::string& devices) : worker_(Ucx::Params::kFeatureRma, devices) {}
+  explicit P2p(const std::string& devices);
+  ~P2p() override;
 
   // What a peer's connect() takes.
   std::vector<uint8_t> address() const;
@@ -29,6 +32,7 @@ class P2p : public Object {
   void close() override;
 
   UcxWorker& worker() noexcept { return worker_; }
+  uint64_t next_read() noexcept { return next_read_++; }
   // Where a backend keeps what it needs once for each: made at the first call.
   template <class T>
   std::shared_ptr<T> part() {
@@ -44,7 +48,9 @@ class P2p : public Object {
   };
   std::mutex mutex_;
   std::map<const Buffer*, Share> shares_;
+  std::atomic<uint64_t> next_read_{0};
   UcxWorker worker_;
+  P2pServer server_{worker_};
   std::shared_ptr<void> part_;  // last: it ends before the worker
 };
 
@@ -56,15 +62,22 @@ class P2pPeer : public Object {
   P2pPeer(std::shared_ptr<P2p> p2p, const uint8_t* address, uint32_t length);
   // Ends what reads from it.
   void close() override { p2p_->worker().disconnect(peer_); }
-  // "rdma", "cma", "shm" or "emulated"; "" when it is closed.
-  std::string transport();
+  // "rdma", "cma", "shm" or "emulated".
+  const std::string& transport() const noexcept { return transport_; }
+  // UCX reads; else it is asked for what is read.
+  bool reads_itself() const noexcept { return transport_ == "rdma" || transport_ == "cma"; }
 
   P2p& p2p() noexcept { return *p2p_; }
   UcxWorker::Peer* peer() const noexcept { return peer_; }
+  // What it knows this reader as.
+  uint64_t reader() const noexcept { return reader_; }
 
  private:
+  void introduce();
   const std::shared_ptr<P2p> p2p_;
   UcxWorker::Peer* peer_;
+  std::string transport_;
+  uint64_t reader_ = 0;
 };
 
 // Memory that a peer shares.
@@ -84,6 +97,7 @@ class P2pRemote : public Object {
   void read(uint64_t offset, void* to, uint64_t bytes);
 
  private:
+  UcxWorker::Pending ask(uint64_t address, void* to, uint64_t bytes);
   const Ucx& ucx_ = Ucx::get();
   const std::shared_ptr<P2pPeer> peer_;
   uint64_t address_ = 0;

@@ -57,13 +57,13 @@ void enter_live(UcxWorker* worker) {
 
 }  // namespace
 
-UcxWorker::UcxWorker(uint64_t features, const std::string& devices)
+UcxWorker::UcxWorker(uint64_t features, const Settings& settings)
     : wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   if (wake_fd_ < 0) fail_errno(CKPT_ERR_MEMORY, errno, "eventfd");
   try {
-    thread_ = start_thread("ckpt-ucx", [this, features, devices] {
+    thread_ = start_thread("ckpt-ucx", [this, features, settings] {
       try {
-        open(features, devices);
+        open(features, settings);
       } catch (const Error& error) {
         std::lock_guard lock(mutex_);
         ending_ = error;
@@ -93,9 +93,9 @@ UcxWorker::~UcxWorker() {
   ::close(wake_fd_);
 }
 
-void UcxWorker::open(uint64_t features, const std::string& devices) {
+void UcxWorker::open(uint64_t features, const Settings& settings) {
   std::lock_guard lock(mutex_);
-  open_context(features, devices);
+  open_context(features, settings);
   Ucx::WorkerParams params{};
   params.field_mask = Ucx::WorkerParams::kThreadMode | Ucx::WorkerParams::kFlags;
   params.thread_mode = Ucx::WorkerParams::kSerialized;
@@ -110,14 +110,16 @@ void UcxWorker::open(uint64_t features, const std::string& devices) {
   ucx_.worker_release_address(worker_, address);
 }
 
-void UcxWorker::open_context(uint64_t features, const std::string& devices) {
+void UcxWorker::open_context(uint64_t features, const Settings& settings) {
   Ucx::Config* config = nullptr;
   ucx_.check(ucx_.config_read(nullptr, nullptr, &config), "ucp_config_read");
   Ucx::Params params{};
   params.field_mask = Ucx::Params::kFeatures;
   params.features = features | Ucx::Params::kFeatureWakeup;
   Ucx::Status status = Ucx::kOk;
-  if (!devices.empty()) status = ucx_.config_modify(config, "NET_DEVICES", devices.c_str());
+  for (const auto& [name, value] : settings) {
+    if (status == Ucx::kOk) status = ucx_.config_modify(config, name, value.c_str());
+  }
   if (status == Ucx::kOk)
     status = ucx_.init_version(kApiMajor, kApiMinor, &params, config, &context_);
   ucx_.config_release(config);
@@ -152,12 +154,14 @@ void UcxWorker::disconnect(Peer* peer) {
   wake();
 }
 
-UcxWorker::Pending UcxWorker::start(Peer* peer, const char* what, const Post& post, bool receives) {
+UcxWorker::Pending UcxWorker::start(Peer* peer, const char* what, const Post& post, bool receives,
+                                    uint64_t length) {
   const auto request = std::make_shared<Request>();
   request->what = what;
   request->worker = this;
   request->peer = peer;
   request->receives = receives;
+  request->length = length;
   Ucx::RequestParams params{};
   params.mask = Ucx::RequestParams::kCallback | Ucx::RequestParams::kUserData |
                 Ucx::RequestParams::kMemoryType | Ucx::RequestParams::kNotAtOnce;
@@ -192,7 +196,9 @@ void UcxWorker::finish_locked(Request& request, Ucx::Status status) {
   pending_.erase(found);
   // Whoever has ended it knows better why than UCX, to which it was canceled.
   const Peer& peer = *request.peer;
-  if (status >= 0) {
+  if (status >= 0 && request.length != kAnyLength && request.received.length != request.length) {
+    request.completion.complete(CKPT_ERR_IO, "the peer does not share what was to be read");
+  } else if (status >= 0) {
     request.completion.complete(CKPT_OK, "");
   } else if (ending_ || peer.failure) {
     const Error& why = ending_ ? *ending_ : *peer.failure;
@@ -225,6 +231,17 @@ void UcxWorker::on_failure(void* argument, Ucx::Endpoint, Ucx::Status status) {
     peer.failure = Error(CKPT_ERR_IO, format_text("the peer process is lost: UCX: %s", reason));
   }
   peer.lost = peer.worker->any_lost_ = true;
+}
+
+void UcxWorker::cancel(const Pending& request) {
+  const Lock lock(*this);
+  if (!ending_ && !request->completion.done() && request->native != nullptr)
+    ucx_.request_cancel(worker_, request->native);
+}
+
+void UcxWorker::set_step(std::function<void()> step) {
+  std::lock_guard lock(step_mutex_);
+  step_ = std::move(step);
 }
 
 void UcxWorker::cancel_receives_locked(const Peer* peer) {
@@ -268,6 +285,7 @@ void UcxWorker::run() {
     const Round round = progress(Clock::now() >= busy_until);
     switch (round) {
       case Round::moved:
+        step();
         busy_until = Clock::now() + kSpin;
         nap = kNapFirst;
         continue;
@@ -281,6 +299,11 @@ void UcxWorker::run() {
   }
   std::lock_guard lock(mutex_);
   shut_locked();
+}
+
+void UcxWorker::step() {
+  std::lock_guard lock(step_mutex_);
+  if (step_) step_();
 }
 
 void UcxWorker::sleep(bool armed, std::optional<std::chrono::microseconds> limit) {

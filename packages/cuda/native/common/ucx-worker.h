@@ -15,6 +15,7 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "completion.h"
@@ -31,6 +32,7 @@ class UcxWorker {
     UcxWorker* worker = nullptr;
   };
 
+  static constexpr uint64_t kAnyLength = UINT64_MAX;
   // What was posted. UCX neither reads nor writes its memory once it is complete.
   struct Request {
     Completion completion;
@@ -39,13 +41,16 @@ class UcxWorker {
     UcxWorker* worker = nullptr;
     Peer* peer = nullptr;
     bool receives = false;
+    uint64_t length = kAnyLength;   // of a receive; another one is CKPT_ERR_IO
+    std::shared_ptr<const void> keeps;  // what UCX reads until it is complete
     bool posted = false;  // the call that posts has returned
     void* native = nullptr;
   };
   using Pending = std::shared_ptr<Request>;
 
-  // CKPT_ERR_UNSUPPORTED without UCX. devices: a value of UCX_NET_DEVICES, or "" for the process's.
-  UcxWorker(uint64_t features, const std::string& devices);
+  // CKPT_ERR_UNSUPPORTED without UCX. Settings: UCX's, without "UCX_".
+  using Settings = std::vector<std::pair<const char*, std::string>>;
+  UcxWorker(uint64_t features, const Settings& settings);
   ~UcxWorker();
   UcxWorker(const UcxWorker&) = delete;
 
@@ -59,11 +64,17 @@ class UcxWorker {
   // Calls post(params) with what makes UCX say when it is done. Throws the peer's failure.
   using Post = std::function<Ucx::StatusPointer(const Ucx::RequestParams&)>;
   Pending send(Peer* peer, const char* what, const Post& post) {
-    return start(peer, what, post, false);
+    return start(peer, what, post, false, kAnyLength);
   }
-  Pending receive(Peer* peer, const char* what, const Post& post) {
-    return start(peer, what, post, true);
+  Pending receive(Peer* peer, const char* what, const Post& post, uint64_t length = kAnyLength) {
+    return start(peer, what, post, true, length);
   }
+  // Of a receive that nothing has come for.
+  void cancel(const Pending& request);
+  // Receives are from whoever sends.
+  Peer* anyone() noexcept { return &anyone_; }
+  // Called by the thread, and with no lock held, whenever something has come; null: nothing is.
+  void set_step(std::function<void()> step);
   Ucx::Worker worker() const noexcept { return worker_; }
 
   // Registers memory, which must stay until unmap() or the end. readable: for the peers.
@@ -99,12 +110,13 @@ class UcxWorker {
    private:
     UcxWorker& worker_;
   };
-  Pending start(Peer* peer, const char* what, const Post& post, bool receives);
-  void open(uint64_t features, const std::string& devices);
-  void open_context(uint64_t features, const std::string& devices);
+  Pending start(Peer* peer, const char* what, const Post& post, bool receives, uint64_t length);
+  void open(uint64_t features, const Settings& settings);
+  void open_context(uint64_t features, const Settings& settings);
   enum class Round { moved, still, armed, armed_pending, unarmed };
   Round progress(bool may_sleep);
   void run();
+  void step();
   // armed: until UCX has something, too.
   void sleep(bool armed, std::optional<std::chrono::microseconds> limit);
   void wake() noexcept;
@@ -128,10 +140,14 @@ class UcxWorker {
   std::unordered_map<Request*, Pending> pending_;
   std::set<Ucx::Memory> mapped_;
   std::set<Ucx::RemoteKey> keys_;
+  Peer anyone_;
   bool any_lost_ = false;
   bool asleep_ = false;
   std::optional<Error> ending_;
   bool flush_ = false;
+
+  std::mutex step_mutex_;  // held while it runs
+  std::function<void()> step_;
 
   std::atomic<bool> stop_{false};
   int event_fd_ = -1;  // UCX's

@@ -27,6 +27,8 @@ class CudaStream : public Stream, public std::enable_shared_from_this<CudaStream
   void copy_h2d(std::shared_ptr<Memory> to, std::shared_ptr<Buffer> from,
                 const CopyRows& rows) override;
   void copy_h2d_batch(std::vector<BatchCopy> copies) override;
+  void copy_remote(std::shared_ptr<Memory> to, uint64_t to_offset, std::shared_ptr<P2pRemote> from,
+                   uint64_t from_offset, uint64_t bytes) override;
   void copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory> from,
                    std::vector<ckpt_copy_piece> pieces) override;
   // The mark gets the stream's error at this point.

@@ -24,7 +24,7 @@ uint32_t milliseconds_until(Clock::time_point deadline) {
 
 }  // namespace
 
-ProcessLink::ProcessLink() : worker_(Ucx::Params::kFeatureTag, "") {}
+ProcessLink::ProcessLink() : worker_(Ucx::Params::kFeatureTag, {}) {}
 
 void ProcessLink::connect(const MemberTable& table, uint32_t self) {
   const auto count = static_cast<uint32_t>(table.addresses.size());

@@ -333,7 +333,7 @@ CKPT_API int32_t ckpt_p2p_attach(uint32_t peer, const uint8_t* key, uint32_t len
 /* Copies that are enqueued still run. */
 CKPT_API int32_t ckpt_p2p_detach(uint32_t remote);
 /* How the peer's memory is read: "rdma" and "cma" without the peer's doing, by messages to its thread "shm" (on one machine) and
- * "emulated" (TCP). CKPT_ERR_STATE when the connection is closed. */
+ * "emulated" (TCP). */
 CKPT_API int32_t ckpt_p2p_transport(uint32_t peer, char* text, uint32_t text_bytes);
 /* As ckpt_copy_h2d, out of what is attached: a range outside of what the peer shares gives CKPT_ERR_INVALID. A peer that is lost
  * gives CKPT_ERR_IO, within some seconds where its machine is gone without a word. */

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <utility>
 
 
 extern char** environ;
@@ -58,7 +59,10 @@ Owner::Owner(uint64_t bytes) {
   CHECK(result == 0);
 }
 
-void Owner::signal(int number) const { kill(child_, number); }
+void Owner::signal(int number) const {
+  kill(child_, number);
+  if (number == SIGSTOP) std::this_thread::sleep_for(std::chrono::milliseconds(30));  // until it does
+}
 
 void Owner::kill_and_wait() {
   signal(SIGKILL);
@@ -67,8 +71,16 @@ void Owner::kill_and_wait() {
   child_ = 0;
 }
 
+void Owner::end() {
+  close(std::exchange(out_, -1));
+  signal(SIGCONT);
+  int status = 0;
+  CHECK(waitpid(std::exchange(child_, 0), &status, 0) > 0);
+  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 Owner::~Owner() {
-  close(out_);
+  if (out_ >= 0) close(out_);
   if (child_ == 0) return;
   signal(SIGCONT);
   int status = 0;
@@ -98,6 +110,21 @@ Reader::~Reader() {
   ckpt_p2p_detach(remote);
   ckpt_p2p_disconnect(peer);
   ckpt_p2p_close(p2p);
+}
+
+// read ADDRESS KEY: is killed amid reads.
+int reader_child(const std::vector<std::string>& arguments) {
+  const ckpt_config config{2, 0, kHostDeviceBytes, 0, 0};
+  OK(ckpt_init(&config));
+  const std::vector<uint8_t> address = bytes_of(arguments[1]), key = bytes_of(arguments[2]);
+  uint32_t peer = 0, remote = 0;
+  OK(ckpt_p2p_connect(open_p2p(), address.data(), static_cast<uint32_t>(address.size()), &peer));
+  OK(ckpt_p2p_attach(peer, key.data(), static_cast<uint32_t>(key.size()), &remote));
+  const uint32_t stream = new_stream(), memory = new_memory(16 << 20);
+  for (uint32_t i = 0; i < 1000; i++) OK(ckpt_copy_remote(stream, memory, 0, remote, 0, 16 << 20));
+  ckpt_stream_sync(stream, 0, 60);
+  raise(SIGKILL);
+  return 0;
 }
 
 int owner_child(const std::vector<std::string>& arguments) {

@@ -21,6 +21,8 @@ class Owner {
   Owner(const Owner&) = delete;
   void signal(int number) const;
   void kill_and_wait();
+  // Lets it end, which it must do as a process that is well.
+  void end();
 
   const std::vector<uint8_t>& address() const { return address_; }
   const std::vector<uint8_t>& key() const { return key_; }
@@ -42,6 +44,7 @@ struct Reader {
 uint32_t open_p2p();
 // share BYTES: prints address and key, ends when its stdin ends.
 int owner_child(const std::vector<std::string>& arguments);
+int reader_child(const std::vector<std::string>& arguments);
 // See p2p-bench.cpp.
 int bench_read_child(const std::vector<std::string>& arguments);
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <thread>
 
+#include "common/p2p-frames.h"
 #include "environment.h"
 #include "p2p-owner.h"
 
@@ -56,4 +57,159 @@ TEST("p2p: every byte of a peer's buffer, of many sizes and at odd offsets") {
     GIVES(CKPT_ERR_INVALID, ckpt_copy_remote(to.stream, to.memory, kMemoryBytes, reader.remote, 0, 1));
     GIVES(CKPT_ERR_INVALID, ckpt_copy_remote(to.stream, to.memory, 0, reader.remote, UINT64_MAX, 2));
   }
+}
+
+TEST("p2p: a peer that stands still is needed as its transport says") {
+  for (const char* way : kWays) {
+    const Environment setting("UCX_TLS", way);
+    const Owner owner(kSharedBytes);
+    const Reader reader(owner);
+    const Target to;
+    OK(ckpt_copy_remote(to.stream, to.memory, 0, reader.remote, 0, 4096));
+    OK(ckpt_stream_sync(to.stream, 0, 20000));
+    const std::string transport = transport_of(reader.peer);
+    const bool alone = transport == "rdma" || transport == "cma";
+    CHECK(alone || transport == "shm" || transport == "emulated");
+    owner.signal(SIGSTOP);
+    OK(ckpt_copy_remote(to.stream, to.memory, 0, reader.remote, 0, kSharedBytes));
+    GIVES(alone ? CKPT_OK : CKPT_ERR_TIMEOUT, ckpt_stream_sync(to.stream, 0, 500));
+    owner.signal(SIGCONT);
+    OK(ckpt_stream_sync(to.stream, 0, 20000));
+    CHECK_EQ(memory_sha256(to.memory, 0, kSharedBytes),
+             sha256_of(random_bytes(kSharedBytes, kOwnerSeed)));
+  }
+}
+
+TEST("p2p: reads from a peer that is killed end with an error, and so do later ones") {
+  for (const char* way : kWays) {
+    const Environment setting("UCX_TLS", way);
+    Owner owner(kSharedBytes);
+    const Reader reader(owner);
+    const Target to;
+    OK(ckpt_copy_remote(to.stream, to.memory, 0, reader.remote, 0, 4096));
+    OK(ckpt_stream_sync(to.stream, 0, 20000));
+    owner.signal(SIGSTOP);
+    for (uint32_t i = 0; i < 10; i++)
+      OK(ckpt_copy_remote(to.stream, to.memory, 0, reader.remote, 0, kSharedBytes));
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    owner.kill_and_wait();
+    const auto start = Clock::now();
+    GIVES(CKPT_ERR_IO, ckpt_stream_sync(to.stream, 0, 20000));
+    const double seconds = seconds_since(start);
+    printf("      \"%s\": ended after %.2f s: %s\n", way, seconds, last_error().c_str());
+    CHECK(seconds < 5);
+    OK(ckpt_copy_remote(to.stream, to.memory, 0, reader.remote, 0, 1));
+    GIVES(CKPT_ERR_IO, ckpt_stream_sync(to.stream, 0, 20000));
+  }
+}
+
+TEST("p2p: disconnecting and closing end a read from another thread, at once") {
+  for (const char* way : {"", "tcp"}) {
+    for (const bool close : {false, true}) {
+      const Environment setting("UCX_TLS", way);
+      const Owner owner(kSharedBytes);
+      Reader reader(owner);
+      const Target to;
+      owner.signal(SIGSTOP);
+      for (uint32_t i = 0; i < 4; i++)
+        OK(ckpt_copy_remote(to.stream, to.memory, 0, reader.remote, 0, kSharedBytes));
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      const auto start = Clock::now();
+      OK(close ? ckpt_p2p_close(reader.p2p) : ckpt_p2p_disconnect(reader.peer));
+      GIVES(CKPT_ERR_ABORTED, ckpt_stream_sync(to.stream, 0, 20000));
+      CHECK(seconds_since(start) < 2);
+      OK(ckpt_copy_remote(to.stream, to.memory, 0, reader.remote, 0, 1));
+      GIVES(CKPT_ERR_ABORTED, ckpt_stream_sync(to.stream, 0, 20000));
+    }
+  }
+}
+
+TEST("p2p: an owner does not mind readers that leave or are killed amid reads") {
+  for (const char* way : {"tcp", "", "posix,self"}) {
+    const Environment setting("UCX_TLS", way);
+    Owner owner(kSharedBytes);
+    const std::string address = hex(owner.address().data(), owner.address().size());
+    const std::string key = hex(owner.key().data(), owner.key().size());
+    for (uint32_t turn = 0; turn < 3; turn++) {
+      CHECK_EQ(run_child({"read", address, key}).exit_status, -1);
+      const Target to;
+      Reader reader(owner);
+      for (uint32_t i = 0; i < 50; i++)
+        OK(ckpt_copy_remote(to.stream, to.memory, 0, reader.remote, 0, kSharedBytes));
+      GIVES(CKPT_ERR_TIMEOUT, ckpt_stream_sync(to.stream, 0, 50));
+      OK(ckpt_p2p_disconnect(reader.peer));
+      GIVES(CKPT_ERR_ABORTED, ckpt_stream_sync(to.stream, 0, 20000));
+    }
+    owner.end();
+  }
+}
+
+TEST("p2p: one process may be owner and receiver, and several may read") {
+  const uint32_t p2p = open_p2p(), other = open_p2p();
+  const std::vector<uint8_t> content = random_bytes(1 << 20, 3);
+  const uint32_t buffer = buffer_with(content);
+  std::vector<uint8_t> address(65536), key(65536);
+  uint32_t address_bytes = 0, key_bytes = 0;
+  OK(ckpt_p2p_address(p2p, address.data(), 65536, &address_bytes));
+  GIVES(CKPT_ERR_INVALID, ckpt_p2p_share(p2p, buffer, key.data(), 8, &key_bytes));
+  OK(ckpt_p2p_share(p2p, buffer, key.data(), 65536, &key_bytes));
+  GIVES(CKPT_ERR_STATE, ckpt_p2p_share(p2p, buffer, key.data(), 65536, &key_bytes));
+  for (const uint32_t from : {p2p, other}) {
+    uint32_t peer = 0, remote = 0;
+    const Target to;
+    OK(ckpt_p2p_connect(from, address.data(), address_bytes, &peer));
+    OK(ckpt_p2p_attach(peer, key.data(), key_bytes, &remote));
+    OK(ckpt_copy_remote(to.stream, to.memory, 0, remote, 0, 1 << 20));
+    OK(ckpt_p2p_detach(remote));
+    OK(ckpt_stream_sync(to.stream, 0, 20000));
+    CHECK_EQ(memory_sha256(to.memory, 0, 1 << 20), sha256_of(content));
+    OK(ckpt_p2p_disconnect(peer));
+  }
+  OK(ckpt_p2p_unshare(p2p, buffer));
+  GIVES(CKPT_ERR_STATE, ckpt_p2p_unshare(p2p, buffer));
+  OK(ckpt_buffer_free(buffer));
+  for (const uint32_t one : {p2p, other}) OK(ckpt_p2p_close(one));
+}
+
+TEST("p2p: what is no address, no key or no memory to share is refused") {
+  const uint32_t p2p = open_p2p();
+  const Owner owner(4096);
+  uint32_t peer = 0, remote = 0;
+  std::vector<uint8_t> address = owner.address(), key = owner.key();
+  const auto length = [](const std::vector<uint8_t>& of) { return static_cast<uint32_t>(of.size()); };
+  const auto connect = [&](uint32_t bytes) {
+    return ckpt_p2p_connect(p2p, address.data(), bytes, &peer);
+  };
+  for (uint32_t bytes : {0u, 3u, 20u, length(address) - 1}) GIVES(CKPT_ERR_INVALID, connect(bytes));
+  address[40] ^= 1;
+  GIVES(CKPT_ERR_INVALID, connect(length(address)));
+  address[40] ^= 1;
+  OK(connect(length(address)));
+  key[12] ^= 1;
+  GIVES(CKPT_ERR_INVALID, ckpt_p2p_attach(peer, key.data(), length(key), &remote));
+  GIVES(CKPT_ERR_INVALID, ckpt_p2p_attach(peer, address.data(), length(address), &remote));
+  GIVES(CKPT_ERR_HANDLE, ckpt_p2p_attach(p2p, key.data(), length(key), &remote));
+  const TempFile file(random_bytes(4096, 1));
+  const uint32_t opened = open_file(file.path()), buffer = mapped_buffer(opened);
+  uint32_t bytes = 0;
+  GIVES(CKPT_ERR_UNSUPPORTED, ckpt_p2p_share(p2p, buffer, key.data(), length(key), &bytes));
+  OK(ckpt_buffer_free(buffer));
+  OK(ckpt_file_close(opened));
+  OK(ckpt_p2p_disconnect(peer));
+  OK(ckpt_p2p_close(p2p));
+}
+
+TEST("p2p: the text of a connection names how it reads") {
+  const auto lane = [](const char* name, const char* use) {
+    return std::string("#   lane[0]:  4:") + name + "/x.0 md[3]  -> md[3]/y/sysdev[255] " + use + "\n";
+  };
+  const auto is = [](const std::string& text, const char* name) {
+    CHECK_EQ(ckpt::transport_of(text), name);
+  };
+  is("", "");
+  is(lane("tcp", "am am_bw#0 wireup"), "emulated");
+  is(lane("posix", "am am_bw#0") + lane("tcp", "wireup"), "shm");
+  is(lane("posix", "am am_bw#0") + lane("cma", "rma_bw#0"), "cma");
+  is(lane("ud_verbs", "am am_bw#0 wireup"), "emulated");
+  is(lane("tcp", "am am_bw#0") + lane("rc_mlx5", "rma_bw#0"), "rdma");
 }

@@ -1,0 +1,110 @@
+#include "p2p-server.h"
+
+#include <cstring>
+
+namespace ckpt {
+namespace {
+
+constexpr const char* kServe = "serve a peer's read";
+// Far more than there are processes that read: what is above comes from none of ours.
+constexpr size_t kReadersMax = 4096;
+
+}  // namespace
+
+void P2pServer::share(const std::shared_ptr<Buffer>& buffer) {
+  std::lock_guard lock(mutex_);
+  shared_.emplace(buffer.get(), buffer);
+}
+
+void P2pServer::unshare(const Buffer& buffer) {
+  std::lock_guard lock(mutex_);
+  shared_.erase(&buffer);
+}
+
+std::shared_ptr<Buffer> P2pServer::find(uint64_t address, uint64_t bytes) {
+  std::lock_guard lock(mutex_);
+  for (const auto& [buffer, kept] : shared_) {
+    const uint64_t first = reinterpret_cast<uint64_t>(buffer->address());
+    if (address < first || address - first > buffer->bytes()) continue;
+    if (bytes <= buffer->bytes() - (address - first)) return kept;
+  }
+  return nullptr;
+}
+
+void P2pServer::step() {
+  try {
+    receive();
+    end_sends();
+  } catch (const std::exception&) {
+    // the worker ends, or there is no memory: readers see that the connection does not answer
+  }
+}
+
+void P2pServer::receive() {
+  const auto post = [&](void* to, size_t bytes, uint64_t tag) {
+    return worker_.receive(worker_.anyone(), kServe, [&](const Ucx::RequestParams& params) {
+      return ucx_.tag_recv_nbx(worker_.worker(), to, bytes, tag, kReadTag | kReaderTag, &params);
+    });
+  };
+  while (meeting_ == nullptr || meeting_->completion.done()) {
+    if (meeting_ != nullptr && meeting_->completion.status() == CKPT_OK)
+      meet(greeting_.data(), meeting_->received.length);
+    meeting_ = post(greeting_.data(), greeting_.size(), kReaderTag);
+  }
+  for (size_t i = 0; i < kReads; i++) {
+    while (reading_[i] == nullptr || reading_[i]->completion.done()) {
+      const bool good = reading_[i] != nullptr && reading_[i]->completion.status() == CKPT_OK &&
+                        reading_[i]->received.length == sizeof(ReadMessage);
+      if (good) answer(reads_[i]);
+      reading_[i] = post(&reads_[i], sizeof reads_[i], kReadTag);
+    }
+  }
+}
+
+void P2pServer::meet(const uint8_t* message, size_t length) {
+  ReaderMessage head;
+  if (length <= sizeof head || readers_.size() >= kReadersMax) return;
+  std::memcpy(&head, message, sizeof head);
+  if (readers_.count(head.reader) != 0) return;
+  try {
+    readers_[head.reader] = worker_.connect({message + sizeof head, message + length});
+  } catch (const Error&) {  // it will not be answered
+    readers_.erase(head.reader);
+  }
+}
+
+void P2pServer::answer(const ReadMessage& message) {
+  const auto reader = readers_.find(message.reader);
+  if (reader == readers_.end()) return;
+  const auto buffer = find(message.address, message.bytes);
+  UcxWorker::Peer* peer = reader->second;
+  const uint64_t bytes = buffer == nullptr ? 0 : message.bytes;  // none: it is not shared
+  const uint64_t number = message.number & ~(kReadTag | kReaderTag);
+  try {
+    const auto pending = worker_.send(peer, kServe, [&](const Ucx::RequestParams& params) {
+      return ucx_.tag_send_nbx(peer->endpoint, reinterpret_cast<const void*>(message.address),
+                               bytes, number, &params);
+    });
+    sends_.push_back({pending, buffer, message.reader});
+  } catch (const Error&) {
+    worker_.disconnect(peer);
+    readers_.erase(reader);
+  }
+}
+
+void P2pServer::end_sends() {
+  for (auto send = sends_.begin(); send != sends_.end();) {
+    if (!send->pending->completion.done()) {
+      send++;
+      continue;
+    }
+    const auto reader = readers_.find(send->reader);
+    if (send->pending->completion.status() != CKPT_OK && reader != readers_.end()) {
+      worker_.disconnect(reader->second);
+      readers_.erase(reader);
+    }
+    send = sends_.erase(send);
+  }
+}
+
+}  // namespace ckpt

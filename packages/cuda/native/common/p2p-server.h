@@ -1,0 +1,74 @@
+// Reads by messages, for networks that cannot read by themselves: the reader asks, the owner's
+// worker thread sends.
+//
+// UCX has such a thing itself (ucp_get over TCP or shared memory), but there the owner's process is
+// ended when a reader goes in the middle of a read ("Fatal: unexpected error: Endpoint timeout",
+// 1.13), and UCX_PROTO_ENABLE=y ends the reader's. What goes in these messages goes eagerly, so
+// that nothing has to be answered to a process that is gone.
+#pragma once
+
+#include <array>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "buffer.h"
+#include "ucx-worker.h"
+
+namespace ckpt {
+
+// Tags of messages. Data has the number that the reader has given it, below these.
+constexpr uint64_t kReadTag = 1ull << 62;
+constexpr uint64_t kReaderTag = 1ull << 63;
+
+struct ReadMessage {
+  uint64_t reader;
+  uint64_t number;
+  uint64_t address;
+  uint64_t bytes;
+};
+
+// Then the worker's address.
+struct ReaderMessage {
+  uint64_t reader;  // random
+};
+constexpr size_t kReaderMessageMax = 64u << 10;
+
+class P2pServer {
+ public:
+  explicit P2pServer(UcxWorker& worker) : worker_(worker) {}
+  void share(const std::shared_ptr<Buffer>& buffer);
+  void unshare(const Buffer& buffer);
+  // By the worker's thread, when something has come.
+  void step();
+
+ private:
+  struct Send {
+    UcxWorker::Pending pending;
+    std::shared_ptr<Buffer> buffer;
+    uint64_t reader;
+  };
+  void receive();
+  void meet(const uint8_t* message, size_t length);
+  void answer(const ReadMessage& message);
+  void end_sends();
+  std::shared_ptr<Buffer> find(uint64_t address, uint64_t bytes);
+
+  UcxWorker& worker_;
+  const Ucx& ucx_ = Ucx::get();
+  std::mutex mutex_;
+  std::map<const Buffer*, std::shared_ptr<Buffer>> shared_;
+
+  // Of the worker's thread only.
+  static constexpr size_t kReads = 16;
+  std::array<ReadMessage, kReads> reads_{};
+  std::array<UcxWorker::Pending, kReads> reading_;
+  std::vector<uint8_t> greeting_ = std::vector<uint8_t>(kReaderMessageMax);
+  UcxWorker::Pending meeting_;
+  std::map<uint64_t, UcxWorker::Peer*> readers_;
+  std::list<Send> sends_;
+};
+
+}  // namespace ckpt
