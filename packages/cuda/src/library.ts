@@ -17,8 +17,6 @@ import type * as types from './types.ts'
 
 type Handle = types.Handle
 
-/** Of an address or a key of `ckpt_p2p_...`. */
-const P2P_BYTES_MAX = 65_536
 const DIGEST_BYTES = 32
 /** `ckpt_file_read` is for headers. */
 const FILE_READ_MAX_BYTES = 128 * 2 ** 20
@@ -132,13 +130,6 @@ class FfiLibrary implements types.Library {
   #textOf(symbol: SymbolName, handle: Handle): string {
     this.#guard(symbol, handle, this.#text, this.#text.length)
     return cText(this.#text)
-  }
-
-  /** Addresses and keys: of as many bytes as they take. */
-  #bytesOf(symbol: SymbolName, ...handles: Handle[]): Uint8Array {
-    const bytes = new Uint8Array(new ArrayBuffer(P2P_BYTES_MAX))
-    const length = this.#u32Of(symbol, ...handles, bytes, bytes.length)
-    return bytes.slice(0, length)
   }
 
   #digestOf(symbol: SymbolName, handle: Handle, offset: number, bytes: number): Uint8Array {
@@ -479,57 +470,6 @@ class FfiLibrary implements types.Library {
 
   groupDestroy(group: Handle): void {
     this.#guard('ckpt_group_destroy', group)
-  }
-
-  p2pOpen(devices: string): Handle {
-    return this.#u32Of('ckpt_p2p_open', cString(devices))
-  }
-
-  p2pClose(p2p: Handle): void {
-    this.#guard('ckpt_p2p_close', p2p)
-  }
-
-  p2pAddress(p2p: Handle): Uint8Array {
-    return this.#bytesOf('ckpt_p2p_address', p2p)
-  }
-
-  p2pShare(p2p: Handle, buffer: Handle): Uint8Array {
-    return this.#bytesOf('ckpt_p2p_share', p2p, buffer)
-  }
-
-  p2pUnshare(p2p: Handle, buffer: Handle): void {
-    this.#guard('ckpt_p2p_unshare', p2p, buffer)
-  }
-
-  p2pConnect(p2p: Handle, address: Uint8Array): Handle {
-    return this.#u32Of('ckpt_p2p_connect', p2p, address, address.length)
-  }
-
-  p2pDisconnect(peer: Handle): void {
-    this.#guard('ckpt_p2p_disconnect', peer)
-  }
-
-  p2pAttach(peer: Handle, key: Uint8Array): Handle {
-    return this.#u32Of('ckpt_p2p_attach', peer, key, key.length)
-  }
-
-  p2pDetach(remote: Handle): void {
-    this.#guard('ckpt_p2p_detach', remote)
-  }
-
-  p2pTransport(peer: Handle): string {
-    return this.#textOf('ckpt_p2p_transport', peer)
-  }
-
-  copyRemote(
-    stream: Handle,
-    memory: Handle,
-    memoryOffset: number,
-    remote: Handle,
-    remoteOffset: number,
-    bytes: number,
-  ): void {
-    this.#guard('ckpt_copy_remote', stream, memory, memoryOffset, remote, remoteOffset, bytes)
   }
 
   communicatorId(sharers: number, processes = 1): Uint8Array {

@@ -257,36 +257,6 @@ export interface Library {
   groupDestroy(group: Handle): void
 
   /**
-   * The end of one process in reads of another's host memory, by UCX.
-   *
-   * @param devices network devices as in UCX_NET_DEVICES; empty: as the process is set
-   * @throws NativeError `not_supported` where there is no UCX, with the reason
-   */
-  p2pOpen(devices: string): Handle
-  p2pClose(p2p: Handle): void
-  /** What a peer connects to. */
-  p2pAddress(p2p: Handle): Uint8Array
-  /** Registers a whole buffer; what a peer reads it by. Blocks. */
-  p2pShare(p2p: Handle, buffer: Handle): Uint8Array
-  p2pUnshare(p2p: Handle, buffer: Handle): void
-  /** Does not wait: whether the peer is there shows when something is read. */
-  p2pConnect(p2p: Handle, address: Uint8Array): Handle
-  /** Ends every read from the peer. */
-  p2pDisconnect(peer: Handle): void
-  p2pAttach(peer: Handle, key: Uint8Array): Handle
-  p2pDetach(remote: Handle): void
-  /** `rdma`, `cma`, `shm` or `emulated`: see `ckpt_p2p_transport`. */
-  p2pTransport(peer: Handle): string
-  /** As {@link Library.copyH2d}, out of what a peer shares. */
-  copyRemote(
-    stream: Handle,
-    memory: Handle,
-    memoryOffset: number,
-    remote: Handle,
-    remoteOffset: number,
-    bytes: number,
-  ): void
-  /**
    * 128 bytes that one rank makes and every other one gets.
    *
    * @param sharers most members that will have the same device

@@ -24,8 +24,8 @@ export class ServedMemory {
   }
 
   #open(): void {
-    this.#p2p = this.#library.p2pOpen('')
-    this.#address = new Uint8Array(this.#library.p2pAddress(this.#p2p))
+    this.#p2p = this.#library.p2p.open('')
+    this.#address = new Uint8Array(this.#library.p2p.address(this.#p2p))
   }
 
   #keyOf(buffer: Handle): Uint8Array {
@@ -38,7 +38,7 @@ export class ServedMemory {
 
   #share(buffer: Handle): Uint8Array {
     try {
-      return this.#library.p2pShare(this.#p2p, buffer)
+      return this.#library.p2p.share(this.#p2p, buffer)
     } catch (error) {
       const { code, message } = CkptError.wrap(error)
       if (code !== 'not_supported') throw error
@@ -50,11 +50,11 @@ export class ServedMemory {
   /** It is about to be freed. */
   forget(buffer: Handle): void {
     if (!this.#keys.delete(buffer)) return
-    this.#library.p2pUnshare(this.#p2p, buffer)
+    this.#library.p2p.unshare(this.#p2p, buffer)
   }
 
   close(): void {
-    if (this.#p2p !== 0) this.#library.p2pClose(this.#p2p)
+    if (this.#p2p !== 0) this.#library.p2p.close(this.#p2p)
     this.#p2p = 0
     this.#keys.clear()
   }

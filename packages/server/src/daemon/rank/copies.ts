@@ -148,7 +148,8 @@ export class RingCopies {
     const { library, ring } = this.#target
     const { buffer, bufferOffset, ringOffset, isRemote, bytes } = copy
     const { copyStream, memory } = ring
-    if (isRemote) library.copyRemote(copyStream, memory, ringOffset, buffer, bufferOffset, bytes)
+    if (isRemote)
+      library.p2p.copyRemote(copyStream, memory, ringOffset, buffer, bufferOffset, bytes)
     else library.copyH2d(copyStream, memory, ringOffset, buffer, bufferOffset, bytes)
   }
 

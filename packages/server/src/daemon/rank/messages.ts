@@ -253,7 +253,7 @@ export type RankEvent =
   | { readonly type: 'begun'; readonly streams: readonly Handle[] }
   /** Nothing was changed, and `leave` is to follow. */
   | { readonly type: 'not_direct'; readonly reason: string }
-  /** Every bucket is acknowledged, or every copy complete. `readBy`: how other daemons' memory was read, see `p2pTransport`. */
+  /** Every bucket is acknowledged, or every copy complete. `readBy`: how other daemons' memory was read, see `P2p.transport`. */
   | { readonly type: 'transferred'; readonly readBy: readonly string[] }
   | { readonly type: 'finished'; readonly dialect: Dialect | null }
   /** `connected`: whether a worker of the engine has ever connected. */

@@ -46,8 +46,8 @@ export class RemoteSources {
   #peerAt(text: string, address: Uint8Array): RemotePeer {
     const known = this.#peers.get(text)
     if (known !== undefined) return known
-    if (this.#p2p === 0) this.#p2p = this.#library.p2pOpen(this.#devices)
-    const peer = { peer: this.#library.p2pConnect(this.#p2p, address), attached: new Map() }
+    if (this.#p2p === 0) this.#p2p = this.#library.p2p.open(this.#devices)
+    const peer = { peer: this.#library.p2p.connect(this.#p2p, address), attached: new Map() }
     this.#peers.set(text, peer)
     return peer
   }
@@ -56,7 +56,7 @@ export class RemoteSources {
     const text = key.toHex()
     const known = attached.get(text)
     if (known !== undefined) return known
-    const handle = this.#library.p2pAttach(peer, key)
+    const handle = this.#library.p2p.attach(peer, key)
     attached.set(text, handle)
     return handle
   }
@@ -68,11 +68,11 @@ export class RemoteSources {
       const keys = wanted.get(address)
       for (const [key, handle] of attached) {
         if (keys?.has(key)) continue
-        this.#library.p2pDetach(handle)
+        this.#library.p2p.detach(handle)
         attached.delete(key)
       }
       if (keys !== undefined) continue
-      this.#library.p2pDisconnect(peer)
+      this.#library.p2p.disconnect(peer)
       this.#peers.delete(address)
     }
   }
@@ -80,21 +80,21 @@ export class RemoteSources {
   /** Of the connections there are. */
   transports(): string[] {
     const peers = [...this.#peers.values()]
-    return [...new Set(peers.map(({ peer }) => this.#library.p2pTransport(peer)))]
+    return [...new Set(peers.map(({ peer }) => this.#library.p2p.transport(peer)))]
   }
 
   /** Ends the reads that go on; after any failure, for nobody knows which connection it was. */
   drop(): void {
     for (const { peer, attached } of this.#peers.values()) {
-      this.#library.p2pDisconnect(peer)
-      for (const handle of attached.values()) this.#library.p2pDetach(handle)
+      this.#library.p2p.disconnect(peer)
+      for (const handle of attached.values()) this.#library.p2p.detach(handle)
     }
     this.#peers.clear()
   }
 
   close(): void {
     this.drop()
-    if (this.#p2p !== 0) this.#library.p2pClose(this.#p2p)
+    if (this.#p2p !== 0) this.#library.p2p.close(this.#p2p)
     this.#p2p = 0
   }
 }
