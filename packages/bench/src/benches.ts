@@ -5,6 +5,7 @@ import { direct } from './direct.ts'
 import { fresh } from './fresh.ts'
 import { gather } from './gather.ts'
 import { h2d } from './h2d.ts'
+import { p2p } from './p2p.ts'
 import { peers } from './peers.ts'
 import { pickle } from './pickle.ts'
 import { plan } from './plan.ts'
@@ -28,6 +29,7 @@ export const BENCHES: readonly Bench[] = [
   direct,
   update,
   ranks,
+  p2p,
   fresh,
   peers,
   trainer,

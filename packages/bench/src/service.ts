@@ -19,11 +19,12 @@ export async function startDaemon(
   ranks: number,
   dir: string,
   flags: readonly string[] = [],
+  env: Readonly<Record<string, string>> = {},
 ): Promise<DaemonProcess> {
   const socket = join(dir, 'ckpt.sock')
   const where = ['--uds', socket, '--state-dir', join(dir, 'state')]
   const what = ['--devices', devices, '--ranks', String(ranks)]
-  const daemon = await startCommand(['serve', ...where, ...what, ...flags], /"ready": ?true/)
+  const daemon = await startCommand(['serve', ...where, ...what, ...flags], /"ready": ?true/, env)
   stack.defer(() => daemon.stop())
   return { client: new DaemonClient(daemonAddress(socket)), pid: daemon.pid }
 }

@@ -16,13 +16,18 @@ const STOP_MS = 5_000
 const TAIL_CHARACTERS = 4_000
 
 /**
- * Starts `ckpt ARGS --json` and waits until its stdout matches `ready`, whose first group is captured.
+ * Starts `ckpt ARGS --json`, with these variables beside those of this process, and waits until its stdout matches `ready`, whose first group is captured.
  *
  * @throws CkptError what the process itself reports when it ends, `internal` with its last words when it reports nothing or
  *   does not get ready in time
  */
-export async function startCommand(args: readonly string[], ready: RegExp): Promise<ChildProcess> {
+export async function startCommand(
+  args: readonly string[],
+  ready: RegExp,
+  env: Readonly<Record<string, string>> = {},
+): Promise<ChildProcess> {
   const child = Bun.spawn([process.execPath, MAIN, ...args, '--json'], {
+    env: { ...process.env, ...env },
     stdin: 'ignore',
     stdout: 'pipe',
     stderr: 'pipe',
