@@ -5,13 +5,13 @@ import {
   type Metas,
   type SourceSpace,
 } from '@ckpt/core'
-import { decodeLayout, type HeldLayout } from '@ckpt/core/cluster/layout-columns'
+import type { HeldLayout } from '@ckpt/core/cluster/layout-columns'
 import { mergeLayouts } from '@ckpt/core/cluster/merge-layouts'
 import { type MetaOwner, makeMetas } from '../registry/metas.ts'
 import type { Registry } from '../registry/registry.ts'
 import { emptyVersion } from '../registry/versions.ts'
 import type { HeldVersion, VersionLease } from '../types.ts'
-import { type LayoutColumns, layoutColumns } from './layouts.ts'
+import { type LayoutColumns, layoutColumns, readColumns } from './layouts.ts'
 import type { LeaseAnswer } from './messages.ts'
 import type { RemoteNode } from './remote-node.ts'
 
@@ -171,7 +171,7 @@ export class ClusterVersions {
     const answer = await node.ask({ op: 'lease', name, lease, updateId, held: before?.key ?? null })
     if (answer === null) return null
     const { layout: key, columns } = answer
-    const layout = columns === null ? before?.layout : decodeLayout(columns)
+    const layout = columns === null ? before?.layout : readColumns({ key, columns })
     if (layout === undefined) throw new Error('a daemon did not tell its layout')
     node.told.set(name, { key, layout })
     const first = node.ranks[0]?.rank.rank ?? 0

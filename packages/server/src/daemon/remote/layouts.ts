@@ -1,20 +1,49 @@
 import { createHash } from 'node:crypto'
-import type { SourceSpace, TensorTable } from '@ckpt/core'
+import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib'
+import { CkptError, type SourceSpace, type TensorTable } from '@ckpt/core'
 import { decodeLayout, encodeLayout, type HeldLayout } from '@ckpt/core/cluster/layout-columns'
 
 /** A layout as it travels between daemons. */
 export interface LayoutColumns {
   /** The same for the same tensors at the same places, NUMA nodes included: plans depend on them. */
   readonly key: string
+  /** Of `encodeLayout`, compressed: names of tensors are much alike. */
   readonly columns: Uint8Array
 }
 
 /** Layouts that are kept; each has some ten megabytes for the largest models. */
 const KEPT_MAX = 8
+/** Twenty times what the largest published model has. */
+const PLAIN_BYTES_MAX = 256 * 2 ** 20
 
 export function layoutColumns(table: TensorTable, sources: readonly SourceSpace[]): LayoutColumns {
-  const columns = encodeLayout({ table, sources })
-  return { key: createHash('sha256').update(columns).digest('hex'), columns }
+  const plain = encodeLayout({ table, sources })
+  const params = { [constants.ZSTD_c_compressionLevel]: 1 }
+  // a Buffer is no plain array, whose `slice` copies
+  return { key: sha256(plain), columns: new Uint8Array(zstdCompressSync(plain, { params })) }
+}
+
+/** @throws CkptError `bad_request` for what is no layout, or has another key */
+export function readColumns({ key, columns }: LayoutColumns): HeldLayout {
+  const plain = unpacked(columns)
+  if (sha256(plain) !== key) throw refuse('it has another digest')
+  return decodeLayout(plain)
+}
+
+function unpacked(columns: Uint8Array): Uint8Array {
+  try {
+    return new Uint8Array(zstdDecompressSync(columns, { maxOutputLength: PLAIN_BYTES_MAX }))
+  } catch (error) {
+    throw refuse(CkptError.wrap(error).message)
+  }
+}
+
+function refuse(why: string): CkptError {
+  return new CkptError('bad_request', `the layout of a daemon cannot be read: ${why}`)
+}
+
+function sha256(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex')
 }
 
 /** Layouts by key; of more than {@link KEPT_MAX} the one that was not used for longest goes. */
@@ -27,13 +56,9 @@ export class LayoutShelf {
     return layout
   }
 
-  /** @throws CkptError where the columns are none, or not those of the key */
-  keep(key: string, columns: Uint8Array): HeldLayout {
-    const digest = createHash('sha256').update(columns).digest('hex')
-    if (digest !== key) throw new Error('a layout does not have the digest that it was told with')
-    const layout = decodeLayout(columns)
-    this.#put(key, layout)
-    return layout
+  /** @throws CkptError as {@link readColumns} */
+  keep(told: LayoutColumns): void {
+    this.#put(told.key, readColumns(told))
   }
 
   #put(key: string, layout: HeldLayout): void {

@@ -115,7 +115,7 @@ export interface LeaseAnswer {
   readonly layout: string
   /** See `HeldVersion`. */
   readonly layoutDigest: string
-  /** Of `encodeLayout`; null: the leader has it. */
+  /** See `LayoutColumns`; null: the leader has it. */
   readonly columns: Uint8Array | null
   /** Per owner: the ranks that copy from it. */
   readonly ownerRanks: readonly (readonly number[])[]

@@ -63,7 +63,7 @@ export class NodeServer {
         return null
       case 'layout': {
         const { layout, columns } = request
-        if (columns !== null) this.#layouts.keep(layout, columns)
+        if (columns !== null) this.#layouts.keep({ key: layout, columns })
         return { held: this.#layouts.get(layout) !== undefined }
       }
       case 'use': {
