@@ -23,6 +23,8 @@ export interface GatherNodesOptions {
   readonly tokenFile: string
 }
 
+const nobody = () => Promise.reject(new Error('nobody reads'))
+
 if (import.meta.main) await run(JSON.parse(process.argv[2] ?? '') as GatherNodesOptions)
 
 async function run(options: GatherNodesOptions): Promise<void> {
@@ -77,8 +79,6 @@ function follow(
     },
   )
 }
-
-const nobody = () => Promise.reject(new Error('nobody reads'))
 
 /** What one owner holds, as a daemon that has no other. */
 function versionOf(
