@@ -144,7 +144,9 @@ int owner_child(const std::vector<std::string>& arguments) {
   OK(ckpt_p2p_unshare(p2p, buffer));
   OK(ckpt_p2p_close(p2p));
   OK(ckpt_buffer_free(buffer));
-  return 0;
+  // LeakSanitizer's look at a process that has just ended threads hung now and then; what an owner
+  // does is looked at in the test's own process too.
+  _exit(0);
 }
 
 }  // namespace test
