@@ -61,7 +61,8 @@ Owner::Owner(uint64_t bytes) {
 
 void Owner::signal(int number) const {
   kill(child_, number);
-  if (number == SIGSTOP) std::this_thread::sleep_for(std::chrono::milliseconds(30));  // until it does
+  if (number != SIGSTOP) return;
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));  // until it does
 }
 
 void Owner::kill_and_wait() {
