@@ -78,7 +78,9 @@ RemoteRange read_key(const uint8_t* bytes, uint32_t length) {
 std::string transport_of(const std::string& description) {
   std::istringstream lines(description);
   std::string best;
-  const auto is = [](const std::string& name, const char* kind) { return name.rfind(kind, 0) == 0; };
+  const auto is = [](const std::string& name, const char* kind) {
+    return name.rfind(kind, 0) == 0;
+  };
   for (std::string line; std::getline(lines, line);) {
     const size_t lane = line.find("lane[");
     const size_t number = lane == std::string::npos ? lane : line.find(':', lane);

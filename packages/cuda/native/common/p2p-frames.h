@@ -15,7 +15,8 @@ struct RemoteRange {
 
 // Each with a checksum: UCX believes what it is given.
 std::vector<uint8_t> frame_address(const std::vector<uint8_t>& address);
-std::vector<uint8_t> frame_key(uint64_t address, uint64_t bytes, const std::vector<uint8_t>& packed);
+std::vector<uint8_t> frame_key(uint64_t address, uint64_t bytes,
+                               const std::vector<uint8_t>& packed);
 // CKPT_ERR_INVALID for bytes that are none.
 std::vector<uint8_t> read_address(const uint8_t* bytes, uint32_t length);
 RemoteRange read_key(const uint8_t* bytes, uint32_t length);

@@ -27,8 +27,8 @@ UcxWorker::Settings settings_of(const std::string& devices) {
 
 P2p::P2p(const std::string& devices)
     : worker_(Ucx::Params::kFeatureRma | Ucx::Params::kFeatureTag, settings_of(devices)) {
+  server_.step();  // before the thread does
   worker_.set_step([this] { server_.step(); });
-  server_.step();
 }
 
 P2p::~P2p() { worker_.set_step(nullptr); }

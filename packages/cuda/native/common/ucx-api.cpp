@@ -32,8 +32,8 @@ constexpr struct {
     {"UCX_LOG_FILE", "stderr"},
     // A thread that serves a file system of its objects.
     {"UCX_VFS_ENABLE", "n"},
-    // Shared memory is left out where failures of peers are to be told, unless this is set. It sees
-    // that a process is gone when it looks, by default every 20 s.
+    // Shared memory is left out where failures of peers are to be told, unless this is set (CMA is
+    // all the same, in 1.13). It sees that a process is gone when it looks, by default every 20 s.
     {"UCX_MM_ERROR_HANDLING", "y"},
     {"UCX_KEEPALIVE_INTERVAL", "1s"},
     // Messages over TCP go in parts of this size, by default 8 KiB: 3.3 GB/s on loopback instead of

@@ -17,8 +17,8 @@ constexpr unsigned kApiMajor = 1, kApiMinor = 12;
 // A round trip over shared memory or loopback TCP.
 constexpr std::chrono::microseconds kSpin{50};
 // UCX does not tell of all that it could go on with: a sender, say, not of room in its peer's queue
-// in shared memory, and may refuse to be armed until then. So it looks again, soon at first. To spin
-// instead keeps the peer from the processor where there are more threads than processors.
+// in shared memory, and may refuse to be armed until then. So it looks again, soon at first. To
+// spin instead keeps the peer from the processor where there are more threads than processors.
 constexpr std::chrono::microseconds kNapFirst{30};
 constexpr std::chrono::microseconds kNapMaxUnarmed{500};
 constexpr std::chrono::microseconds kNapMax{16000};
@@ -344,8 +344,8 @@ void UcxWorker::close_endpoint_locked(Peer& peer, bool flush, std::vector<void*>
   if (Ucx::is_request(pointer)) closing.push_back(pointer);
 }
 
-// UCX's own order: requests, endpoints, keys, worker, memory, context. What it cannot end by then it no longer
-// touches once the worker is gone.
+// UCX's own order: requests, endpoints, keys, worker, memory, context. What it cannot end by then
+// it no longer touches once the worker is gone.
 void UcxWorker::shut_locked() {
   if (worker_ != nullptr) {
     cancel_receives_locked(nullptr);

@@ -117,6 +117,8 @@ void ProcessLink::drop(uint64_t number, uint32_t process) {
   }
 }
 
-void ProcessLink::abort() { worker_.abort(Error(CKPT_ERR_ABORTED, "the communicator was aborted")); }
+void ProcessLink::abort() {
+  worker_.abort(Error(CKPT_ERR_ABORTED, "the communicator was aborted"));
+}
 
 }  // namespace ckpt

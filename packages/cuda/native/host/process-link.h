@@ -26,7 +26,7 @@ class ProcessLink {
   // what is in the way of a connection.
   void wait_connected(Signal* signal, Clock::time_point deadline);
 
-  // The bytes of a broadcast to every other process, all at once. `number` is that of the broadcast.
+  // The bytes of a broadcast to every other process, all at once. `number` is the broadcast's.
   // They are there when it is complete. What cannot be sent is complete with its error.
   class Sends {
    public:

@@ -187,7 +187,8 @@ int child_main(const Arguments& arguments) {
                {"write", change_file},   {"truncate", change_file},
                {"map", map_path},        {"uuids", uuids},           {"before-init", before_init},
                {"throttled", throttled}, {"abort-copy", abort_copy}, {"leave", leave_memory},
-               {"share", owner_child},   {"read", reader_child},     {"bench-read", bench_read_child},
+               {"share", owner_child},   {"read", reader_child},
+               {"bench-read", bench_read_child},
 #ifndef CKPT_TESTS_CUDA
                {"communicate", communicate_child},
                {"bench-broadcast", bench_broadcast_child},

@@ -221,7 +221,7 @@ TEST("processes: members that contradict each other are told") {
   OK(ckpt_signal_destroy(signal));
 }
 
-TEST("processes: waiting for one that does not come ends at the limit and by a signal, nothing stays") {
+TEST("processes: waiting for one that does not come ends, by the limit and by a signal") {
   ProcessId128::make(2);  // UCX is opened by now
   const size_t fds_before = fds(), threads_before = threads();
   const uint32_t signal = new_signal();

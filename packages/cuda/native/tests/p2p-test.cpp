@@ -53,9 +53,13 @@ TEST("p2p: every byte of a peer's buffer, of many sizes and at odd offsets") {
     OK(ckpt_stream_sync(to.stream, 0, 60000));
     CHECK_EQ(memory_sha256(to.memory, 0, kMemoryBytes), sha256_of(expected));
     printf("      \"%s\": %s\n", way, transport_of(reader.peer).c_str());
-    GIVES(CKPT_ERR_INVALID, ckpt_copy_remote(to.stream, to.memory, 0, reader.remote, kSharedBytes, 1));
-    GIVES(CKPT_ERR_INVALID, ckpt_copy_remote(to.stream, to.memory, kMemoryBytes, reader.remote, 0, 1));
-    GIVES(CKPT_ERR_INVALID, ckpt_copy_remote(to.stream, to.memory, 0, reader.remote, UINT64_MAX, 2));
+    const auto refused = [&](uint64_t offset, uint64_t from_offset, uint64_t bytes) {
+      GIVES(CKPT_ERR_INVALID, ckpt_copy_remote(to.stream, to.memory, offset, reader.remote,
+                                               from_offset, bytes));
+    };
+    refused(0, kSharedBytes, 1);
+    refused(kMemoryBytes, 0, 1);
+    refused(0, UINT64_MAX, 2);
   }
 }
 
@@ -176,7 +180,9 @@ TEST("p2p: what is no address, no key or no memory to share is refused") {
   const Owner owner(4096);
   uint32_t peer = 0, remote = 0;
   std::vector<uint8_t> address = owner.address(), key = owner.key();
-  const auto length = [](const std::vector<uint8_t>& of) { return static_cast<uint32_t>(of.size()); };
+  const auto length = [](const std::vector<uint8_t>& of) {
+    return static_cast<uint32_t>(of.size());
+  };
   const auto connect = [&](uint32_t bytes) {
     return ckpt_p2p_connect(p2p, address.data(), bytes, &peer);
   };
@@ -201,7 +207,8 @@ TEST("p2p: what is no address, no key or no memory to share is refused") {
 
 TEST("p2p: the text of a connection names how it reads") {
   const auto lane = [](const char* name, const char* use) {
-    return std::string("#   lane[0]:  4:") + name + "/x.0 md[3]  -> md[3]/y/sysdev[255] " + use + "\n";
+    return std::string("#   lane[0]:  4:") + name + "/x.0 md[3]  -> md[3]/y/sysdev[255] " + use +
+           "\n";
   };
   const auto is = [](const std::string& text, const char* name) {
     CHECK_EQ(ckpt::transport_of(text), name);
