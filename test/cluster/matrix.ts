@@ -40,6 +40,7 @@ export async function runMatrix(
       fault = (error as Error).message
       wrong++
       if (process.env.CKPT_MATRIX_VERBOSE !== undefined) print(outputOf(cluster))
+      if (process.env.CKPT_MATRIX_STOP !== undefined) await Bun.sleep(1e8)
       await cluster?.end()
       cluster = null
     }

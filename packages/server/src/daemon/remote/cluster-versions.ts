@@ -11,6 +11,7 @@ import { type MetaOwner, makeMetas } from '../registry/metas.ts'
 import type { Registry } from '../registry/registry.ts'
 import { emptyVersion } from '../registry/versions.ts'
 import type { HeldVersion, VersionLease } from '../types.ts'
+import { HeldParts } from './held-parts.ts'
 import { type LayoutColumns, LayoutShelf, layoutColumns } from './layouts.ts'
 import type { LeaseAnswer } from './messages.ts'
 import type { RemoteNode } from './remote-node.ts'
@@ -46,6 +47,7 @@ export class ClusterVersions {
   readonly #ranks: () => number
   /** By checkpoint: as it was put together last. */
   readonly #merged = new Map<string, Merged>()
+  readonly #held = new HeldParts()
   /** By layout key: what daemons have told. */
   readonly #layouts = new LayoutShelf()
   /** By table. */
@@ -91,8 +93,10 @@ export class ClusterVersions {
       own = held instanceof CkptError ? null : held
       const theirs = (await asked).filter((part) => part !== null)
       if (held instanceof CkptError && theirs.length === 0) throw held
+      const present = new Set(theirs.flatMap(({ node }) => node?.node ?? []))
       const parts = [...(own === null ? [] : [this.#ownPart(own.version)]), ...theirs]
       const version = this.#version(name, own?.version ?? null, parts, id)
+      this.#held.requireWhole(name, version.table, present)
       const owners = parts.flatMap(({ ownerRanks, version: told, layoutDigest: digest }) =>
         ownerRanks.map(([rank = 0]) => ({ rank, version: told, layoutDigest: digest })),
       )
@@ -139,6 +143,11 @@ export class ClusterVersions {
     return this.#gathered === null ? null : makeMetas(this.#gathered.version, this.#gathered.owners)
   }
 
+  /** The name is dropped: nobody misses what lost daemons had of it. */
+  forget(name: string): void {
+    this.#held.forget(name)
+  }
+
   /** Others were loaded. */
   forgetMetas(): void {
     this.#gathered = null
@@ -166,11 +175,15 @@ export class ClusterVersions {
     const before = node.layouts.get(name)
     const held = before !== undefined && this.#layouts.get(before) ? before : null
     const answer = await node.ask({ op: 'lease', name, lease, updateId, held })
-    if (answer === null) return null
+    if (answer === null) {
+      this.#held.tell(name, node, null)
+      return null
+    }
     const { layout: key, columns } = answer
     const layout = columns === null ? this.#layouts.get(key) : this.#layouts.keep(key, columns)
     if (layout === undefined) throw new Error('a daemon did not tell its layout')
     node.layouts.set(name, key)
+    this.#held.tell(name, node, layout)
     const first = node.ranks[0]?.rank.rank ?? 0
     const ownerRanks = answer.ownerRanks.map((ranks) => ranks.map((rank) => first + rank))
     const { version, layoutDigest: digest } = answer

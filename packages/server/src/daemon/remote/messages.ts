@@ -1,5 +1,6 @@
 import type { Failure, PlanInput } from '@ckpt/core'
 import { type } from 'arktype'
+import { EngineMark } from '../updates/journal.ts'
 import type {
   DirectOpenOptions,
   OpenOptions,
@@ -135,6 +136,8 @@ export type NodePost =
   | { readonly op: 'tell'; readonly rank: number; readonly run: number; readonly tell: RemoteTell }
   | { readonly op: 'end_engine'; readonly call: number; readonly failure: Failure }
   | { readonly op: 'end_lease'; readonly lease: number; readonly succeeded: boolean }
+  /** Those of {@link NodeDescription}: they are the leader's from now on. */
+  | { readonly op: 'marks_taken' }
 
 /** What a daemon tells the leader. */
 export type LeaderPost =
@@ -171,5 +174,7 @@ export const NodeDescription = type({
     .atLeastLength(1),
   /** Where the sockets of its engines' workers lie. */
   socketDir: /^\//,
+  /** Engines that were torn when it lost its leader, which it then paused where it could. */
+  marks: EngineMark.array(),
 })
 export type NodeDescription = typeof NodeDescription.infer

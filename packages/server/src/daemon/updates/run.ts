@@ -131,6 +131,15 @@ export class UpdateRun {
     this.#controller.abort(CkptError.from(this.#failure))
   }
 
+  /** Some ranks are gone, though nothing may have been asked of them just now. */
+  lose(ranks: readonly number[], failure: Failure): void {
+    const { phase } = this.#clock
+    // every rank has done its part
+    if (phase === 'post' || phase === 'resume') return
+    const rank = ranks.find((one) => this.#spec.ranks.includes(one))
+    if (rank !== undefined) this.fail({ ...failure, rank })
+  }
+
   #lateFailure(): Failure {
     const seconds = this.#spec.timeoutMs / 1000
     const phase = this.#clock.phase ?? 'gather'
@@ -456,6 +465,7 @@ export class UpdateRun {
       address: addresses.get(rank) ?? null,
       http: this.#contacts.length > 0,
       engine: conversations.engineKey(rank),
+      engineAt: conversations.contact(rank)?.at ?? null,
       dialect: conversations.contact(rank)?.record.dialect ?? null,
     })
     await this.#race(team.open(opening, openingOf, this.#context.communicatorsOf(team.links)))
