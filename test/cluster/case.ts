@@ -129,7 +129,9 @@ class CaseRun {
     }
     if (who === 'rank') {
       if (how === 'hang') return { codes: ['update_timeout'], phases: [phase], ...atDeadline }
-      return { codes: ['rank_failed'], phases: [phase], ...soon }
+      // of the release it knows when the engine's worker has been told
+      const phases: Phase[] = when === 'release' ? ['transfer', 'release'] : [phase]
+      return { codes: ['rank_failed'], phases, ...soon }
     }
     const codes = ['engine_unreachable', 'engine_disconnected', 'engine_failed'] as const
     // nobody asks for it before; its last reply and the answer to the request are one
@@ -171,9 +173,14 @@ class CaseRun {
       if (reported !== undefined && reported !== torn) {
         throw new Error(`engine ${engine.rank}: torn is ${torn}, but was reported as ${reported}`)
       }
-      // nobody knows that before its own daemon is there again
-      if (torn && this.#cluster.daemon(engine.rank).child.alive) await this.#isStopped(engine)
+      if (torn && !this.#isOwn(engine.rank)) await this.#isStopped(engine)
     }
+  }
+
+  /** Its daemon has died in the update: whoever comes in its place marks the engine, and does not know whether it is whole. */
+  #isOwn(rank: number): boolean {
+    const { who, how } = this.#case
+    return who === 'leader' && how === 'kill' && rank === 0
   }
 
   async #isStopped(engine: TestEngine): Promise<void> {

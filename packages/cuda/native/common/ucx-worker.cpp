@@ -347,6 +347,9 @@ void UcxWorker::shut_locked() {
       };
       closing.erase(std::remove_if(closing.begin(), closing.end(), ended), closing.end());
     }
+    // A peer behind a cut link never answers. UCX aborts the process where an endpoint that goes with
+    // its worker has a request that somebody still holds.
+    for (void* request : closing) ucx_.request_free(request);
     ucx_.worker_destroy(std::exchange(worker_, nullptr));
   }
   if (context_ != nullptr) ucx_.cleanup(std::exchange(context_, nullptr));
