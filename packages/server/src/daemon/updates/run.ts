@@ -42,6 +42,8 @@ export class UpdateRun {
   readonly #clock: PhaseClock
   readonly #controller = new AbortController()
   #contacts: readonly EngineContact[] = []
+  /** Of its ranks, when it has come to them. */
+  #links: readonly RankHandle[] = []
   #team: RankTeam | null = null
   #lease: VersionLease | null = null
   #planned: PlannedUpdate | null = null
@@ -145,7 +147,8 @@ export class UpdateRun {
     const phase = this.#clock.phase ?? 'gather'
     const others = this.#waitsForCopies ? '; copies of an aborted update still write an engine' : ''
     const message = `the ${seconds} s of the update have passed in phase ${phase}${this.#reading.words}${others}`
-    const rank = RANK_PHASES.has(phase) ? this.#team?.slowestRank : undefined
+    const silent = this.#links.find(({ owes }) => owes)?.rank.rank
+    const rank = silent ?? (RANK_PHASES.has(phase) ? this.#team?.slowestRank : undefined)
     return { code: 'update_timeout', message, phase, ...(rank === undefined ? {} : { rank }) }
   }
 
@@ -250,12 +253,11 @@ export class UpdateRun {
     contacts: readonly EngineContact[],
     prepared: () => Promise<void>,
   ): Promise<NotDirectly | null> {
-    const { pool } = this.#context
     const { signal } = this.#controller
     const same = await this.#race(Promise.all(contacts.map((one) => one.isAsBefore(signal))))
     if (same.includes(false)) return { told: 'the engine was started again' }
     this.#enter('plan')
-    const links = await this.#race(pool.use(this.#spec.ranks))
+    const links = await this.#useRanks()
     const layoutKey = await this.#race(keepLayout(version, links))
     await this.#headStart()
     this.#contacts = contacts
@@ -349,9 +351,9 @@ export class UpdateRun {
   }
 
   async #plan(version: HeldVersion, engines: number, notDirect: string | null): Promise<void> {
-    const { pool, planner } = this.#context
+    const { planner } = this.#context
     this.#enter('plan')
-    const links = await this.#race(pool.use(this.#spec.ranks))
+    const links = await this.#useRanks()
     const planned = await this.#race(planner.plan(version, this.#spec, links))
     this.#planned = planned
     this.#makeTeam(links, this.#run + 1)
@@ -361,6 +363,11 @@ export class UpdateRun {
     const why = notDirect === null || engines === 0 ? reason : `${reason}; not direct: ${notDirect}`
     const sizes = { tensors, bytes, buckets: summary.bucketCount, ringBytes, bucketBytes }
     this.#transferred = () => ({ mode, reason: why, ...sizes, h2dBytes: bytes })
+  }
+
+  async #useRanks(): Promise<readonly RankHandle[]> {
+    this.#links = await this.#race(this.#context.pool.use(this.#spec.ranks))
+    return this.#links
   }
 
   #makeTeam(links: readonly RankHandle[], run: number): RankTeam {
