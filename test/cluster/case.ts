@@ -2,6 +2,7 @@
 import type { ErrorCode, Phase } from '@ckpt/core'
 import type { TestVersion } from './checkpoint.ts'
 import { type Answer, NAME, type TestCluster } from './cluster.ts'
+import type { TestEngine } from './engine.ts'
 import { FACTS, type Hold, holdAt, type Place } from './places.ts'
 import { until } from './until.ts'
 
@@ -21,7 +22,6 @@ const LOST_MS = 5000
 const AFTER_MS = 2000
 /** What two cores that do everything at once add to it. */
 const SLACK_MS = 1000
-const BACK_MS = 15_000
 
 interface Expected {
   readonly codes: readonly ErrorCode[]
@@ -99,18 +99,16 @@ class CaseRun {
     await this.#goOn()
   }
 
-  /** The update goes on where it was held: at once, or when it is known who is gone. */
+  /** The update goes on where it was held when it is known who is gone. */
   async #goOn(): Promise<void> {
-    const { who, how } = this.#case
-    if (who !== 'engine' && how !== 'kill') {
+    const { who } = this.#case
+    if (who !== 'engine') {
       const [watcher, gone] = who === 'leader' ? [VICTIM, 0] : [0, this.#node]
       await until(`node ${gone} to be missed`, LOST_MS + AFTER_MS, async () => {
         return !(await this.#cluster.peers(watcher)).includes(gone)
       })
     }
     if (who === 'engine' && FACTS[this.#case.when].engineFault !== null) return
-    // what was the victim's to hold is gone with it
-    if (this.#case.when === 'post' && who === 'leader' && how !== 'cut') return
     await this.#hold?.release()
   }
 
@@ -131,11 +129,14 @@ class CaseRun {
     }
     if (who === 'rank') {
       if (how === 'hang') return { codes: ['update_timeout'], phases: [phase], ...atDeadline }
-      return { codes: ['rank_failed'], phases: [phase], ...soon }
+      // of the release it knows when the engine's worker has been told
+      const phases: Phase[] = when === 'release' ? ['transfer', 'release'] : [phase]
+      return { codes: ['rank_failed'], phases, ...soon }
     }
     const codes = ['engine_unreachable', 'engine_disconnected', 'engine_failed'] as const
-    // nobody asks for it before
-    const phases: Phase[] = when === 'gather' || when === 'plan' ? ['open'] : [phase]
+    // nobody asks for it before; its last reply and the answer to the request are one
+    const early = when === 'gather' || when === 'plan'
+    const phases: Phase[] = early ? ['open'] : when === 'release' ? ['release', 'post'] : [phase]
     if (how === 'kill') return { codes, phases, ...soon, ...(phases[0] === 'open' && atDeadline) }
     return { codes: [...codes, 'update_timeout', 'engine_timeout'], phases, ...atDeadline }
   }
@@ -172,10 +173,19 @@ class CaseRun {
       if (reported !== undefined && reported !== torn) {
         throw new Error(`engine ${engine.rank}: torn is ${torn}, but was reported as ${reported}`)
       }
-      if (torn && !(await engine.isPaused())) {
-        throw new Error(`engine ${engine.rank} is torn and goes on serving`)
-      }
+      if (torn && !this.#isOwn(engine.rank)) await this.#isStopped(engine)
     }
+  }
+
+  /** Its daemon has died in the update: whoever comes in its place marks the engine, and does not know whether it is whole. */
+  #isOwn(rank: number): boolean {
+    const { who, how } = this.#case
+    return who === 'leader' && how === 'kill' && rank === 0
+  }
+
+  async #isStopped(engine: TestEngine): Promise<void> {
+    const what = `engine ${engine.rank}, which is torn, to be paused`
+    await until(what, AFTER_MS + SLACK_MS, () => engine.isPaused())
   }
 
   /** While it is gone. */
@@ -225,8 +235,16 @@ class CaseRun {
     if (how === 'cut') await this.#cluster.network.mend(this.#node)
     for (const engine of this.#cluster.engines) await engine.arm()
     await this.#cluster.joined()
-    // what the others' hold may have come since
+    if (who === 'engine' && how === 'kill') return this.#checkFresh()
+    // what the others hold may have come since
     await this.#checkEngines((rank) => rank === this.#node)
+  }
+
+  /** Of an engine that has died nobody but the report tells what it had. */
+  #checkFresh(): void {
+    const torn = FACTS[this.#case.when].tears
+    const reported = this.#reported.get(this.#node)
+    if (reported !== torn) throw new Error(`the dead engine was reported as torn: ${reported}`)
   }
 
   /** With all again. */
@@ -247,9 +265,9 @@ class CaseRun {
 
   async #checkLeaks(): Promise<void> {
     const cluster = this.#cluster
-    await until('sockets of engines to be removed', BACK_MS, () =>
-      cluster.daemons.every(({ engineSockets }) => engineSockets.length === 0),
-    )
+    for (const { nodeRank, oldSockets } of cluster.daemons) {
+      if (oldSockets.length > 0) throw new Error(`node ${nodeRank} keeps ${oldSockets.join()}`)
+    }
     const { leftMemory } = cluster
     if (leftMemory.length > 0) throw new Error(`left in /dev/shm: ${leftMemory.join()}`)
     for (const { nodeRank } of cluster.daemons) {

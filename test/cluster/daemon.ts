@@ -1,5 +1,6 @@
-import { mkdirSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { STAY_MS } from '../../packages/server/src/daemon/rank/keeper.ts'
 import type { FaultStep } from '../../packages/server/src/daemon/rank/injected.ts'
 import { CKPT, request } from '../support/process.ts'
 import { Child } from './child.ts'
@@ -10,6 +11,8 @@ const SIZES = ['--ring-gib', String(2 ** -9), '--bucket-mib', '0.5']
 /** A communicator is made for every update. */
 const IDLE = ['--idle-communicator-seconds', '0.05']
 const STRUCK_MS = 10_000
+/** Beyond {@link STAY_MS}: the update that has made the socket, and the next sweep. */
+const LATE_MS = 20_000
 
 export interface DaemonPlace {
   readonly dir: string
@@ -76,8 +79,11 @@ export class TestDaemon {
     for (const name of readdirSync(this.#faults)) rmSync(join(this.#faults, name))
   }
 
-  /** Sockets of engines' workers. */
-  get engineSockets(): string[] {
-    return readdirSync(join(this.dir, 'state', 'engines'))
+  /** Sockets of engines' workers that are kept for longer than any worker may still come. */
+  get oldSockets(): string[] {
+    const dir = join(this.dir, 'state', 'engines')
+    return readdirSync(dir).filter((name) => {
+      return Date.now() - statSync(join(dir, name)).mtimeMs > STAY_MS + LATE_MS
+    })
   }
 }

@@ -27,18 +27,25 @@ interface PlaceFacts {
   readonly step: FaultStep | null
   /** What holds an engine there; null: it takes no part yet. */
   readonly engineFault: string | null
+  /** An engine that is lost there has a part of the update. */
+  readonly tears: boolean
 }
 
 export const FACTS: Readonly<Record<Place, PlaceFacts>> = {
-  gather: { phase: 'gather', step: null, engineFault: null },
-  plan: { phase: 'plan', step: 'plan', engineFault: null },
-  meet: { phase: 'open', step: 'meet', engineFault: null },
-  open: { phase: 'open', step: 'open', engineFault: 'hold@open' },
-  first: { phase: 'transfer', step: 'list-0', engineFault: 'hold@0' },
-  middle: { phase: 'transfer', step: `list-${MIDDLE}`, engineFault: `hold@${MIDDLE}` },
-  last: { phase: 'transfer', step: `list-${BUCKETS - 1}`, engineFault: `hold@${BUCKETS - 1}` },
-  release: { phase: 'release', step: 'release', engineFault: 'hold@post' },
-  post: { phase: 'post', step: null, engineFault: 'hold@flush' },
+  gather: { phase: 'gather', step: null, engineFault: null, tears: false },
+  plan: { phase: 'plan', step: 'plan', engineFault: null, tears: false },
+  meet: { phase: 'open', step: 'meet', engineFault: null, tears: false },
+  open: { phase: 'open', step: 'open', engineFault: 'hold@open', tears: false },
+  first: { phase: 'transfer', step: 'list-0', engineFault: 'hold@0', tears: true },
+  middle: { phase: 'transfer', step: `list-${MIDDLE}`, engineFault: `hold@${MIDDLE}`, tears: true },
+  last: {
+    phase: 'transfer',
+    step: `list-${BUCKETS - 1}`,
+    engineFault: `hold@${BUCKETS - 1}`,
+    tears: true,
+  },
+  release: { phase: 'release', step: 'release', engineFault: 'hold@post', tears: true },
+  post: { phase: 'post', step: null, engineFault: 'hold@flush', tears: false },
 }
 
 /** Something that keeps the next update at a place. */

@@ -61,7 +61,7 @@ export async function* socketRows(dir: string): AsyncGenerator<Row> {
             const fresh = leader.peers.map((peer) => remoteNode(leader, peer, versions))
             nodes.splice(0, nodes.length, ...fresh)
           }
-          if (anew) versions.forget()
+          if (anew) versions.forgetMerged()
         },
         run: async () => {
           answer = await versions.gather(NAME)
@@ -117,7 +117,12 @@ function remoteNode(leader: Cluster, peer: ClusterNode, versions: ClusterVersion
   const ranks = peer.info.ranks.map(({ device, kind, uuid }, rank) => {
     return { rank, device, deviceName: kind, key: uuid, uuid, numaNode: -1 }
   })
-  const node = new RemoteNode(peer.nodeRank, { ranks, socketDir: '/' }, channel, versions.layoutOf)
+  const node = new RemoteNode(
+    peer.nodeRank,
+    { ranks, socketDir: '/', marks: [] },
+    channel,
+    versions.layoutOf,
+  )
   node.number((peer.nodeRank - 1) * CLUSTER.ranksPerNode)
   return node
 }

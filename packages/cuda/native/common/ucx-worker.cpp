@@ -362,6 +362,9 @@ void UcxWorker::shut_locked() {
       closing.erase(std::remove_if(closing.begin(), closing.end(), ended), closing.end());
     }
     for (const Ucx::RemoteKey key : std::exchange(keys_, {})) ucx_.rkey_destroy(key);
+    // A peer behind a cut link never answers. UCX aborts the process where an endpoint that goes with
+    // its worker has a request that somebody still holds.
+    for (void* request : closing) ucx_.request_free(request);
     ucx_.worker_destroy(std::exchange(worker_, nullptr));
   }
   for (const Ucx::Memory memory : std::exchange(mapped_, {})) ucx_.mem_unmap(context_, memory);

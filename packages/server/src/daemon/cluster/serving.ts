@@ -134,7 +134,7 @@ export class DaemonCluster {
   async #answer(from: ClusterNode, request: Request): Promise<unknown> {
     const updates = this.#served?.updates
     if (updates === undefined) throw new CkptError('internal', 'the daemon is starting')
-    if (request.op === 'describe') return updates.node?.description ?? null
+    if (request.op === 'describe') return updates.node?.describe() ?? null
     if (request.op === 'api') return this.#forwardedOf(from).answer(request)
     if (updates.node === null) throw new CkptError('not_supported', 'this daemon leads')
     return updates.node.answer(request)

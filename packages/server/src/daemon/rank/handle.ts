@@ -15,6 +15,8 @@ export interface RankHandle {
   readonly dead: Failure | null
   /** Whether an update uses it. */
   readonly busy: boolean
+  /** Whether it owes an answer to a request. */
+  readonly owes: boolean
   /** Free and total bytes of its device when they were said last. */
   readonly memory: MemoryAnswer
   /** What wakes its Worker; 0: nothing in this process does. */

@@ -1,3 +1,4 @@
+import { rmSync } from 'node:fs'
 import { CkptError, type Failure } from '@ckpt/core'
 import {
   type Handle,
@@ -27,6 +28,7 @@ const START_MS = 30_000
 /** A Worker that is asked to close may have 500 ms of messages on their way, see `engine-socket.ts`. */
 const CLOSE_MS = 3000
 const IDLE_AGAIN_MS = 20
+const IPC = 'ipc://'
 
 interface Waiting {
   resolve(value: unknown): void
@@ -74,6 +76,8 @@ export class RankLink implements RankHandle {
   /** Its Worker's, which outlives it. */
   #communicator: Handle = 0
   #nextId = 0
+  /** That its Worker has bound last. */
+  #address: string | null = null
   #run: RunningHere | null = null
   #dead: Failure | null = null
   #ready: Waiting | null = null
@@ -138,16 +142,26 @@ export class RankLink implements RankHandle {
     return this.#run !== null
   }
 
+  get owes(): boolean {
+    return this.#waiting.size > 0
+  }
+
+  /** Its Worker has not come back out of something for too long: it is replaced when the rank is used. */
+  giveUp(ms: number): void {
+    this.#die(`the rank Worker has not answered for ${ms} ms`)
+  }
+
   request<T extends RankRequest['type']>(
     request: Extract<RankRequest, { type: T }>,
   ): Promise<RankAnswers[T]> {
     if (this.#dead !== null) return Promise.reject(CkptError.from(this.#dead))
     const id = this.#nextId++
+    const asked: RankRequest = request
+    if ('options' in asked) this.#address = asked.options.address
     const answer = new Promise<RankAnswers[T]>((resolve, reject) => {
       this.#waiting.set(id, { resolve: resolve as (value: unknown) => void, reject })
       this.#post({ type: 'request', id, request }, 0)
     })
-    const asked: RankRequest = request
     if (asked.type === 'open') this.#keepStreams(asked.options.run, answer)
     return answer
   }
@@ -320,6 +334,12 @@ export class RankLink implements RankHandle {
     this.#terminate()
   }
 
+  /** Nobody listens there any more. A worker that is connected does not need the name, nor does whoever binds it anew. */
+  #removeSocket(): void {
+    const address = this.#run === null ? null : this.#address
+    if (address?.startsWith(IPC)) rmSync(address.slice(IPC.length), { force: true })
+  }
+
   /** Other ranks' devices may wait for it. Blocks for half a second, of a Worker that has died only. */
   #endCommunicator(): void {
     const communicator = this.#communicator
@@ -351,6 +371,7 @@ export class RankLink implements RankHandle {
     }
     this.#settling.clear()
     void this.#exited.then(() => this.#endCommunicator())
+    this.#removeSocket()
     const current = this.#run
     this.#run = null
     const quarantinedBytes = current?.ringBytes ?? 0

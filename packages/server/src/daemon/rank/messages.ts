@@ -10,6 +10,7 @@ import type {
   TensorTable,
 } from '@ckpt/core'
 import type { Handle } from '@ckpt/cuda'
+import type { EngineKind } from '../../engines/adapter.ts'
 import type { RemoteBuffers } from '../memory/protocol.ts'
 import type { LibraryOptions, RankInfo, SourceReading } from '../types.ts'
 
@@ -25,6 +26,13 @@ export interface RankWorkerStart {
 /** In place of the number of a run: it is of no update of this daemon, which are counted from 0. */
 export const NO_RUN = -1
 
+/** How an engine is called by whoever must, when the daemon that drives the update is gone. */
+export interface EngineAt {
+  readonly url: string
+  readonly uds: string | null
+  readonly kind: EngineKind | null
+}
+
 /** What a rank is told before an update runs. */
 export interface RunOptions {
   /** Ascends with every run of this daemon; messages of an earlier run are ignored. */
@@ -35,6 +43,8 @@ export interface RunOptions {
   readonly http: boolean
   /** Of one engine always the same; null: nobody knows whose worker connects. */
   readonly engine: string | null
+  /** Where that one is called; null or absent: nobody calls it. */
+  readonly engineAt?: EngineAt | null
   /** Per owner: native handles of its source buffers. */
   readonly buffers: readonly Uint32Array[]
   /** Per owner: the read that fills them; null: the bytes are there. */

@@ -5,6 +5,9 @@ import type { Ranks } from './handle.ts'
 import { RankLink, type RankWatcher } from './link.ts'
 import { type StartThread, startThread } from './thread.ts'
 
+/** For a Worker that is still at something: no call of it should take so long when nothing is asked of it any more. */
+const ANSWER_MS = 3000
+
 /** The rank Workers of the daemon. One that dies is replaced before the next update. */
 export class RankPool implements Ranks {
   readonly #options: LibraryOptions
@@ -82,6 +85,7 @@ export class RankPool implements Ranks {
         const index = this.#links.findIndex((link) => link.rank.rank === rank)
         const link = this.#links[index]
         if (link === undefined) throw new CkptError('bad_request', `there is no rank ${rank}`)
+        if (link.busy || link.owes) await answers(link)
         if (link.dead === null) return link
         if (link.dead.code === 'device_lost') throw CkptError.from(link.dead)
         const fresh = await RankLink.start(
@@ -107,4 +111,11 @@ export class RankPool implements Ranks {
   async close(): Promise<void> {
     await Promise.all(this.#links.map((link) => link.close()))
   }
+}
+
+/** When it is free for an update. One that does not come to it has hung in a native call, out of which nothing brings it. */
+async function answers(link: RankLink): Promise<void> {
+  const asked = link.readMemory().catch(() => {}) // it has died, which its link knows
+  const late = Bun.sleep(ANSWER_MS).then(() => 'late' as const)
+  if ((await Promise.race([asked, late])) === 'late') link.giveUp(ANSWER_MS)
 }

@@ -11,6 +11,7 @@ import { type MetaOwner, makeMetas } from '../registry/metas.ts'
 import type { Registry } from '../registry/registry.ts'
 import { emptyVersion } from '../registry/versions.ts'
 import type { HeldVersion, VersionLease } from '../types.ts'
+import { HeldParts } from './held-parts.ts'
 import { type LayoutColumns, layoutColumns, readColumns } from './layouts.ts'
 import type { LeaseAnswer } from './messages.ts'
 import type { RemoteNode } from './remote-node.ts'
@@ -46,6 +47,7 @@ export class ClusterVersions {
   readonly #ranks: () => number
   /** By checkpoint: as it was put together last. */
   readonly #merged = new Map<string, Merged>()
+  readonly #held = new HeldParts()
   /** By table; only followers that plan need the columns. */
   readonly #leased = new WeakMap<object, HeldLayout>()
   readonly #columns = new WeakMap<object, LayoutColumns>()
@@ -90,8 +92,10 @@ export class ClusterVersions {
       own = held instanceof CkptError ? null : held
       const theirs = (await asked).filter((part) => part !== null)
       if (held instanceof CkptError && theirs.length === 0) throw held
+      const present = new Set(theirs.flatMap(({ node }) => node?.node ?? []))
       const parts = [...(own === null ? [] : [this.#ownPart(own.version)]), ...theirs]
       const version = this.#version(name, own?.version ?? null, parts, id)
+      this.#held.requireWhole(name, version.table, present)
       const owners = parts.flatMap(({ ownerRanks, version: told, layoutDigest: digest }) =>
         ownerRanks.map(([rank = 0]) => ({ rank, version: told, layoutDigest: digest })),
       )
@@ -139,8 +143,13 @@ export class ClusterVersions {
   }
 
   /** What was put together, as if it never had been. */
-  forget(): void {
+  forgetMerged(): void {
     this.#merged.clear()
+  }
+
+  /** The name is dropped: nobody misses what lost daemons had of it. */
+  forget(name: string): void {
+    this.#held.forget(name)
   }
 
   /** Others were loaded. */
@@ -169,11 +178,15 @@ export class ClusterVersions {
   ): Promise<LeasedPart | null> {
     const before = node.told.get(name)
     const answer = await node.ask({ op: 'lease', name, lease, updateId, held: before?.key ?? null })
-    if (answer === null) return null
+    if (answer === null) {
+      this.#held.tell(name, node, null)
+      return null
+    }
     const { layout: key, columns } = answer
     const layout = columns === null ? before?.layout : readColumns({ key, columns })
     if (layout === undefined) throw new Error('a daemon did not tell its layout')
     node.told.set(name, { key, layout })
+    this.#held.tell(name, node, layout)
     const first = node.ranks[0]?.rank.rank ?? 0
     const ownerRanks = answer.ownerRanks.map((ranks) => ranks.map((rank) => first + rank))
     const { version, layoutDigest: digest } = answer

@@ -1,7 +1,9 @@
 import { CkptError, type Failure } from '@ckpt/core'
 import type { EngineHost } from '../../engines/host.ts'
+import { log } from '../log.ts'
 import type { Ranks } from '../rank/handle.ts'
 import type { Registry } from '../registry/registry.ts'
+import type { EngineMark } from '../updates/journal.ts'
 import { ClusterRanks } from './cluster-ranks.ts'
 import { ClusterVersions } from './cluster-versions.ts'
 import type { LeaderPost, NodeChannel, NodeDescription } from './messages.ts'
@@ -14,14 +16,21 @@ export interface LeaderParts {
   readonly address: (rank: number) => string
   /** Daemons, this one included. */
   readonly nodes: number
+  /** One is gone, with these ranks. */
+  readonly lost: (ranks: readonly number[], failure: Failure) => void
+  /** One has come, and tells what it holds against its engines. */
+  readonly joined: (node: number, marks: readonly EngineMark[]) => Promise<void>
 }
 
 /** The other daemons as the leader's updates use them. */
 export class Leader {
   readonly ranks: ClusterRanks
   readonly versions: ClusterVersions
+  readonly #parts: Pick<LeaderParts, 'lost' | 'joined'>
 
-  constructor({ registry, pool, address, nodes }: LeaderParts) {
+  constructor(parts: LeaderParts) {
+    const { registry, pool, address, nodes } = parts
+    this.#parts = parts
     this.ranks = new ClusterRanks(pool, nodes, address)
     const { ranks } = this
     this.versions = new ClusterVersions(
@@ -33,11 +42,24 @@ export class Leader {
 
   /** One has come, or come again. */
   joined(node: number, description: NodeDescription, channel: NodeChannel): void {
-    this.ranks.join(new RemoteNode(node, description, channel, this.versions.layoutOf))
+    const remote = new RemoteNode(node, description, channel, this.versions.layoutOf)
+    this.ranks.join(remote)
+    void this.#parts
+      .joined(node, description.marks)
+      .then(() => remote.post({ op: 'marks_taken' }))
+      .catch((error: unknown) => {
+        const { message } = CkptError.wrap(error)
+        log.warn('the marks of the engines of node {node} are not kept: {message}', {
+          node,
+          message,
+        })
+      })
   }
 
   lost(node: number, failure: Failure): void {
+    const found = this.ranks.nodes.find((one) => one.node === node)
     this.ranks.lose(node, failure)
+    this.#parts.lost(found?.ranks.map(({ rank }) => rank.rank) ?? [], failure)
   }
 
   /** Where the engines of a daemon's host are called from. */

@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'bun:test'
 import type { UpdateRequest } from '@ckpt/core'
 import type { RunningEngine } from '../../engines/reference/index.ts'
+import { u8 } from '../registry/testing/fixture.ts'
 import {
   outcomeOf,
   requireWeights,
@@ -56,6 +57,61 @@ describe('a daemon that is lost', () => {
         const report = await leader.updates.start(NAME, requestOf([whole, fresh])).done
         expect(report.ranks).toBe(2)
         await requireWeights(fresh, TENSORS)
+      },
+      SMALL_BUCKETS,
+    )
+  }, 60_000)
+
+  test('takes its part of a checkpoint with it, which is missed by name until it is held again', async () => {
+    await withDaemons(
+      [1, 1],
+      async (all) => {
+        const [leader, follower] = all.daemons as [TestDaemon, TestDaemon]
+        const engines = [await all.engine(), await all.engine()] as const
+        const theirs = { 'theirs.weight': u8(500, 3), 'theirs.bias': u8(20, 4) }
+        await leader.register(TENSORS)
+        await follower.register(theirs)
+        await leader.updates.start(NAME, requestOf(engines)).done
+        all.cut(1)
+        const survivors = { ...requestOf(engines), require: 'survivors' } as const
+        const missing = async (request: UpdateRequest) => {
+          const { failure } = await outcomeOf(leader.updates.start(NAME, request).done)
+          expect(failure).toMatchObject({ code: 'tensor_missing', phase: 'gather' })
+          expect(failure?.message).toMatch(/only node 1, .* held theirs.bias and 1 others of model/)
+        }
+        await missing(survivors)
+        // it comes without its memory
+        await follower.registry.drop(NAME, { force: true })
+        all.join(1)
+        await missing(requestOf(engines))
+        await follower.register(theirs)
+        await leader.updates.start(NAME, requestOf(engines)).done
+        for (const engine of engines) await requireWeights(engine, { ...TENSORS, ...theirs })
+        // whoever drops it there does so knowingly
+        await follower.registry.drop(NAME, { force: false })
+        await leader.updates.start(NAME, requestOf(engines)).done
+      },
+      SMALL_BUCKETS,
+    )
+  }, 60_000)
+
+  test('leaves its engines out of an update of the survivors, which names them', async () => {
+    await withDaemons(
+      [1, 1],
+      async (all) => {
+        const [leader] = all.daemons as [TestDaemon]
+        const engines = [await all.engine(), await all.engine()] as const
+        await leader.register(TENSORS)
+        all.cut(1)
+        const request = { ...requestOf(engines), require: 'survivors' } as const
+        const { engines: told } = await leader.updates.start(NAME, request).done
+        expect(told).toMatchObject([
+          { url: engines[0].url, result: 'ok' },
+          { url: engines[1].url, result: 'not_contacted', torn: false, error: { rank: 1 } },
+        ])
+        await requireWeights(engines[0], TENSORS)
+        const none = { ...request, engines: request.engines?.slice(1) }
+        expect(() => leader.updates.start(NAME, none)).toThrow('node 1 is lost')
       },
       SMALL_BUCKETS,
     )

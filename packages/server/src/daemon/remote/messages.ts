@@ -1,5 +1,7 @@
 import type { Failure, PlanInput } from '@ckpt/core'
 import { type } from 'arktype'
+import type { RankInfo } from '../types.ts'
+import { EngineMark } from '../updates/journal.ts'
 import type {
   DirectOpenOptions,
   OpenOptions,
@@ -142,6 +144,8 @@ export type NodePost =
   /** Its ranks as the leader numbers them: they follow each other from this one on. */
   | { readonly op: 'numbered'; readonly firstRank: number }
   | { readonly op: 'end_lease'; readonly lease: number; readonly succeeded: boolean }
+  /** Those of {@link NodeDescription}: they are the leader's from now on. */
+  | { readonly op: 'marks_taken' }
 
 /** What a daemon tells the leader. */
 export type LeaderPost =
@@ -179,5 +183,11 @@ export const NodeDescription = type({
     .atLeastLength(1),
   /** Where the sockets of its engines' workers lie. */
   socketDir: /^\//,
+  /** Engines that were torn when it lost its leader, which it then paused where it could. */
+  marks: EngineMark.array(),
 })
-export type NodeDescription = typeof NodeDescription.infer
+export interface NodeDescription {
+  readonly ranks: readonly RankInfo[]
+  readonly socketDir: string
+  readonly marks: readonly EngineMark[]
+}

@@ -2,9 +2,11 @@ import { CkptError, type Failure } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
 import type { RankHandle } from '../rank/handle.ts'
 import {
+  type EngineAt,
   type OpenAnswer,
   type OpenOptions,
   PROGRESS_BYTES,
+  PROGRESS_SENT,
   type RankEvent,
   type RunOptions,
 } from '../rank/messages.ts'
@@ -40,6 +42,10 @@ interface RunHere {
   readonly progress: Int32Array
   told: Int32Array
   readonly conversation: JournalConversation | null
+  readonly updateId: string
+  readonly engineAt: EngineAt | null
+  /** Its engine's worker has everything. */
+  finished: boolean
   readonly closed: PromiseWithResolvers<void>
   /** Its Worker was told to open. */
   opening: boolean
@@ -47,9 +53,14 @@ interface RunHere {
   aborted: Failure | null
 }
 
+/** An engine that has a part of this update. */
+export type TornEngine = EngineAt & { readonly updateId: string }
+
 export interface EndedRuns {
   /** Resolves when every run has closed, or was given up. */
   readonly closed: Promise<void>
+  /** Engines that have a part of what the leader drove, when those have closed. */
+  torn(): TornEngine[]
   /** To be called when no engine works on its request any more. */
   answered(failure: Failure): void
 }
@@ -121,7 +132,7 @@ export class NodeRuns {
 
   #begin(
     link: RankHandle,
-    { run, address }: RemoteOpen | RemoteDirectOpen,
+    { run, address, engineAt = null }: RemoteOpen | RemoteDirectOpen,
     updateId: string,
     version: HeldVersion | null,
   ): RunHere {
@@ -141,6 +152,9 @@ export class NodeRuns {
         address === null
           ? null
           : { address, rank, ...engine, update_id: updateId, version: version?.version ?? null },
+      updateId,
+      engineAt,
+      finished: false,
       closed: Promise.withResolvers<void>(),
       opening: false,
       aborted: null,
@@ -205,6 +219,7 @@ export class NodeRuns {
     const told = event.type === 'begun' ? { ...event, streams: [] } : event
     running.told = progress.slice()
     this.#post({ op: 'event', rank, run, event: told, progress: running.told, nowMs: clockMs() })
+    if (event.type === 'finished') running.finished = true
     if (event.type !== 'closed') return
     if (!event.settled) {
       void link.settled(own).then(() => this.#post({ op: 'settled', rank, run }))
@@ -247,6 +262,11 @@ export class NodeRuns {
     const closed = Promise.all(all.map((one) => one.closed.promise))
     return {
       closed: Promise.race([closed, Bun.sleep(LEAVE_MS + CLOSE_MS)]).then(() => {}),
+      torn: () =>
+        all.flatMap(({ engineAt, updateId, finished, progress }) => {
+          const sent = Atomics.load(progress, PROGRESS_SENT) > 0
+          return engineAt !== null && sent && !finished ? [{ ...engineAt, updateId }] : []
+        }),
       answered({ message }) {
         for (const { link, own } of all) link.http(own, { ok: false, status: 0, message })
       },

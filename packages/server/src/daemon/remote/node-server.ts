@@ -3,15 +3,16 @@ import { clockMs } from '../clock.ts'
 import { log } from '../log.ts'
 import type { RankHandle, Ranks } from '../rank/handle.ts'
 import type { Registry } from '../registry/registry.ts'
-import type { RankInfo } from '../types.ts'
 import type { Journal } from '../updates/journal.ts'
 import { LayoutShelf } from './layouts.ts'
 import type { NodeEngines } from './node-engines.ts'
+import type { NodeMarks } from './node-marks.ts'
 import { NodeLeases } from './node-leases.ts'
 import { NodeRuns } from './node-runs.ts'
 import type {
   LeaderPost,
   NodeAnswers,
+  NodeDescription,
   NodePost,
   NodeRequest,
   RemoteRankRequest,
@@ -27,6 +28,7 @@ export interface NodeParts {
   readonly journal: Journal
   readonly socketDir: string
   readonly engines: NodeEngines
+  readonly marks: NodeMarks
   /** Is told while the leader uses the ranks, that nothing else may. */
   readonly busy: (busy: boolean) => void
 }
@@ -41,6 +43,7 @@ export class NodeServer {
   readonly #workers = new WeakMap<RankHandle, number>()
   #workerCount = 0
   #firstRank: number | null = null
+  #losing: Promise<void> = Promise.resolve()
 
   /** @param post tells the leader, while there is one */
   constructor(parts: NodeParts, post: (post: LeaderPost) => void) {
@@ -140,11 +143,17 @@ export class NodeServer {
     }
     if (post.op === 'end_lease') return this.#leases.end(post.lease, post.succeeded)
     if (post.op === 'end_engine') return this.#parts.engines.end(post.call, post.failure)
+    if (post.op === 'marks_taken') return this.#parts.marks.taken()
     this.#runs.tell(this.#link(post.rank), post.run, post.tell)
   }
 
   /** The leader is gone: what it drove ends. Resolves when nothing of it is left. */
-  async lose(failure: Failure): Promise<void> {
+  lose(failure: Failure): Promise<void> {
+    this.#losing = this.#lose(failure)
+    return this.#losing
+  }
+
+  async #lose(failure: Failure): Promise<void> {
     const began = clockMs()
     this.#firstRank = null
     const ended = this.#runs.endAll(failure)
@@ -153,6 +162,7 @@ export class NodeServer {
     const answered = this.#parts.engines.idle().then(() => ended.answered(failure))
     answered.catch(() => {})
     await ended.closed
+    await this.#parts.marks.stop(ended.torn())
     this.#leases.endAll()
     const ms = Math.round(clockMs() - began)
     log.info('what the leader drove has ended after {ms} ms', { ms })
@@ -163,9 +173,16 @@ export class NodeServer {
     return this.#leases.any || this.#runs.any
   }
 
-  get description(): { ranks: readonly RankInfo[]; socketDir: string } {
-    const ranks = this.#parts.pool.links.map(({ rank }) => rank)
-    return { ranks, socketDir: this.#parts.socketDir }
+  /** For a leader that has come. Nothing of the one before it goes on then. */
+  async describe(): Promise<NodeDescription> {
+    await this.#losing
+    return this.description
+  }
+
+  get description() {
+    const { pool, socketDir, marks } = this.#parts
+    const ranks = pool.links.map(({ rank }) => rank)
+    return { ranks, socketDir, marks: [...marks.held] }
   }
 }
 

@@ -80,10 +80,20 @@ export class RemoteNode implements NodeCalls {
   async ask<T extends NodeRequest['op']>(
     request: Extract<NodeRequest, { op: T }>,
   ): Promise<T extends keyof NodeAnswers ? NodeAnswers[T] : unknown> {
-    if (this.#lost !== null) throw CkptError.from(this.#lost)
+    if (this.#lost !== null) throw this.#named(this.#lost)
     const limitMs = SLOW.includes(request.op) ? UPDATE_LIMIT_MS : CALL_LIMIT_MS
-    const answer = await this.#channel.request(pack(request), limitMs)
-    return unpack(answer) as never
+    try {
+      return unpack(await this.#channel.request(pack(request), limitMs)) as never
+    } catch (error) {
+      throw this.#named(CkptError.wrap(error).failure)
+    }
+  }
+
+  /** Of a daemon that is lost its ranks are. */
+  #named(failure: Failure): CkptError {
+    const [first] = this.#ranks
+    const told = failure.code === 'node_lost' && first !== undefined
+    return CkptError.from(told ? { rank: first.rank.rank, ...failure } : failure)
   }
 
   post(post: NodePost): void {

@@ -50,6 +50,7 @@ export class RemoteRank implements RankHandle {
   readonly #layoutOf: (table: object) => LayoutColumns
   readonly #settling = new Map<number, PromiseWithResolvers<void>>()
   #run: RunningThere | null = null
+  #owed = 0
   #dead: Failure | null = null
 
   /** @param layoutOf the layout of all daemons that has this table */
@@ -74,16 +75,23 @@ export class RemoteRank implements RankHandle {
     return this.#run !== null
   }
 
+  get owes(): boolean {
+    return this.#owed > 0
+  }
+
   async request<T extends RankRequest['type']>(
     request: Extract<RankRequest, { type: T }>,
   ): Promise<RankAnswers[T]> {
     if (this.#dead !== null) throw CkptError.from(this.#dead)
     const told = await this.#translate(request)
+    this.#owed++
     try {
       const answer = await this.#calls.ask({ op: 'rank', rank: this.#own, request: told })
       return answer as RankAnswers[T]
     } catch (error) {
       throw this.#named(CkptError.wrap(error).failure)
+    } finally {
+      this.#owed--
     }
   }
 

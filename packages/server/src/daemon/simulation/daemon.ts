@@ -13,6 +13,7 @@ import {
   type NodeRequest,
 } from '../remote/messages.ts'
 import { NodeEngines } from '../remote/node-engines.ts'
+import { NodeMarks } from '../remote/node-marks.ts'
 import { NodeServer } from '../remote/node-server.ts'
 import { pack, unpack } from '../remote/pack.ts'
 import type { DaemonOptions, RankInfo } from '../types.ts'
@@ -104,7 +105,14 @@ export class SimulatedDaemon {
     const address = (rank: number) => `ipc://${this.#socketDir}/rank-${rank}-${this.#sockets++}`
     if (nodes > 1) {
       const held = registry as unknown as Registry
-      this.leader = new Leader({ registry: held, pool, address, nodes })
+      this.leader = new Leader({
+        registry: held,
+        pool,
+        address,
+        nodes,
+        lost: (ranks, failure) => this.queue?.lose(ranks, failure),
+        joined: async () => {},
+      })
       this.end = network.lead(life, `leader ${incarnation}`, nodes, this.#events) as never
     }
     const journal = this.#journal()
@@ -163,6 +171,7 @@ export class SimulatedDaemon {
       journal: this.#journal(),
       socketDir: this.#socketDir,
       engines: new NodeEngines(engines, null),
+      marks: new NodeMarks(new EngineBook(this.#journal()), engines, new AbortController().signal),
       busy: () => {},
     }
     this.node = new NodeServer(server, post)

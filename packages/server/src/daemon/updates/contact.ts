@@ -4,6 +4,7 @@ import { EngineClient, reasonOf, signalWithin } from '../../engines/client.ts'
 import { adapterOf, detectEngine } from '../../engines/detect.ts'
 import type { EngineHost } from '../../engines/host.ts'
 import { engineStart, NOT_RUNNING } from '../../engines/start.ts'
+import type { EngineAt } from '../rank/messages.ts'
 import type { RankInfo } from '../types.ts'
 import type { EngineRecord } from './engines.ts'
 import { EngineRequest } from './request.ts'
@@ -61,6 +62,12 @@ export class EngineContact {
 
   get record(): EngineRecord {
     return this.#record
+  }
+
+  /** Of one that was looked at. */
+  get at(): EngineAt {
+    const { url, uds } = this.spec
+    return { url, uds, kind: this.#record.kind }
   }
 
   get posted(): boolean {
@@ -378,6 +385,18 @@ export class EngineContact {
   async #tear(updateId: string, signal: AbortSignal): Promise<void> {
     this.#record.tornBy = updateId
     if (await this.#outOfStep(signal)) await this.#requireRestart(signal)
+  }
+
+  /** Its mark is of an update that nobody drives any more, or whose daemon could not reach it. Never throws. */
+  async stopTorn(signal: AbortSignal): Promise<void> {
+    try {
+      if (this.#record.kind === null) await this.#look(signal)
+      await this.#stop(signal)
+    } catch {
+      this.#servingTorn = true
+    }
+    // healed meanwhile by an update that did not know of the pause
+    if (this.#record.tornBy === null) await this.resume(signal).catch(() => {})
   }
 
   async #requireRestart(signal: AbortSignal): Promise<void> {

@@ -104,6 +104,21 @@ export class EngineBook {
     }
   }
 
+  /** They are another daemon's to remember from now on. */
+  async giveAway(): Promise<void> {
+    this.#records.clear()
+    await this.save()
+  }
+
+  /** Torn, but as far as is known not paused, of a kind that is known. */
+  servingTorn(node: number): EngineRecord[] {
+    return [...this.#records.values()].filter((record) => {
+      return (
+        record.node === node && record.tornBy !== null && !record.paused && record.kind !== null
+      )
+    })
+  }
+
   async save(): Promise<void> {
     await this.#journal.engines(this.marks)
   }

@@ -26,7 +26,7 @@ const JournalConversation = type({
 export type JournalConversation = typeof JournalConversation.infer
 
 /** What must be remembered of an engine: it holds a part of an update, or we paused it, or it must be started again. */
-const EngineMark = type({
+export const EngineMark = type({
   url: 'string',
   uds: 'string | null',
   /** As of a conversation. */

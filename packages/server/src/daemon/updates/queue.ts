@@ -156,6 +156,11 @@ export class UpdateQueue {
     return record.state
   }
 
+  /** The ranks of a daemon are gone: an update with one of them ends. What still waits for its turn finds out then. */
+  lose(ranks: readonly number[], failure: Failure): void {
+    this.#running?.run.lose(ranks, failure)
+  }
+
   /** Ends everything; resolves when the engines have been released. */
   async close(reason: string): Promise<void> {
     this.#closing = reason

@@ -44,6 +44,8 @@ export class UpdateRun {
   readonly #clock: PhaseClock
   readonly #controller = new AbortController()
   #contacts: readonly EngineContact[] = []
+  /** Of its ranks, when it has come to them. */
+  #links: readonly RankHandle[] = []
   #team: RankTeam | null = null
   #lease: VersionLease | null = null
   #planned: PlannedUpdate | null = null
@@ -133,12 +135,22 @@ export class UpdateRun {
     this.#controller.abort(CkptError.from(this.#failure))
   }
 
+  /** Some ranks are gone, though nothing may have been asked of them just now. */
+  lose(ranks: readonly number[], failure: Failure): void {
+    const { phase } = this.#clock
+    // every rank has done its part
+    if (phase === 'post' || phase === 'resume') return
+    const rank = ranks.find((one) => this.#spec.ranks.includes(one))
+    if (rank !== undefined) this.fail({ ...failure, rank })
+  }
+
   #lateFailure(): Failure {
     const seconds = this.#spec.timeoutMs / 1000
     const phase = this.#clock.phase ?? 'gather'
     const others = this.#waitsForCopies ? '; copies of an aborted update still write an engine' : ''
     const message = `the ${seconds} s of the update have passed in phase ${phase}${this.#reading.words}${others}`
-    const rank = RANK_PHASES.has(phase) ? this.#team?.slowestRank : undefined
+    const silent = this.#links.find(({ owes }) => owes)?.rank.rank
+    const rank = silent ?? (RANK_PHASES.has(phase) ? this.#team?.slowestRank : undefined)
     return { code: 'update_timeout', message, phase, ...(rank === undefined ? {} : { rank }) }
   }
 
@@ -243,12 +255,11 @@ export class UpdateRun {
     contacts: readonly EngineContact[],
     prepared: () => Promise<void>,
   ): Promise<NotDirectly | null> {
-    const { pool } = this.#context
     const { signal } = this.#controller
     const same = await this.#race(Promise.all(contacts.map((one) => one.isAsBefore(signal))))
     if (same.includes(false)) return { told: 'the engine was started again' }
     this.#enter('plan')
-    const links = await this.#race(pool.use(this.#spec.ranks))
+    const links = await this.#useRanks()
     const layoutKey = await this.#race(keepLayout(version, links))
     await this.#headStart()
     this.#contacts = contacts
@@ -343,10 +354,10 @@ export class UpdateRun {
   }
 
   async #plan(version: HeldVersion, engines: number, notDirect: string | null): Promise<void> {
-    const { pool, planner } = this.#context
+    const { planner } = this.#context
     this.#enter('plan')
-    const links = await this.#race(pool.use(this.#spec.ranks))
-    const network = networkOf(version, links, pool.links)
+    const links = await this.#useRanks()
+    const network = networkOf(version, links, this.#context.pool.links)
     const planned = await this.#race(planner.plan(version, this.#spec, links, network))
     this.#planned = planned
     this.#makeTeam(links, this.#run + 1)
@@ -356,6 +367,11 @@ export class UpdateRun {
     const why = notDirect === null || engines === 0 ? reason : `${reason}; not direct: ${notDirect}`
     const sizes = { tensors, bytes, buckets: summary.bucketCount, ringBytes, bucketBytes }
     this.#transferred = () => ({ mode, reason: why, ...sizes, h2dBytes: bytes })
+  }
+
+  async #useRanks(): Promise<readonly RankHandle[]> {
+    this.#links = await this.#race(this.#context.pool.use(this.#spec.ranks))
+    return this.#links
   }
 
   #makeTeam(links: readonly RankHandle[], run: number): RankTeam {
@@ -461,6 +477,7 @@ export class UpdateRun {
       address: addresses.get(rank) ?? null,
       http: this.#contacts.length > 0,
       engine: conversations.engineKey(rank),
+      engineAt: conversations.contact(rank)?.at ?? null,
       dialect: conversations.contact(rank)?.record.dialect ?? null,
     })
     await this.#race(team.open(opening, openingOf, this.#context.communicatorsOf(team.links)))

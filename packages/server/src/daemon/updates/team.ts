@@ -25,7 +25,7 @@ const TELL_MS = 50
 const STAGES = ['h2d', 'broadcast', 'reload'] as const
 
 /** What one rank needs to open; the rest of {@link OpenOptions} is the team's. */
-export type RankOpening = Pick<OpenOptions, 'address' | 'http' | 'engine' | 'dialect'>
+export type RankOpening = Pick<OpenOptions, 'address' | 'http' | 'engine' | 'engineAt' | 'dialect'>
 export type TeamOpening = Pick<
   OpenOptions,
   'planKey' | 'buffers' | 'remotes' | 'readings' | 'openMs' | 'deadlineMs'
@@ -88,6 +88,7 @@ export class RankTeam {
   #communicators: Communicators | null = null
   #aborted: Failure | null = null
   #opening = false
+  #announced = false
 
   constructor(run: number, links: readonly RankHandle[], onFailure: FailureListener) {
     this.#run = run
@@ -238,6 +239,7 @@ export class RankTeam {
 
   /** Every rank has opened. One that is alone knows. */
   announce(): void {
+    this.#announced = true
     if (this.#members.length === 1) return
     for (const { link } of this.#members) link.announce(this.#run)
   }
@@ -352,9 +354,12 @@ export class RankTeam {
     return this.#of(ranks).some((member) => member.opened)
   }
 
-  /** Whether an engine at these ranks was sent at least one list. */
+  /** Whether an engine at these ranks was sent at least one list; of a rank whose daemon is gone, whether it could have been. */
   anySent(ranks: readonly RankInfo[]): boolean {
-    return this.#of(ranks).some(({ progress }) => Atomics.load(progress, PROGRESS_SENT) > 0)
+    return this.#of(ranks).some(({ link, progress }) => {
+      const isGone = this.#announced && link.node !== 0 && link.dead !== null
+      return isGone || Atomics.load(progress, PROGRESS_SENT) > 0
+    })
   }
 
   allFinished(ranks: readonly RankInfo[]): boolean {

@@ -12,20 +12,22 @@ import {
   type UpdateState,
 } from '@ckpt/core'
 import { type Library, openLibrary } from '@ckpt/cuda'
-import { Journal, type JournalDocument } from './journal.ts'
+import { Journal, type EngineMark, type JournalDocument } from './journal.ts'
 import { log } from '../log.ts'
 import { RankPool } from '../rank/pool.ts'
 import { ranksSpin } from '../rank/spin.ts'
 import { StopFlag } from '../rank/stop-flag.ts'
 import type { Registry } from '../registry/registry.ts'
-import { Leader } from '../remote/leader.ts'
+import { Leader, type LeaderParts } from '../remote/leader.ts'
 import type { LeaderPost } from '../remote/messages.ts'
 import { NodeEngines } from '../remote/node-engines.ts'
+import { NodeMarks } from '../remote/node-marks.ts'
 import { NodeServer } from '../remote/node-server.ts'
 import { enginesHere } from '../../engines/host.ts'
 import type { Ranks } from '../rank/handle.ts'
 import type { DaemonOptions, HeldVersion, RankInfo, VersionLease } from '../types.ts'
 import { Communicators, mostSharers } from './communicators.ts'
+import { engineKey } from './engine-key.ts'
 import { engineMap } from './engine-map.ts'
 import { EngineBook } from './engines.ts'
 import { isIdle, Measuring } from './measuring.ts'
@@ -36,6 +38,7 @@ import type { RunContext } from './run-context.ts'
 import { recoverFrom } from './recovery.ts'
 import { EngineSockets } from './sockets.ts'
 import { makeSpec } from './spec.ts'
+import { stopTorn } from './stop-torn.ts'
 
 const ENGINE_TOKEN = process.env.CKPT_ENGINE_TOKEN ?? null
 
@@ -152,10 +155,13 @@ interface Parts {
   failed(failure: Failure): void
 }
 
-function leaderOf({ place, registry, pool, sockets }: Parts): Leader | null {
+function leaderOf(
+  { place, registry, pool, sockets }: Parts,
+  told: Pick<LeaderParts, 'lost' | 'joined'>,
+): Leader | null {
   if (place?.role !== 'leader') return null
   const address = (rank: number) => sockets.address(rank)
-  return new Leader({ registry, pool, address, nodes: place.nodes })
+  return new Leader({ registry, pool, address, nodes: place.nodes, ...told })
 }
 
 function requireLeader(leader: Leader | null): Leader {
@@ -192,7 +198,10 @@ class DaemonUpdates implements Updates {
     this.#planner = new Planner(parts.options, parts.rates)
     const { pool, rates, failed } = parts
     this.deviceLost = parts.deviceLost
-    this.leader = leaderOf(parts)
+    this.leader = leaderOf(parts, {
+      lost: (ranks, failure) => this.#queue.lose(ranks, failure),
+      joined: (node, marks) => this.#takeMarks(node, marks),
+    })
     this.#ranks = this.leader?.ranks ?? pool
     this.#queue = new UpdateQueue(this.#context(), (failure) => {
       if (failure) failed(failure)
@@ -236,9 +245,23 @@ class DaemonUpdates implements Updates {
     const { place, options, registry, pool, journal, sockets } = this.#parts
     if (place?.role !== 'follower') return null
     const busy = (now: boolean) => (now ? this.#measuring.pause() : this.#measuring.restart())
-    const engines = new NodeEngines(enginesHere(ENGINE_TOKEN), options.allowedEngines)
-    const parts = { registry, pool, journal, socketDir: sockets.dir, engines, busy }
+    const here = enginesHere(ENGINE_TOKEN)
+    const engines = new NodeEngines(here, options.allowedEngines)
+    const marks = new NodeMarks(this.#book, here, this.#closing.signal)
+    const parts = { registry, pool, journal, socketDir: sockets.dir, engines, busy, marks }
     return new NodeServer(parts, place.post)
+  }
+
+  /** Of the engines of a daemon that has come: what it knows of them, and what it could not be told when it was gone. */
+  async #takeMarks(node: number, marks: readonly EngineMark[]): Promise<void> {
+    const book = this.#book
+    book.restore(
+      marks.map((mark) => ({ ...mark, node })),
+      engineKey,
+    )
+    await book.save()
+    const host = requireLeader(this.leader).engines(node)
+    await stopTorn(book, book.servingTorn(node), host, this.#closing.signal)
   }
 
   begin(): void {

@@ -47,6 +47,7 @@ export function checkpointRoutes(daemon: Daemon) {
       keepOpen(c)
       const answer = await registry.drop(name, { force: flagOf(c, 'force') })
       daemon.rankCalls.forget(name)
+      daemon.updates.leader?.versions.forget(name)
       if (answer.existed) log.info('dropped {name}', { name })
       return c.json(answer)
     })
