@@ -25,7 +25,7 @@ const PROGRESS_MS = 20
 /** For an engine's worker to leave when the leader is gone. */
 const LEAVE_MS = 10_000
 const CLOSE_MS = 2000
-/** Runs whose rings may still be waited for. */
+/** Runs whose rings, or the answers of whose engines, may still be waited for. */
 const NUMBERS_MAX = 1000
 const IPC = 'ipc://'
 
@@ -60,6 +60,8 @@ export class NodeRuns {
   readonly #leases: NodeLeases
   readonly #post: (post: LeaderPost) => void
   readonly #running = new Map<RankHandle, RunHere>()
+  /** The leader has not told yet what their engines have answered; a ring may wait for that after its run. */
+  readonly #unanswered = new Set<RunHere>()
   /** A leader that was started again counts anew, and the Workers do not know that. */
   readonly #numbers = new Map<number, number>()
   #next = 1
@@ -114,6 +116,7 @@ export class NodeRuns {
       return { ...answer, streams: [] }
     } catch (error) {
       link.unlisten()
+      this.#unanswered.delete(running)
       this.#end(running)
       throw error
     }
@@ -121,7 +124,7 @@ export class NodeRuns {
 
   #begin(
     link: RankHandle,
-    { run, address }: RemoteOpen | RemoteDirectOpen,
+    { run, address, http }: RemoteOpen | RemoteDirectOpen,
     updateId: string,
     version: HeldVersion | null,
   ): RunHere {
@@ -146,8 +149,15 @@ export class NodeRuns {
       aborted: null,
     }
     this.#running.set(link, running)
+    if (http) this.#awaitAnswer(running)
     this.#timer ??= setInterval(() => this.#tellProgress(), PROGRESS_MS)
     return running
+  }
+
+  #awaitAnswer(running: RunHere): void {
+    this.#unanswered.add(running)
+    const [oldest] = this.#unanswered
+    if (this.#unanswered.size > NUMBERS_MAX && oldest !== undefined) this.#unanswered.delete(oldest)
   }
 
   #numberOf(run: number): number {
@@ -188,6 +198,9 @@ export class NodeRuns {
       case 'abort':
         return this.#abort(link, own, tell.failure, tell.leaveMs)
       case 'http':
+        for (const one of this.#unanswered) {
+          if (one.link === link && one.own === own) this.#unanswered.delete(one)
+        }
         return link.http(own, tell)
     }
   }
@@ -237,6 +250,8 @@ export class NodeRuns {
 
   endAll(failure: Failure): EndedRuns {
     const all = [...this.#running.values()]
+    const unanswered = [...this.#unanswered]
+    this.#unanswered.clear()
     for (const { link } of all) link.raiseAbort()
     for (const { link, own } of all) this.#abort(link, own, failure, LEAVE_MS)
     this.#numbers.clear()
@@ -248,7 +263,7 @@ export class NodeRuns {
     return {
       closed: Promise.race([closed, Bun.sleep(LEAVE_MS + CLOSE_MS)]).then(() => {}),
       answered({ message }) {
-        for (const { link, own } of all) link.http(own, { ok: false, status: 0, message })
+        for (const { link, own } of unanswered) link.http(own, { ok: false, status: 0, message })
       },
     }
   }

@@ -205,7 +205,11 @@ export class SimulatedLibrary {
   }
 
   streamSync(stream: number, _signal: number, timeoutMs: number): void {
-    this.#of(this.#streams, stream, 'ckpt_stream_sync').sync(timeoutMs)
+    const one = this.#streams.get(stream)
+    // whoever outlives a rank does not know whether it has given back its streams
+    if (one === undefined)
+      throw new NativeError('ckpt_stream_sync', STATUS_ERR_HANDLE, 'it is gone')
+    one.sync(timeoutMs)
   }
 
   eventCreate(): number {

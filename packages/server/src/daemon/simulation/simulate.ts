@@ -38,6 +38,7 @@ const START_LIMIT_MS = 20_000
 const SETTLE_MS = 120_000
 const HEAL_MS = 9000
 const CLEAN_TIMEOUT_S = 120
+const OF_DAEMONS: readonly Fault['type'][] = ['daemon_dies', 'cut', 'dark']
 const REFUSED: readonly Failure['code'][] = ['device_memory_exhausted', 'not_supported']
 
 /** Two updates of one seed: one that is disturbed, and one that is not and must succeed. */
@@ -163,7 +164,8 @@ class Simulation implements Witness {
     this.trace(() => `${id}: ${JSON.stringify(ended.failure ?? 'done')}`)
     if (ended.failure === null) checkSuccess(world, this)
     else checkFailure(ended.failure, this)
-    checkTorn(world, ended, this)
+    const waysHold = (faults ?? []).every(({ type }) => !OF_DAEMONS.includes(type))
+    checkTorn(world, ended, waysHold, this)
     return ended
   }
 
