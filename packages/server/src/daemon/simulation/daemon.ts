@@ -205,9 +205,9 @@ export class SimulatedDaemon {
     return request.op === 'describe' ? this.node.description : this.node.answer(request)
   }
 
-  /** Whether it takes this engine for one that has a part of a version. */
-  isTorn(url: string): boolean {
-    return this.#mark(url)?.update_id != null
+  /** The update of which it takes this engine to have a part; null: of none. */
+  tornBy(url: string): string | null {
+    return this.#mark(url)?.update_id ?? null
   }
 
   needsRestart(url: string): boolean {

@@ -42,14 +42,15 @@ export function checkFailure({ code, phase, rank, message }: Failure, witness: W
  */
 export function checkTorn(
   world: World,
+  id: string,
   { failure }: Outcome,
   waysHold: boolean,
   witness: Witness,
 ): void {
   for (const engine of world.engines) {
-    const torn = world.leader.isTorn(engine.url)
+    const torn = world.leader.tornBy(engine.url) === id
     const touched = engine.listsSent > 0
-    if (torn && !touched && !engine.ended)
+    if (torn && !touched && !engine.ended && waysHold)
       witness.violated(`${engine.url} is called torn and was sent nothing`)
     if (torn && failure === null) witness.violated(`${engine.url} is called torn after a success`)
     if (!torn && failure !== null && touched && !engine.ended && !isWhole(world, engine)) {

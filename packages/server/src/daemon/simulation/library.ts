@@ -41,8 +41,6 @@ export class SimulatedLibrary {
   copyFault: ((buffer: number) => boolean) | null = null
   /** How the next joining ends where it was waited for in vain. */
   joinFails: 'aborted' | 'late' | null = null
-  /** Something is broken on purpose: every event tells that it is complete. */
-  eventsComplete = false
   readonly #life: Life
   readonly #time: SimulatedTime
   readonly #random: Random
@@ -233,7 +231,6 @@ export class SimulatedLibrary {
 
   eventQuery(event: number): boolean {
     const { complete, error } = this.#of(this.#events, event, 'ckpt_event_query').record
-    if (this.eventsComplete) return true
     if (complete && error !== null) throw error
     return complete
   }

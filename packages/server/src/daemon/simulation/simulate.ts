@@ -21,10 +21,8 @@ export interface SeedResult {
 export interface SimulateOptions {
   /** Takes a line for everything that happens. */
   readonly trace?: (line: string) => void
-  /** Breaks something before the update begins. */
-  readonly sabotage?: (world: World) => void
   /** In place of what the seed would have. */
-  readonly change?: (scenario: Scenario) => Scenario
+  readonly change?: ((scenario: Scenario) => Scenario) | undefined
 }
 
 export type Outcome =
@@ -101,7 +99,6 @@ class Simulation implements Witness {
       this.violated('the daemons do not come together')
       return null
     }
-    this.#options.sabotage?.(world)
     world.register()
     const { faults } = this.#scenario
     const first = this.#update(world, faults)
@@ -165,7 +162,7 @@ class Simulation implements Witness {
     if (ended.failure === null) checkSuccess(world, this)
     else checkFailure(ended.failure, this)
     const waysHold = (faults ?? []).every(({ type }) => !OF_DAEMONS.includes(type))
-    checkTorn(world, ended, waysHold, this)
+    checkTorn(world, id, ended, waysHold, this)
     return ended
   }
 

@@ -88,7 +88,7 @@ export class SimulatedThread implements RankThread {
     const type = report.type === 'event' ? report.event.type : report.type
     this.#place.witness.trace(() => `rank ${this.rank} reports ${type}`)
     this.#outMs = Math.max(this.#outMs, time.nowMs + random.between(0, delayMs))
-    time.after(this.#outMs - time.nowMs, () => this.#events.report(report), this.#main)
+    time.at(this.#outMs, () => this.#events.report(report), this.#main)
   }
 
   post(message: RankMessage): void {
@@ -101,7 +101,7 @@ export class SimulatedThread implements RankThread {
       if (this.#run !== null) this.#wake()
       else this.#takeAll()
     }
-    time.after(this.#inMs - time.nowMs, arrive, this.#life)
+    time.at(this.#inMs, arrive, this.#life)
   }
 
   /** As an event loop between runs. */
@@ -172,7 +172,7 @@ export class SimulatedThread implements RankThread {
     if (this.#turn !== null && this.#turnMs <= dueMs) return
     if (this.#turn !== null) this.#turn.cancelled = true
     this.#turnMs = dueMs
-    this.#turn = time.after(dueMs - time.nowMs, () => this.#step(), this.#life)
+    this.#turn = time.at(dueMs, () => this.#step(), this.#life)
   }
 
   #step(): void {
@@ -236,7 +236,7 @@ export class SimulatedThread implements RankThread {
   #later(told: () => void): void {
     const { time, random, delayMs } = this.#place
     this.#outMs = Math.max(this.#outMs, time.nowMs + random.between(0, delayMs))
-    time.after(this.#outMs - time.nowMs, told, this.#main)
+    time.at(this.#outMs, told, this.#main)
   }
 }
 

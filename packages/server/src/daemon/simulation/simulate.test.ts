@@ -1,0 +1,55 @@
+import { describe, expect, test } from 'bun:test'
+import { describeSeed, SeedCounts } from './counts.ts'
+import { simulateSeed } from './simulate.ts'
+
+/** So long for each of the two ranges of seeds. */
+const SECONDS = 10
+const SEEDS_MOST = 2000
+const RANDOM_MOST = 2 ** 31
+
+/** As many seeds as there is time for. */
+function simulate(from: number): SeedCounts {
+  const counts = new SeedCounts()
+  const endMs = performance.now() + SECONDS * 1000
+  for (let seed = from; seed < from + SEEDS_MOST && performance.now() < endMs; seed++) {
+    counts.add(simulateSeed(seed))
+  }
+  return counts
+}
+
+function requireGood(counts: SeedCounts): void {
+  expect(counts.failing.map(describeSeed).join('\n')).toBe('')
+}
+
+describe('simulated updates', () => {
+  test('nothing happens that must not, whatever is disturbed', () => {
+    const counts = simulate(1)
+    requireGood(counts)
+    // it means something only where many things do happen
+    expect(counts.seeds).toBeGreaterThan(200)
+    const seen = ['done', 'aborted', 'engine_failed', 'node_lost', 'rank_failed', 'update_timeout']
+    for (const outcome of seen) expect([outcome, counts.of(outcome)]).not.toEqual([outcome, 0])
+  }, 60_000)
+
+  test('from a seed that differs each time', () => {
+    const from = Math.floor(Math.random() * RANDOM_MOST)
+    console.log(`simulated updates from seed ${from}`)
+    requireGood(simulate(from))
+  }, 60_000)
+
+  test('a seed repeats exactly', () => {
+    for (const seed of [3, 14, 15, 92, 653]) {
+      const lines = () => {
+        const traced: string[] = []
+        simulateSeed(seed, { trace: (line) => traced.push(line.replace(RANDOM_NAME, '')) })
+        return traced
+      }
+      const first = lines()
+      expect(first.length).toBeGreaterThan(20)
+      expect(lines()).toEqual(first)
+    }
+  })
+})
+
+/** Sockets of other daemons are named by chance, which decides nothing. */
+const RANDOM_NAME = /-[0-9a-f]{16}\.sock/
