@@ -65,6 +65,7 @@ export class SimulatedDaemon {
   book: EngineBook | null = null
   /** Its place in the cluster; null: it is alone. */
   end: NetworkEnd<unknown> | null = null
+  readonly #closing = new AbortController()
 
   constructor(parts: DaemonParts) {
     this.parts = parts
@@ -140,7 +141,7 @@ export class SimulatedDaemon {
           ? communicators
           : null,
       engineHost: (node) => (node === 0 ? engines : (leader as Leader).engines(node)),
-      closing: new AbortController().signal,
+      closing: this.#closing.signal,
     }
   }
 
@@ -216,6 +217,11 @@ export class SimulatedDaemon {
 
   #mark(url: string) {
     return this.book?.marks.find((mark) => mark.url === url)
+  }
+
+  /** Signals that others wait for are kept in memory until they abort. */
+  close(): void {
+    this.#closing.abort(new CkptError('shutting_down', 'the simulation is over'))
   }
 
   /** Its process ends. */

@@ -121,7 +121,7 @@ export class SimulatedEngine {
     const life = new Life()
     const come = () => (this.isDown ? open.fail(REFUSED) : this.#take(call, open))
     this.#time.after(this.#place.wires.delay(), come, life)
-    return promise
+    return promise.finally(() => signal.removeEventListener('abort', give))
   }
 
   #take({ url, body }: EngineCall, call: Call): void {

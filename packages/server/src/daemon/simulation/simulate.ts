@@ -94,6 +94,14 @@ class Simulation implements Witness {
   #steps(): Outcome | null {
     this.trace(() => JSON.stringify(this.#scenario))
     const world = new World(this.#time, this.#random, this, this.#scenario)
+    try {
+      return this.#updatesOf(world)
+    } finally {
+      for (const daemon of world.daemons) this.#time.as(daemon.life, () => daemon.close())
+    }
+  }
+
+  #updatesOf(world: World): Outcome | null {
     world.start()
     if (!this.#until(() => world.complete, START_LIMIT_MS)) {
       this.violated('the daemons do not come together')
