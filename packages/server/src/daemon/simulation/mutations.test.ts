@@ -53,6 +53,10 @@ function firstViolation(mutation: Mutation): string {
   }
 }
 
+function deathOf({ ranks }: Scenario): Fault {
+  return { type: 'thread_dies', rank: ranks[0] as number, atMs: 60 }
+}
+
 function stallOf({ ranks }: Scenario): Fault {
   return { type: 'thread_stalls', rank: ranks[0] as number, atMs: 30, forMs: 8000 }
 }
@@ -101,7 +105,8 @@ const MUTATIONS: readonly Mutation[] = [
     of: RankLink.prototype,
     member: 'abort',
     by: nothing,
-    seen: /a run is open|the next update fails/,
+    change: (scenario) => ({ ...scenario, faults: [{ type: 'abort', atMs: 60 }] }),
+    seen: /a run is open|the next update fails|do not come together again/,
   },
   {
     name: 'nobody notes that an engine was sent lists',
@@ -129,6 +134,7 @@ const MUTATIONS: readonly Mutation[] = [
     of: RankTeam.prototype,
     member: 'settling',
     by: () => () => null,
+    change: (scenario) => ({ ...scenario, faults: [deathOf(scenario)] }),
     seen: /a checkpoint is released that is read/,
   },
   {

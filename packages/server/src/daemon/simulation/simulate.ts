@@ -36,6 +36,8 @@ const START_LIMIT_MS = 20_000
 const SETTLE_MS = 120_000
 const HEAL_MS = 9000
 const CLEAN_TIMEOUT_S = 120
+/** What a client is told of which the daemon has gone. */
+const LEADER_DIED: Failure = { code: 'daemon_unreachable', message: 'the leader has died' }
 const OF_DAEMONS: readonly Fault['type'][] = ['daemon_dies', 'cut', 'dark']
 const REFUSED: readonly Failure['code'][] = ['device_memory_exhausted', 'not_supported']
 
@@ -160,7 +162,9 @@ class Simulation implements Witness {
       }
     })
     const limitMs = timeout * 1000 + AFTER_DEADLINE_MS
-    this.#until(() => outcome !== null, limitMs)
+    const { leader } = world
+    this.#until(() => outcome !== null || !leader.life.alive, limitMs)
+    if (outcome === null && !leader.life.alive) return { report: null, failure: LEADER_DIED }
     const ended = outcome as Outcome | null
     if (ended === null) {
       this.violated(`${id} does not end within ${limitMs} ms`)
