@@ -39,6 +39,8 @@ export class SimulatedLibrary {
   readonly shared: SharedDevices
   /** The device error that the next copies have; null: they are good. */
   copyFault: ((buffer: number) => boolean) | null = null
+  /** A rank is in a run, or opens one: nobody else may enqueue anything. */
+  inRun = false
   /** How the next joining ends where it was waited for in vain. */
   joinFails: 'aborted' | 'late' | null = null
   readonly #life: Life
@@ -243,6 +245,7 @@ export class SimulatedLibrary {
     bufferOffset: number,
     bytes: number,
   ): void {
+    if (!this.inRun) this.#witness.violated('a copy of a run that has closed')
     const { ring } = this.#of(this.#memories, memory, 'ckpt_copy_h2d')
     const ms = bytes / this.#speed.h2dBytesPerMs + this.#extraMs
     const end = () => {
@@ -286,6 +289,7 @@ export class SimulatedLibrary {
     offset: number,
     bytes: number,
   ): void {
+    if (!this.inRun) this.#witness.violated('a broadcast of a run that has closed')
     const { ring } = this.#of(this.#memories, memory, 'broadcast')
     const queue = this.#of(this.#streams, stream, 'broadcast')
     broadcasts.enqueue(

@@ -1,6 +1,7 @@
 /** What is broken on purpose must be seen by the simulation: else its rules would say nothing. */
 import { describe, expect, test } from 'bun:test'
 import { Executor } from '@ckpt/core'
+import { RingCopies } from '../rank/copies.ts'
 import { Keeper } from '../rank/keeper.ts'
 import { RankLink } from '../rank/link.ts'
 import { HeldPlan } from '../rank/plans.ts'
@@ -107,6 +108,17 @@ const MUTATIONS: readonly Mutation[] = [
     by: nothing,
     change: (scenario) => ({ ...scenario, faults: [{ type: 'abort', atMs: 60 }] }),
     seen: /a run is open|the next update fails|do not come together again/,
+  },
+  {
+    name: 'a copy is enqueued when its run may have closed',
+    of: RingCopies.prototype,
+    member: 'record',
+    by: (record) =>
+      function late(this: any, bucket: number) {
+        record.call(this, bucket)
+        setTimeout(() => this.copy(0, 0), 1000)
+      },
+    seen: /a copy of a run that has closed/,
   },
   {
     name: 'nobody notes that an engine was sent lists',

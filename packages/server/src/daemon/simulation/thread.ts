@@ -111,8 +111,12 @@ export class SimulatedThread implements RankThread {
       const message = this.#inbox.shift()
       if (message === undefined) return
       const open = meetingOf(message)
-      if (open === null || this.#isAmong(open)) this.#try(() => worker.take(message))
-      else this.#meet(open, () => worker.take(message))
+      const take = () => {
+        this.#place.library.inRun = opens(message)
+        worker.take(message)
+      }
+      if (open === null || this.#isAmong(open)) this.#try(take)
+      else this.#meet(open, take)
     }
   }
 
@@ -182,9 +186,11 @@ export class SimulatedThread implements RankThread {
     const { nowMs } = this.#place.time
     if (nowMs < this.#stalledUntilMs) return this.#plan(this.#stalledUntilMs)
     this.#try(() => {
-      if (running.run.step()) {
-        return this.#plan(Math.max(nowMs, Math.min(running.run.nextMs, nowMs + POLL_MS)))
-      }
+      const { library } = this.#place
+      library.inRun = true
+      const goesOn = running.run.step()
+      library.inRun = false
+      if (goesOn) return this.#plan(Math.max(nowMs, Math.min(running.run.nextMs, nowMs + POLL_MS)))
       this.#run = null
       running.end()
     })
@@ -199,6 +205,7 @@ export class SimulatedThread implements RankThread {
       this.#place.witness.violated(`rank ${this.rank}: ${message} (${code}) escapes its Worker`)
       this.die(error)
     }
+    this.#place.library.inRun = false
   }
 
   get #isStalled(): boolean {
@@ -238,6 +245,11 @@ export class SimulatedThread implements RankThread {
     this.#outMs = Math.max(this.#outMs, time.nowMs + random.between(0, delayMs))
     time.at(this.#outMs, told, this.#main)
   }
+}
+
+/** Whether a run begins with it to enqueue something. */
+function opens(message: RankMessage): boolean {
+  return message.type === 'begin' || (message.type === 'request' && message.request.type === 'open')
 }
 
 function meetingOf(message: RankMessage): OpenOptions | null {
