@@ -17,6 +17,7 @@ function scene() {
   const told: string[] = []
   const listeners: RankListener[] = []
   const written = Promise.withResolvers<void>()
+  const copied = Promise.withResolvers<void>()
   const link = {
     rank: { rank: 0 },
     dead: null,
@@ -26,6 +27,7 @@ function scene() {
     raiseAbort: () => told.push('raise'),
     abort: () => told.push('abort'),
     http: (run: number) => told.push(`http ${run}`),
+    settled: () => copied.promise,
   } as unknown as RankHandle
   const journal = { conversations: () => written.promise, ended: async () => {} }
   const parts = { journal, pool: { links: [link] }, socketDir: '/engines' } as never
@@ -37,7 +39,8 @@ function scene() {
     () => 'opened',
     (error: Error) => error.message,
   )
-  return { runs, link, told, opened, written, close: () => listeners[0]?.(CLOSED, link.rank) }
+  const close = (settled = true) => listeners[0]?.({ ...CLOSED, settled } as RankEvent, link.rank)
+  return { runs, link, told, opened, written, copied, close }
 }
 
 describe('a run of the leader at a follower', () => {
@@ -63,6 +66,25 @@ describe('a run of the leader at a follower', () => {
     runs.endAll(ABORTED).answered(ABORTED)
     expect(told).toContain('http 1')
   })
+
+  test.each([true, false])(
+    'whose copies go on keeps the checkpoint when the leader is lost (closed before: %p)',
+    async (before) => {
+      const { runs, opened, written, copied, close } = scene()
+      written.resolve()
+      await opened
+      if (before) close(false)
+      const ended = runs.endAll(ABORTED)
+      if (!before) close(false)
+      await ended.closed
+      let settled = false
+      void ended.settled.then(() => (settled = true))
+      await Bun.sleep(5)
+      expect(settled).toBe(false)
+      copied.resolve()
+      await ended.settled
+    },
+  )
 
   test('whose engine has answered is told of it once', async () => {
     const { runs, link, told, opened, written, close } = scene()

@@ -41,6 +41,8 @@ interface RunHere {
   told: Int32Array
   readonly conversation: JournalConversation | null
   readonly closed: PromiseWithResolvers<void>
+  /** No copy of it reads the checkpoint any more. */
+  readonly settled: PromiseWithResolvers<void>
   /** Its Worker was told to open. */
   opening: boolean
   /** Told to end before: the Worker would not know what. */
@@ -50,6 +52,8 @@ interface RunHere {
 export interface EndedRuns {
   /** Resolves when every run has closed, or was given up. */
   readonly closed: Promise<void>
+  /** Resolves when no copy of any run reads a checkpoint any more. */
+  readonly settled: Promise<unknown>
   /** To be called when no engine works on its request any more. */
   answered(failure: Failure): void
 }
@@ -60,6 +64,8 @@ export class NodeRuns {
   readonly #leases: NodeLeases
   readonly #post: (post: LeaderPost) => void
   readonly #running = new Map<RankHandle, RunHere>()
+  /** A copy of them may still read the checkpoint. */
+  readonly #unsettled = new Set<RunHere>()
   /** The leader has not told yet what their engines have answered; a ring may wait for that after its run. */
   readonly #unanswered = new Set<RunHere>()
   /** A leader that was started again counts anew, and the Workers do not know that. */
@@ -117,6 +123,7 @@ export class NodeRuns {
     } catch (error) {
       link.unlisten()
       this.#unanswered.delete(running)
+      this.#settle(running)
       this.#end(running)
       throw error
     }
@@ -145,10 +152,12 @@ export class NodeRuns {
           ? null
           : { address, rank, ...engine, update_id: updateId, version: version?.version ?? null },
       closed: Promise.withResolvers<void>(),
+      settled: Promise.withResolvers<void>(),
       opening: false,
       aborted: null,
     }
     this.#running.set(link, running)
+    this.#unsettled.add(running)
     if (http) this.#awaitAnswer(running)
     this.#timer ??= setInterval(() => this.#tellProgress(), PROGRESS_MS)
     return running
@@ -219,10 +228,19 @@ export class NodeRuns {
     running.told = progress.slice()
     this.#post({ op: 'event', rank, run, event: told, progress: running.told, nowMs: clockMs() })
     if (event.type !== 'closed') return
-    if (!event.settled) {
-      void link.settled(own).then(() => this.#post({ op: 'settled', rank, run }))
+    if (event.settled) this.#settle(running)
+    else {
+      void link.settled(own).then(() => {
+        this.#settle(running)
+        this.#post({ op: 'settled', rank, run })
+      })
     }
     this.#end(running)
+  }
+
+  #settle(running: RunHere): void {
+    this.#unsettled.delete(running)
+    running.settled.resolve()
   }
 
   #end(running: RunHere): void {
@@ -261,6 +279,7 @@ export class NodeRuns {
     }
     const closed = Promise.all(all.map((one) => one.closed.promise))
     return {
+      settled: Promise.all([...this.#unsettled].map((one) => one.settled.promise)),
       closed: Promise.race([closed, Bun.sleep(LEAVE_MS + CLOSE_MS)]).then(() => {}),
       answered({ message }) {
         for (const { link, own } of unanswered) link.http(own, { ok: false, status: 0, message })

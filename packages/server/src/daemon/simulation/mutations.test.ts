@@ -54,6 +54,13 @@ function firstViolation(mutation: Mutation): string {
   }
 }
 
+/** One rank of one daemon, undisturbed. */
+function alone(scenario: Scenario): Scenario {
+  const [engine] = scenario.engines
+  const engines = engine ? [{ ...engine, ranks: [0], scripts: engine.scripts.slice(0, 1) }] : []
+  return { ...scenario, devices: [[0]], ranks: [0], tensors: [5], engines, faults: [] }
+}
+
 function deathOf({ ranks }: Scenario): Fault {
   return { type: 'thread_dies', rank: ranks[0] as number, atMs: 60 }
 }
@@ -118,6 +125,7 @@ const MUTATIONS: readonly Mutation[] = [
         record.call(this, bucket)
         setTimeout(() => this.copy(0, 0), 1000)
       },
+    change: alone,
     seen: /a copy of a run that has closed/,
   },
   {
