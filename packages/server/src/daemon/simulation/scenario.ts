@@ -11,7 +11,7 @@ export type Fault =
       readonly worker: number
       readonly script: WorkerScript
     }
-  /** It is never reached, or answers its update without starting anything. */
+  /** Its processes end, and others take their place. */
   | { readonly type: 'engine_restart'; readonly engine: number; readonly atMs: number }
   | { readonly type: 'abort'; readonly atMs: number }
   /** A copy of a daemon fails, as the so-many-th. */
