@@ -15,7 +15,7 @@ export async function engineStart(
   client: EngineClient,
   signal: AbortSignal,
 ): Promise<string | null> {
-  const listener = await client.host.listener(client.address)
+  const listener = await listenerWithin(client, signal)
   if (listener !== null) return listener
   try {
     const { ok, text } = await client.get('/metrics', signal)
@@ -23,6 +23,19 @@ export async function engineStart(
     return seconds === undefined ? null : `started ${seconds}`
   } catch (error) {
     return isRefusal(error) ? NOT_RUNNING : null
+  }
+}
+
+/** Null also where it is not seen in time: another daemon may have to be asked. */
+async function listenerWithin(client: EngineClient, signal: AbortSignal): Promise<string | null> {
+  const { promise: ended, resolve } = Promise.withResolvers<null>()
+  const end = () => resolve(null)
+  if (signal.aborted) end()
+  signal.addEventListener('abort', end, { once: true })
+  try {
+    return await Promise.race([client.host.listener(client.address), ended])
+  } finally {
+    signal.removeEventListener('abort', end)
   }
 }
 

@@ -1,9 +1,13 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
 import { join } from 'node:path'
-import { openLibrary, selectDevices } from '@ckpt/cuda'
+import { CkptError } from '@ckpt/core'
+import { type Library, openLibrary, selectDevices } from '@ckpt/cuda'
 import { TestDir } from '../registry/testing/fixture.ts'
 import { RankTeam } from '../updates/team.ts'
-import type { RankLink } from './link.ts'
+import type { RankInfo } from '../types.ts'
+import { RankLink } from './link.ts'
+import type { OpenOptions } from './messages.ts'
+import type { StartThread, ThreadEvents } from './thread.ts'
 import { clockMs } from '../clock.ts'
 import { RankPool } from './pool.ts'
 import { planInput, RING_BYTES } from './testing/one-rank.ts'
@@ -116,3 +120,38 @@ test('the communicators of Workers that die end with them', async () => {
   const result = JSON.parse(await new Response(child.stdout).text())
   expect(result).toEqual({ before: 2, freed: 2, died: 2, after: 0 })
 })
+
+test('the checkpoint stays until the copies of a run whose Worker has died are over', async () => {
+  const stream = 5
+  let idle = false
+  const library = {
+    streamSync(asked: number) {
+      if (asked === stream && !idle) throw new CkptError('update_timeout', 'it is not idle yet')
+    },
+  } as unknown as Library
+  const { link, report, exit } = await startedLink(library)
+  const opened = link.request({ type: 'open', options: { run: 3 } as OpenOptions })
+  report({ type: 'answer', id: 0, value: { bytesBefore: 0, bytesAfter: 0, streams: [stream] } })
+  await opened
+  link.listen(3, 2 ** 20, () => {})
+  exit()
+  let settled = false
+  const told = link.settled(3).then(() => (settled = true))
+  await Bun.sleep(50)
+  expect(settled).toBe(false)
+  idle = true
+  await told
+})
+
+async function startedLink(library: Library) {
+  const started = Promise.withResolvers<ThreadEvents>()
+  const starts: StartThread = (_, events) => {
+    started.resolve(events)
+    return { post() {}, hangUp() {}, terminate() {} }
+  }
+  const rank = { rank: 0 } as RankInfo
+  const starting = RankLink.start({ kind: 'host' }, library, rank, false, undefined, starts)
+  const { report, exited } = await started.promise
+  report({ type: 'ready', signal: 0, memory: { freeBytes: 0, totalBytes: 0 } })
+  return { link: await starting, report, exit: exited }
+}

@@ -15,6 +15,8 @@ export class NodeLeases {
   readonly #registry: Pick<Registry, 'lease' | 'gather'>
   readonly #busy: (busy: boolean) => void
   readonly #held = new Map<number, HeldLease>()
+  /** Of leaders that are gone: what is left of them. */
+  #left = 0
   /** A version is told of again and again. */
   readonly #columns = new WeakMap<HeldVersion, LayoutColumns>()
 
@@ -31,7 +33,7 @@ export class NodeLeases {
     held,
   }: Extract<NodeRequest, { op: 'lease' }>): LeaseAnswer | null {
     const lease = this.#lease(name)
-    if (this.#held.size === 0) this.#busy(true)
+    if (!this.any) this.#busy(true)
     this.#held.get(id)?.lease?.release(false)
     this.#held.set(id, { lease, updateId })
     if (lease === null) return null
@@ -69,7 +71,7 @@ export class NodeLeases {
   }
 
   get any(): boolean {
-    return this.#held.size > 0
+    return this.#held.size > 0 || this.#left > 0
   }
 
   end(id: number, succeeded: boolean): void {
@@ -77,10 +79,18 @@ export class NodeLeases {
     if (held === undefined) return
     held.lease?.release(succeeded)
     this.#held.delete(id)
-    if (this.#held.size === 0) this.#busy(false)
+    if (!this.any) this.#busy(false)
   }
 
-  endAll(): void {
-    for (const id of this.#held.keys()) this.end(id, false)
+  /** The leader is gone: a later one numbers its leases anew. Returns what ends those of before, to be called once. */
+  leave(): () => void {
+    const held = [...this.#held.values()]
+    this.#held.clear()
+    this.#left += held.length
+    return () => {
+      for (const { lease } of held) lease?.release(false)
+      this.#left -= held.length
+      if (held.length > 0 && !this.any) this.#busy(false)
+    }
   }
 }

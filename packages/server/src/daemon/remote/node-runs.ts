@@ -27,7 +27,7 @@ const PROGRESS_MS = 20
 /** For an engine's worker to leave when the leader is gone. */
 const LEAVE_MS = 10_000
 const CLOSE_MS = 2000
-/** Runs whose rings may still be waited for. */
+/** Runs whose rings, or the answers of whose engines, may still be waited for. */
 const NUMBERS_MAX = 1000
 const IPC = 'ipc://'
 
@@ -47,6 +47,8 @@ interface RunHere {
   /** Its engine's worker has everything. */
   finished: boolean
   readonly closed: PromiseWithResolvers<void>
+  /** No copy of it reads the checkpoint any more. */
+  readonly settled: PromiseWithResolvers<void>
   /** Its Worker was told to open. */
   opening: boolean
   /** Told to end before: the Worker would not know what. */
@@ -61,6 +63,8 @@ export interface EndedRuns {
   readonly closed: Promise<void>
   /** Engines that have a part of what the leader drove, when those have closed. */
   torn(): TornEngine[]
+  /** Resolves when no copy of any run reads a checkpoint any more. */
+  readonly settled: Promise<unknown>
   /** To be called when no engine works on its request any more. */
   answered(failure: Failure): void
 }
@@ -71,6 +75,10 @@ export class NodeRuns {
   readonly #leases: NodeLeases
   readonly #post: (post: LeaderPost) => void
   readonly #running = new Map<RankHandle, RunHere>()
+  /** A copy of them may still read the checkpoint. */
+  readonly #unsettled = new Set<RunHere>()
+  /** The leader has not told yet what their engines have answered; a ring may wait for that after its run. */
+  readonly #unanswered = new Set<RunHere>()
   /** A leader that was started again counts anew, and the Workers do not know that. */
   readonly #numbers = new Map<number, number>()
   #next = 1
@@ -125,6 +133,8 @@ export class NodeRuns {
       return { ...answer, streams: [] }
     } catch (error) {
       link.unlisten()
+      this.#unanswered.delete(running)
+      this.#settle(running)
       this.#end(running)
       throw error
     }
@@ -132,7 +142,7 @@ export class NodeRuns {
 
   #begin(
     link: RankHandle,
-    { run, address, engineAt = null }: RemoteOpen | RemoteDirectOpen,
+    { run, address, http, engineAt = null }: RemoteOpen | RemoteDirectOpen,
     updateId: string,
     version: HeldVersion | null,
   ): RunHere {
@@ -156,12 +166,21 @@ export class NodeRuns {
       engineAt,
       finished: false,
       closed: Promise.withResolvers<void>(),
+      settled: Promise.withResolvers<void>(),
       opening: false,
       aborted: null,
     }
     this.#running.set(link, running)
+    this.#unsettled.add(running)
+    if (http) this.#awaitAnswer(running)
     this.#timer ??= setInterval(() => this.#tellProgress(), PROGRESS_MS)
     return running
+  }
+
+  #awaitAnswer(running: RunHere): void {
+    this.#unanswered.add(running)
+    const [oldest] = this.#unanswered
+    if (this.#unanswered.size > NUMBERS_MAX && oldest !== undefined) this.#unanswered.delete(oldest)
   }
 
   #numberOf(run: number): number {
@@ -202,6 +221,9 @@ export class NodeRuns {
       case 'abort':
         return this.#abort(link, own, tell.failure, tell.leaveMs)
       case 'http':
+        for (const one of this.#unanswered) {
+          if (one.link === link && one.own === own) this.#unanswered.delete(one)
+        }
         return link.http(own, tell)
     }
   }
@@ -221,10 +243,19 @@ export class NodeRuns {
     this.#post({ op: 'event', rank, run, event: told, progress: running.told, nowMs: clockMs() })
     if (event.type === 'finished') running.finished = true
     if (event.type !== 'closed') return
-    if (!event.settled) {
-      void link.settled(own).then(() => this.#post({ op: 'settled', rank, run }))
+    if (event.settled) this.#settle(running)
+    else {
+      void link.settled(own).then(() => {
+        this.#settle(running)
+        this.#post({ op: 'settled', rank, run })
+      })
     }
     this.#end(running)
+  }
+
+  #settle(running: RunHere): void {
+    this.#unsettled.delete(running)
+    running.settled.resolve()
   }
 
   #end(running: RunHere): void {
@@ -252,6 +283,8 @@ export class NodeRuns {
 
   endAll(failure: Failure): EndedRuns {
     const all = [...this.#running.values()]
+    const unanswered = [...this.#unanswered]
+    this.#unanswered.clear()
     for (const { link } of all) link.raiseAbort()
     for (const { link, own } of all) this.#abort(link, own, failure, LEAVE_MS)
     this.#numbers.clear()
@@ -261,6 +294,7 @@ export class NodeRuns {
     }
     const closed = Promise.all(all.map((one) => one.closed.promise))
     return {
+      settled: Promise.all([...this.#unsettled].map((one) => one.settled.promise)),
       closed: Promise.race([closed, Bun.sleep(LEAVE_MS + CLOSE_MS)]).then(() => {}),
       torn: () =>
         all.flatMap(({ engineAt, updateId, finished, progress }) => {
@@ -268,7 +302,7 @@ export class NodeRuns {
           return engineAt !== null && sent && !finished ? [{ ...engineAt, updateId }] : []
         }),
       answered({ message }) {
-        for (const { link, own } of all) link.http(own, { ok: false, status: 0, message })
+        for (const { link, own } of unanswered) link.http(own, { ok: false, status: 0, message })
       },
     }
   }

@@ -157,13 +157,15 @@ export class NodeServer {
     const began = clockMs()
     this.#firstRank = null
     const ended = this.#runs.endAll(failure)
+    const release = this.#leases.leave()
+    // a copy that could not be stopped still reads the checkpoint
+    void ended.settled.then(release)
     // the engines' answers are the leader's no more: workers may still read rings until then
     this.#parts.engines.forget()
     const answered = this.#parts.engines.idle().then(() => ended.answered(failure))
     answered.catch(() => {})
     await ended.closed
     await this.#parts.marks.stop(ended.torn())
-    this.#leases.endAll()
     const ms = Math.round(clockMs() - began)
     log.info('what the leader drove has ended after {ms} ms', { ms })
   }

@@ -1,13 +1,14 @@
 import { CkptError, type Failure } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
 import type { RankHandle, RankListener } from '../rank/handle.ts'
-import type {
-  MemoryAnswer,
-  OpenOptions,
-  RankAnswers,
-  RankEvent,
-  RankRequest,
-  RunOptions,
+import {
+  type MemoryAnswer,
+  type OpenOptions,
+  PROGRESS_SENT,
+  type RankAnswers,
+  type RankEvent,
+  type RankRequest,
+  type RunOptions,
 } from '../rank/messages.ts'
 import type { RankInfo } from '../types.ts'
 import type { LayoutColumns } from './layouts.ts'
@@ -36,6 +37,8 @@ interface RunningThere {
   readonly run: number
   readonly listener: RankListener
   readonly progress: Int32Array
+  /** It may send lists. */
+  announced: boolean
 }
 
 /** A rank whose Worker another daemon has; the leader's end. */
@@ -146,7 +149,7 @@ export class RemoteRank implements RankHandle {
   }
 
   listen(run: number, _ring: number, listener: RankListener, progress: SharedArrayBuffer): void {
-    this.#run = { run, listener, progress: new Int32Array(progress) }
+    this.#run = { run, listener, progress: new Int32Array(progress), announced: false }
   }
 
   unlisten(): void {
@@ -158,6 +161,7 @@ export class RemoteRank implements RankHandle {
   }
 
   announce(run: number): void {
+    if (this.#run?.run === run) this.#run.announced = true
     this.#tell(run, { type: 'announce' })
   }
 
@@ -234,6 +238,10 @@ export class RemoteRank implements RankHandle {
     const current = this.#run
     this.#run = null
     if (current === null) return
+    // what it has sent since it was heard of last nobody knows
+    if (current.announced && Atomics.load(current.progress, PROGRESS_SENT) === 0) {
+      Atomics.store(current.progress, PROGRESS_SENT, 1)
+    }
     current.listener({ type: 'failed', failure: this.#dead, connected: true }, this.rank)
     current.listener(
       {

@@ -1,7 +1,7 @@
 import { buildTable, layoutDigest, type SourceSpace, type TensorRow } from '@ckpt/core'
 import { CkptError, type TensorTable } from '@ckpt/core'
 import type { HeldVersion, VersionLease } from '../types.ts'
-import type { SimulatedLibrary } from './library.ts'
+import { keyOf, type SimulatedLibrary } from './library.ts'
 import type { Random } from './random.ts'
 import type { Witness } from './violation.ts'
 
@@ -110,7 +110,12 @@ export class SimulatedRegistry {
       version,
       complete: Promise.resolve(0),
       check: null,
-      serve: () => Promise.reject(new CkptError('not_supported', 'no host reads another here')),
+      serve: async (nodes) =>
+        version.buffers.map((own) => {
+          if (!nodes.has(0)) return null
+          const address = keyOf(this.#library.shared.handle())
+          return { address, keys: Array.from(own, keyOf) }
+        }),
       release: () => {
         if (released) return
         released = true

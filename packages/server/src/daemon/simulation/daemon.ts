@@ -66,6 +66,7 @@ export class SimulatedDaemon {
   book: EngineBook | null = null
   /** Its place in the cluster; null: it is alone. */
   end: NetworkEnd<unknown> | null = null
+  readonly #closing = new AbortController()
 
   constructor(parts: DaemonParts) {
     this.parts = parts
@@ -148,7 +149,7 @@ export class SimulatedDaemon {
           ? communicators
           : null,
       engineHost: (node) => (node === 0 ? engines : (leader as Leader).engines(node)),
-      closing: new AbortController().signal,
+      closing: this.#closing.signal,
     }
   }
 
@@ -214,9 +215,9 @@ export class SimulatedDaemon {
     return request.op === 'describe' ? this.node.description : this.node.answer(request)
   }
 
-  /** Whether it takes this engine for one that has a part of a version. */
-  isTorn(url: string): boolean {
-    return this.#mark(url)?.update_id != null
+  /** The update of which it takes this engine to have a part; null: of none. */
+  tornBy(url: string): string | null {
+    return this.#mark(url)?.update_id ?? null
   }
 
   needsRestart(url: string): boolean {
@@ -225,6 +226,11 @@ export class SimulatedDaemon {
 
   #mark(url: string) {
     return this.book?.marks.find((mark) => mark.url === url)
+  }
+
+  /** Signals that others wait for are kept in memory until they abort. */
+  close(): void {
+    this.#closing.abort(new CkptError('shutting_down', 'the simulation is over'))
   }
 
   /** Its process ends. */

@@ -81,7 +81,7 @@ export class EngineWorker implements WorkerEnd {
     for (const act of this.#scripted.take(body)) {
       const atMs = startMs + act.afterMs * random.between(0.2, 1.8)
       this.#freeMs = Math.max(this.#freeMs, atMs)
-      time.after(atMs - time.nowMs, () => this.#act(act, listed), this.#life)
+      time.at(atMs, () => this.#act(act, listed), this.#life)
       startMs = atMs
     }
   }

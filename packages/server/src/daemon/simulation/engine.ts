@@ -121,7 +121,7 @@ export class SimulatedEngine {
     const life = new Life()
     const come = () => (this.isDown ? open.fail(REFUSED) : this.#take(call, open))
     this.#time.after(this.#place.wires.delay(), come, life)
-    return promise
+    return promise.finally(() => signal.removeEventListener('abort', give))
   }
 
   #take({ url, body }: EngineCall, call: Call): void {
@@ -176,15 +176,13 @@ export class SimulatedEngine {
     script: Script,
     left: (error: string | null) => void,
   ): void {
-    const begin = () => {
-      const worker = new EngineWorker(this.#place, address, script, this.#life, left)
-      this.#workers[index] = worker
-      worker.connect()
-    }
+    const worker = new EngineWorker(this.#place, address, script, this.#life, left)
     const before = this.#workers[index]
+    this.#workers[index] = worker
+    const life = this.#life
     const delayMs = this.#random.between(0, CONNECT_MS)
-    const come = () => this.#time.after(delayMs, begin, this.#life)
-    if (before == null || before.over) come()
+    const come = () => void this.#time.after(delayMs, () => worker.connect(), life)
+    if (before == null) come()
     else before.whenOver(come)
   }
 }

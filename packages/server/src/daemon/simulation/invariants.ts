@@ -10,7 +10,9 @@ const OF_A_RANK: readonly Failure['code'][] = ['rank_failed', 'device_error']
 /** Every engine has every tensor of the version exactly once. */
 export function checkSuccess(world: World, witness: Witness): void {
   const names = [...world.expected.keys()].sort()
-  for (const { url, workers, keys } of world.engines) {
+  for (const { url, workers, keys, ended } of world.engines) {
+    // it was started again after it had taken everything
+    if (ended) continue
     if (workers.length !== keys.length) witness.violated(`${url} has ${workers.length} workers`)
     for (const { taken, over } of workers) {
       const right =
@@ -34,13 +36,21 @@ export function checkFailure({ code, phase, rank, message }: Failure, witness: W
 
 /**
  * An engine is torn when it has a part of a version. Where the way to it is lost nobody can know that it has all, so then it is
- * called torn as well; never, though, where it was sent nothing.
+ * called torn as well.
+ *
+ * @param waysHold every daemon and the way to it has lasted
  */
-export function checkTorn(world: World, { failure }: Outcome, witness: Witness): void {
+export function checkTorn(
+  world: World,
+  id: string,
+  { failure }: Outcome,
+  waysHold: boolean,
+  witness: Witness,
+): void {
   for (const engine of world.engines) {
-    const torn = world.leader.isTorn(engine.url)
+    const torn = world.leader.tornBy(engine.url) === id
     const touched = engine.listsSent > 0
-    if (torn && !touched && !engine.ended)
+    if (torn && !touched && !engine.ended && waysHold)
       witness.violated(`${engine.url} is called torn and was sent nothing`)
     if (torn && failure === null) witness.violated(`${engine.url} is called torn after a success`)
     if (!torn && failure !== null && touched && !engine.ended && !isWhole(world, engine)) {

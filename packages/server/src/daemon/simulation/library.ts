@@ -39,10 +39,10 @@ export class SimulatedLibrary {
   readonly shared: SharedDevices
   /** The device error that the next copies have; null: they are good. */
   copyFault: ((buffer: number) => boolean) | null = null
+  /** A rank is in a run, or opens one: nobody else may enqueue anything. */
+  inRun = false
   /** How the next joining ends where it was waited for in vain. */
   joinFails: 'aborted' | 'late' | null = null
-  /** Something is broken on purpose: every event tells that it is complete. */
-  eventsComplete = false
   readonly #life: Life
   readonly #time: SimulatedTime
   readonly #random: Random
@@ -205,7 +205,11 @@ export class SimulatedLibrary {
   }
 
   streamSync(stream: number, _signal: number, timeoutMs: number): void {
-    this.#of(this.#streams, stream, 'ckpt_stream_sync').sync(timeoutMs)
+    const one = this.#streams.get(stream)
+    // whoever outlives a rank does not know whether it has given back its streams
+    if (one === undefined)
+      throw new NativeError('ckpt_stream_sync', STATUS_ERR_HANDLE, 'it is gone')
+    one.sync(timeoutMs)
   }
 
   eventCreate(): number {
@@ -229,9 +233,20 @@ export class SimulatedLibrary {
 
   eventQuery(event: number): boolean {
     const { complete, error } = this.#of(this.#events, event, 'ckpt_event_query').record
-    if (this.eventsComplete) return true
     if (complete && error !== null) throw error
     return complete
+  }
+
+  /** Reads of another host's memory; a buffer has one handle in all processes, which its key is. */
+  readonly p2p = {
+    open: () => this.shared.handle(),
+    close: () => {},
+    connect: () => this.shared.handle(),
+    disconnect: () => {},
+    attach: (_peer: number, key: Uint8Array) => bufferOf(key),
+    detach: () => {},
+    transport: () => 'shm',
+    copyRemote: (...copy: Parameters<SimulatedLibrary['copyH2d']>) => this.copyH2d(...copy),
   }
 
   copyH2d(
@@ -242,6 +257,7 @@ export class SimulatedLibrary {
     bufferOffset: number,
     bytes: number,
   ): void {
+    if (!this.inRun) this.#witness.violated('a copy of a run that has closed')
     const { ring } = this.#of(this.#memories, memory, 'ckpt_copy_h2d')
     const ms = bytes / this.#speed.h2dBytesPerMs + this.#extraMs
     const end = () => {
@@ -285,6 +301,7 @@ export class SimulatedLibrary {
     offset: number,
     bytes: number,
   ): void {
+    if (!this.inRun) this.#witness.violated('a broadcast of a run that has closed')
     const { ring } = this.#of(this.#memories, memory, 'broadcast')
     const queue = this.#of(this.#streams, stream, 'broadcast')
     broadcasts.enqueue(
@@ -364,4 +381,13 @@ export class SimulatedLibrary {
 interface Joined {
   readonly stream: number
   readonly memory: number
+}
+
+/** What a reader of another host is told of a buffer. */
+export function keyOf(buffer: number): Uint8Array {
+  return new Uint8Array(Uint32Array.of(buffer).buffer)
+}
+
+function bufferOf(key: Uint8Array): number {
+  return new Uint32Array(key.slice().buffer)[0] as number
 }

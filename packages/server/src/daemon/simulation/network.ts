@@ -120,7 +120,7 @@ export class NetworkEnd<R> {
     if (this.#tick !== null) this.#tick.cancelled = true
     if (!Number.isFinite(nextMs)) return
     const tick = () => this.perform(this.membership.tick(time.nowMs))
-    this.#tick = time.after(nextMs - time.nowMs, tick, this.life)
+    this.#tick = time.at(nextMs, tick, this.life)
   }
 
   #send(route: R, parcel: Parcel): void {
@@ -273,7 +273,7 @@ export class Network {
         connection.follower.receive(null, { packet, carried })
       }
     }
-    time.after(dueMs - time.nowMs, arrive, up ? leader.life : connection.follower.life)
+    time.at(dueMs, arrive, up ? leader.life : connection.follower.life)
   }
 
   /** What is on the way is lost, and both sides see the end of it. */

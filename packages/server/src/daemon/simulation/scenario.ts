@@ -11,7 +11,7 @@ export type Fault =
       readonly worker: number
       readonly script: WorkerScript
     }
-  /** It is never reached, or answers its update without starting anything. */
+  /** Its processes end, and others take their place. */
   | { readonly type: 'engine_restart'; readonly engine: number; readonly atMs: number }
   | { readonly type: 'abort'; readonly atMs: number }
   /** A copy of a daemon fails, as the so-many-th. */
@@ -101,7 +101,7 @@ export function makeScenario(random: Random): Scenario {
   }
 }
 
-/** Mostly only daemons with a rank in the update hold some: otherwise it is refused. */
+/** Of daemons without a rank in the update, the others read what they hold. */
 function makeTensors(
   random: Random,
   devices: readonly (readonly number[])[],
@@ -111,7 +111,7 @@ function makeTensors(
   const tensors = devices.map(({ length }) => {
     const takesPart = ranks.some((rank) => rank >= first && rank < first + length)
     first += length
-    return random.chance(takesPart ? 0.85 : 0.05) ? random.integer(1, 20) : 0
+    return random.chance(takesPart ? 0.85 : 0.4) ? random.integer(1, 20) : 0
   })
   if (!tensors.some((count) => count > 0)) tensors[0] = random.integer(1, 20)
   return tensors
@@ -163,7 +163,7 @@ function makeFault(random: Random, { devices, ranks, engines }: FaultPlace): Fau
   const rank = random.pick(ranks)
   const node = random.integer(0, devices.length - 1)
   const follower = devices.length > 1 ? random.integer(1, devices.length - 1) : 0
-  const kind = random.integer(0, 13)
+  const kind = random.integer(0, 14)
   if (kind <= 4) return workerFault(random, engine, engines[engine] as EnginePlan)
   if (kind === 5) return { type: 'engine_restart', engine, atMs }
   if (kind === 6) return { type: 'abort', atMs }
@@ -171,6 +171,8 @@ function makeFault(random: Random, { devices, ranks, engines }: FaultPlace): Fau
   if (kind === 8) return { type: 'thread_dies', rank, atMs }
   if (kind === 9) return { type: 'thread_stalls', rank, atMs, forMs: random.between(1, 8000) }
   if (kind === 10) return { type: 'short' }
+  // the leader's own: nobody is left to say how the update has ended
+  if (kind === 14) return { type: 'daemon_dies', node: 0, atMs }
   if (follower === 0) return { type: 'abort', atMs }
   return { type: random.pick(['daemon_dies', 'cut', 'dark'] as const), node: follower, atMs }
 }

@@ -21,10 +21,8 @@ export interface SeedResult {
 export interface SimulateOptions {
   /** Takes a line for everything that happens. */
   readonly trace?: (line: string) => void
-  /** Breaks something before the update begins. */
-  readonly sabotage?: (world: World) => void
   /** In place of what the seed would have. */
-  readonly change?: (scenario: Scenario) => Scenario
+  readonly change?: ((scenario: Scenario) => Scenario) | undefined
 }
 
 export type Outcome =
@@ -38,6 +36,9 @@ const START_LIMIT_MS = 20_000
 const SETTLE_MS = 120_000
 const HEAL_MS = 9000
 const CLEAN_TIMEOUT_S = 120
+/** What a client is told of which the daemon has gone. */
+const LEADER_DIED: Failure = { code: 'daemon_unreachable', message: 'the leader has died' }
+const OF_DAEMONS: readonly Fault['type'][] = ['daemon_dies', 'cut', 'dark']
 const REFUSED: readonly Failure['code'][] = ['device_memory_exhausted', 'not_supported']
 
 /** Two updates of one seed: one that is disturbed, and one that is not and must succeed. */
@@ -95,12 +96,19 @@ class Simulation implements Witness {
   #steps(): Outcome | null {
     this.trace(() => JSON.stringify(this.#scenario))
     const world = new World(this.#time, this.#random, this, this.#scenario)
+    try {
+      return this.#updatesOf(world)
+    } finally {
+      for (const daemon of world.daemons) this.#time.as(daemon.life, () => daemon.close())
+    }
+  }
+
+  #updatesOf(world: World): Outcome | null {
     world.start()
     if (!this.#until(() => world.complete, START_LIMIT_MS)) {
       this.violated('the daemons do not come together')
       return null
     }
-    this.#options.sabotage?.(world)
     world.register()
     const { faults } = this.#scenario
     const first = this.#update(world, faults)
@@ -154,7 +162,9 @@ class Simulation implements Witness {
       }
     })
     const limitMs = timeout * 1000 + AFTER_DEADLINE_MS
-    this.#until(() => outcome !== null, limitMs)
+    const { leader } = world
+    this.#until(() => outcome !== null || !leader.life.alive, limitMs)
+    if (outcome === null && !leader.life.alive) return { report: null, failure: LEADER_DIED }
     const ended = outcome as Outcome | null
     if (ended === null) {
       this.violated(`${id} does not end within ${limitMs} ms`)
@@ -163,7 +173,8 @@ class Simulation implements Witness {
     this.trace(() => `${id}: ${JSON.stringify(ended.failure ?? 'done')}`)
     if (ended.failure === null) checkSuccess(world, this)
     else checkFailure(ended.failure, this)
-    checkTorn(world, ended, this)
+    const waysHold = (faults ?? []).every(({ type }) => !OF_DAEMONS.includes(type))
+    checkTorn(world, id, ended, waysHold, this)
     return ended
   }
 

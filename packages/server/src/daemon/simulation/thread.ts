@@ -88,7 +88,7 @@ export class SimulatedThread implements RankThread {
     const type = report.type === 'event' ? report.event.type : report.type
     this.#place.witness.trace(() => `rank ${this.rank} reports ${type}`)
     this.#outMs = Math.max(this.#outMs, time.nowMs + random.between(0, delayMs))
-    time.after(this.#outMs - time.nowMs, () => this.#events.report(report), this.#main)
+    time.at(this.#outMs, () => this.#events.report(report), this.#main)
   }
 
   post(message: RankMessage): void {
@@ -101,7 +101,7 @@ export class SimulatedThread implements RankThread {
       if (this.#run !== null) this.#wake()
       else this.#takeAll()
     }
-    time.after(this.#inMs - time.nowMs, arrive, this.#life)
+    time.at(this.#inMs, arrive, this.#life)
   }
 
   /** As an event loop between runs. */
@@ -111,8 +111,12 @@ export class SimulatedThread implements RankThread {
       const message = this.#inbox.shift()
       if (message === undefined) return
       const open = meetingOf(message)
-      if (open === null || this.#isAmong(open)) this.#try(() => worker.take(message))
-      else this.#meet(open, () => worker.take(message))
+      const take = () => {
+        this.#place.library.inRun = opens(message)
+        worker.take(message)
+      }
+      if (open === null || this.#isAmong(open)) this.#try(take)
+      else this.#meet(open, take)
     }
   }
 
@@ -172,7 +176,7 @@ export class SimulatedThread implements RankThread {
     if (this.#turn !== null && this.#turnMs <= dueMs) return
     if (this.#turn !== null) this.#turn.cancelled = true
     this.#turnMs = dueMs
-    this.#turn = time.after(dueMs - time.nowMs, () => this.#step(), this.#life)
+    this.#turn = time.at(dueMs, () => this.#step(), this.#life)
   }
 
   #step(): void {
@@ -182,9 +186,11 @@ export class SimulatedThread implements RankThread {
     const { nowMs } = this.#place.time
     if (nowMs < this.#stalledUntilMs) return this.#plan(this.#stalledUntilMs)
     this.#try(() => {
-      if (running.run.step()) {
-        return this.#plan(Math.max(nowMs, Math.min(running.run.nextMs, nowMs + POLL_MS)))
-      }
+      const { library } = this.#place
+      library.inRun = true
+      const goesOn = running.run.step()
+      library.inRun = false
+      if (goesOn) return this.#plan(Math.max(nowMs, Math.min(running.run.nextMs, nowMs + POLL_MS)))
       this.#run = null
       running.end()
     })
@@ -199,6 +205,7 @@ export class SimulatedThread implements RankThread {
       this.#place.witness.violated(`rank ${this.rank}: ${message} (${code}) escapes its Worker`)
       this.die(error)
     }
+    this.#place.library.inRun = false
   }
 
   get #isStalled(): boolean {
@@ -236,8 +243,13 @@ export class SimulatedThread implements RankThread {
   #later(told: () => void): void {
     const { time, random, delayMs } = this.#place
     this.#outMs = Math.max(this.#outMs, time.nowMs + random.between(0, delayMs))
-    time.after(this.#outMs - time.nowMs, told, this.#main)
+    time.at(this.#outMs, told, this.#main)
   }
+}
+
+/** Whether a run begins with it to enqueue something. */
+function opens(message: RankMessage): boolean {
+  return message.type === 'begin' || (message.type === 'request' && message.request.type === 'open')
 }
 
 function meetingOf(message: RankMessage): OpenOptions | null {

@@ -57,8 +57,13 @@ export class SimulatedTime {
 
   /** What `life` does after so long, unless it has died. */
   after(delayMs: number, run: () => void, life = this.#life): Timer {
+    return this.at(this.nowMs + delayMs, run, life)
+  }
+
+  /** What is to happen at the same moment happens in the order in which it was said. */
+  at(atMs: number, run: () => void, life = this.#life): Timer {
     const timer = new Timer()
-    this.#queue.push(this.nowMs + Math.max(0, delayMs), { life, timer, run })
+    this.#queue.push(Math.max(this.nowMs, atMs), { life, timer, run })
     return timer
   }
 
@@ -79,23 +84,22 @@ export class SimulatedTime {
     }
   }
 
-  /** Goes on until `until` is true. False: nothing is left to happen, or it would be later than `limitMs`. */
+  /** Goes on until `until` is true. False: it is not at `limitMs`. */
   run(until: () => boolean, limitMs: number): boolean {
+    const limit = this.at(limitMs, () => {}, new Life())
     for (;;) {
-      if (until()) return true
+      if (until()) break
       const next = this.#queue.pop()
       if (next === undefined) return false
       const { life, timer, run } = next.event
-      if (next.seconds > limitMs) {
-        this.#queue.push(next.seconds, next.event)
-        this.nowMs = Math.max(this.nowMs, limitMs)
-        return false
-      }
-      this.nowMs = next.seconds
       if (timer.cancelled || !life.alive) continue
+      this.nowMs = next.seconds
+      if (timer === limit) return until()
       if (++this.events > EVENTS_MAX) throw new Error('the simulation does not end')
       this.as(life, run)
     }
+    limit.cancelled = true
+    return true
   }
 
   /** Returns what puts the real ones back. */

@@ -102,7 +102,7 @@ export class Wire {
     if (socket === null) return
     const { time } = this.#wires
     this.#upMs = Math.max(this.#upMs, time.nowMs + this.#wires.delay())
-    time.after(this.#upMs - time.nowMs, () => socket.arrive(this, arrival), socket.life)
+    time.at(this.#upMs, () => socket.arrive(this, arrival), socket.life)
   }
 
   /** To the worker. */
@@ -112,7 +112,7 @@ export class Wire {
     const take = () => {
       if (!this.closed) this.#worker.take(body)
     }
-    time.after(this.#downMs - time.nowMs, take, this.#life)
+    time.at(this.#downMs, take, this.#life)
   }
 }
 

@@ -164,7 +164,8 @@ export class World {
   kill(node: number): void {
     const end = this.end(node)
     this.daemons[node]?.kill()
-    if (end !== null) this.#network.hangUp(end.connection)
+    if (node !== 0 && end !== null) this.#network.hangUp(end.connection)
+    for (let other = 1; node === 0 && other < this.daemons.length; other++) this.cut(other)
   }
 
   cut(node: number): void {

@@ -58,6 +58,7 @@ function scene() {
   const made: MadePlan[] = []
   const link = {
     rank: { rank: 0, device: 0, numaNode: 1 },
+    node: 0,
     readMemory: async () => ({ freeBytes: 8192 * MIB, totalBytes: 8192 * MIB }),
     request: async ({
       type,
@@ -78,6 +79,8 @@ function scene() {
     made,
     rates,
     prepare: () => planner.prepare(versionOn([]), [link]),
+    planOf: (version: HeldVersion) =>
+      planner.plan(version, spec('an engine') as unknown as UpdateSpec, [link]),
     plan: (engine: string, nodes: readonly number[] = []) =>
       planner.plan(versionOn(nodes), spec(engine) as unknown as UpdateSpec, [link]),
   }
@@ -119,4 +122,13 @@ test('versions of one layout share a plan when their memory is on the same NUMA 
   for (const nodes of [[], [0], [1], [0], []]) await plan('an engine', nodes)
   expect(made.map(({ input }) => input.sources[0]?.nodes?.[0])).toEqual([undefined, 0, 1])
   expect(made.map(({ input }) => input.rankNodes)).toEqual([[1], [1], [1]])
+})
+
+test('memory of a daemon that takes part with no rank is copied by nobody', async () => {
+  const { planOf } = scene()
+  const other = { ...versionOn([]), name: 'model', ownerRanks: [[1]], ownerNodes: [1] }
+  await expect(planOf(other)).rejects.toMatchObject({ code: 'not_supported' })
+  await expect(planOf(other)).rejects.toThrow('node 1 holds a part of')
+  // another rank of the same daemon can
+  await planOf({ ...other, ownerNodes: [0] })
 })

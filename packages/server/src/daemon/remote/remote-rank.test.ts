@@ -1,0 +1,25 @@
+import { expect, test } from 'bun:test'
+import { PROGRESS_BYTES, PROGRESS_SENT } from '../rank/messages.ts'
+import { type NodeCalls, RemoteRank } from './remote-rank.ts'
+
+const LOST = { code: 'node_lost', message: 'node 1 is lost' } as const
+
+/** Lists that a lost rank is taken to have sent. */
+function sentBy(what: (rank: RemoteRank) => void): number {
+  const calls = { node: 1, tell() {} } as unknown as NodeCalls
+  const rank = new RemoteRank({ rank: 2 } as never, 0, calls, () => ({}) as never)
+  const progress = new SharedArrayBuffer(PROGRESS_BYTES)
+  const events: string[] = []
+  rank.listen(7, 0, ({ type }) => events.push(type), progress)
+  what(rank)
+  rank.lose(LOST)
+  expect(events).toEqual(['failed', 'closed'])
+  return Atomics.load(new Int32Array(progress), PROGRESS_SENT)
+}
+
+test('a rank that may have sent lists when its daemon was lost is taken to have sent some', () => {
+  expect(sentBy((rank) => rank.announce(7))).toBe(1)
+  expect(sentBy(() => {})).toBe(0)
+  // of another run
+  expect(sentBy((rank) => rank.announce(6))).toBe(0)
+})

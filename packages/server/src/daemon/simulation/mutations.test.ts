@@ -1,0 +1,189 @@
+/** What is broken on purpose must be seen by the simulation: else its rules would say nothing. */
+import { describe, expect, test } from 'bun:test'
+import { Executor } from '@ckpt/core'
+import { RingCopies } from '../rank/copies.ts'
+import { Keeper } from '../rank/keeper.ts'
+import { RankLink } from '../rank/link.ts'
+import { HeldPlan } from '../rank/plans.ts'
+import type { RankMessage } from '../rank/messages.ts'
+import { RankTeam } from '../updates/team.ts'
+import { UpdateTimes } from '../updates/times.ts'
+import { SimulatedLibrary } from './library.ts'
+import type { Fault, Scenario } from './scenario.ts'
+import { type SimulateOptions, simulateSeed } from './simulate.ts'
+import { SimulatedThread } from './thread.ts'
+
+const SEEDS_MOST = 1500
+
+interface Mutation {
+  readonly name: string
+  /** What it replaces, and by what. */
+  readonly of: object
+  readonly member: string
+  readonly by: (original: any) => unknown
+  /** What it takes for it to matter, where that is seldom. */
+  readonly change?: SimulateOptions['change']
+  /** How the simulation tells of it. */
+  readonly seen: RegExp
+}
+
+/** Returns what puts the original back. */
+function replace({ of, member, by }: Mutation): () => void {
+  const before = Object.getOwnPropertyDescriptor(of, member)
+  if (before === undefined) throw new Error(`there is no ${member}`)
+  const isGetter = before.get !== undefined
+  const mutant = by(before.get ?? before.value)
+  Object.defineProperty(of, member, {
+    configurable: true,
+    ...(isGetter ? { get: mutant as () => unknown } : { value: mutant, writable: true }),
+  })
+  return () => Object.defineProperty(of, member, before)
+}
+
+/** What the first seeds say that something is wrong; empty: none. */
+function firstViolation(mutation: Mutation): string {
+  const restore = replace(mutation)
+  try {
+    for (let seed = 1; seed <= SEEDS_MOST; seed++) {
+      const { violation } = simulateSeed(seed, { change: mutation.change })
+      if (violation !== null) return violation
+    }
+    return ''
+  } finally {
+    restore()
+  }
+}
+
+/** One rank of one daemon, undisturbed. */
+function alone(scenario: Scenario): Scenario {
+  const [engine] = scenario.engines
+  const engines = engine ? [{ ...engine, ranks: [0], scripts: engine.scripts.slice(0, 1) }] : []
+  return { ...scenario, devices: [[0]], ranks: [0], tensors: [5], engines, faults: [] }
+}
+
+function deathOf({ ranks }: Scenario): Fault {
+  return { type: 'thread_dies', rank: ranks[0] as number, atMs: 60 }
+}
+
+function stallOf({ ranks }: Scenario): Fault {
+  return { type: 'thread_stalls', rank: ranks[0] as number, atMs: 30, forMs: 8000 }
+}
+
+const nothing = () => () => {}
+
+const MUTATIONS: readonly Mutation[] = [
+  {
+    name: 'a list is announced before its copies are complete',
+    of: SimulatedLibrary.prototype,
+    member: 'eventQuery',
+    by: () => () => true,
+    seen: /does not lie in its ring/,
+  },
+  {
+    name: 'a broadcast does not wait for the copy of its root',
+    of: SimulatedLibrary.prototype,
+    member: 'streamWaitEvent',
+    by: nothing,
+    seen: /does not lie in its ring/,
+  },
+  {
+    name: 'ring bytes are overwritten one bucket early',
+    of: Executor.prototype,
+    member: 'issue',
+    by: (issue) =>
+      function early(this: any, actions: unknown) {
+        this.lastAcked++
+        issue.call(this, actions)
+        this.lastAcked--
+      },
+    seen: /does not lie in its ring/,
+  },
+  {
+    name: 'the list of one bucket is left out',
+    of: HeldPlan.prototype,
+    member: 'list',
+    by: (list) =>
+      function other(this: any, bucket: number) {
+        return list.call(this, Math.max(0, bucket - 1))
+      },
+    seen: /does not lie in its ring|a worker of .* took/,
+  },
+  {
+    name: 'a rank is not told of an abort',
+    of: RankLink.prototype,
+    member: 'abort',
+    by: nothing,
+    change: (scenario) => ({ ...scenario, faults: [{ type: 'abort', atMs: 60 }] }),
+    seen: /a run is open|the next update fails|do not come together again/,
+  },
+  {
+    name: 'a copy is enqueued when its run may have closed',
+    of: RingCopies.prototype,
+    member: 'record',
+    by: (record) =>
+      function late(this: any, bucket: number) {
+        record.call(this, bucket)
+        setTimeout(() => this.copy(0, 0), 1000)
+      },
+    change: alone,
+    seen: /a copy of a run that has closed/,
+  },
+  {
+    name: 'nobody notes that an engine was sent lists',
+    of: RankTeam.prototype,
+    member: 'anySent',
+    by: () => () => false,
+    seen: /has a part of a version and is not called torn/,
+  },
+  {
+    name: 'every engine of an update that fails is called torn',
+    of: RankTeam.prototype,
+    member: 'anySent',
+    by: () => () => true,
+    seen: /is called torn and was sent nothing/,
+  },
+  {
+    name: 'a ring in quarantine goes while a worker reads it',
+    of: Keeper.prototype,
+    member: 'mayRead',
+    by: () => () => false,
+    seen: /a ring was freed that a worker reads/,
+  },
+  {
+    name: 'a checkpoint is let go as soon as its update has ended',
+    of: RankTeam.prototype,
+    member: 'settling',
+    by: () => () => null,
+    change: (scenario) => ({ ...scenario, faults: [deathOf(scenario)] }),
+    seen: /a checkpoint is released that is read/,
+  },
+  {
+    name: 'an abort of one run is taken for one of the next',
+    of: SimulatedThread.prototype,
+    member: 'post',
+    by: (post) =>
+      function mixed(this: any, message: RankMessage) {
+        post.call(this, message)
+        if (message.type === 'abort') this.lateAbort = message
+        if (message.type !== 'begin' || this.lateAbort === undefined) return
+        post.call(this, { ...this.lateAbort, run: message.run })
+      },
+    seen: /the next update fails/,
+  },
+  {
+    name: 'an update waits longer for its ranks than it may',
+    of: UpdateTimes.prototype,
+    member: 'stuckMs',
+    by: () => () => 60_000,
+    change: (scenario) => ({ ...scenario, faults: [{ type: 'short' }, stallOf(scenario)] }),
+    seen: /does not end within/,
+  },
+]
+
+describe('the simulation sees that', () => {
+  for (const mutation of MUTATIONS) {
+    test(mutation.name, () => {
+      expect(firstViolation(mutation)).toMatch(mutation.seen)
+    }, 60_000)
+  }
+})
