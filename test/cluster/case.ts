@@ -73,9 +73,15 @@ class CaseRun {
     }
     if (who === 'rank') return
     // what is in the hands of the victim's engine shows when that is lost
-    const own = who === 'engine' || when === 'post'
-    const holder = own && FACTS[when].engineFault !== null ? this.#node : WITNESS
+    const own = FACTS[when].engineFault !== null && (who === 'engine' || when === 'post')
+    const holder = own || this.#stands ? this.#node : WITNESS
     this.#hold = await holdAt(this.#cluster, when, holder)
+  }
+
+  /** It is lost before it has said what it holds, so that nobody else has to keep the update there. */
+  get #stands(): boolean {
+    const { who, when } = this.#case
+    return who === 'follower' && when === 'gather'
   }
 
   async strike(): Promise<void> {
@@ -101,7 +107,11 @@ class CaseRun {
 
   /** The update goes on where it was held when it is known who is gone. */
   async #goOn(): Promise<void> {
-    const { who } = this.#case
+    const { who, how } = this.#case
+    if (this.#stands) {
+      if (how === 'cut') await this.#hold?.release()
+      return
+    }
     if (who !== 'engine') {
       const [watcher, gone] = who === 'leader' ? [VICTIM, 0] : [0, this.#node]
       await until(`node ${gone} to be missed`, LOST_MS + AFTER_MS, async () => {

@@ -26,6 +26,8 @@ export interface EngineFate {
   readonly touched: boolean
   /** Every worker of it has the whole version. */
   readonly finished: boolean
+  /** Its workers were told that they have everything: one that was stopped before it knew would have raised. */
+  readonly released: boolean
   /** What it then has. */
   readonly version: string | null
   readonly dialect: Dialect | null
@@ -364,7 +366,8 @@ export class EngineContact {
   async fail(updateId: string, fate: EngineFate, signal: AbortSignal): Promise<void> {
     const record = this.#record
     record.dialect = fate.dialect ?? record.dialect
-    const whole = fate.finished && (this.#result?.ok ?? true)
+    const answered = this.#result?.ok
+    const whole = fate.finished ? (answered ?? true) : fate.released && answered === true
     if (whole) this.succeed(fate.version, fate.dialect)
     else if (this.#isTouched(fate.touched)) await this.#tear(updateId, signal)
     if (record.tornBy !== null) return this.#stop(signal)

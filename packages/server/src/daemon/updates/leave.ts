@@ -40,7 +40,8 @@ export async function leave(failed: FailedUpdate): Promise<Failure> {
       const touched = team?.anySent(contact.ranks) ?? false
       const finished = touched && (team?.allFinished(contact.ranks) ?? false)
       const dialect = team?.dialectOf(contact.ranks) ?? null
-      const fate = { touched, finished, version: failed.weightVersion, dialect }
+      const released = team?.released ?? false
+      const fate = { touched, finished, released, version: failed.weightVersion, dialect }
       return contact.fail(failed.updateId, fate, within)
     }),
   )

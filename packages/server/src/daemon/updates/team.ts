@@ -89,6 +89,7 @@ export class RankTeam {
   #aborted: Failure | null = null
   #opening = false
   #announced = false
+  #released = false
 
   constructor(run: number, links: readonly RankHandle[], onFailure: FailureListener) {
     this.#run = run
@@ -260,6 +261,7 @@ export class RankTeam {
   }
 
   release(): void {
+    this.#released = true
     for (const { link } of this.#members) link.release(this.#run)
   }
 
@@ -352,6 +354,11 @@ export class RankTeam {
 
   anyOpened(ranks: readonly RankInfo[]): boolean {
     return this.#of(ranks).some((member) => member.opened)
+  }
+
+  /** Whether every rank had everything, and the engines were told that there is no more. */
+  get released(): boolean {
+    return this.#released
   }
 
   /** Whether an engine at these ranks was sent at least one list; of a rank whose daemon is gone, whether it could have been. */
