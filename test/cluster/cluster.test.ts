@@ -1,6 +1,7 @@
 /** The cases of the failure matrix that show most of it; `npm run test:faults` runs all. */
 import { afterAll, describe, expect, test } from 'bun:test'
 import { type MatrixCase, nameOf, runCase } from './case.ts'
+import { withoutUcx } from '../support/ucx.ts'
 import { TestCluster } from './cluster.ts'
 
 const TIMEOUT_MS = 60_000
@@ -15,28 +16,31 @@ const CASES: readonly MatrixCase[] = [
   { who: 'follower', how: 'stop', when: 'last' },
 ]
 
-describe('three daemons with an engine each, of which one is lost', () => {
-  let cluster: TestCluster | null = null
+describe.skipIf(withoutUcx !== null)(
+  'three daemons with an engine each, of which one is lost',
+  () => {
+    let cluster: TestCluster | null = null
 
-  afterAll(async () => {
-    expect((await cluster?.end()) ?? []).toEqual([])
-  })
+    afterAll(async () => {
+      expect((await cluster?.end()) ?? []).toEqual([])
+    })
 
-  for (const one of CASES) {
-    test(
-      nameOf(one),
-      async () => {
-        cluster ??= await TestCluster.start()
-        try {
-          await runCase(cluster, one)
-        } catch (error) {
-          // what it has left is nothing for the next one
-          await cluster.end()
-          cluster = null
-          throw error
-        }
-      },
-      TIMEOUT_MS,
-    )
-  }
-})
+    for (const one of CASES) {
+      test(
+        nameOf(one),
+        async () => {
+          cluster ??= await TestCluster.start()
+          try {
+            await runCase(cluster, one)
+          } catch (error) {
+            // what it has left is nothing for the next one
+            await cluster.end()
+            cluster = null
+            throw error
+          }
+        },
+        TIMEOUT_MS,
+      )
+    }
+  },
+)

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test'
 import type { UpdateRequest } from '@ckpt/core'
+import { withoutUcx } from '../../../../../test/support/ucx.ts'
 import type { RunningEngine } from '../../engines/reference/index.ts'
 import { u8 } from '../registry/testing/fixture.ts'
 import {
@@ -35,7 +36,7 @@ async function stuck({ daemons, engine }: Daemons) {
   return { leader, follower, whole, hanging, outcome }
 }
 
-describe('a daemon that is lost', () => {
+describe.skipIf(withoutUcx !== null)('a daemon that is lost', () => {
   test('in the middle of an update ends it everywhere, and the next one works', async () => {
     await withDaemons(
       [1, 1],

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test'
 import { appendFileSync } from 'node:fs'
+import { withoutUcx } from '../../../../../test/support/ucx.ts'
 import { type TestTensors, u8 } from '../registry/testing/fixture.ts'
 import { outcomeOf, requireWeights, SMALL_BUCKETS, tensorsOf } from '../updates/testing/fixture.ts'
 import { NAME, type TestDaemon, withDaemons } from './testing/daemons.ts'
@@ -11,7 +12,7 @@ function renamed(tensors: TestTensors): TestTensors {
   return Object.fromEntries(Object.entries(tensors).map(([name, one]) => [`${name}.b`, one]))
 }
 
-describe('an update of several daemons', () => {
+describe.skipIf(withoutUcx !== null)('an update of several daemons', () => {
   test('every engine gets what any of the daemons holds', async () => {
     await withDaemons(
       [2, 1],
