@@ -31,10 +31,15 @@ export class TestDaemon {
   readonly nodeRank: number
   readonly socket: string
   readonly dir: string
+  /** `HOST:PORT`. */
+  readonly leader: string
+  readonly tokenFile: string
   readonly #faults: string
 
   constructor({ dir, nodeRank, nodes, leader, tokenFile, within }: DaemonPlace) {
     this.dir = dir
+    this.leader = leader
+    this.tokenFile = tokenFile
     this.nodeRank = nodeRank
     this.socket = join(dir, 'ckpt.sock')
     this.#faults = join(dir, 'faults')

@@ -199,19 +199,17 @@ export class ClusterVersions {
     parts: readonly Part[],
     lease: number,
   ): HeldVersion {
+    const version = versionOf(name, parts)
     const merged = this.#merge(name, parts)
     for (const node of this.#nodes()) node.part = { lease, firstOwner: 0 }
     for (const [i, { node }] of parts.entries()) {
       if (node !== null) node.part = { lease, firstOwner: merged.firstOwners[i] as number }
     }
-    const [first] = parts
     const others = merged.sources.slice(own?.sources.length ?? 0)
     const { table, sources, bytes, layoutDigest: digest } = merged
     return {
       name,
-      version: parts.every(({ version }) => version === first?.version)
-        ? (first?.version ?? null)
-        : null,
+      version,
       serial: own?.serial ?? 0,
       table,
       sources,
@@ -257,6 +255,21 @@ export class ClusterVersions {
     this.#columns.set(table, columns)
     return columns
   }
+}
+
+/**
+ * Of all parts: old tensors of one daemon would mix with new ones of another.
+ *
+ * @throws CkptError `checkpoint_invalid` with two places whose versions differ
+ */
+function versionOf(name: string, parts: readonly Part[]): string | null {
+  const [first] = parts
+  const other = parts.find(({ version }) => version !== first?.version)
+  if (first === undefined || other === undefined) return first?.version ?? null
+  const words = ({ node, version }: Part) =>
+    `${version === null ? 'without a version' : `as version ${version}`} by node ${node?.node ?? 0}`
+  const message = `checkpoint '${name}' is held ${words(first)} and ${words(other)}: register the same version everywhere, or drop it (ckpt rm) where it is not wanted`
+  throw new CkptError('checkpoint_invalid', message)
 }
 
 function isNothing({ code }: CkptError): boolean {

@@ -118,6 +118,17 @@ describe.skipIf(withoutUcx !== null)('an update of several daemons', () => {
     })
   }, 60_000)
 
+  test('parts of other versions are not mixed', async () => {
+    await withDaemons([1, 1], async ({ daemons }) => {
+      const [leader, follower] = daemons as [TestDaemon, TestDaemon]
+      await leader.register({ a: u8(8, 1) }, { version: 'v2' })
+      await follower.register({ b: u8(8, 1) }, { version: 'v1' })
+      const { failure } = await outcomeOf(leader.updates.start(NAME, REQUEST).done)
+      expect(failure).toMatchObject({ code: 'checkpoint_invalid', phase: 'gather' })
+      expect(failure?.message).toContain('as version v2 by node 0 and as version v1 by node 1')
+    })
+  }, 60_000)
+
   test('tensors of one name that differ are told with both daemons', async () => {
     await withDaemons([1, 1], async ({ daemons }) => {
       const [leader, follower] = daemons as [TestDaemon, TestDaemon]
