@@ -117,4 +117,22 @@ describe.skipIf(withoutUcx !== null)('a daemon that is lost', () => {
       SMALL_BUCKETS,
     )
   }, 60_000)
+
+  test('whose memory others read ends the update, though none of its ranks is in it', async () => {
+    await withDaemons(
+      [1, 1],
+      async (all) => {
+        const [leader, owner] = all.daemons as [TestDaemon, TestDaemon]
+        await owner.register(TENSORS)
+        const hanging = await all.engine({ faults: ['hang@2:once'] })
+        const { id, done } = leader.updates.start(NAME, { ...requestOf([hanging]), ranks: [0] })
+        const outcome = outcomeOf(done)
+        await until(() => leader.updates.state(id).buckets_done === 2)
+        all.cut(1)
+        const { failure } = await outcome
+        expect(failure).toMatchObject({ code: 'node_lost', rank: 1, phase: 'transfer' })
+      },
+      SMALL_BUCKETS,
+    )
+  }, 60_000)
 })
