@@ -29,6 +29,8 @@ const PROGRESS_MS = 100
 const SLOWEST_RANK_MS = 180
 /** For the daemon of a rank that others miss to be missed itself: its heartbeats may be all that tells. */
 const MISSED_RANK_MS = 6000
+/** How long before the deadline an engine may find that it is over. */
+const ENGINE_GIVES_UP_MS = 250
 /** What an update waits for in the others, files or engines, no rank can be late with. */
 const RANK_PHASES: ReadonlySet<Phase> = new Set(['open', 'transfer', 'release'])
 
@@ -394,7 +396,9 @@ export class UpdateRun {
       setTimeout(() => this.fail(failure), waitMs)
       return
     }
-    if (failure.code !== 'update_timeout') return this.fail(failure)
+    // engines are told the deadline, and give up at it themselves
+    const gaveUp = failure.code === 'engine_failed' && this.#times.leftMs < ENGINE_GIVES_UP_MS
+    if (failure.code !== 'update_timeout' && !gaveUp) return this.fail(failure)
     if (failure.rank === this.#team?.slowestRank) {
       return this.fail({ ...failure, message: `${failure.message}${this.#reading.words}` })
     }
