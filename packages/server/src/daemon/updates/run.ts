@@ -44,6 +44,8 @@ export class UpdateRun {
   readonly #clock: PhaseClock
   readonly #controller = new AbortController()
   #contacts: readonly EngineContact[] = []
+  /** Those that have done what follows an update. */
+  readonly #settled = new Set<EngineContact>()
   /** Of its ranks, when it has come to them. */
   #links: readonly RankHandle[] = []
   #team: RankTeam | null = null
@@ -150,8 +152,14 @@ export class UpdateRun {
     const others = this.#waitsForCopies ? '; copies of an aborted update still write an engine' : ''
     const message = `the ${seconds} s of the update have passed in phase ${phase}${this.#reading.words}${others}`
     const silent = this.#links.find(({ owes }) => owes)?.rank.rank
-    const rank = silent ?? (RANK_PHASES.has(phase) ? this.#team?.slowestRank : undefined)
+    const rank = silent ?? (RANK_PHASES.has(phase) ? this.#team?.slowestRank : this.#unsettledRank)
     return { code: 'update_timeout', message, phase, ...(rank === undefined ? {} : { rank }) }
+  }
+
+  /** Of an engine that the end of the update waits for. */
+  get #unsettledRank(): number | undefined {
+    if (this.#clock.phase !== 'post') return undefined
+    return this.#contacts.find((one) => !this.#settled.has(one))?.spec.ranks[0]
   }
 
   #enter(phase: Phase): void {
@@ -533,7 +541,10 @@ export class UpdateRun {
     const { signal } = this.#controller
     const team = this.#team as RankTeam
     this.#enter('post')
-    const settled = this.#contacts.map((one) => one.settle(signal))
+    const settled = this.#contacts.map(async (one) => {
+      await one.settle(signal)
+      this.#settled.add(one)
+    })
     // while the ranks give back their memory, or close that of the engine
     await this.#race(Promise.all([team.left(), ...settled]))
   }
