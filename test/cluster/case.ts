@@ -56,7 +56,10 @@ class CaseRun {
   #answer: Promise<Answer> | null = null
   #struckMs = 0
   #beganMs = 0
-  #reported = new Map<number, boolean>()
+  /** By rank: as the update's state tells it. */
+  readonly #reported = new Map<number, boolean>()
+  /** Engines that stood still when they were to be paused. */
+  readonly #serving = new Set<number>()
 
   constructor(cluster: TestCluster, one: MatrixCase) {
     this.#cluster = cluster
@@ -171,7 +174,10 @@ class CaseRun {
 
   async #takeReport(): Promise<void> {
     const state = await this.#cluster.state(this.#id)
-    for (const { ranks, torn } of state?.engines ?? []) this.#reported.set(ranks[0] as number, torn)
+    for (const { ranks, torn, serving_torn: serving } of state?.engines ?? []) {
+      this.#reported.set(ranks[0] as number, torn)
+      if (serving) this.#serving.add(ranks[0] as number)
+    }
   }
 
   /** None of them is in the update any more, and what they say of themselves is what was reported. */
@@ -183,13 +189,17 @@ class CaseRun {
       if (reported !== undefined && reported !== torn) {
         throw new Error(`engine ${engine.rank}: torn is ${torn}, but was reported as ${reported}`)
       }
-      if (torn && !this.#isOwn(engine.rank)) await this.#isStopped(engine)
+      if (torn && !this.#isExcused(engine.rank)) await this.#isStopped(engine)
     }
   }
 
-  /** Its daemon has died in the update: whoever comes in its place marks the engine, and does not know whether it is whole. */
-  #isOwn(rank: number): boolean {
+  /**
+   * It could not be paused, which was reported; or its daemon has died as the leader: whoever comes in its place marks the engine, and
+   * does not know whether it is whole.
+   */
+  #isExcused(rank: number): boolean {
     const { who, how } = this.#case
+    if (who === 'engine') return this.#serving.has(rank)
     return who === 'leader' && how === 'kill' && rank === 0
   }
 

@@ -98,7 +98,9 @@ export class EngineContact {
     await this.#checkRestarted(signal)
     await this.#lastRequest(waitMs, signal)
     for (;;) {
-      if (await this.#look(signal)) return
+      // one that stands still must not keep it from being told who that is
+      const lookMs = waitMs === 0 ? LOOK_MS : Math.max(1, endMs - performance.now())
+      if (await this.#look(signal, Math.min(LOOK_MS, lookMs))) return
       const leftMs = endMs - performance.now()
       if (leftMs <= 0) break
       await Bun.sleep(Math.min(LOOK_AGAIN_MS, leftMs))
@@ -110,12 +112,12 @@ export class EngineContact {
   }
 
   /** True when it is ready. Throws what waiting does not mend. */
-  async #look(signal: AbortSignal): Promise<boolean> {
+  async #look(signal: AbortSignal, limitMs = LOOK_MS): Promise<boolean> {
     const late: Failure = {
       code: 'engine_unreachable',
-      message: `${this.spec.url}: no answer within ${LOOK_MS / 1000} s`,
+      message: `${this.spec.url}: no answer within ${Math.round(limitMs / 100) / 10} s`,
     }
-    const within = signalWithin(signal, LOOK_MS, late)
+    const within = signalWithin(signal, limitMs, late)
     try {
       const { kind } = this.spec
       this.#adapter ??= kind === null ? await detectEngine(this.#client, within) : adapterOf(kind)

@@ -31,6 +31,8 @@ const PROGRESS_MS = 100
 const SLOWEST_RANK_MS = 180
 /** For the daemon of a rank that others miss to be missed itself: its heartbeats may be all that tells. */
 const MISSED_RANK_MS = 6000
+/** How long before the deadline an engine may find that it is over. */
+const ENGINE_GIVES_UP_MS = 250
 /** What an update waits for in the others, files or engines, no rank can be late with. */
 const RANK_PHASES: ReadonlySet<Phase> = new Set(['open', 'transfer', 'release'])
 
@@ -44,6 +46,8 @@ export class UpdateRun {
   readonly #clock: PhaseClock
   readonly #controller = new AbortController()
   #contacts: readonly EngineContact[] = []
+  /** Those that have done what follows an update. */
+  readonly #settled = new Set<EngineContact>()
   /** Of its ranks, when it has come to them. */
   #links: readonly RankHandle[] = []
   #team: RankTeam | null = null
@@ -152,8 +156,14 @@ export class UpdateRun {
     const others = this.#waitsForCopies ? '; copies of an aborted update still write an engine' : ''
     const message = `the ${seconds} s of the update have passed in phase ${phase}${this.#reading.words}${others}`
     const silent = this.#links.find(({ owes }) => owes)?.rank.rank
-    const rank = silent ?? (RANK_PHASES.has(phase) ? this.#team?.slowestRank : undefined)
+    const rank = silent ?? (RANK_PHASES.has(phase) ? this.#team?.slowestRank : this.#unsettledRank)
     return { code: 'update_timeout', message, phase, ...(rank === undefined ? {} : { rank }) }
+  }
+
+  /** Of an engine that the end of the update waits for. */
+  get #unsettledRank(): number | undefined {
+    if (this.#clock.phase !== 'post') return undefined
+    return this.#contacts.find((one) => !this.#settled.has(one))?.spec.ranks[0]
   }
 
   #enter(phase: Phase): void {
@@ -400,7 +410,9 @@ export class UpdateRun {
       setTimeout(() => this.fail(failure), waitMs)
       return
     }
-    if (failure.code !== 'update_timeout') return this.fail(failure)
+    // engines are told the deadline, and give up at it themselves
+    const gaveUp = failure.code === 'engine_failed' && this.#times.leftMs < ENGINE_GIVES_UP_MS
+    if (failure.code !== 'update_timeout' && !gaveUp) return this.fail(failure)
     if (failure.rank === this.#team?.slowestRank) {
       return this.fail({ ...failure, message: `${failure.message}${this.#reading.words}` })
     }
@@ -547,7 +559,10 @@ export class UpdateRun {
     const { signal } = this.#controller
     const team = this.#team as RankTeam
     this.#enter('post')
-    const settled = this.#contacts.map((one) => one.settle(signal))
+    const settled = this.#contacts.map(async (one) => {
+      await one.settle(signal)
+      this.#settled.add(one)
+    })
     // while the ranks give back their memory, or close that of the engine
     await this.#race(Promise.all([team.left(), ...settled]))
   }
