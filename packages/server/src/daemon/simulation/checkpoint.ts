@@ -73,7 +73,7 @@ export class SimulatedRegistry {
     this.#versions++
     this.#version = {
       name: CHECKPOINT,
-      version: `${this.#versions}`,
+      version: null,
       serial: this.#versions,
       table,
       sources,

@@ -1,5 +1,5 @@
 import { expect, test } from 'bun:test'
-import type { ErrorCode, UpdateRequest } from '@ckpt/core'
+import { CkptError, type ErrorCode, type UpdateRequest } from '@ckpt/core'
 import { daemonOptions, failure } from '../registry/testing/fixture.ts'
 import type { RankHandle } from '../rank/handle.ts'
 import { makeSpec } from './spec.ts'
@@ -30,6 +30,29 @@ test('the defaults are those of checkpoint-engine, and nobody is paused', () => 
     version: null,
   })
   expect(spec({}).id).not.toBe(spec({}).id)
+})
+
+test('of survivors the engines of lost ranks are left out, of all ranks they are an error', () => {
+  const options = daemonOptions('/nowhere')
+  const links = [{ rank: options.ranks[0] } as RankHandle]
+  const failure = { code: 'node_lost', message: 'node 1 is lost' } as const
+  const ranks = {
+    links,
+    all: (require: 'all' | 'survivors') => {
+      if (require === 'all') throw CkptError.from(failure)
+      return [0]
+    },
+    lost: (rank: number) => (rank === 1 ? { node: 1, failure } : null),
+  }
+  const engines = [
+    { url: URL_, ranks: [0] },
+    { url: 'http://127.0.0.1:2', ranks: [1] },
+  ]
+  const told = makeSpec('m', { require: 'survivors', engines }, options, ranks as never)
+  expect(told.ranks).toEqual([0])
+  expect(told.engines.map(({ url }) => url)).toEqual([URL_])
+  expect(told.leftOut).toHaveLength(1)
+  expect(() => makeSpec('m', { engines }, options, ranks as never)).toThrow('node 1 is lost')
 })
 
 test('the old fields are the form with one engine; no ranks means all', () => {
@@ -79,7 +102,6 @@ const REFUSED: [UpdateRequest, ErrorCode, string][] = [
   ],
   [{ update_url: 'ftp://127.0.0.1/x' }, 'bad_request', 'ftp'],
   [{ update_url: 'nonsense' }, 'bad_request', 'nonsense'],
-  [{ require: 'survivors' }, 'not_supported', 'survivors'],
   [{ update_url: 'http://10.0.0.1:80/collective_rpc' }, 'engine_not_allowed', '10.0.0.1'],
   [{ update_url: 'http://127.0.0.1.evil.example/x' }, 'engine_not_allowed', 'evil'],
 ]
