@@ -1,6 +1,7 @@
 import type { NetworkDevice, NetworkRank, PlanNetwork } from '@ckpt/core'
+import type { RemoteBuffers } from '../memory/protocol.ts'
 import type { RankHandle } from '../rank/handle.ts'
-import type { HeldVersion, NetworkDeviceInfo } from '../types.ts'
+import type { HeldVersion, NetworkDeviceInfo, VersionLease } from '../types.ts'
 
 /** Of a host whose ranks were told no device: one, as fast as any other such host's. */
 const UNKNOWN: NetworkDeviceInfo = { name: '', bytesPerSecond: 12.5e9 }
@@ -33,6 +34,31 @@ export function networkOf(
     return { rank: first, host, devices: devices.of(host, told) }
   })
   return { devices: devices.all, owners, receivers }
+}
+
+/** How many hosts hold it or have one of these ranks. */
+export function hostsOf(
+  { ownerNodes }: Pick<HeldVersion, 'ownerNodes'>,
+  links: readonly RankHandle[],
+): number {
+  return new Set([...ownerNodes, ...links.map(({ node }) => node)]).size
+}
+
+/**
+ * Per owner: how these ranks, those of an update, read its memory over the network; null: one of them is on its host.
+ *
+ * @throws CkptError as `VersionLease.serve`
+ */
+export async function remoteMemory(
+  { version: { ownerNodes }, complete, serve }: VersionLease,
+  links: readonly RankHandle[],
+): Promise<(RemoteBuffers | null)[]> {
+  const here = new Set(links.map(({ node }) => node))
+  const away = new Set(ownerNodes.filter((node) => !here.has(node)))
+  if (away.size === 0) return ownerNodes.map(() => null)
+  // who reads over the network does not see how far a file has been read
+  await complete
+  return serve(away)
 }
 
 /** The devices of all hosts, each once. */

@@ -7,14 +7,13 @@ import {
   type UpdateReport,
 } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
-import type { RemoteBuffers } from '../memory/protocol.ts'
 import type { RankHandle } from '../rank/handle.ts'
 import type { HeldVersion, RankInfo, VersionLease } from '../types.ts'
 import { abortOf, EngineContact } from './contact.ts'
 import { UpdateConversations } from './conversations.ts'
 import { directObstacle, type NotDirectly } from './direct-obstacle.ts'
 import { prepareDirect } from './direct-preparation.ts'
-import { networkOf } from './network.ts'
+import { hostsOf, networkOf, remoteMemory } from './network.ts'
 import { keepLayout, type PlannedUpdate } from './plan.ts'
 import { leave } from './leave.ts'
 import type { UpdateRecord } from './record.ts'
@@ -246,7 +245,7 @@ export class UpdateRun {
     contacts: readonly EngineContact[],
     prepared: () => Promise<void>,
   ): Promise<NotDirectly | null> {
-    const obstacle = directObstacle(this.#spec, contacts, this.#nodesOf(version))
+    const obstacle = directObstacle(this.#spec, contacts, this.#hostsOf(version))
     const refused = obstacle ?? (await this.#holdEngines(version, contacts, prepared))
     if (refused === null) return null
     if (this.#spec.mode !== 'direct') return refused
@@ -255,11 +254,12 @@ export class UpdateRun {
   }
 
   /** How many hosts hold it or have a rank in the update. */
-  #nodesOf({ ownerNodes }: HeldVersion): number {
-    const links = this.#context.pool.links.filter(({ rank: { rank } }) => {
-      return this.#spec.ranks.includes(rank)
-    })
-    return new Set([...ownerNodes, ...links.map(({ node }) => node)]).size
+  #hostsOf(version: HeldVersion): number {
+    const { links } = this.#context.pool
+    return hostsOf(
+      version,
+      links.filter(({ rank: { rank } }) => this.#spec.ranks.includes(rank)),
+    )
   }
 
   async #holdEngines(
@@ -482,7 +482,7 @@ export class UpdateRun {
       planKey: planned.key,
       ringBytes: planned.summary.ringBytes,
       buffers: version.buffers,
-      remotes: await this.#race(this.#remotes(version)),
+      remotes: await this.#race(remoteMemory(this.#lease as VersionLease, team.links)),
       readings: version.readings,
       openMs: this.#spec.openMs,
       deadlineMs: this.#times.deadlineMs,
@@ -501,17 +501,6 @@ export class UpdateRun {
     for (const contact of this.#contacts) this.#post(contact, addresses, team)
     await this.#race(team.reached('opened'))
     team.announce()
-  }
-
-  /** Of owners on whose hosts no rank of the update is: their memory is read over the network. */
-  async #remotes({ ownerNodes }: HeldVersion): Promise<(RemoteBuffers | null)[]> {
-    const here = new Set((this.#team as RankTeam).links.map(({ node }) => node))
-    const away = new Set(ownerNodes.filter((node) => !here.has(node)))
-    if (away.size === 0) return ownerNodes.map(() => null)
-    const lease = this.#lease as VersionLease
-    // who reads over the network does not see how far a file has been read
-    await lease.complete
-    return lease.serve(away)
   }
 
   /** What lies in place must be what it was. */
@@ -576,7 +565,7 @@ export class UpdateRun {
       spec: this.#spec,
       run: this.#run + 2,
       version,
-      nodes: this.#nodesOf(version),
+      nodes: this.#hostsOf(version),
       contacts: this.#makeContacts(),
       deadlineMs: this.#times.deadlineMs,
       signal: this.#controller.signal,
