@@ -38,6 +38,13 @@ interface Merged {
   readonly layoutDigest: string
 }
 
+interface TakenVersion {
+  readonly lease: VersionLease
+  readonly id: number
+  /** Who holds some of it, and the first of its owners among all. */
+  readonly parts: readonly (readonly [RemoteNode, number])[]
+}
+
 type LeasedPart = Part & { readonly answer: LeaseAnswer }
 
 /** Checkpoints of which every daemon has a part. */
@@ -75,9 +82,17 @@ export class ClusterVersions {
   /**
    * The newest version of what every daemon holds of the name, held by each of them until it is released.
    *
-   * @throws CkptError as `Registry.lease`, `tensor_conflict`, `node_lost`
+   * @throws CkptError as `Registry.lease`, `tensor_conflict`, `checkpoint_invalid`, `node_lost`
    */
   async lease(name: string, updateId: string): Promise<VersionLease> {
+    const { lease, id, parts } = await this.#take(name, updateId)
+    for (const node of this.#nodes()) node.part = { lease: id, firstOwner: 0 }
+    for (const [node, firstOwner] of parts) node.part = { lease: id, firstOwner }
+    return lease
+  }
+
+  /** Changes nothing of an update that runs. */
+  async #take(name: string, updateId: string): Promise<TakenVersion> {
     const nodes = this.#nodes()
     const id = ++this.#leases
     let own: VersionLease | null = null
@@ -94,13 +109,17 @@ export class ClusterVersions {
       if (held instanceof CkptError && theirs.length === 0) throw held
       const present = new Set(theirs.flatMap(({ node }) => node?.node ?? []))
       const parts = [...(own === null ? [] : [this.#ownPart(own.version)]), ...theirs]
-      const version = this.#version(name, own?.version ?? null, parts, id)
+      const merged = this.#merge(name, parts)
+      const version = versionOf(name, own?.version ?? null, parts, merged)
       this.#held.requireWhole(name, version.table, present)
       const owners = parts.flatMap(({ ownerRanks, version: told, layoutDigest: digest }) =>
         ownerRanks.map(([rank = 0]) => ({ rank, version: told, layoutDigest: digest })),
       )
       this.#gathered = { version, owners }
-      return leaseOf(version, own, theirs, id, end)
+      const places = parts.flatMap(({ node }, i): [RemoteNode, number][] =>
+        node === null ? [] : [[node, merged.firstOwners[i] as number]],
+      )
+      return { lease: leaseOf(version, own, theirs, id, end), id, parts: places }
     } catch (error) {
       end(false)
       throw error
@@ -126,7 +145,7 @@ export class ClusterVersions {
 
   async #look(name: string): Promise<HeldVersion> {
     try {
-      const lease = await this.lease(name, 'gather')
+      const { lease } = await this.#take(name, 'gather')
       lease.release(false)
       return lease.version
     } catch (error) {
@@ -193,37 +212,8 @@ export class ClusterVersions {
     return { node, layout, key, version, layoutDigest: digest, ownerRanks, answer }
   }
 
-  #version(
-    name: string,
-    own: HeldVersion | null,
-    parts: readonly Part[],
-    lease: number,
-  ): HeldVersion {
-    const version = versionOf(name, parts)
-    const merged = this.#merge(name, parts)
-    for (const node of this.#nodes()) node.part = { lease, firstOwner: 0 }
-    for (const [i, { node }] of parts.entries()) {
-      if (node !== null) node.part = { lease, firstOwner: merged.firstOwners[i] as number }
-    }
-    const others = merged.sources.slice(own?.sources.length ?? 0)
-    const { table, sources, bytes, layoutDigest: digest } = merged
-    return {
-      name,
-      version,
-      serial: own?.serial ?? 0,
-      table,
-      sources,
-      buffers: [...(own?.buffers ?? []), ...others.map(() => new Uint32Array(0))],
-      readings: [...(own?.readings ?? []), ...others.map(() => null)],
-      ownerRanks: parts.flatMap(({ ownerRanks }) => ownerRanks),
-      ownerNodes: parts.flatMap(({ node, ownerRanks }) => ownerRanks.map(() => node?.node ?? 0)),
-      bytes,
-      layoutDigest: digest,
-      files: own?.files ?? [],
-    }
-  }
-
   #merge(name: string, parts: readonly Part[]): Merged {
+    requireOneVersion(name, parts)
     const keys = JSON.stringify(parts.map(({ node, key }) => [node?.node ?? 0, key]))
     const before = this.#merged.get(name)
     if (before?.keys === keys) return before
@@ -258,18 +248,41 @@ export class ClusterVersions {
 }
 
 /**
- * Of all parts: old tensors of one daemon would mix with new ones of another.
+ * Old tensors of one daemon would mix with new ones of another.
  *
  * @throws CkptError `checkpoint_invalid` with two places whose versions differ
  */
-function versionOf(name: string, parts: readonly Part[]): string | null {
+function requireOneVersion(name: string, parts: readonly Part[]): void {
   const [first] = parts
   const other = parts.find(({ version }) => version !== first?.version)
-  if (first === undefined || other === undefined) return first?.version ?? null
+  if (first === undefined || other === undefined) return
   const words = ({ node, version }: Part) =>
     `${version === null ? 'without a version' : `as version ${version}`} by node ${node?.node ?? 0}`
   const message = `checkpoint '${name}' is held ${words(first)} and ${words(other)}: register the same version everywhere, or drop it (ckpt rm) where it is not wanted`
   throw new CkptError('checkpoint_invalid', message)
+}
+
+function versionOf(
+  name: string,
+  own: HeldVersion | null,
+  parts: readonly Part[],
+  { table, sources, bytes, layoutDigest: digest }: Merged,
+): HeldVersion {
+  const others = sources.slice(own?.sources.length ?? 0)
+  return {
+    name,
+    version: parts[0]?.version ?? null,
+    serial: own?.serial ?? 0,
+    table,
+    sources,
+    buffers: [...(own?.buffers ?? []), ...others.map(() => new Uint32Array(0))],
+    readings: [...(own?.readings ?? []), ...others.map(() => null)],
+    ownerRanks: parts.flatMap(({ ownerRanks }) => ownerRanks),
+    ownerNodes: parts.flatMap(({ node, ownerRanks }) => ownerRanks.map(() => node?.node ?? 0)),
+    bytes,
+    layoutDigest: digest,
+    files: own?.files ?? [],
+  }
 }
 
 function isNothing({ code }: CkptError): boolean {

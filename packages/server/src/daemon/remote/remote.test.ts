@@ -118,6 +118,31 @@ describe.skipIf(withoutUcx !== null)('an update of several daemons', () => {
     })
   }, 60_000)
 
+  test('metas are gathered while an update runs, which does not notice', async () => {
+    await withDaemons(
+      [1, 1],
+      async ({ daemons, engine }) => {
+        const [leader, follower] = daemons as [TestDaemon, TestDaemon]
+        const [first, second] = [await engine(), await engine()]
+        const tensors = tensorsOf(12, 60_000, 21)
+        await follower.register(tensors)
+        const engines = [
+          { url: first.url, ranks: [0] },
+          { url: second.url, ranks: [1] },
+        ]
+        const { done } = leader.updates.start(NAME, { ...REQUEST, engines })
+        let running = true
+        const ended = outcomeOf(done).finally(() => (running = false))
+        const gathered = new Set<string>()
+        while (running) gathered.add((await leader.updates.leader!.versions.gather(NAME)).digest)
+        expect((await ended).failure).toBeNull()
+        expect(gathered.size).toBe(1)
+        await requireWeights(second, tensors)
+      },
+      SMALL_BUCKETS,
+    )
+  }, 60_000)
+
   test('parts of other versions are not mixed', async () => {
     await withDaemons([1, 1], async ({ daemons }) => {
       const [leader, follower] = daemons as [TestDaemon, TestDaemon]
