@@ -75,6 +75,7 @@ export class RankLink implements RankHandle {
   #signal = 0
   /** Its Worker's, which outlives it. */
   #communicator: Handle = 0
+  #p2p: Handle = 0
   #nextId = 0
   /** That its Worker has bound last. */
   #address: string | null = null
@@ -296,6 +297,9 @@ export class RankLink implements RankHandle {
       case 'communicator':
         this.#communicator = report.communicator
         return
+      case 'p2p':
+        this.#p2p = report.p2p
+        return
       case 'kept':
         this.kept.add(report.address)
         return
@@ -340,13 +344,17 @@ export class RankLink implements RankHandle {
     if (address?.startsWith(IPC)) rmSync(address.slice(IPC.length), { force: true })
   }
 
-  /** Other ranks' devices may wait for it. Blocks for half a second, of a Worker that has died only. */
-  #endCommunicator(): void {
-    const communicator = this.#communicator
-    this.#communicator = 0
-    if (communicator === 0) return
+  /** What outlives a Worker that has died. Other ranks' devices may wait for the first; each takes half a second. */
+  #endShared(): void {
+    const [communicator, p2p] = [this.#communicator, this.#p2p]
+    this.#communicator = this.#p2p = 0
+    if (communicator !== 0) this.#end(() => this.#library.communicatorDestroy(communicator))
+    if (p2p !== 0) this.#end(() => this.#library.p2p.close(p2p))
+  }
+
+  #end(end: () => void): void {
     try {
-      this.#library.communicatorDestroy(communicator)
+      end()
     } catch (error) {
       // its Worker could still do it
       if (error instanceof NativeError && error.nativeStatus === STATUS_ERR_HANDLE) return
@@ -370,7 +378,7 @@ export class RankLink implements RankHandle {
       void this.#exited.then(() => this.#idle(run)).then(resolve)
     }
     this.#settling.clear()
-    void this.#exited.then(() => this.#endCommunicator())
+    void this.#exited.then(() => this.#endShared())
     this.#removeSocket()
     const current = this.#run
     this.#run = null

@@ -295,5 +295,7 @@ export type RankReport =
   | { readonly type: 'kept' | 'left'; readonly address: string }
   /** The communicator that the rank has now; 0: none. */
   | { readonly type: 'communicator'; readonly communicator: Handle }
+  /** Its end of reads of other hosts' memory; 0: none. */
+  | { readonly type: 'p2p'; readonly p2p: Handle }
   /** The quarantined ring of a run was freed. */
   | { readonly type: 'ring_freed'; readonly run: number; readonly bytes: number }

@@ -87,7 +87,9 @@ export class RankWorker implements RunHost {
     this.communicator = new KeptCommunicator(library, rank.device, (communicator) =>
       this.#send({ type: 'communicator', communicator }),
     )
-    this.remoteSources = new RemoteSources(library, rank.networkDevices)
+    this.remoteSources = new RemoteSources(library, rank.networkDevices, (p2p) =>
+      this.#send({ type: 'p2p', p2p }),
+    )
     this.context = context
     this.signal = this.library.signalCreate()
     this.#quarantine = new Quarantine({

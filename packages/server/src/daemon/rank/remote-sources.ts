@@ -12,13 +12,22 @@ interface RemotePeer {
 export class RemoteSources {
   readonly #library: Library
   readonly #devices: string
+  readonly #changed: (p2p: Handle) => void
   /** By address. */
   readonly #peers = new Map<string, RemotePeer>()
   #p2p: Handle = 0
 
-  /** @param devices that it reads over; empty: whatever UCX finds */
-  constructor(library: Library, devices: readonly NetworkDeviceInfo[] = []) {
+  /**
+   * @param devices that it reads over; empty: whatever UCX finds
+   * @param changed is told which end of reads there is, 0: none; whoever outlives the rank can close it
+   */
+  constructor(
+    library: Library,
+    devices: readonly NetworkDeviceInfo[] = [],
+    changed: (p2p: Handle) => void = () => {},
+  ) {
     this.#library = library
+    this.#changed = changed
     this.#devices = devices.map(({ name }) => `${name}:1`).join(',')
   }
 
@@ -46,10 +55,15 @@ export class RemoteSources {
   #peerAt(text: string, address: Uint8Array): RemotePeer {
     const known = this.#peers.get(text)
     if (known !== undefined) return known
-    if (this.#p2p === 0) this.#p2p = this.#library.p2p.open(this.#devices)
+    if (this.#p2p === 0) this.#open()
     const peer = { peer: this.#library.p2p.connect(this.#p2p, address), attached: new Map() }
     this.#peers.set(text, peer)
     return peer
+  }
+
+  #open(): void {
+    this.#p2p = this.#library.p2p.open(this.#devices)
+    this.#changed(this.#p2p)
   }
 
   #handleOf({ peer, attached }: RemotePeer, key: Uint8Array): Handle {
@@ -94,7 +108,10 @@ export class RemoteSources {
 
   close(): void {
     this.drop()
-    if (this.#p2p !== 0) this.#library.p2p.close(this.#p2p)
+    if (this.#p2p === 0) return
+    const p2p = this.#p2p
     this.#p2p = 0
+    this.#changed(0)
+    this.#library.p2p.close(p2p)
   }
 }

@@ -2,6 +2,7 @@ import { describe, expect, test } from 'bun:test'
 import { appendFileSync } from 'node:fs'
 import { withoutUcx } from '../../../../../test/support/ucx.ts'
 import { type TestTensors, u8 } from '../registry/testing/fixture.ts'
+import type { RankLink } from '../rank/link.ts'
 import { outcomeOf, requireWeights, SMALL_BUCKETS, tensorsOf } from '../updates/testing/fixture.ts'
 import { NAME, type TestDaemon, withDaemons } from './testing/daemons.ts'
 
@@ -188,5 +189,20 @@ describe.skipIf(withoutUcx !== null)('an update of several daemons', () => {
       },
       SMALL_BUCKETS,
     )
+  }, 60_000)
+
+  test('a reader whose Worker dies leaves nothing behind', async () => {
+    await withDaemons([1, 1], async ({ daemons, engine }) => {
+      const [leader, owner] = daemons as [TestDaemon, TestDaemon]
+      const tensors = tensorsOf(4, 60_000, 31)
+      await owner.register(tensors)
+      const engines = [{ url: (await engine()).url, ranks: [0] }]
+      for (const _ of [1, 2]) {
+        await leader.updates.start(NAME, { ...REQUEST, engines, ranks: [0] }).done
+        // what it has opened is counted when the daemons have ended
+        const [own] = leader.updates.leader!.ranks.links
+        ;(own as RankLink).giveUp(0)
+      }
+    })
   }, 60_000)
 })
