@@ -21,13 +21,16 @@ import type {
   RankMessage,
   RankReport,
   RankRequest,
+  ReadHandles,
 } from './messages.ts'
+import { endReads } from './remote-sources.ts'
 import { type RankThread, type StartThread, startThread, type ThreadEvents } from './thread.ts'
 
 const START_MS = 30_000
 /** A Worker that is asked to close may have 500 ms of messages on their way, see `engine-socket.ts`. */
 const CLOSE_MS = 3000
 const IDLE_AGAIN_MS = 20
+const NO_READS: ReadHandles = { p2p: 0, peers: [], remotes: [] }
 const IPC = 'ipc://'
 
 interface Waiting {
@@ -75,7 +78,7 @@ export class RankLink implements RankHandle {
   #signal = 0
   /** Its Worker's, which outlives it. */
   #communicator: Handle = 0
-  #p2p: Handle = 0
+  #reads: ReadHandles = NO_READS
   #nextId = 0
   /** That its Worker has bound last. */
   #address: string | null = null
@@ -297,8 +300,8 @@ export class RankLink implements RankHandle {
       case 'communicator':
         this.#communicator = report.communicator
         return
-      case 'p2p':
-        this.#p2p = report.p2p
+      case 'reads':
+        this.#reads = report.handles
         return
       case 'kept':
         this.kept.add(report.address)
@@ -346,10 +349,12 @@ export class RankLink implements RankHandle {
 
   /** What outlives a Worker that has died. Other ranks' devices may wait for the first; each takes half a second. */
   #endShared(): void {
-    const [communicator, p2p] = [this.#communicator, this.#p2p]
-    this.#communicator = this.#p2p = 0
+    const communicator = this.#communicator
+    const reads = this.#reads
+    this.#communicator = 0
+    this.#reads = NO_READS
     if (communicator !== 0) this.#end(() => this.#library.communicatorDestroy(communicator))
-    if (p2p !== 0) this.#end(() => this.#library.p2p.close(p2p))
+    this.#end(() => endReads(this.#library, reads))
   }
 
   #end(end: () => void): void {

@@ -112,6 +112,14 @@ export interface SourceLayout {
   readonly sources: readonly SourceSpace[]
 }
 
+/** What a rank has of reads of other hosts' memory. */
+export interface ReadHandles {
+  /** 0: none. */
+  readonly p2p: Handle
+  readonly peers: readonly Handle[]
+  readonly remotes: readonly Handle[]
+}
+
 /** Index into {@link RunOptions.progress}: buckets acknowledged; of a direct update: groups of copies that are complete. */
 export const PROGRESS_ACKED = 0
 /** Lists sent; 1 when an engine worker was told to hold still for a direct update. From 1 on a failure leaves the engine torn. */
@@ -295,7 +303,6 @@ export type RankReport =
   | { readonly type: 'kept' | 'left'; readonly address: string }
   /** The communicator that the rank has now; 0: none. */
   | { readonly type: 'communicator'; readonly communicator: Handle }
-  /** Its end of reads of other hosts' memory; 0: none. */
-  | { readonly type: 'p2p'; readonly p2p: Handle }
+  | { readonly type: 'reads'; readonly handles: ReadHandles }
   /** The quarantined ring of a run was freed. */
   | { readonly type: 'ring_freed'; readonly run: number; readonly bytes: number }

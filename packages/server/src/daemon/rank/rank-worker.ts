@@ -87,8 +87,8 @@ export class RankWorker implements RunHost {
     this.communicator = new KeptCommunicator(library, rank.device, (communicator) =>
       this.#send({ type: 'communicator', communicator }),
     )
-    this.remoteSources = new RemoteSources(library, rank.networkDevices, (p2p) =>
-      this.#send({ type: 'p2p', p2p }),
+    this.remoteSources = new RemoteSources(library, rank.networkDevices, (handles) =>
+      this.#send({ type: 'reads', handles }),
     )
     this.context = context
     this.signal = this.library.signalCreate()

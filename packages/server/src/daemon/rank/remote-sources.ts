@@ -1,5 +1,6 @@
 import type { Handle, Library } from '@ckpt/cuda'
 import type { RemoteBuffers } from '../memory/protocol.ts'
+import type { ReadHandles } from './messages.ts'
 import type { NetworkDeviceInfo } from '../types.ts'
 
 interface RemotePeer {
@@ -12,19 +13,19 @@ interface RemotePeer {
 export class RemoteSources {
   readonly #library: Library
   readonly #devices: string
-  readonly #changed: (p2p: Handle) => void
+  readonly #changed: (handles: ReadHandles) => void
   /** By address. */
   readonly #peers = new Map<string, RemotePeer>()
   #p2p: Handle = 0
 
   /**
    * @param devices that it reads over; empty: whatever UCX finds
-   * @param changed is told which end of reads there is, 0: none; whoever outlives the rank can close it
+   * @param changed is told what there is; whoever outlives the rank can end it with {@link endReads}
    */
   constructor(
     library: Library,
     devices: readonly NetworkDeviceInfo[] = [],
-    changed: (p2p: Handle) => void = () => {},
+    changed: (handles: ReadHandles) => void = () => {},
   ) {
     this.#library = library
     this.#changed = changed
@@ -49,21 +50,26 @@ export class RemoteSources {
       return Uint32Array.from(remote.keys, (key) => this.#handleOf(peer, key))
     })
     this.#prune(wanted)
+    if (wanted.size > 0) this.#changed(this.#handles)
     return handles
+  }
+
+  get #handles(): ReadHandles {
+    const peers = [...this.#peers.values()]
+    return {
+      p2p: this.#p2p,
+      peers: peers.map(({ peer }) => peer),
+      remotes: peers.flatMap(({ attached }) => [...attached.values()]),
+    }
   }
 
   #peerAt(text: string, address: Uint8Array): RemotePeer {
     const known = this.#peers.get(text)
     if (known !== undefined) return known
-    if (this.#p2p === 0) this.#open()
+    if (this.#p2p === 0) this.#p2p = this.#library.p2p.open(this.#devices)
     const peer = { peer: this.#library.p2p.connect(this.#p2p, address), attached: new Map() }
     this.#peers.set(text, peer)
     return peer
-  }
-
-  #open(): void {
-    this.#p2p = this.#library.p2p.open(this.#devices)
-    this.#changed(this.#p2p)
   }
 
   #handleOf({ peer, attached }: RemotePeer, key: Uint8Array): Handle {
@@ -99,11 +105,11 @@ export class RemoteSources {
 
   /** Ends the reads that go on; after any failure, for nobody knows which connection it was. */
   drop(): void {
-    for (const { peer, attached } of this.#peers.values()) {
-      this.#library.p2p.disconnect(peer)
-      for (const handle of attached.values()) this.#library.p2p.detach(handle)
-    }
+    if (this.#peers.size === 0) return
+    const handles = { ...this.#handles, p2p: 0 }
     this.#peers.clear()
+    endReads(this.#library, handles)
+    this.#changed(this.#handles)
   }
 
   close(): void {
@@ -111,7 +117,14 @@ export class RemoteSources {
     if (this.#p2p === 0) return
     const p2p = this.#p2p
     this.#p2p = 0
-    this.#changed(0)
-    this.#library.p2p.close(p2p)
+    endReads(this.#library, { p2p, peers: [], remotes: [] })
+    this.#changed(this.#handles)
   }
+}
+
+/** Also those that go on. */
+export function endReads(library: Library, { p2p, peers, remotes }: ReadHandles): void {
+  for (const peer of peers) library.p2p.disconnect(peer)
+  for (const remote of remotes) library.p2p.detach(remote)
+  if (p2p !== 0) library.p2p.close(p2p)
 }

@@ -4,7 +4,7 @@ import { withoutUcx } from '../../../../../test/support/ucx.ts'
 import { type TestTensors, u8 } from '../registry/testing/fixture.ts'
 import type { RankLink } from '../rank/link.ts'
 import { outcomeOf, requireWeights, SMALL_BUCKETS, tensorsOf } from '../updates/testing/fixture.ts'
-import { NAME, type TestDaemon, withDaemons } from './testing/daemons.ts'
+import { type Daemons, NAME, type TestDaemon, withDaemons } from './testing/daemons.ts'
 
 const REQUEST = { timeout: 20, open_timeout: 10 }
 
@@ -192,7 +192,7 @@ describe.skipIf(withoutUcx !== null)('an update of several daemons', () => {
   }, 60_000)
 
   test('a reader whose Worker dies leaves nothing behind', async () => {
-    await withDaemons([1, 1], async ({ daemons, engine }) => {
+    const run = async ({ daemons, engine }: Daemons) => {
       const [leader, owner] = daemons as [TestDaemon, TestDaemon]
       const tensors = tensorsOf(4, 60_000, 31)
       await owner.register(tensors)
@@ -203,6 +203,7 @@ describe.skipIf(withoutUcx !== null)('an update of several daemons', () => {
         const [own] = leader.updates.leader!.ranks.links
         ;(own as RankLink).giveUp(0)
       }
-    })
+    }
+    await withDaemons([1, 1], run, {}, 2)
   }, 60_000)
 })
