@@ -13,6 +13,13 @@ export interface LayoutPart {
 export interface MergedLayout extends HeldLayout {
   /** By part: the index of its first owner; those of a part stay together, in its order. */
   readonly firstOwners: readonly number[]
+  /** One of the tensors that several parts have, if there are any. */
+  readonly repeated: RepeatedTensor | null
+}
+
+export interface RepeatedTensor {
+  readonly tensor: string
+  readonly places: readonly [string, string]
 }
 
 /**
@@ -41,7 +48,7 @@ export function mergeLayouts(parts: readonly LayoutPart[]): MergedLayout {
     out.add(head.part, begin, head.at)
     if (!head.ended) heads.splice(placeOf(heads, head), 0, head)
   }
-  return { table: out.table(), sources, firstOwners }
+  return { table: out.table(), sources, firstOwners, repeated: out.repeated }
 }
 
 /** How far a part has been taken. */
@@ -119,6 +126,7 @@ function placeOf(heads: readonly Head[], head: Head): number {
 
 /** Columns that grow by runs of the parts' rows. */
 class Rows {
+  repeated: RepeatedTensor | null = null
   readonly #parts: readonly LayoutPart[]
   readonly #firstOwners: readonly number[]
   readonly #names: string[] = []
@@ -145,7 +153,9 @@ class Rows {
     const { table } = (this.#parts[part] as LayoutPart).layout
     let from = begin
     if (this.#last !== null && this.#names.at(-1) === table.names[begin]) {
-      requireAgreement(this.#tensorOf(this.#last), this.#tensorOf([part, begin]), 'gather')
+      const [one, other] = [this.#tensorOf(this.#last), this.#tensorOf([part, begin])]
+      requireAgreement(one, other, 'gather')
+      this.repeated ??= { tensor: one.name, places: [one.place, other.place] }
       from++
     }
     if (from === end) return

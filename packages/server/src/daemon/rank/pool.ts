@@ -18,6 +18,7 @@ export class RankPool implements Ranks {
   readonly #links: RankLink[]
   /** Rings of Workers that were replaced: nobody can free them. */
   #lostBytes = 0
+  #closed = false
   /** What Workers that have died may still write. */
   #writing: Promise<unknown> = Promise.resolve()
 
@@ -87,7 +88,7 @@ export class RankPool implements Ranks {
         if (link === undefined) throw new CkptError('bad_request', `there is no rank ${rank}`)
         if (link.busy || link.owes) await answers(link)
         if (link.dead === null) return link
-        if (link.dead.code === 'device_lost') throw CkptError.from(link.dead)
+        if (this.#closed || link.dead.code === 'device_lost') throw CkptError.from(link.dead)
         const fresh = await RankLink.start(
           this.#options,
           this.#library,
@@ -96,6 +97,10 @@ export class RankPool implements Ranks {
           this.#watcher,
           this.#starts,
         )
+        if (this.#closed) {
+          await fresh.close()
+          throw CkptError.from(link.dead)
+        }
         this.#links[index] = fresh
         this.#writing = Promise.all([this.#writing, link.quiet()])
         this.#lostBytes += link.quarantinedBytes
@@ -109,6 +114,7 @@ export class RankPool implements Ranks {
   }
 
   async close(): Promise<void> {
+    this.#closed = true
     await Promise.all(this.#links.map((link) => link.close()))
   }
 }

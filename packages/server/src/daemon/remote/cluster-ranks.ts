@@ -31,21 +31,31 @@ export class ClusterRanks implements Ranks {
 
   /** The other daemons that are there, in order. */
   get nodes(): readonly RemoteNode[] {
-    return [...this.#members, ...this.#guests]
+    return [...this.members, ...this.#guests]
   }
 
-  get #members(): RemoteNode[] {
+  /** Those that are no guests. */
+  get members(): readonly RemoteNode[] {
     return this.#known.flatMap((known) => (known?.node.lost === null ? [known.node] : []))
   }
 
+  /**
+   * It has come, or come again. A rank keeps its number for as long as the leader runs, so with another number of ranks a daemon is of
+   * no use.
+   */
   join(node: RemoteNode): void {
     if (node.node >= NODES_MAX) return this.#joinGuest(node)
     const before = this.#known[node.node]
     before?.node.lose({ code: 'node_lost', message: `node ${node.node} has come again` })
-    const rankCount = node.description.ranks.length
+    const { length } = node.description.ranks
+    const rankCount = before?.rankCount ?? length
     this.#known[node.node] = { node, rankCount }
-    if (before?.rankCount === rankCount) node.number(this.#firstRank(node.node) as number)
-    else this.#numberFrom(node.node)
+    if (length !== rankCount) {
+      const message = `node ${node.node} has come with ${length} ranks in place of ${rankCount}: start the leader again to count anew`
+      return node.lose({ code: 'node_lost', message })
+    }
+    if (before === undefined) this.#numberFrom(node.node)
+    else if (this.#firstRank(node.node) !== null) node.number(this.#firstRank(node.node) as number)
   }
 
   #joinGuest(guest: RemoteNode): void {
@@ -54,7 +64,7 @@ export class ClusterRanks implements Ranks {
     this.#numberGuest(guest)
   }
 
-  /** After every rank there is, and after every rank that members may bring yet. */
+  /** After every member's, once all have come: their numbers stay. */
   #numberGuest(guest: RemoteNode): void {
     const members = this.#firstRank(this.#nodeCount)
     if (members === null) return
@@ -94,7 +104,7 @@ export class ClusterRanks implements Ranks {
 
   all(require: 'all' | 'survivors'): number[] {
     if (require === 'all') this.#requireAll()
-    const members = [...this.#local.links, ...this.#members.flatMap(({ ranks }) => ranks)]
+    const members = [...this.#local.links, ...this.members.flatMap(({ ranks }) => ranks)]
     return members.map(({ rank }) => rank.rank)
   }
 
@@ -143,7 +153,9 @@ export class ClusterRanks implements Ranks {
   }
 
   async quiet(): Promise<void> {
-    await Promise.all([this.#local.quiet(), ...this.nodes.map((node) => node.ask({ op: 'quiet' }))])
+    // a guest's engine is in no update of others
+    const asked = this.members.map((node) => node.ask({ op: 'quiet' }))
+    await Promise.all([this.#local.quiet(), ...asked])
   }
 
   /** Other daemons keep their own. */

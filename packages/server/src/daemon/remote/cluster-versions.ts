@@ -6,7 +6,7 @@ import {
   type SourceSpace,
 } from '@ckpt/core'
 import type { HeldLayout } from '@ckpt/core/cluster/layout-columns'
-import { mergeLayouts } from '@ckpt/core/cluster/merge-layouts'
+import { mergeLayouts, type RepeatedTensor } from '@ckpt/core/cluster/merge-layouts'
 import { type MetaOwner, makeMetas } from '../registry/metas.ts'
 import type { Registry } from '../registry/registry.ts'
 import { emptyVersion } from '../registry/versions.ts'
@@ -41,6 +41,8 @@ interface Merged {
 interface TakenVersion {
   readonly lease: VersionLease
   readonly id: number
+  /** Who was asked. */
+  readonly nodes: readonly RemoteNode[]
   /** Who holds some of it, and the first of its owners among all. */
   readonly parts: readonly (readonly [RemoteNode, number])[]
 }
@@ -50,7 +52,7 @@ type LeasedPart = Part & { readonly answer: LeaseAnswer }
 /** Checkpoints of which every daemon has a part. */
 export class ClusterVersions {
   readonly #registry: Pick<Registry, 'lease' | 'gather'>
-  readonly #nodes: () => readonly RemoteNode[]
+  readonly #nodes: (ranks: readonly number[]) => readonly RemoteNode[]
   readonly #ranks: () => number
   /** By checkpoint: as it was put together last. */
   readonly #merged = new Map<string, Merged>()
@@ -61,10 +63,13 @@ export class ClusterVersions {
   #gathered: { readonly version: HeldVersion; readonly owners: readonly MetaOwner[] } | null = null
   #leases = 0
 
-  /** @param ranks how many all daemons have */
+  /**
+   * @param nodes the other daemons that an update of these ranks is about: guests only with a rank in it
+   * @param ranks how many all daemons have
+   */
   constructor(
     registry: Pick<Registry, 'lease' | 'gather'>,
-    nodes: () => readonly RemoteNode[],
+    nodes: (ranks: readonly number[]) => readonly RemoteNode[],
     ranks: () => number,
   ) {
     this.#registry = registry
@@ -84,16 +89,23 @@ export class ClusterVersions {
    *
    * @throws CkptError as `Registry.lease`, `tensor_conflict`, `checkpoint_invalid`, `node_lost`
    */
-  async lease(name: string, updateId: string): Promise<VersionLease> {
-    const { lease, id, parts } = await this.#take(name, updateId)
-    for (const node of this.#nodes()) node.part = { lease: id, firstOwner: 0 }
+  async lease(
+    name: string,
+    { id: updateId, ranks }: { readonly id: string; readonly ranks: readonly number[] },
+  ): Promise<VersionLease> {
+    const { lease, id, nodes, parts } = await this.#take(name, updateId, ranks)
+    for (const node of nodes) node.part = { lease: id, firstOwner: 0 }
     for (const [node, firstOwner] of parts) node.part = { lease: id, firstOwner }
     return lease
   }
 
   /** Changes nothing of an update that runs. */
-  async #take(name: string, updateId: string): Promise<TakenVersion> {
-    const nodes = this.#nodes()
+  async #take(
+    name: string,
+    updateId: string,
+    ranks: readonly number[],
+  ): Promise<TakenVersion> {
+    const nodes = this.#nodes(ranks)
     const id = ++this.#leases
     let own: VersionLease | null = null
     const end = (succeeded: boolean) => {
@@ -119,7 +131,7 @@ export class ClusterVersions {
       const places = parts.flatMap(({ node }, i): [RemoteNode, number][] =>
         node === null ? [] : [[node, merged.firstOwners[i] as number]],
       )
-      return { lease: leaseOf(version, own, theirs, id, end), id, parts: places }
+      return { lease: leaseOf(version, own, theirs, id, end), id, nodes, parts: places }
     } catch (error) {
       end(false)
       throw error
@@ -145,7 +157,7 @@ export class ClusterVersions {
 
   async #look(name: string): Promise<HeldVersion> {
     try {
-      const { lease } = await this.#take(name, 'gather')
+      const { lease } = await this.#take(name, 'gather', [])
       lease.release(false)
       return lease.version
     } catch (error) {
@@ -217,9 +229,10 @@ export class ClusterVersions {
     const keys = JSON.stringify(parts.map(({ node, key }) => [node?.node ?? 0, key]))
     const before = this.#merged.get(name)
     if (before?.keys === keys) return before
-    const { table, sources, firstOwners } = mergeLayouts(
+    const { table, sources, firstOwners, repeated } = mergeLayouts(
       parts.map(({ node, layout }) => ({ place: `node ${node?.node ?? 0}`, layout })),
     )
+    if (repeated !== null && parts[0]?.version === null) throw ambiguous(name, repeated)
     const merged = {
       keys,
       table,
@@ -245,6 +258,12 @@ export class ClusterVersions {
     this.#columns.set(table, columns)
     return columns
   }
+}
+
+/** Whose bytes are newer nobody can tell. */
+function ambiguous(name: string, { tensor, places }: RepeatedTensor): CkptError {
+  const message = `checkpoint '${name}' is held without a version by ${places.join(' and ')}, which both have ${tensor}: drop it (ckpt rm) where it is old, or register it with the same version everywhere`
+  return new CkptError('checkpoint_invalid', message, { tensor })
 }
 
 /**
@@ -300,21 +319,24 @@ function leaseOf(
     theirs.flatMap(({ node, answer }) => (node !== null && which(answer) ? [node] : []))
   const reading = nodesOf((answer) => answer.reading)
   const inPlace = nodesOf((answer) => answer.inPlace)
+  const served = new Set<RemoteNode>()
   const ended = reading.map((node) => node.ask({ op: 'complete', lease }))
   const complete = Promise.all([own?.complete ?? 0, ...ended]).then(([seconds, ...answers]) =>
     Math.max(seconds, ...answers.map((answer) => answer.seconds)),
   )
   complete.catch(() => {}) // whoever waits for it is told
   const check = async () => {
-    const asked = inPlace.map((node) => node.ask({ op: 'check', lease }))
+    // one whose session is over may have put other bytes where these were
+    const nodes = new Set([...inPlace, ...served])
+    const asked = [...nodes].map((node) => node.ask({ op: 'check', lease }))
     await Promise.all([own?.check?.(), ...asked])
   }
   const serve = async (nodes: ReadonlySet<number>) => {
-    const asked = theirs.map(({ node, ownerRanks }) =>
-      node !== null && nodes.has(node.node)
-        ? node.ask({ op: 'serve', lease })
-        : ownerRanks.map(() => null),
-    )
+    const asked = theirs.map(({ node, ownerRanks }) => {
+      if (node === null || !nodes.has(node.node)) return ownerRanks.map(() => null)
+      served.add(node)
+      return node.ask({ op: 'serve', lease })
+    })
     return (await Promise.all([own?.serve(nodes) ?? [], ...asked])).flat()
   }
   let released = false
@@ -322,7 +344,7 @@ function leaseOf(
     version,
     complete,
     serve,
-    check: inPlace.length > 0 || own?.check ? check : null,
+    check: theirs.length > 0 || own?.check ? check : null,
     release(succeeded) {
       if (released) return
       released = true

@@ -1,4 +1,4 @@
-import { CkptError, type Failure } from '@ckpt/core'
+import { CkptError, type Failure, NODES_MAX } from '@ckpt/core'
 import type { EngineHost } from '../../engines/host.ts'
 import { log } from '../log.ts'
 import type { Ranks } from '../rank/handle.ts'
@@ -35,7 +35,10 @@ export class Leader {
     const { ranks } = this
     this.versions = new ClusterVersions(
       registry,
-      () => ranks.nodes,
+      (wanted) =>
+        ranks.nodes.filter(({ node, ranks: own }) => {
+          return node < NODES_MAX || own.some(({ rank }) => wanted.includes(rank.rank))
+        }),
       () => ranks.links.length,
     )
   }

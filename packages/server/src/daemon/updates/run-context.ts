@@ -8,13 +8,14 @@ import type { Journal } from './journal.ts'
 import type { Planner } from './plan.ts'
 import type { RateBook } from './rates.ts'
 import type { EngineSockets } from './sockets.ts'
+import type { UpdateSpec } from './spec.ts'
 
 /** What the updates of one daemon share. */
 export interface RunContext {
   readonly options: DaemonOptions
   readonly library: Library
   /** What an update sends: the newest version of a checkpoint. @throws CkptError as `Registry.lease` */
-  lease(name: string, updateId: string): Promise<VersionLease>
+  lease(name: string, update: Pick<UpdateSpec, 'id' | 'ranks'>): Promise<VersionLease>
   readonly pool: Ranks
   readonly book: EngineBook
   readonly journal: Journal

@@ -350,7 +350,7 @@ export class UpdateRun {
 
   async #gather(): Promise<HeldVersion> {
     this.#enter('gather')
-    const leased = this.#context.lease(this.#spec.checkpoint, this.#spec.id)
+    const leased = this.#context.lease(this.#spec.checkpoint, this.#spec)
     // one that comes when the update has failed is not needed
     leased.then((lease) => this.#failure !== null && lease.release(false)).catch(() => {})
     this.#lease = await this.#race(leased)

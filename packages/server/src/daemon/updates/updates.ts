@@ -232,8 +232,8 @@ class DaemonUpdates implements Updates {
       planner: this.#planner,
       pool: this.#ranks,
       sockets: leader?.ranks ?? sockets,
-      lease: (name, updateId) =>
-        leader === null ? leaseOf(registry, name) : leader.versions.lease(name, updateId),
+      lease: (name, update) =>
+        leader === null ? leaseOf(registry, name) : leader.versions.lease(name, update),
       communicatorsOf: (links) =>
         options.broadcast === 'nccl' || links.some(({ node }) => node !== 0) ? communicators : null,
       engineHost: (node) => (node === 0 ? here : requireLeader(leader).engines(node)),
