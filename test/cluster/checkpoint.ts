@@ -22,10 +22,13 @@ export const BUCKETS = TENSORS / 2
 export class TestVersion {
   readonly #dir: string
   readonly #seed: number
+  /** What the daemons know it by: several hold the same tensors. */
+  readonly name: string
 
   constructor(dir: string, seed: number) {
     this.#dir = join(dir, `version-${seed}`)
     this.#seed = seed
+    this.name = `v${seed}`
     mkdirSync(this.#dir)
     const third = Math.floor(TENSORS / 3)
     this.#write(0, this.#tensors(0, third))

@@ -121,7 +121,7 @@ export class TestCluster {
   }
 
   async registerAt(node: number, version: TestVersion): Promise<void> {
-    await this.daemon(node).register(NAME, [version.file(node)])
+    await this.daemon(node).register(NAME, [version.file(node)], version.name)
   }
 
   nextUpdateId(): string {

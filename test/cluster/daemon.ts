@@ -57,8 +57,8 @@ export class TestDaemon {
     return request(this.socket, method, path, body)
   }
 
-  async register(name: string, files: readonly string[]): Promise<void> {
-    const body = { files, replace: true }
+  async register(name: string, files: readonly string[], version: string): Promise<void> {
+    const body = { files, replace: true, version }
     const { status, body: answer } = await this.ask('POST', `/v1/checkpoints/${name}/files`, body)
     if (status !== 200) throw new Error(`node ${this.nodeRank}: ${JSON.stringify(answer)}`)
   }

@@ -27,6 +27,8 @@ export const ClusterStatus = type({
   leader: 'boolean',
   /** Ascends with every change of the members. */
   epoch: Count,
+  /** Daemons that have joined, the leader included and guests not; 0: a follower does not know, for there is no leader. */
+  joined: Count,
   /** Of a follower: the first of its own ranks, as the leader numbers all; absent: it was not told yet. */
   'first_rank?': Count,
   /** Of the leader: the followers that have joined. Of a follower: the leader, when it has joined. */

@@ -9,7 +9,7 @@ import {
   type Membership,
   shortened,
 } from './membership.ts'
-import { NODES_MAX, type NodeInfo } from './node-info.ts'
+import { GUESTS_MAX, NODE_RANKS, NODES_MAX, type NodeInfo } from './node-info.ts'
 import {
   CLUSTER_VERSION,
   type ForeignHello,
@@ -217,12 +217,21 @@ export class LeaderMembership<R> implements Membership<R> {
   }
 
   #fault({ node_rank, nodes }: Hello): string | null {
-    if (node_rank >= NODES_MAX) return null
+    if (node_rank >= NODES_MAX) return this.#guestFault(node_rank)
     if (nodes !== this.#options.nodes) {
       return `it was told --nodes ${nodes}, the leader --nodes ${this.#options.nodes}`
     }
     if (node_rank >= 1 && node_rank < nodes) return null
     return `its --node-rank is ${node_rank}, a follower's must lie in [1, ${nodes - 1}]`
+  }
+
+  #guestFault(nodeRank: number): string | null {
+    if (nodeRank >= NODE_RANKS)
+      return `its node rank is ${nodeRank}, a guest's is below ${NODE_RANKS}`
+    const guests = this.peers.filter(
+      (one) => one.nodeRank >= NODES_MAX && one.nodeRank !== nodeRank,
+    )
+    return guests.length < GUESTS_MAX ? null : `${GUESTS_MAX} guests are there already`
   }
 
   #contend(nowMs: number, member: Member<R>, route: R, hello: Hello): void {

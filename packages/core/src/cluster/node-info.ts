@@ -6,6 +6,8 @@ import { parseBody } from '../api/parse-body.ts'
 export const NODES_MAX = 4096
 /** Node ranks from {@link NODES_MAX} to this one are of guests: daemons that come for a while, and that nobody counts with. */
 export const NODE_RANKS = 2 ** 20
+/** The most guests at one time. */
+export const GUESTS_MAX = 1024
 /** The most ranks of one daemon. */
 const NODE_RANKS_MAX = 1024
 

@@ -67,7 +67,7 @@ test('who works together', () => {
     session: 4,
     ranks: STATUS.ranks.map(({ device }) => ({ device, kind: 'H200', uuid: 'u' })),
   }
-  const cluster = { node_rank: 0, nodes: 3, leader: true, epoch: 5, peers: [peer] }
+  const cluster = { node_rank: 0, nodes: 3, joined: 2, leader: true, epoch: 5, peers: [peer] }
   const lines = statusText({ ...STATUS, cluster }).split('\n')
   expect(lines).toContain('cluster: node 0 of 3, the leader, epoch 5')
   expect(lines).toContainEqual(expect.stringMatching(/^ *1 +n1 +2 +H200 +4$/))

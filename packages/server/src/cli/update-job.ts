@@ -202,7 +202,7 @@ export async function followUpdate(
   await client.startUpdate(name, { ...request, update_id: id })
   const abort = () => {
     progress.show('abort', `ending update ${id}`)
-    client.abort(id, 'interrupted in `ckpt update`').catch(() => {})
+    client.abort(id, 'interrupted by its client').catch(() => {})
   }
   interrupt.signal.addEventListener('abort', abort)
   if (interrupt.signal.aborted) abort()

@@ -406,7 +406,7 @@ describe('failures', () => {
         }
         const { error } = (await new Response(child.stdout).json()) as any
         expect(error.code).toBe('aborted')
-        expect(error.message).toContain(how === 'Ctrl-C' ? 'interrupted in `ckpt update`' : how)
+        expect(error.message).toContain(how === 'Ctrl-C' ? 'interrupted by its client' : how)
         expect(await child.exited).toBe(1)
       } finally {
         await hanging.stop('SIGKILL')

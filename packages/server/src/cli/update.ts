@@ -1,7 +1,9 @@
 import {
   OPEN_TIMEOUT_SECONDS,
   PAUSE_TIMEOUT_SECONDS,
+  CkptError,
   type RegisterRequest,
+  type StatusAnswer,
   UPDATE_TIMEOUT_SECONDS,
   type UpdateRequest,
 } from '@ckpt/core'
@@ -269,6 +271,7 @@ async function planJob(
   daemon: ReachedDaemon,
 ): Promise<UpdateJob> {
   const status = await daemon.client.status()
+  requireDaemons(status.cluster)
   const targets = engineTargets(
     {
       endpoints: endpointsOf(flags),
@@ -295,6 +298,14 @@ async function planJob(
     ),
     pauseMs: BETWEEN_UPDATES_MS,
   }
+}
+
+/** Ranks and endpoints only fit together when all of them are there. @throws CkptError `leader_lost`, `node_lost` */
+function requireDaemons(cluster: StatusAnswer['cluster']): void {
+  if (cluster === undefined || cluster.joined >= cluster.nodes) return
+  if (cluster.joined === 0) throw new CkptError('leader_lost', 'the leader is not there')
+  const message = `${cluster.joined} of ${cluster.nodes} daemons have joined, see \`ckpt status\``
+  throw new CkptError('node_lost', message)
 }
 
 /** `localhost` of a daemon on another host is not ours: that daemon waits for its engines itself. */

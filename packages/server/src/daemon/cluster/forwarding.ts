@@ -1,5 +1,6 @@
 import { CkptError } from '@ckpt/core'
 import type { DaemonApp } from '../http/app.ts'
+import { isForLeader } from '../http/forward.ts'
 import type { Listener } from '../context.ts'
 
 /** A request of a client of another daemon. */
@@ -46,7 +47,14 @@ export class ForwardedCalls {
   }
 
   async answer({ call, method, path, body }: ApiRequest): Promise<ApiAnswer> {
-    const request = new Request(new URL(path, 'http://leader').href, { method, body })
+    const url = new URL(path, 'http://leader')
+    if (!isForLeader(method, url.pathname)) {
+      throw new CkptError(
+        'not_supported',
+        `${method} ${url.pathname} is not the leader's to answer`,
+      )
+    }
+    const request = new Request(url.href, { method, body })
     const response = await this.#app().fetch(request, { listener: FROM_DAEMON, server: null })
     const headers: Record<string, string> = {}
     for (const name of KEPT_HEADERS) {

@@ -56,13 +56,21 @@ test('each shows the other in its status, until it has gone', async () => {
   writeFileSync(join(dir, 'token'), 'the-token\n', { mode: 0o600 })
   const port = freePort()
   const follower = await start(1, port, 2)
-  expect(await statusOf(1)).toEqual({ node_rank: 1, nodes: 2, leader: false, epoch: 0, peers: [] })
+  expect(await statusOf(1)).toEqual({
+    node_rank: 1,
+    nodes: 2,
+    joined: 0,
+    leader: false,
+    epoch: 0,
+    peers: [],
+  })
   await start(0, port, 1)
   const host = hostname()
   const rank = { device: 0, kind: expect.any(String), uuid: expect.any(String) }
   expect(await joined(0, 1)).toEqual({
     node_rank: 0,
     nodes: 2,
+    joined: 2,
     leader: true,
     epoch: 1,
     peers: [{ node_rank: 1, host, session: 1, ranks: [rank, rank] }],

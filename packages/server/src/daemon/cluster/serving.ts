@@ -1,5 +1,11 @@
 import { hostname } from 'node:os'
-import { CkptError, type ClusterStatus, type Failure, NODES_MAX } from '@ckpt/core'
+import {
+  CkptError,
+  type ClusterStatus,
+  type Failure,
+  NODES_MAX,
+  type StatusAnswer,
+} from '@ckpt/core'
 import { version } from '../../../package.json'
 import type { DaemonApp } from '../http/app.ts'
 import { log } from '../log.ts'
@@ -25,6 +31,10 @@ import {
   Forwarder,
 } from './forwarding.ts'
 import type { ClusterMessage, ClusterNode } from './types.ts'
+
+const STATUS_LIMIT_MS = 2000
+/** No stream answers it. */
+const STATUS_CALL = -1
 
 type Request = NodeRequest | ApiRequest | { readonly op: 'describe' }
 type Post = NodePost | LeaderPost | ApiPost | ApiCancel
@@ -187,12 +197,15 @@ export class DaemonCluster {
   get status(): ClusterStatus {
     const { cluster, served } = this.#opened
     const { nodeRank, nodes, isLeader, epoch, peers } = cluster
+    const counted = isLeader ? peers : cluster.members
+    const members = counted.filter((one) => one.nodeRank < NODES_MAX).length
     const firstRank = served.updates.node?.firstRank ?? null
     return {
       node_rank: nodeRank,
       nodes,
       leader: isLeader,
       epoch,
+      joined: isLeader ? members + 1 : members,
       ...(firstRank === null ? {} : { first_rank: firstRank }),
       peers: peers.map(({ nodeRank: peer, session, info: { host, ranks } }) => ({
         node_rank: peer,
@@ -203,14 +216,17 @@ export class DaemonCluster {
     }
   }
 
-  /** The ranks of all daemons but guests, as the leader numbers them; null: it leads and knows itself, or there is no leader. */
-  get ranks(): { rank: number; device: number; key: string }[] | null {
-    const { members, isLeader } = this.#opened.cluster
-    if (isLeader || members.length === 0) return null
-    const counted = members.filter(({ nodeRank }) => nodeRank < NODES_MAX)
-    const ordered = counted.sort((a, b) => a.nodeRank - b.nodeRank)
-    const all = ordered.flatMap(({ info }) => info.ranks)
-    return all.map(({ device, uuid }, rank) => ({ rank, device, key: uuid }))
+  /** Of a follower's leader; null: it leads, or its leader does not answer soon. */
+  async leaderStatus(): Promise<StatusAnswer | null> {
+    const request = { op: 'api', call: STATUS_CALL, method: 'GET', path: '/v1/status' } as const
+    if (this.forwarder === null) return null
+    try {
+      const answer = await this.#askLeader({ ...request, body: null }, STATUS_LIMIT_MS)
+      const { status, body } = answer as ApiAnswer
+      return status === 200 ? (JSON.parse(body ?? '') as StatusAnswer) : null
+    } catch {
+      return null
+    }
   }
 
   async close(): Promise<void> {

@@ -4,12 +4,18 @@ import type { Daemon, DaemonEnv } from '../context.ts'
 import { BODY_BYTES_MAX, keepOpen, readBody } from './body.ts'
 
 /** What only the leader of several daemons can do: their clients may ask any of them. */
+const STATUS = { method: 'GET', path: /^\/v1\/status$/ }
 const FOR_LEADER: readonly { readonly method: string; readonly path: RegExp }[] = [
   { method: 'POST', path: /^\/v1\/checkpoints\/[^/]+\/(update|gather-metas)$/ },
   { method: 'GET', path: /^\/v1\/updates\// },
   { method: 'POST', path: /^\/v1\/updates\// },
   { method: 'GET', path: /^\/v1\/engine-map$/ },
 ]
+
+/** What another daemon may ask the leader for its clients. */
+export function isForLeader(method: string, path: string): boolean {
+  return [...FOR_LEADER, STATUS].some((one) => one.method === method && one.path.test(path))
+}
 
 /** At a follower the leader answers these. @throws CkptError `leader_lost` */
 export function forwardToLeader(daemon: Daemon): MiddlewareHandler<DaemonEnv> {

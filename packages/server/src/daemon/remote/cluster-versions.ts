@@ -100,11 +100,7 @@ export class ClusterVersions {
   }
 
   /** Changes nothing of an update that runs. */
-  async #take(
-    name: string,
-    updateId: string,
-    ranks: readonly number[],
-  ): Promise<TakenVersion> {
+  async #take(name: string, updateId: string, ranks: readonly number[]): Promise<TakenVersion> {
     const nodes = this.#nodes(ranks)
     const id = ++this.#leases
     let own: VersionLease | null = null
@@ -118,7 +114,10 @@ export class ClusterVersions {
       const held = this.#own(name)
       own = held instanceof CkptError ? null : held
       const theirs = (await asked).filter((part) => part !== null)
-      if (held instanceof CkptError && theirs.length === 0) throw held
+      if (held instanceof CkptError && theirs.length === 0) {
+        this.#merged.delete(name)
+        throw held
+      }
       const present = new Set(theirs.flatMap(({ node }) => node?.node ?? []))
       const parts = [...(own === null ? [] : [this.#ownPart(own.version)]), ...theirs]
       const merged = this.#merge(name, parts)
@@ -181,6 +180,8 @@ export class ClusterVersions {
   /** The name is dropped: nobody misses what lost daemons had of it. */
   forget(name: string): void {
     this.#held.forget(name)
+    this.#merged.delete(name)
+    for (const node of this.#nodes([])) node.told.delete(name)
   }
 
   /** Others were loaded. */
@@ -210,6 +211,7 @@ export class ClusterVersions {
     const before = node.told.get(name)
     const answer = await node.ask({ op: 'lease', name, lease, updateId, held: before?.key ?? null })
     if (answer === null) {
+      node.told.delete(name)
       this.#held.tell(name, node, null)
       return null
     }

@@ -11,6 +11,7 @@ test('engines of a daemon that is not there are told of later, and nobody sees t
     pool,
     address: () => '',
     lost: () => {},
+    gone: () => {},
     joined: async () => {},
     nodes: 2,
   }).engines(1)

@@ -9,6 +9,8 @@ import { ClusterVersions } from './cluster-versions.ts'
 import type { LeaderPost, NodeChannel, NodeDescription } from './messages.ts'
 import { RemoteNode } from './remote-node.ts'
 
+const GUEST_MS = 60_000
+
 export interface LeaderParts {
   readonly registry: Pick<Registry, 'lease' | 'gather'>
   readonly pool: Ranks
@@ -18,6 +20,8 @@ export interface LeaderParts {
   readonly nodes: number
   /** One is gone, with these ranks. */
   readonly lost: (ranks: readonly number[], failure: Failure) => void
+  /** A guest has gone. Its engine is remembered until then. */
+  readonly gone: (guest: number) => void
   /** One has come, and tells what it holds against its engines. */
   readonly joined: (node: number, marks: readonly EngineMark[]) => Promise<void>
 }
@@ -26,7 +30,7 @@ export interface LeaderParts {
 export class Leader {
   readonly ranks: ClusterRanks
   readonly versions: ClusterVersions
-  readonly #parts: Pick<LeaderParts, 'lost' | 'joined'>
+  readonly #parts: Pick<LeaderParts, 'lost' | 'joined' | 'gone'>
 
   constructor(parts: LeaderParts) {
     const { registry, pool, address, nodes } = parts
@@ -63,6 +67,8 @@ export class Leader {
     const found = this.ranks.nodes.find((one) => one.node === node)
     this.ranks.lose(node, failure)
     this.#parts.lost(found?.ranks.map(({ rank }) => rank.rank) ?? [], failure)
+    // what its update still notes of the engine comes within this time
+    if (node >= NODES_MAX) setTimeout(() => this.#parts.gone(node), GUEST_MS).unref()
   }
 
   /** Where the engines of a daemon's host are called from. */

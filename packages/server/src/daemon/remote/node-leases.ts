@@ -66,7 +66,8 @@ export class NodeLeases {
   /** @throws CkptError `node_lost`: it has ended, or began in another session */
   of(id: number): HeldLease {
     const held = this.#held.get(id)
-    if (held === undefined) throw new CkptError('node_lost', 'the daemon does not know of this update')
+    if (held === undefined)
+      throw new CkptError('node_lost', 'the daemon does not know of this update')
     return held
   }
 

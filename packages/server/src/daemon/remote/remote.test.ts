@@ -155,6 +155,24 @@ describe.skipIf(withoutUcx !== null)('an update of several daemons', () => {
     })
   }, 60_000)
 
+  test('what two daemons have of one name is taken when both call it the same version', async () => {
+    await withDaemons([1, 1], async ({ daemons, engine }) => {
+      const [leader, follower] = daemons as [TestDaemon, TestDaemon]
+      const one = await engine()
+      const engines = [{ url: one.url, ranks: [0] }]
+      await leader.register({ w: u8(8, 1), a: u8(8, 2) })
+      await follower.register({ w: u8(8, 3) })
+      const { failure } = await outcomeOf(leader.updates.start(NAME, { ...REQUEST, engines }).done)
+      expect(failure).toMatchObject({ code: 'checkpoint_invalid', phase: 'gather', tensor: 'w' })
+      expect(failure?.message).toContain('without a version by node 0 and node 1')
+      const tensors = { w: u8(8, 3), a: u8(8, 2) }
+      await leader.register(tensors, { version: 'v1' })
+      await follower.register({ w: u8(8, 3) }, { version: 'v1' })
+      await leader.updates.start(NAME, { ...REQUEST, engines }).done
+      await requireWeights(one, tensors)
+    })
+  }, 60_000)
+
   test('tensors of one name that differ are told with both daemons', async () => {
     await withDaemons([1, 1], async ({ daemons }) => {
       const [leader, follower] = daemons as [TestDaemon, TestDaemon]

@@ -113,6 +113,7 @@ export class SimulatedDaemon {
         nodes,
         lost: (ranks, failure) => this.queue?.lose(ranks, failure),
         joined: async () => {},
+        gone: () => {},
       })
       this.end = network.lead(life, `leader ${incarnation}`, nodes, this.#events) as never
     }

@@ -210,13 +210,15 @@ export class EngineContact {
 
   /**
    * Stock workers look their device's uuid up; ranks that share a device within one engine can only be told apart by our own
-   * key, which has the rank.
+   * key, which has the rank as its daemon numbers it, or, where several daemons have the device, its place in the engine.
    */
   map(addresses: ReadonlyMap<number, string>): Record<string, string> {
     const map: Record<string, string> = {}
-    for (const rank of this.ranks) {
+    const isDistinct = new Set(this.ranks.map(({ key }) => key)).size === this.ranks.length
+    for (const [place, rank] of this.ranks.entries()) {
       const sharing = this.ranks.filter((other) => other.uuid === rank.uuid).length
-      map[sharing === 1 ? rank.uuid : rank.key] = addresses.get(rank.rank) ?? ''
+      const own = isDistinct ? rank.key : `${rank.uuid}#${place}`
+      map[sharing === 1 ? rank.uuid : own] = addresses.get(rank.rank) ?? ''
     }
     return map
   }

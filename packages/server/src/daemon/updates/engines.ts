@@ -110,6 +110,14 @@ export class EngineBook {
     await this.save()
   }
 
+  /** A guest has gone, and comes as another one. */
+  async forgetNode(node: number): Promise<void> {
+    for (const [key, record] of this.#records) {
+      if (record.node === node) this.#records.delete(key)
+    }
+    await this.save()
+  }
+
   /** Torn, but as far as is known not paused, of a kind that is known. */
   servingTorn(node: number): EngineRecord[] {
     return [...this.#records.values()].filter((record) => {

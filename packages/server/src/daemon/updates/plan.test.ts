@@ -124,11 +124,9 @@ test('versions of one layout share a plan when their memory is on the same NUMA 
   expect(made.map(({ input }) => input.rankNodes)).toEqual([[1], [1], [1]])
 })
 
-test('memory of a daemon that takes part with no rank is copied by nobody', async () => {
-  const { planOf } = scene()
-  const other = { ...versionOn([]), name: 'model', ownerRanks: [[1]], ownerNodes: [1] }
-  await expect(planOf(other)).rejects.toMatchObject({ code: 'not_supported' })
-  await expect(planOf(other)).rejects.toThrow('node 1 holds a part of')
-  // another rank of the same daemon can
-  await planOf({ ...other, ownerNodes: [0] })
+test('an owner without a rank in the update is copied by those of its daemon, else by all of them', async () => {
+  const { made, planOf } = scene()
+  const other = { ...versionOn([]), name: 'model', ownerRanks: [[1]] }
+  for (const ownerNodes of [[0], [1]]) await planOf({ ...other, ownerNodes })
+  expect(made.map(({ input }) => input.ownerRanks)).toEqual([[[0]]])
 })

@@ -53,6 +53,11 @@ test('of survivors the engines of lost ranks are left out, of all ranks they are
   expect(told.engines.map(({ url }) => url)).toEqual([URL_])
   expect(told.leftOut).toHaveLength(1)
   expect(() => makeSpec('m', { engines }, options, ranks as never)).toThrow('node 1 is lost')
+  // an engine of all ranks has those that are lost too, and nothing is left of ranks that are all lost
+  for (const request of [{ update_url: URL_ }, { ranks: [1] }]) {
+    const asked = { require: 'survivors', ...request } as const
+    expect(() => makeSpec('m', asked, options, ranks as never)).toThrow('node 1 is lost')
+  }
 })
 
 test('the old fields are the form with one engine; no ranks means all', () => {

@@ -101,6 +101,8 @@ function ranksOf(
     if (require === 'all') ranks.all(require)
     throw new CkptError('bad_request', `there is no rank ${unknown}: ${known.length} ranks exist`)
   }
+  const lost = living.length === 0 ? ranks.lost(asked[0] as number) : null
+  if (lost !== null) throw CkptError.from(lost.failure)
   requireDistinct('ranks', asked)
   return [...living].sort((a, b) => a - b)
 }
@@ -129,7 +131,7 @@ function enginesOf(
   request: UpdateRequest,
   ranks: readonly number[],
   options: DaemonOptions,
-  known: Pick<Ranks, 'links' | 'lost'>,
+  known: Pick<Ranks, 'all' | 'links' | 'lost'>,
 ): Pick<UpdateSpec, 'engines' | 'leftOut'> {
   const targets = targetsOf(request)
   const taken = new Map<number, string>()
@@ -164,9 +166,15 @@ function enginesOf(
 function leftOutOf(
   targets: readonly EngineTarget[],
   options: DaemonOptions,
-  known: Pick<Ranks, 'links' | 'lost'>,
+  known: Pick<Ranks, 'all' | 'links' | 'lost'>,
 ): (LeftOutEngine & { readonly target: EngineTarget })[] {
   return targets.flatMap((target) => {
+    // without ranks of its own it has all
+    const missing = target.ranks.length === 0 ? missingOf(known) : null
+    if (missing !== null) {
+      const own = known.links.map(({ rank }) => rank.rank)
+      return [{ target, spec: engineOf(target, own, options, 0), failure: missing }]
+    }
     const lost = target.ranks.flatMap((rank) => known.lost(rank) ?? [])[0]
     if (lost === undefined) return []
     const [first] = target.ranks
@@ -175,6 +183,16 @@ function leftOutOf(
     const spec = engineOf(target, target.ranks, options, node)
     return [{ target, spec, failure: lost.failure }]
   })
+}
+
+/** Null: every rank that belongs to the cluster is there. */
+function missingOf(known: Pick<Ranks, 'all'>): Failure | null {
+  try {
+    known.all('all')
+    return null
+  } catch (error) {
+    return CkptError.wrap(error).failure
+  }
 }
 
 function engineOf(

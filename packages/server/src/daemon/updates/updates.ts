@@ -4,6 +4,7 @@ import {
   type EngineMapAnswer,
   type EngineMapQuery,
   type Failure,
+  NODES_MAX,
   type StatusAnswer,
   type Trace,
   type UpdateEvent,
@@ -157,7 +158,7 @@ interface Parts {
 
 function leaderOf(
   { place, registry, pool, sockets }: Parts,
-  told: Pick<LeaderParts, 'lost' | 'joined'>,
+  told: Pick<LeaderParts, 'lost' | 'joined' | 'gone'>,
 ): Leader | null {
   if (place?.role !== 'leader') return null
   const address = (rank: number) => sockets.address(rank)
@@ -200,6 +201,7 @@ class DaemonUpdates implements Updates {
     this.deviceLost = parts.deviceLost
     this.leader = leaderOf(parts, {
       lost: (ranks, failure) => this.#queue.lose(ranks, failure),
+      gone: (guest) => void this.#book.forgetNode(guest).catch(() => {}),
       joined: (node, marks) => this.#takeMarks(node, marks),
     })
     this.#ranks = this.leader?.ranks ?? pool
@@ -357,6 +359,12 @@ class DaemonUpdates implements Updates {
     return this.#queue.abort(id, { code: 'aborted', message })
   }
 
+  /** All ranks but guests'. */
+  get #counted(): RankInfo[] {
+    const links = this.#ranks.links.filter(({ node }) => node < NODES_MAX)
+    return links.map(({ rank }) => rank)
+  }
+
   /** Free bytes are those that the rank Workers saw last; idle ones are asked again for the next call. */
   status(): UpdatesStatus {
     const { pool, rates } = this.#parts
@@ -377,9 +385,9 @@ class DaemonUpdates implements Updates {
     }
     return {
       devices: [...devices.values()],
-      ranks: this.#ranks.links.map(({ rank: { rank, device, key } }) => ({ rank, device, key })),
+      ranks: this.#counted.map(({ rank, device, key }) => ({ rank, device, key })),
       engines: this.#book.status(rates),
-      broadcast: rates.broadcast(this.#ranks.links.map(({ rank }) => rank)),
+      broadcast: rates.broadcast(this.#counted),
       running_update: this.#queue.runningId,
       queued: this.#queue.queued,
       quarantined_bytes: pool.quarantinedBytes,

@@ -6,16 +6,23 @@ import type { Daemon, DaemonEnv } from '../../context.ts'
 export function statusRoutes(daemon: Daemon) {
   return new Hono<DaemonEnv>()
     .get('/healthz', (c) => c.json({ status: 'ok' as const }))
-    .get('/status', (c) => c.json(statusOf(daemon)))
+    .get('/status', async (c) => c.json(await statusOf(daemon)))
 }
 
-function statusOf({ version, registry, updates, cluster }: Daemon): StatusAnswer {
-  const { quarantined_bytes, ...rest } = updates.status()
+/** Of several daemons each tells of its own devices and memory, and of updates what the leader does. */
+async function statusOf({ version, registry, updates, cluster }: Daemon): Promise<StatusAnswer> {
+  const led = (await cluster?.leaderStatus()) ?? null
+  const { quarantined_bytes, ...own } = updates.status()
+  const { ranks, engines, broadcast, running_update, queued } = led ?? own
   return {
     version,
     pid: process.pid,
-    ...rest,
-    ranks: cluster?.ranks ?? rest.ranks,
+    ...own,
+    ranks,
+    engines,
+    broadcast,
+    running_update,
+    queued,
     peers: [],
     ...(cluster === null ? {} : { cluster: cluster.status }),
     memory: { ...registry.memory(), quarantined_bytes, checkpoints: registry.list() },
