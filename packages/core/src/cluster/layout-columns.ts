@@ -208,9 +208,11 @@ function readShapes({ dimensions, dimensionCounts }: Columns): number[][] {
   const shapes: number[][] = []
   let at = 0
   for (const count of dimensionCounts) {
-    const shape = Array.from(dimensions.subarray(at, at + count))
-    if (!shape.every((size) => Number.isSafeInteger(size) && size >= 0)) {
-      throw refuse('a dimension is no size')
+    const shape: number[] = []
+    for (let k = 0; k < count; k++) {
+      const size = dimensions[at + k] ?? -1
+      if (!Number.isSafeInteger(size) || size < 0) throw refuse('a dimension is no size')
+      shape.push(size)
     }
     shapes.push(shape)
     at += count

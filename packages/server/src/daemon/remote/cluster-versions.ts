@@ -1,10 +1,5 @@
-import {
-  CkptError,
-  type GatherAnswer,
-  layoutDigest,
-  type Metas,
-  type SourceSpace,
-} from '@ckpt/core'
+import { createHash } from 'node:crypto'
+import { CkptError, type GatherAnswer, type Metas, type SourceSpace } from '@ckpt/core'
 import type { HeldLayout } from '@ckpt/core/cluster/layout-columns'
 import { mergeLayouts, type RepeatedTensor } from '@ckpt/core/cluster/merge-layouts'
 import { type MetaOwner, makeMetas } from '../registry/metas.ts'
@@ -216,7 +211,7 @@ export class ClusterVersions {
       return null
     }
     const { layout: key, columns } = answer
-    const layout = columns === null ? before?.layout : readColumns({ key, columns })
+    const layout = columns === null ? before?.layout : readColumns(columns)
     if (layout === undefined) throw new Error('a daemon did not tell its layout')
     node.told.set(name, { key, layout })
     this.#held.tell(name, node, layout)
@@ -241,7 +236,7 @@ export class ClusterVersions {
       sources,
       firstOwners,
       bytes: table.bytes.reduce((total, bytes) => total + bytes, 0),
-      layoutDigest: layoutDigest(table, sources),
+      layoutDigest: digestOf(parts),
     }
     this.#merged.set(name, merged)
     this.#leased.set(table, { table, sources })
@@ -260,6 +255,16 @@ export class ClusterVersions {
     this.#columns.set(table, columns)
     return columns
   }
+}
+
+/** The whole follows from its parts and their order. */
+function digestOf(parts: readonly Part[]): string {
+  const [first, ...others] = parts.map(({ layoutDigest: digest }) => digest)
+  if (others.length === 0) return first ?? ''
+  return createHash('sha256')
+    .update([first, ...others].join())
+    .digest('hex')
+    .slice(0, 32)
 }
 
 /** Whose bytes are newer nobody can tell. */

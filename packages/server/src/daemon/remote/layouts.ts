@@ -23,11 +23,9 @@ export function layoutColumns(table: TensorTable, sources: readonly SourceSpace[
   return { key: sha256(plain), columns: new Uint8Array(zstdCompressSync(plain, { params })) }
 }
 
-/** @throws CkptError `bad_request` for what is no layout, or has another key */
-export function readColumns({ key, columns }: LayoutColumns): HeldLayout {
-  const plain = unpacked(columns)
-  if (sha256(plain) !== key) throw refuse('it has another digest')
-  return decodeLayout(plain)
+/** @throws CkptError `bad_request` for what is no layout */
+export function readColumns(columns: LayoutColumns['columns']): HeldLayout {
+  return decodeLayout(unpacked(columns))
 }
 
 function unpacked(columns: Uint8Array): Uint8Array {
@@ -56,9 +54,11 @@ export class LayoutShelf {
     return layout
   }
 
-  /** @throws CkptError as {@link readColumns} */
-  keep(told: LayoutColumns): void {
-    this.#put(told.key, readColumns(told))
+  /** @throws CkptError `bad_request` for what is no layout, or has another key */
+  keep({ key, columns }: LayoutColumns): void {
+    const plain = unpacked(columns)
+    if (sha256(plain) !== key) throw refuse('it has another digest')
+    this.#put(key, decodeLayout(plain))
   }
 
   #put(key: string, layout: HeldLayout): void {
