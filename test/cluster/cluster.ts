@@ -102,10 +102,15 @@ export class TestCluster {
     return cluster?.peers.map((peer) => peer.node_rank) ?? []
   }
 
-  /** Until the leader can use the ranks of every daemon. */
+  /** Until the leader can use the ranks of every daemon, and none of them is in a session that only one side believes in. */
   async joined(): Promise<void> {
     await until('every daemon to have joined', JOIN_MS, async () => {
-      return (await this.status(0)).ranks.length === NODES
+      const { ranks, cluster } = await this.status(0)
+      if (ranks.length !== NODES) return false
+      const own = await Promise.all(
+        (cluster?.peers ?? []).map((peer) => this.status(peer.node_rank)),
+      )
+      return own.every((one, i) => one.cluster?.peers[0]?.session === cluster?.peers[i]?.session)
     })
   }
 
