@@ -53,8 +53,11 @@ export class Outbox {
   #cut(blobs: readonly Uint8Array[]): Uint8Array[] {
     const frames: Uint8Array[] = []
     let room = PIECE_BYTES
-    while (this.#blob < blobs.length && room > 0 && frames.length < PIECE_FRAMES) {
+    while (this.#blob < blobs.length) {
       const blob = blobs[this.#blob]!
+      // to the other side an empty one is there with what comes before it: a piece for it would be one of no message
+      const full = room === 0 || frames.length === PIECE_FRAMES
+      if (full && blob.length > 0) break
       const frame = blob.subarray(this.#offset, this.#offset + room)
       if (frame.length > 0) frames.push(frame)
       room -= frame.length

@@ -77,6 +77,18 @@ test('what goes in comes out, in order, however large its parts are', () => {
   )
 })
 
+test.each([
+  ['a piece has no room for more', [PIECE_BYTES, 0]],
+  ['a piece has all the frames it may have', [...Array(32).fill(1), 0, 0]],
+  ['it is followed by more', [PIECE_BYTES, 0, 1]],
+])('an empty part goes with what is before it where %s', (_, sizes) => {
+  const outbox = new Outbox()
+  const blobs = sizes.map((bytes: number) => new Uint8Array(bytes))
+  outbox.push({ node: NODE, kind: 'post', id: 0, blobs })
+  const { received } = carry(outbox, new Inbox())
+  expect(received.map((one) => one.blobs.map(({ length }) => length))).toEqual([sizes])
+})
+
 test('a small message is one piece, and a message that is large takes several', () => {
   const outbox = new Outbox()
   const small = [new Uint8Array(10), new Uint8Array(0), new Uint8Array(5)]
