@@ -5,7 +5,6 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -23,6 +22,7 @@
 #include <set>
 
 #include "error.h"
+#include "random.h"
 #include "threads.h"
 
 #ifndef MADV_POPULATE_READ
@@ -119,8 +119,7 @@ void forget_name(const std::string& name) {
 std::string new_name() {
   static std::atomic<uint32_t> counter{0};
   uint64_t random;
-  if (getrandom(&random, sizeof random, 0) != sizeof random)
-    fail_errno(CKPT_ERR_IO, errno, "getrandom");
+  fill_random(&random, sizeof random);
   return format_text("%s%d-%u-%016llx", kNamePrefix, getpid(), counter++,
                      static_cast<unsigned long long>(random));
 }

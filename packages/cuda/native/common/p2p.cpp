@@ -1,13 +1,11 @@
 #include "p2p.h"
 
-#include <sys/random.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <deque>
 
 #include "p2p-frames.h"
+#include "random.h"
 
 namespace ckpt {
 namespace {
@@ -78,8 +76,7 @@ P2pPeer::P2pPeer(std::shared_ptr<P2p> p2p, const uint8_t* address, uint32_t leng
 }
 
 void P2pPeer::introduce() {
-  if (getrandom(&reader_, sizeof reader_, 0) != sizeof reader_)
-    fail_errno(CKPT_ERR_IO, errno, "getrandom");
+  fill_random(&reader_, sizeof reader_);
   const ReaderMessage head{reader_};
   const std::vector<uint8_t>& address = p2p_->worker().address();
   const auto message = std::make_shared<std::vector<uint8_t>>(sizeof head + address.size());

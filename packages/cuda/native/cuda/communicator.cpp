@@ -73,23 +73,6 @@ void require_shared_device(const Nccl& nccl, uint32_t sharers) {
   }
 }
 
-class NcclCommunicator::Limit {
- public:
-  Limit(Signal* signal, uint32_t timeout_ms)
-      : signal_(signal), timeout_ms_(timeout_ms), deadline_(deadline_after(timeout_ms)) {}
-  void check(const char* what, bool aborted) const {
-    if (aborted || (signal_ != nullptr && signal_->aborted()))
-      fail(CKPT_ERR_ABORTED, "%s: aborted", what);
-    if (Clock::now() >= deadline_)
-      fail(CKPT_ERR_TIMEOUT, "%s: not done within %u ms", what, timeout_ms_);
-  }
-
- private:
-  Signal* signal_;
-  uint32_t timeout_ms_;
-  Clock::time_point deadline_;
-};
-
 std::shared_ptr<NcclCommunicator> NcclCommunicator::create(const CommunicatorPlace& place,
                                                            std::shared_ptr<Signal> signal,
                                                            uint32_t timeout_ms) {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 
+#include "limit.h"
 #include "memory.h"
 #include "nccl-api.h"
 #include "signals.h"
@@ -32,7 +33,6 @@ class NcclCommunicator : public Communicator,
   void abort() override;
 
  private:
-  class Limit;
   void init(const CommunicatorPlace& place, const Limit& limit);
   void warm_up(void* scratch, cudaStream_t stream, const Limit& limit);
   void enqueue(cudaStream_t stream, void* bytes, uint64_t count, uint32_t root, const Limit& limit);

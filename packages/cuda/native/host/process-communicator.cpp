@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "common/random.h"
 #include "process-link.h"
 #include "rendezvous-client.h"
 #include "rendezvous.h"

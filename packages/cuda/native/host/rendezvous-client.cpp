@@ -12,7 +12,7 @@
 #include <optional>
 #include <thread>
 
-#include "common/error.h"
+#include "common/limit.h"
 
 namespace ckpt {
 namespace {
@@ -22,27 +22,7 @@ constexpr std::chrono::milliseconds kLook{20};
 constexpr std::chrono::milliseconds kRetry{50};
 // An address that nothing answers at must not keep from the next one.
 constexpr std::chrono::seconds kConnectLimit{2};
-
-class Limit {
- public:
-  Limit(Signal* signal, uint32_t timeout_ms)
-      : signal_(signal), timeout_ms_(timeout_ms), deadline_(deadline_after(timeout_ms)) {}
-  void check() const {
-    constexpr const char* what = "the communicator's other members";
-    if (signal_ != nullptr && signal_->aborted()) fail(CKPT_ERR_ABORTED, "%s: aborted", what);
-    if (Clock::now() >= deadline_)
-      fail(CKPT_ERR_TIMEOUT, "%s: not done within %u ms", what, timeout_ms_);
-  }
-  void pause() const {
-    check();
-    std::this_thread::sleep_for(kRetry);
-  }
-
- private:
-  Signal* signal_;
-  uint32_t timeout_ms_;
-  Clock::time_point deadline_;
-};
+constexpr const char* kMeet = "the communicator's other members";
 
 class Connection {
  public:
@@ -99,7 +79,7 @@ class Connection {
     return true;
   }
   bool ready(short event) {
-    limit_.check();
+    limit_.check(kMeet);
     pollfd one{fd_, event, 0};
     return poll(&one, 1, static_cast<int>(kLook.count())) > 0;
   }
@@ -173,12 +153,14 @@ MemberTable meet_members(const RendezvousId& id, const Hello& hello,
   const Limit limit(signal, timeout_ms);
   std::vector<uint32_t> addresses(id.addresses, id.addresses + id.address_count);
   if (id.host == host_tag()) addresses.push_back(htonl(INADDR_LOOPBACK));
-  for (;; limit.pause()) {
+  for (;;) {
     for (const uint32_t one : addresses) {
       Connection connection(limit);
       if (!connection.open(one, id.port)) continue;
       if (auto table = converse(connection, hello, address)) return std::move(*table);
     }
+    limit.check(kMeet);
+    std::this_thread::sleep_for(kRetry);
   }
 }
 

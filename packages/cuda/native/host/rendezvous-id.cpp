@@ -1,15 +1,13 @@
 #include "rendezvous-id.h"
 
-#include <sys/random.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <string>
 
-#include "common/error.h"
+#include "common/random.h"
 #include "common/sha256.h"
 #include "interfaces.h"
 
@@ -19,11 +17,6 @@ namespace {
 constexpr uint64_t kMagic = 0x3176747072756b63;
 
 }  // namespace
-
-void fill_random(void* bytes, size_t count) {
-  if (getrandom(bytes, count, 0) != static_cast<ssize_t>(count))
-    fail_errno(CKPT_ERR_IO, errno, "getrandom");
-}
 
 uint64_t host_tag() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");

@@ -29,7 +29,5 @@ RendezvousId make_rendezvous_id(uint16_t port);
 std::optional<RendezvousId> read_rendezvous_id(const uint8_t* bytes);
 // The same for processes that have one loopback interface.
 uint64_t host_tag();
-// CKPT_ERR_IO.
-void fill_random(void* bytes, size_t count);
 
 }  // namespace ckpt

@@ -9,6 +9,7 @@ import {
 } from '@ckpt/core'
 import { type Command, Option } from 'commander'
 import { configureLogging } from '../daemon/log.ts'
+import { isLoopback } from '../engines/url.ts'
 import { findCheckpointFiles } from './checkpoint-files.ts'
 import { addressText, type DaemonClient, DaemonClient as Client, daemonAddress } from './client.ts'
 import { engineTargets } from './engine-targets.ts'
@@ -310,9 +311,9 @@ function requireDaemons(cluster: StatusAnswer['cluster']): void {
 
 /** `localhost` of a daemon on another host is not ours: that daemon waits for its engines itself. */
 function seesSameHosts(client: DaemonClient, urls: readonly string[]): boolean {
-  const loopback = /^https?:\/\/(localhost|127\.|\[::1\])/
+  const isOurs = (url: string) => isLoopback(new URL(url))
   const { unix, base } = client.address
-  return unix !== null || loopback.test(base) || !urls.some((url) => loopback.test(url))
+  return unix !== null || isOurs(base) || !urls.some(isOurs)
 }
 
 function updateRequest(flags: UpdateFlags): UpdateRequest {

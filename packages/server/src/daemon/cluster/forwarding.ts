@@ -2,6 +2,7 @@ import { CkptError } from '@ckpt/core'
 import type { DaemonApp } from '../http/app.ts'
 import { isForLeader } from '../http/forward.ts'
 import type { Listener } from '../context.ts'
+import { log } from '../log.ts'
 
 /** A request of a client of another daemon. */
 export interface ApiRequest {
@@ -78,6 +79,9 @@ export class ForwardedCalls {
         if (done) break
         this.#post({ op: 'api_part', call, text: decoder.decode(value, { stream: true }) })
       }
+    } catch (error) {
+      const { message } = CkptError.wrap(error)
+      log.warn('a stream for another daemon has ended early: {message}', { message })
     } finally {
       this.#streams.delete(call)
       this.#post({ op: 'api_end', call })

@@ -1,5 +1,12 @@
 import type { MessagePort } from 'node:worker_threads'
-import type { ClusterNode, ClusterTimes, Failure, MessageStart, NodeInfo } from '@ckpt/core'
+import type {
+  ClusterNode,
+  ClusterTimes,
+  Failure,
+  MembershipEvent,
+  MessageStart,
+  NodeInfo,
+} from '@ckpt/core'
 import type { Handle } from '@ckpt/cuda'
 import type { TcpAddress } from '../options.ts'
 import type { LibraryOptions } from '../types.ts'
@@ -39,14 +46,7 @@ export type ClusterCommand =
 /** From the Worker. */
 export type ClusterReport =
   | { readonly type: 'ready'; readonly signal: Handle; readonly address: string }
-  | { readonly type: 'joined'; readonly node: ClusterNode; readonly epoch: number }
-  | {
-      readonly type: 'lost'
-      readonly node: ClusterNode
-      readonly reason: string
-      readonly epoch: number
-    }
-  | { readonly type: 'members'; readonly epoch: number; readonly members: readonly ClusterNode[] }
+  | Extract<MembershipEvent<never>, { type: 'joined' | 'lost' | 'members' }>
   | { readonly type: 'message'; readonly message: CarriedMessage }
   /** For the log. */
   | { readonly type: 'warning'; readonly message: string }

@@ -45,6 +45,24 @@ export interface RankHandle {
   settled(run: number): Promise<void>
 }
 
+/**
+ * A rank ends its run by this when nobody can ask it any more.
+ *
+ * @param left what its Worker leaves behind; `settled`: as of the event `closed`
+ */
+export function tellGone(
+  listener: RankListener,
+  rank: RankInfo,
+  failure: Failure,
+  left: { readonly quarantinedBytes: number; readonly settled: boolean },
+): void {
+  listener({ type: 'failed', failure, connected: true }, rank)
+  const none = new Float64Array(0)
+  const stages = { h2d: none, broadcast: none, reload: none }
+  const unknown = { bytesPeak: null, bytesAfter: null, turnaroundsMs: none, stages }
+  listener({ type: 'closed', ...left, ...unknown }, rank)
+}
+
 /** A rank whose daemon is gone. */
 export interface LostRank {
   readonly node: number

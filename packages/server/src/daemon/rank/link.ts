@@ -12,7 +12,7 @@ import {
 import { log } from '../log.ts'
 import type { LibraryOptions, RankInfo } from '../types.ts'
 import { isIdleWithin } from './device-work.ts'
-import type { RankHandle, RankListener } from './handle.ts'
+import { type RankHandle, type RankListener, tellGone } from './handle.ts'
 import type {
   MemoryAnswer,
   OpenAnswer,
@@ -387,27 +387,13 @@ export class RankLink implements RankHandle {
     this.#removeSocket()
     const current = this.#run
     this.#run = null
-    const quarantinedBytes = current?.ringBytes ?? 0
     if (current !== null) {
+      const quarantinedBytes = current.ringBytes
       this.quarantined.set(current.run, quarantinedBytes)
       this.#watchWriting(current.run)
+      // nobody can tell any more: the checkpoint stays until the thread has ended
+      tellGone(current.listener, this.rank, failure, { quarantinedBytes, settled: false })
     }
-    current?.listener({ type: 'failed', failure, connected: true }, this.rank)
-    current?.listener(
-      {
-        type: 'closed',
-        quarantinedBytes,
-        // nobody can tell any more: the checkpoint stays until the thread has ended
-        settled: false,
-        bytesPeak: null,
-        bytesAfter: null,
-        turnaroundsMs: new Float64Array(0),
-        stages: { h2d: NONE, broadcast: NONE, reload: NONE },
-      },
-      this.rank,
-    )
     this.#watcher.dead(failure)
   }
 }
-
-const NONE = new Float64Array(0)

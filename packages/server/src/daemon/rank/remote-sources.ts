@@ -113,11 +113,11 @@ export class RemoteSources {
   }
 
   close(): void {
-    this.drop()
     if (this.#p2p === 0) return
-    const p2p = this.#p2p
+    const handles = this.#handles
     this.#p2p = 0
-    endReads(this.#library, { p2p, peers: [], remotes: [] })
+    this.#peers.clear()
+    endReads(this.#library, handles)
     this.#changed(this.#handles)
   }
 }

@@ -54,8 +54,9 @@ export class ClusterRanks implements Ranks {
       const message = `node ${node.node} has come with ${length} ranks in place of ${rankCount}: start the leader again to count anew`
       return node.lose({ code: 'node_lost', message })
     }
-    if (before === undefined) this.#numberFrom(node.node)
-    else if (this.#firstRank(node.node) !== null) node.number(this.#firstRank(node.node) as number)
+    if (before === undefined) return this.#numberFrom(node.node)
+    const first = this.#firstRank(node.node)
+    if (first !== null) node.number(first)
   }
 
   #joinGuest(guest: RemoteNode): void {

@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto'
 import { CkptError, type GatherAnswer, type Metas, type SourceSpace } from '@ckpt/core'
 import type { HeldLayout } from '@ckpt/core/cluster/layout-columns'
 import { mergeLayouts, type RepeatedTensor } from '@ckpt/core/cluster/merge-layouts'
+import { isNothingHeld, leaseAny } from '../registry/lease.ts'
 import { type MetaOwner, makeMetas } from '../registry/metas.ts'
 import type { Registry } from '../registry/registry.ts'
 import { emptyVersion } from '../registry/versions.ts'
@@ -60,7 +61,7 @@ export class ClusterVersions {
 
   /**
    * @param nodes the other daemons that an update of these ranks is about: guests only with a rank in it
-   * @param ranks how many all daemons have
+   * @param ranks how many all daemons have, guests aside
    */
   constructor(
     registry: Pick<Registry, 'lease' | 'gather'>,
@@ -106,7 +107,7 @@ export class ClusterVersions {
     try {
       const asked = Promise.all(nodes.map((node) => this.#ask(node, name, id, updateId)))
       asked.catch(() => {}) // thrown below
-      const held = this.#own(name)
+      const held = leaseAny(this.#registry, name)
       own = held instanceof CkptError ? null : held
       const theirs = (await asked).filter((part) => part !== null)
       if (held instanceof CkptError && theirs.length === 0) {
@@ -155,7 +156,7 @@ export class ClusterVersions {
       lease.release(false)
       return lease.version
     } catch (error) {
-      if (!isNothing(CkptError.wrap(error))) throw error
+      if (!isNothingHeld(CkptError.wrap(error))) throw error
       const version = emptyVersion(name)
       this.#gathered = { version, owners: [] }
       return version
@@ -182,19 +183,6 @@ export class ClusterVersions {
   /** Others were loaded. */
   forgetMetas(): void {
     this.#gathered = null
-  }
-
-  /** Why nothing can be used here, where that is no reason to use nothing of the others. */
-  #own(name: string): VersionLease | CkptError {
-    try {
-      const lease = this.#registry.lease(name)
-      this.#registry.gather(name)
-      return lease
-    } catch (error) {
-      const known = CkptError.wrap(error)
-      if (isNothing(known)) return known
-      throw error
-    }
   }
 
   async #ask(
@@ -309,10 +297,6 @@ function versionOf(
     layoutDigest: digest,
     files: own?.files ?? [],
   }
-}
-
-function isNothing({ code }: CkptError): boolean {
-  return code === 'checkpoint_not_found' || code === 'checkpoint_empty'
 }
 
 function leaseOf(

@@ -9,6 +9,7 @@ import { ClusterVersions } from './cluster-versions.ts'
 import type { LeaderPost, NodeChannel, NodeDescription } from './messages.ts'
 import { RemoteNode } from './remote-node.ts'
 
+/** How long the engine of a guest that has gone is remembered. */
 const GUEST_MS = 60_000
 
 export interface LeaderParts {
@@ -43,7 +44,7 @@ export class Leader {
         ranks.nodes.filter(({ node, ranks: own }) => {
           return node < NODES_MAX || own.some(({ rank }) => wanted.includes(rank.rank))
         }),
-      () => ranks.links.length,
+      () => ranks.all('survivors').length,
     )
   }
 

@@ -1,4 +1,5 @@
 import { CkptError } from '@ckpt/core'
+import { leaseAny } from '../registry/lease.ts'
 import type { Registry } from '../registry/registry.ts'
 import type { HeldVersion, VersionLease } from '../types.ts'
 import { type LayoutColumns, layoutColumns } from './layouts.ts'
@@ -32,7 +33,8 @@ export class NodeLeases {
     updateId,
     held,
   }: Extract<NodeRequest, { op: 'lease' }>): LeaseAnswer | null {
-    const lease = this.#lease(name)
+    const found = leaseAny(this.#registry, name)
+    const lease = found instanceof CkptError ? null : found
     if (!this.any) this.#busy(true)
     this.#held.get(id)?.lease?.release(false)
     this.#held.set(id, { lease, updateId })
@@ -48,18 +50,6 @@ export class NodeLeases {
       ownerRanks: version.ownerRanks,
       reading: version.readings.some((reading) => reading !== null),
       inPlace: lease.check !== null,
-    }
-  }
-
-  #lease(name: string): VersionLease | null {
-    try {
-      const lease = this.#registry.lease(name)
-      this.#registry.gather(name)
-      return lease
-    } catch (error) {
-      const { code } = CkptError.wrap(error)
-      if (code === 'checkpoint_not_found' || code === 'checkpoint_empty') return null
-      throw error
     }
   }
 

@@ -38,6 +38,8 @@ export class RemoteNode implements NodeCalls {
   readonly #layoutOf: (table: object) => LayoutColumns
   /** Layouts that it was seen to hold. */
   readonly #holds = new Set<string>()
+  /** Its ranks need the same one at the same time. */
+  readonly #holding = new Map<string, Promise<void>>()
   #ranks: RemoteRank[] = []
   #workers: number[] = []
   #lost: Failure | null = null
@@ -104,14 +106,22 @@ export class RemoteNode implements NodeCalls {
     this.post({ op: 'tell', rank, run, tell })
   }
 
-  async hold({ key, columns }: LayoutColumns): Promise<string> {
+  async hold(layout: LayoutColumns): Promise<string> {
+    const { key } = layout
+    const holding =
+      this.#holding.get(key) ?? this.#hold(layout).finally(() => this.#holding.delete(key))
+    this.#holding.set(key, holding)
+    await holding
+    return key
+  }
+
+  async #hold({ key, columns }: LayoutColumns): Promise<void> {
     if (this.#holds.has(key)) {
       const { held } = await this.ask({ op: 'layout', layout: key, columns: null })
-      if (held) return key
+      if (held) return
     }
     await this.ask({ op: 'layout', layout: key, columns })
     this.#holds.add(key)
-    return key
   }
 
   /** Of these ranks of its own a Worker that has died is replaced. */

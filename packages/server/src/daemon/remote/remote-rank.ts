@@ -1,6 +1,6 @@
 import { CkptError, type Failure } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
-import type { RankHandle, RankListener } from '../rank/handle.ts'
+import { type RankHandle, type RankListener, tellGone } from '../rank/handle.ts'
 import {
   type MemoryAnswer,
   type OpenOptions,
@@ -190,7 +190,7 @@ export class RemoteRank implements RankHandle {
     this.#tell(run, { type: 'abort', failure, leaveMs })
   }
 
-  /** It reads its own daemon's memory only. */
+  /** Of a daemon that is gone at once: no other host's memory depends on what its ranks still read. */
   settled(run: number): Promise<void> {
     if (this.#dead !== null) return Promise.resolve()
     const waiting = this.#settling.get(run) ?? Promise.withResolvers<void>()
@@ -242,23 +242,9 @@ export class RemoteRank implements RankHandle {
     if (current.announced && Atomics.load(current.progress, PROGRESS_SENT) === 0) {
       Atomics.store(current.progress, PROGRESS_SENT, 1)
     }
-    current.listener({ type: 'failed', failure: this.#dead, connected: true }, this.rank)
-    current.listener(
-      {
-        type: 'closed',
-        quarantinedBytes: 0,
-        settled: true,
-        bytesPeak: null,
-        bytesAfter: null,
-        turnaroundsMs: new Float64Array(0),
-        stages: { h2d: NONE, broadcast: NONE, reload: NONE },
-      },
-      this.rank,
-    )
+    tellGone(current.listener, this.rank, this.#dead, { quarantinedBytes: 0, settled: true })
   }
 }
-
-const NONE = new Float64Array(0)
 
 function meetingOf(collective: OpenOptions['collective']): { id: string; sharers: number } | null {
   if (collective === null) return null

@@ -25,6 +25,8 @@ interface Mutation {
   readonly change?: SimulateOptions['change']
   /** How the simulation tells of it. */
   readonly seen: RegExp
+  /** What the daemon's own checks may say of it in other seeds. */
+  readonly also?: RegExp
 }
 
 /** Returns what puts the original back. */
@@ -46,7 +48,7 @@ function firstViolation(mutation: Mutation): string {
   try {
     for (let seed = 1; seed <= SEEDS_MOST; seed++) {
       const { violation } = simulateSeed(seed, { change: mutation.change })
-      if (violation !== null) return violation
+      if (violation !== null && !mutation.also?.test(violation)) return violation
     }
     return ''
   } finally {
@@ -85,6 +87,8 @@ const MUTATIONS: readonly Mutation[] = [
     member: 'streamWaitEvent',
     by: nothing,
     seen: /does not lie in its ring/,
+    // the root's bucket is broadcast before its copies have ended
+    also: /more work ended than began/,
   },
   {
     name: 'ring bytes are overwritten one bucket early',

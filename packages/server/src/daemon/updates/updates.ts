@@ -18,6 +18,7 @@ import { log } from '../log.ts'
 import { RankPool } from '../rank/pool.ts'
 import { ranksSpin } from '../rank/spin.ts'
 import { StopFlag } from '../rank/stop-flag.ts'
+import { leaseGathered } from '../registry/lease.ts'
 import type { Registry } from '../registry/registry.ts'
 import { Leader, type LeaderParts } from '../remote/leader.ts'
 import type { LeaderPost } from '../remote/messages.ts'
@@ -26,7 +27,7 @@ import { NodeMarks } from '../remote/node-marks.ts'
 import { NodeServer } from '../remote/node-server.ts'
 import { enginesHere } from '../../engines/host.ts'
 import type { Ranks } from '../rank/handle.ts'
-import type { DaemonOptions, HeldVersion, RankInfo, VersionLease } from '../types.ts'
+import type { DaemonOptions, HeldVersion, RankInfo } from '../types.ts'
 import { Communicators, mostSharers } from './communicators.ts'
 import { engineKey } from './engine-key.ts'
 import { engineMap } from './engine-map.ts'
@@ -41,7 +42,7 @@ import { EngineSockets } from './sockets.ts'
 import { makeSpec } from './spec.ts'
 import { stopTorn } from './stop-torn.ts'
 
-const ENGINE_TOKEN = process.env.CKPT_ENGINE_TOKEN ?? null
+const ENGINES_HERE = enginesHere(process.env.CKPT_ENGINE_TOKEN ?? null)
 
 /** An update that was accepted. */
 export interface UpdateHandle {
@@ -170,12 +171,6 @@ function requireLeader(leader: Leader | null): Leader {
   return leader
 }
 
-async function leaseOf(registry: Registry, name: string): Promise<VersionLease> {
-  const lease = registry.lease(name)
-  registry.gather(name)
-  return lease
-}
-
 class DaemonUpdates implements Updates {
   readonly deviceLost: Promise<Failure>
   readonly leader: Leader | null
@@ -223,7 +218,6 @@ class DaemonUpdates implements Updates {
   #context(): RunContext {
     const { options, library, registry, rates, journal, sockets } = this.#parts
     const communicators = new Communicators(options.idleCommunicatorMs)
-    const here = enginesHere(ENGINE_TOKEN)
     const { leader } = this
     return {
       options,
@@ -234,11 +228,11 @@ class DaemonUpdates implements Updates {
       planner: this.#planner,
       pool: this.#ranks,
       sockets: leader?.ranks ?? sockets,
-      lease: (name, update) =>
-        leader === null ? leaseOf(registry, name) : leader.versions.lease(name, update),
+      lease: async (name, update) =>
+        leader === null ? leaseGathered(registry, name) : leader.versions.lease(name, update),
       communicatorsOf: (links) =>
         options.broadcast === 'nccl' || links.some(({ node }) => node !== 0) ? communicators : null,
-      engineHost: (node) => (node === 0 ? here : requireLeader(leader).engines(node)),
+      engineHost: (node) => (node === 0 ? ENGINES_HERE : requireLeader(leader).engines(node)),
       closing: this.#closing.signal,
     }
   }
@@ -247,9 +241,8 @@ class DaemonUpdates implements Updates {
     const { place, options, registry, pool, journal, sockets } = this.#parts
     if (place?.role !== 'follower') return null
     const busy = (now: boolean) => (now ? this.#measuring.pause() : this.#measuring.restart())
-    const here = enginesHere(ENGINE_TOKEN)
-    const engines = new NodeEngines(here, options.allowedEngines)
-    const marks = new NodeMarks(this.#book, here, this.#closing.signal)
+    const engines = new NodeEngines(ENGINES_HERE, options.allowedEngines)
+    const marks = new NodeMarks(this.#book, ENGINES_HERE, this.#closing.signal)
     const parts = { registry, pool, journal, socketDir: sockets.dir, engines, busy, marks }
     return new NodeServer(parts, place.post)
   }

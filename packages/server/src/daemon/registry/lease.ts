@@ -1,0 +1,30 @@
+import { CkptError } from '@ckpt/core'
+import type { VersionLease } from '../types.ts'
+import type { Registry } from './registry.ts'
+
+type Leasing = Pick<Registry, 'lease' | 'gather'>
+
+/** What an update sends: from now on `metas` tells where it lies. @throws CkptError as `Registry.lease` */
+export function leaseGathered(registry: Leasing, name: string): VersionLease {
+  const lease = registry.lease(name)
+  registry.gather(name)
+  return lease
+}
+
+/**
+ * As {@link leaseGathered}, for one of several daemons: that it holds nothing is no reason to use nothing of the others, and is
+ * returned.
+ */
+export function leaseAny(registry: Leasing, name: string): VersionLease | CkptError {
+  try {
+    return leaseGathered(registry, name)
+  } catch (error) {
+    const known = CkptError.wrap(error)
+    if (isNothingHeld(known)) return known
+    throw error
+  }
+}
+
+export function isNothingHeld({ code }: CkptError): boolean {
+  return code === 'checkpoint_not_found' || code === 'checkpoint_empty'
+}
