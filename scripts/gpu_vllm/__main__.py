@@ -23,11 +23,16 @@ _WAYS = {
     "checkpoint-engine": PeerWay,
     "vllm-ipc": VllmIpcWay,
     "ordinary": CkptWay,
+    "layerwise": CkptWay,
     "recorded": CkptWay,
     "direct": DirectWay,
 }
 # vLLM refuses the one, the daemon the other
 _UNQUANTISED = ("ordinary", "direct")
+# of an engine whose every layer can be loaded as it is there is no need
+_QUANTISED = ("layerwise",)
+# these know one rank
+_ONE_RANK = ("checkpoint-engine", "vllm-ipc")
 _IPC = ["--weight-transfer-config", '{"backend":"ipc"}']
 _LOG_CHARACTERS = 3000
 _COLUMNS = ("round", "s", "GB/s", "percent", "apart s", "MiB", "us/tensor", "replayed", "wrong")
@@ -60,6 +65,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, help="fewer layers than the model has")
     parser.add_argument("--ways", help="default: all that the model admits")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="ranks, each with a GPU of its own")
     parser.add_argument("--graphs", action="store_true", help="with CUDA graphs instead of --enforce-eager")
     parser.add_argument("--fresh", action="store_true", help="compare with a server that has loaded the files itself")
     parser.add_argument("--port", type=int, default=8123, help="of the server; the next one is used too")
@@ -69,7 +75,8 @@ def main() -> int:
     # the servers end with the stack
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     model = MODELS[options.model](**({} if options.layers is None else {"layers": options.layers}))
-    options.ways = options.ways or ",".join(way for way in _WAYS if not (model.quantised and way in _UNQUANTISED))
+    left_out = {*(_UNQUANTISED if model.quantised else _QUANTISED), *(_ONE_RANK if options.tensor_parallel > 1 else ())}
+    options.ways = options.ways or ",".join(way for way in _WAYS if way not in left_out)
     folder = Path(tempfile.mkdtemp(prefix="gpu-vllm-", dir=options.dir))
     try:
         with ExitStack() as stack:
@@ -86,7 +93,8 @@ def main() -> int:
         "limit_gb_per_s": limit,
     }
     if options.json is not None:
-        whole = {**document, "graphs": options.graphs, "rows": [asdict(row) for row in rows]}
+        server = {"graphs": options.graphs, "tensor_parallel": options.tensor_parallel}
+        whole = {**document, **server, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(whole, indent=1) + "\n")
     return 1 if failed or any(row.wrong for row in rows) else 0
 
@@ -97,6 +105,8 @@ def _run(stack: ExitStack, model: Model, folder: Path, options: argparse.Namespa
         # other weights of the same files: what neither of them has is then the same too
         model.write_files(config, 2)
     arguments = [] if options.graphs else ["--enforce-eager"]
+    if options.tensor_parallel > 1:
+        arguments += ["--tensor-parallel-size", str(options.tensor_parallel), "--disable-custom-all-reduce"]
     load = [] if options.fresh else _DUMMY
     ipc = _IPC if "vllm-ipc" in options.ways else []
     server = stack.enter_context(VllmServer(config, options.port, folder / "vllm.log", [*load, *ipc, *arguments]))
@@ -113,7 +123,7 @@ def _run(stack: ExitStack, model: Model, folder: Path, options: argparse.Namespa
     for way in options.ways.split(","):
         try:
             with ExitStack() as of_way:
-                daemon = _WAYS[way](of_way, server, files, folder)
+                daemon = _WAYS[way](of_way, server, files, folder, options.tensor_parallel)
                 server.call("measured_way", way)
                 # the first one pins, compiles or records
                 for number in range(options.rounds + 1):
@@ -133,8 +143,13 @@ def _fresh_sums(model: Model, folder: Path, files: list[Path], port: int, argume
         (config / path.name).hardlink_to(path)
     with VllmServer(config, port, folder / "fresh.log", arguments) as server:
         server.wait()
-        (sums,) = server.call("ckpt_checksum")
-    return dict(sums)
+        return _sums(server)
+
+
+def _sums(server: VllmServer) -> dict[str, str]:
+    """Of every tensor of every rank."""
+    ranks = server.call("ckpt_checksum")
+    return {f"{rank}:{name}": value for rank, sums in enumerate(ranks) for name, value in sums.items()}
 
 
 class Measured:
@@ -154,10 +169,11 @@ class Measured:
         parts = report.get("seconds", {})
         apart = parts.get("post", 0.0) + parts.get("resume", 0.0)
         seconds = whole - apart
-        (sums,) = self._server.call("ckpt_checksum")
+        sums = _sums(self._server)
         self._expected = self._expected or sums
         different = [name for name, value in self._expected.items() if sums.get(name) != value]
-        (state,) = self._server.call("ckpt_state")
+        # the ranks load the same tensors
+        state = self._server.call("ckpt_state")[0]
         last = state.get("last") or {}
         tensors = last.get("replayed", 0) + last.get("ordinary", 0)
         rate = self._model.bytes / seconds / 1e9

@@ -21,7 +21,7 @@ class MeasuredExtension(WorkerExtension, VllmColocateWorkerExtension):
     def measured_way(self, way: str) -> None:
         """As `--ways` names it."""
         os.environ["MEASURED_WAY"] = way
-        os.environ["CKPT_RELOAD"] = "ordinary" if way == "ordinary" else ""
+        os.environ["CKPT_RELOAD"] = way if way in ("ordinary", "layerwise") else ""
 
     def measured_zero(self) -> None:
         """Whatever an update does not write is seen."""

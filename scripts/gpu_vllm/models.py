@@ -31,7 +31,7 @@ class Model:
 
     @property
     def quantised(self) -> bool:
-        """vLLM makes something else of the weights: they go layer by layer through its own reload."""
+        """vLLM makes something else of some weights: their layers go through its own reload."""
         return "quantization_config" in self.config
 
     def dtype(self, name: str) -> torch.dtype:
@@ -76,7 +76,7 @@ def _items(shape: tuple[int, ...]) -> int:
 
 
 def qwen3_moe(layers: int = 12, experts: int = 128, hidden: int = 2048, inner: int = 768) -> Model:
-    """Qwen3-30B-A3B with fewer layers: with the default 15.2 GB in 4,719 tensors."""
+    """Qwen3-30B-A3B with fewer layers: with the default 16.2 GB in 4,719 tensors."""
     kv_heads = 4
     config = {
         **_qwen3(layers, hidden, 3 * hidden, kv_heads),
@@ -157,9 +157,9 @@ def _mlp(path: str, hidden: int, inner: int) -> Shapes:
     ]
 
 
-def qwen3_moe_fp8(layers: int = 2) -> Model:
+def qwen3_moe_fp8(layers: int = 2, experts: int = 16, hidden: int = 1024, inner: int = 512) -> Model:
     """A small one in FP8 with a scale for each block of 128 x 128."""
-    model = qwen3_moe(layers, experts=16, hidden=1024, inner=512)
+    model = qwen3_moe(layers, experts, hidden, inner)
     shapes: Shapes = []
     dtypes: dict[str, torch.dtype] = {}
     for name, shape in model.shapes:
@@ -174,6 +174,11 @@ def qwen3_moe_fp8(layers: int = 2) -> Model:
     kept = [f"model.layers.{layer}.mlp.gate" for layer in range(layers)]
     config = {**model.config, "quantization_config": {**quantization, "modules_to_not_convert": ["lm_head", *kept]}}
     return replace(model, name="moe-fp8", config=config, shapes=shapes, dtypes=dtypes)
+
+
+def qwen3_moe_fp8_large(layers: int = 12) -> Model:
+    """As large as `qwen3_moe`: with the default 8.7 GB in 9,375 tensors."""
+    return replace(qwen3_moe_fp8(layers, 128, 2048, 768), name="moe-fp8-large")
 
 
 def deepseek_moe(layers: int = 3) -> Model:
@@ -244,4 +249,10 @@ def deepseek_moe(layers: int = 3) -> Model:
     return Model("mla", config, shapes, dtypes)
 
 
-MODELS = {"moe": qwen3_moe, "dense": qwen3_dense, "moe-fp8": qwen3_moe_fp8, "mla": deepseek_moe}
+MODELS = {
+    "moe": qwen3_moe,
+    "dense": qwen3_dense,
+    "moe-fp8": qwen3_moe_fp8,
+    "moe-fp8-large": qwen3_moe_fp8_large,
+    "mla": deepseek_moe,
+}

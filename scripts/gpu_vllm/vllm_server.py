@@ -42,6 +42,7 @@ class VllmServer:
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "VLLM_SERVER_DEV_MODE": "1",
             "VLLM_USE_FLASHINFER_SAMPLER": "0",
+            "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_DEEP_GEMM_WARMUP": "skip",
             "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",

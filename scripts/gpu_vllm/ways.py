@@ -30,11 +30,13 @@ class CkptWay:
     #: of the first update, and of the others
     first_mode = mode = "pipelined"
 
-    def __init__(self, stack: ExitStack, server: VllmServer, files: list[Path], folder: Path):
+    def __init__(self, stack: ExitStack, server: VllmServer, files: list[Path], folder: Path, ranks: int):
         self._server = server
+        self._ranks = list(range(ranks))
         address = folder / "ckpt.sock"
+        devices = "cuda:" + ",".join(map(str, self._ranks))
         command = [os.environ.get("BUN", "bun"), str(_ROOT / "packages/server/src/cli/main.ts"), "serve", "--uds", str(address)]
-        command += ["--state-dir", str(folder / "state"), "--devices", "cuda:0", "--ranks", "1"]
+        command += ["--state-dir", str(folder / "state"), "--devices", devices, "--ranks", str(ranks)]
         _start(stack, command, folder / "ckpt.log", {}, address)
         self._daemon = Daemon(str(address))
         self._daemon.register_files(_CHECKPOINT, [str(path) for path in files])
@@ -42,7 +44,7 @@ class CkptWay:
     def update(self, number: int) -> dict[str, Any]:
         """@param number: 0: the first one, which may be of another kind"""
         url = f"{self._server.url}/collective_rpc"
-        engines = [{"url": url, "ranks": [0], "engine": "vllm"}]
+        engines = [{"url": url, "ranks": self._ranks, "engine": "vllm"}]
         mode = self.mode if number > 0 else self.first_mode
         return self._daemon.update(_CHECKPOINT, engines=engines, pause="none", timeout=_UPDATE_SECONDS, mode=mode)
 
@@ -66,7 +68,7 @@ class DirectWay(CkptWay):
 class PeerWay:
     """checkpoint-engine's own server, its registration and its extension."""
 
-    def __init__(self, stack: ExitStack, server: VllmServer, files: list[Path], folder: Path):
+    def __init__(self, stack: ExitStack, server: VllmServer, files: list[Path], folder: Path, _ranks: int):
         self._server = server
         address = folder / "peer.sock"
         port = _free_port()
@@ -99,7 +101,7 @@ class PeerWay:
 class VllmIpcWay:
     """vLLM's own transfer: this process is a trainer whose tensors are on the same GPU, so that nothing goes over PCIe."""
 
-    def __init__(self, _stack: ExitStack, server: VllmServer, files: list[Path], _folder: Path):
+    def __init__(self, _stack: ExitStack, server: VllmServer, files: list[Path], _folder: Path, _ranks: int):
         from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 
         self._server = server

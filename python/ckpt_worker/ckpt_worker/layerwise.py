@@ -1,39 +1,23 @@
-"""vLLM's own layerwise reload, for models whose tensors are not those that weights are loaded into: it brings back the tensors
-of the checkpoint layer by layer, loads, processes, and copies into the running ones. Facts of vLLM 0.26.0."""
+"""vLLM's own layerwise reload, for layers whose running tensors are not those that weights are loaded into: it brings back the
+tensors of the checkpoint, loads a layer when all of its weights have come, processes it, and copies into the running ones.
+Facts of vLLM 0.26.0."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_iter, tree_map
 
+from .converted import process_layer, processed_layers
 from .reload import Weights
 
+# by which vLLM knows what it has put before a parameter's loader
+_WRAPPER = "online_process_loader"
 
-def changed_by_processing(model: torch.nn.Module) -> str | None:
-    """A parameter that has another form than when the model was made, so that weights cannot be loaded into it."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return _changed_by_processing(model)
-
-
-def _changed_by_processing(model: torch.nn.Module) -> str | None:
-    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-
-    for path, module in model.named_modules():
-        made, _ = get_layerwise_info(module).restore_metadata
-        for name, before in made.items():
-            now = module._parameters.get(name)
-            where = f"{path}.{name}" if path else name
-            if now is None:
-                return f"{where} is gone since the engine has processed it"
-            if _form(now) != _form(before):
-                return f"{where} has another form since the engine has processed it"
-    return None
-
-
-def _form(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
+Aside = Callable[[Iterable[torch.Tensor]], AbstractContextManager[None]]
 
 
 class LayerwiseReload:
@@ -41,12 +25,23 @@ class LayerwiseReload:
 
     @param partly: what earlier updates have found to be loaded of layers that are never whole (padding), by their names; is
         added to
+    @param layers: only these are reloaded so, all others hold what weights are loaded into; None: all
+    @param aside: around what becomes of weights of `layers`
     """
 
-    def __init__(self, models: Iterable[torch.nn.Module], model_config: Any, partly: dict[str, int]):
+    def __init__(
+        self,
+        models: Iterable[torch.nn.Module],
+        model_config: Any,
+        partly: dict[str, int],
+        layers: Collection[torch.nn.Module] | None = None,
+        aside: Aside = lambda _: nullcontext(),
+    ):
         self._models = list(models)
         self._config = model_config
         self._partly = partly
+        self._layers = layers
+        self._aside = aside
         self._begun: list[torch.nn.Module] = []
 
     def __enter__(self) -> LayerwiseReload:
@@ -67,15 +62,69 @@ class LayerwiseReload:
 
     def load(self, weights: Weights) -> None:
         """Keeps copies until a layer is complete: these may be views of a ring."""
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        if not self._begun:
-            for model in self._models:
-                self._begun.append(model)
-                initialize_layerwise_reload(model)
-        own = [(name, tensor.clone()) for name, tensor in weights]
+        self._begin()
+        own = weights if self._layers is not None else [(name, tensor.clone()) for name, tensor in weights]
         for model in self._models:
             model.load_weights(iter(own))
+
+    def _begin(self) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        if self._begun:
+            return
+        for model in self._models:
+            self._begun.append(model)
+            if self._layers is None:
+                initialize_layerwise_reload(model)
+            else:
+                self._begin_layers(model)
+
+    def _begin_layers(self, model: torch.nn.Module) -> None:
+        """As vLLM's `initialize_layerwise_reload`, but of `layers` only."""
+        from vllm.model_executor.model_loader.reload.layerwise import (
+            get_layer_params_buffers,
+            get_layerwise_info,
+            initialize_online_processing,
+            restore_layer_on_meta,
+        )
+
+        model._original_do_torchao_reload = getattr(model, "_do_torchao_reload", False)
+        model._do_torchao_reload = False
+        for layer in self._converted(model):
+            info = get_layerwise_info(layer)
+            if info.can_load():
+                continue
+            info.kernel_tensors = get_layer_params_buffers(layer)
+            info.kernel_non_persistent_buffers = set(layer._non_persistent_buffers_set)
+            restore_layer_on_meta(layer, info)
+            initialize_online_processing(layer)
+            self._wrap(layer)
+
+    def _converted(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+        return (layer for layer in model.modules() if self._layers is not None and layer in self._layers)
+
+    def _wrap(self, layer: torch.nn.Module) -> None:
+        """Has what comes to the layer copied, and taken `aside`."""
+        for tensor in (*layer._parameters.values(), *layer._buffers.values()):
+            loader = getattr(tensor, "weight_loader", None)
+            if loader is not None and loader.__name__ == _WRAPPER and not hasattr(loader, "takes_aside"):
+                tensor.weight_loader = self._taking_aside(layer, loader)
+
+    def _taking_aside(self, layer: torch.nn.Module, loader: Any) -> Any:
+        def online_process_loader(*args: Any, **kwargs: Any) -> Any:
+            taken = [one for one in tree_iter((args, kwargs)) if _is_weight(one)]
+            with self._aside(taken):
+                copies = {id(one): one.clone() for one in taken}
+                own_args, own_kwargs = tree_map(lambda one: copies.get(id(one), one), (args, kwargs))
+                answer = loader(*own_args, **own_kwargs)
+            # it may have made parameters, with loaders of its own
+            self._wrap(layer)
+            return answer
+
+        online_process_loader.__name__ = _WRAPPER
+        online_process_loader.__wrapped__ = loader  # type: ignore[attr-defined]
+        online_process_loader.takes_aside = True  # type: ignore[attr-defined]
+        return online_process_loader
 
     def finish(self) -> None:
         """After the last weights; in place of the engine's processing after loading.
@@ -88,6 +137,9 @@ class LayerwiseReload:
         while self._begun:
             self._finalize(self._begun[0])
             self._begun.pop(0)
+        if self._layers is not None:
+            for model in self._models:
+                self._process_others(model)
 
     def _require_whole(self, number: int, model: torch.nn.Module) -> None:
         from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
@@ -105,15 +157,36 @@ class LayerwiseReload:
                 raise RuntimeError(f"{path}: the update has {info.load_numel} items of its weights, the last one had {before}")
 
     def _finalize(self, model: torch.nn.Module) -> None:
-        from vllm.model_executor.model_loader import utils
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(model, self._config)
-        # which it leaves out: these derive something of weights too
-        encoder, hpc = getattr(utils, "MMEncoderAttention", ()), getattr(utils, "HpcModule", ())
-        for module in model.modules():
-            if isinstance(module, encoder) and hasattr(module, "process_weights_after_loading"):
+        if self._layers is None:
+            # which it leaves out
+            self._derive(model, "MMEncoderAttention")
+
+    def _process_others(self, model: torch.nn.Module) -> None:
+        """What vLLM's processing after loading does, but for the layers that have been processed already."""
+        for layer in processed_layers(model):
+            if self._layers is not None and layer not in self._layers:
+                process_layer(layer)
+        self._derive(model, "Attention", "MLAAttention", "MMEncoderAttention")
+
+    def _derive(self, model: torch.nn.Module, *attentions: str) -> None:
+        """Modules that make something of the weights of others do it again."""
+        from vllm.model_executor.model_loader import utils
+
+        for module in _of_kinds(model, utils, attentions):
+            if hasattr(module, "process_weights_after_loading"):
                 module.process_weights_after_loading(self._config.dtype)
-        for module in model.modules():
-            if isinstance(module, hpc):
-                module.process_weights_after_loading(model)
+        for module in _of_kinds(model, utils, ("HpcModule",)):
+            module.process_weights_after_loading(model)
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_meta and not isinstance(value, torch.nn.Parameter)
+
+
+def _of_kinds(model: torch.nn.Module, utils: Any, names: Iterable[str]) -> list[torch.nn.Module]:
+    """@param utils: the module that has these classes, if this vLLM has them"""
+    kinds = tuple(getattr(utils, name) for name in names if hasattr(utils, name))
+    return [module for module in model.modules() if isinstance(module, kinds)]

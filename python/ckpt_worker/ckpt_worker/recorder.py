@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,7 @@ _READ_NOTHING = {aten.record_stream.default}
 _CONSTANTS = {aten.zero_.default, aten.fill_.Scalar}
 # whoever has their answer can do one thing or the other
 _HOST_READS = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default}
+LAUNCHES = "a Triton kernel runs while it is loaded"
 STEERED = "what the engine does depends on what is in its weights"
 
 
@@ -73,6 +75,8 @@ class ListRecording:
     foreign: list[str] = field(default_factory=list)
     # of which something was read
     read: set[str] = field(default_factory=set)
+    # that the engine loads itself in every update, whatever else it does with them
+    aside: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._by_start = sorted((tensor for tensor in self.tensors if tensor.bytes), key=lambda tensor: tensor.offset)
@@ -81,7 +85,8 @@ class ListRecording:
     @property
     def reasons(self) -> list[str]:
         """Why the list cannot be replayed; empty: it can."""
-        return [*self.ordinary.values(), *self.foreign]
+        ordinary = [reason for name, reason in self.ordinary.items() if name not in self.aside]
+        return [*ordinary, *self.foreign]
 
     def tensor_at(self, offset: int) -> Tensor:
         """The one that has this byte of the ring."""
@@ -137,6 +142,7 @@ class Recorder(TorchDispatchMode):
         self._replayed: list[ListRecording] = []
         self._recorded: list[ListRecording] = []
         self._steered = False
+        self._aside = False
         # by region, whatever was written there by an operator of torch
         self._written: dict[int, list[tuple[int, int]]] = {}
 
@@ -152,6 +158,23 @@ class Recorder(TorchDispatchMode):
                 self._loaded.setdefault(copy.region, []).append((copy, recording))
         self._replayed.clear()
         return self._list
+
+    @contextmanager
+    def aside(self, tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+        """The engine does something with what these come from that it does in every update: that is not looked at."""
+        names = self._names(tensors)
+        self._list.aside |= names
+        self._list.read |= names
+        before, self._aside = self._aside, True
+        try:
+            yield
+        finally:
+            self._aside = before
+
+    def launched(self) -> None:
+        """A Triton kernel runs, whose arguments nobody looks at."""
+        if not self._aside:
+            self._list.foreign.append(LAUNCHES)
 
     def refuse_all(self, reason: str) -> None:
         """Of every list that the engine has loaded in this update."""
@@ -179,6 +202,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
         kwargs = kwargs or {}
+        if self._aside:
+            return func(*args, **kwargs)
         if func is aten.copy_.default:
             self._copies(args[0], args[1])
             return func(*args, **kwargs)

@@ -6,8 +6,8 @@ import gc
 import hashlib
 import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -33,8 +33,8 @@ _UPDATES_KEPT = 2
 # of which the ring has room for so many
 _EARLY_BUCKETS = 3
 _UNSEEN = "the engine's memory is written by something that torch does not see"
-_LAUNCHES = "a Triton kernel runs while it is loaded"
 _TOO_MANY = "there are too many lists"
+_ASIDE = "the engine converts its layer after each loading"
 _NO_UPDATE = "no update has gone through"
 _ELSEWHERE = "the engine's tensors are at other places since the last update"
 _NEW_TENSORS = "the engine has tensors that it did not have when its loading was recorded"
@@ -69,6 +69,10 @@ class _Recorded:
     used: int = 0
     #: behind the last byte of the ring that its copies read
     source_end: int = 0
+    #: of its tensors, those that the engine has to be given in every update
+    aside: tuple[Listed, ...] = ()
+    #: how often it has taken something of them
+    asides: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class Reload:
     @param indices: the contents of what says where a weight goes, an expert map for instance
     @param strict: a hook that changes what was loaded is an error, because the engine has a better way for the next update
     @param standing: around calls of `tensors` and `indices` between which nothing changes
+    @param hook_is_last: the processing after loading needs all lists, whatever it looks at
     """
 
     def __init__(
@@ -95,11 +100,15 @@ class Reload:
         indices: Callable[[], tuple[int, ...]] | None = None,
         strict: bool = False,
         standing: Callable[[], AbstractContextManager[None]] = nullcontext,
+        hook_is_last: bool = False,
     ):
         self._regions = Regions(tensors)
         self._indices = indices or (lambda: ())
         self._strict = strict
         self._standing = standing
+        self._hook_is_last = hook_is_last
+        # of the list that is being loaded or replayed
+        self._asides = 0
         self._updates = 0
         # that were there when something was recorded
         self._names: set[str] = set()
@@ -214,7 +223,7 @@ class Reload:
             self.forget()
             self.refused = HOOK_CHANGES
         self._unprocessed = []
-        self._blind = not watch.touched and self.refused is None
+        self._blind = not (watch.touched or self._hook_is_last) and self.refused is None
 
     def _check_indices(self, brought: bool) -> None:
         """@param brought: weights went to recorded places in this update"""
@@ -386,10 +395,19 @@ class Reload:
         recorded = self._recorded.get(body)
         return recorded is not None and not recorded.recording.reasons
 
-    def replay(self, body: bytes, ring: torch.Tensor) -> None:
+    @contextmanager
+    def aside(self, tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+        """The engine brings what these come from somewhere where it has to do so in every update: that is not recorded, and
+        the engine is given it again when its list is replayed."""
+        self._asides += 1
+        with nullcontext() if self._recorder is None else self._recorder.aside(tensors):
+            yield
+
+    def replay(self, body: bytes, ring: torch.Tensor, run: Run) -> None:
         """Brings the tensors of a list that is replayed to where the engine had loaded them.
 
         @param ring: all of its bytes
+        @param run: has the engine load those that were taken `aside`
         """
         assert self._recorder is not None, "the update has not begun"
         recorded = self._recorded[body]
@@ -398,15 +416,26 @@ class Reload:
         if recorded.source_end > ring.numel():
             raise ProtocolError(f"the ring has {ring.numel()} bytes, the list's tensors end at {recorded.source_end}")
         # before the first byte is written
-        self.tally.replayed += len(recording.tensors)
+        self.tally.replayed += len(recording.tensors) - len(recorded.aside)
         for constant in recording.constants:
             constant.write(self._regions.storages[constant.region])
         if recorded.kernel is None:
             replay(recording.copies, ring, self._bytes)
         else:
             recorded.kernel.run(ring)
+        self._load_aside(recorded, ring, run)
         self._recorder.replayed(recording)
         self._lists.append(recording)
+
+    def _load_aside(self, recorded: _Recorded, ring: torch.Tensor, run: Run) -> None:
+        if not recorded.aside:
+            return
+        self.tally.ordinary += len(recorded.aside)
+        self.tally.reasons[_ASIDE] += len(recorded.aside)
+        self._asides = 0
+        run([(one.tensor.name, one.view(ring)) for one in recorded.aside])
+        if self._asides != recorded.asides:
+            raise RuntimeError(f"the engine has taken {self._asides} weights of a list, and {recorded.asides} before")
 
     def load(self, body: bytes, listed: Sequence[Listed], ring: torch.Tensor, run: Run) -> None:
         """Has the engine load a list that is not replayed.
@@ -435,6 +464,8 @@ class Reload:
             self._load(self._recorder.begin([one.tensor for one in listed]), weights, ring, run)
         self._lists.append(recording)
         self.tally.reasons.update(recording.reasons)
+        if recording.aside:
+            self.tally.reasons[_ASIDE] += len(recording.aside)
 
     def _record(self, body: bytes, listed: Sequence[Listed], weights: Weights, ring: torch.Tensor, run: Run) -> ListRecording:
         assert self._recorder is not None
@@ -451,7 +482,9 @@ class Reload:
         prove(recording, ring, self._bytes)
         if len(self._recorded) < _LISTS_MAX:
             end = max((copy.source_end for copy in recording.copies), default=0)
-            self._recorded[body] = _Recorded(recording, self._kernel(recording, ring), self._updates, end)
+            kernel = self._kernel(recording, ring)
+            aside = tuple(one for one in listed if one.tensor.name in recording.aside)
+            self._recorded[body] = _Recorded(recording, kernel, self._updates, end, aside, self._asides)
             self._unprocessed += recording.copies
             written = {copy.region for copy in recording.copies} | {constant.region for constant in recording.constants}
             self._views |= self._regions.views(written)
@@ -471,8 +504,9 @@ class Reload:
         not the model's any more."""
         assert self._recorder is not None
         uses = _uses(ring)
+        self._asides = 0
         try:
-            with watch_launches(lambda: recording.foreign.append(_LAUNCHES)), self._recorder:
+            with watch_launches(self._recorder.launched), self._recorder:
                 run(weights)
             self._recorder.finish()
         finally:

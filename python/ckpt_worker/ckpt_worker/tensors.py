@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
@@ -28,10 +28,12 @@ class ModelTensors:
     beside an H200); a tensor itself is always taken from where it is now.
 
     @param models: those that the engine has now; they are not kept
+    @param without: modules whose own tensors are left out, always the same ones
     """
 
-    def __init__(self, models: Callable[[], Models]):
+    def __init__(self, models: Callable[[], Models], without: Collection[torch.nn.Module] = ()):
         self._models = models
+        self._without = without
         self._places: _Places | None = None
         self._standing: tuple[_Places, list[dict[str, Any]]] | None = None
         self._stands = False
@@ -76,7 +78,7 @@ class ModelTensors:
         models = self._models()
         held = None if self._places is None else self._places.held(models)
         if self._places is None or held is None:
-            self._places = _Places(models)
+            self._places = _Places(models, self._without)
             held = self._places.held(models)
             assert held is not None, "the model changes while it is looked at"
         return self._places, held
@@ -91,21 +93,22 @@ class _Slot(NamedTuple):
 class _Places:
     """Where the tensors of some models are. Keeps none of them."""
 
-    def __init__(self, models: Models):
+    def __init__(self, models: Models, without: Collection[torch.nn.Module]):
         self.tensors: list[_Slot] = []
         self.indices: list[_Slot] = []
         numbers: dict[int, int] = {}
         modules: list[torch.nn.Module] = []
         for number, model in enumerate(models):
             for path, module in () if model is None else model.named_modules():
-                for at, held in enumerate(_holders(module)):
+                for at, held in enumerate(_holders(module, without)):
                     self._find(f"{number}:{path}", len(modules) * _HOLDERS + at, held)
                 numbers.setdefault(id(module), len(modules))
                 modules.append(module)
         self._roots = [None if model is None else numbers[id(model)] for model in models]
         self._modules = [weakref.ref(module) for module in modules]
         self._children = [None if child is None else numbers[id(child)] for child in _children(modules)]
-        self._types = _types(_all_holders(modules))
+        self._without = without
+        self._types = _types(self._all_holders(modules))
 
     def _find(self, path: str, holder: int, held: dict[str, Any]) -> None:
         for key, value in held.items():
@@ -126,20 +129,21 @@ class _Places:
         children = [None if number is None else modules[number] for number in self._children]
         if None in modules or not _are_same(roots, models) or not _are_same(children, list(_children(modules))):
             return None
-        held = _all_holders(modules)
+        held = self._all_holders(modules)
         if _types(held) != self._types:
             return None
         slots = chain(self.tensors, self.indices)
         return held if all(slot.key in held[slot.holder] for slot in slots) else None
 
+    def _all_holders(self, modules: Sequence[torch.nn.Module]) -> list[dict[str, Any]]:
+        return list(chain.from_iterable(_holders(module, self._without) for module in modules))
 
-def _holders(module: torch.nn.Module) -> tuple[dict[str, Any], ...]:
+
+def _holders(module: torch.nn.Module, without: Collection[torch.nn.Module]) -> tuple[dict[str, Any], ...]:
     """`_HOLDERS` of them."""
+    if module in without:
+        return {}, {}, {}
     return module._parameters, module._buffers, vars(module)
-
-
-def _all_holders(modules: Sequence[torch.nn.Module]) -> list[dict[str, Any]]:
-    return list(chain.from_iterable(map(_holders, modules)))
 
 
 def _types(held: list[dict[str, Any]]) -> list[type]:

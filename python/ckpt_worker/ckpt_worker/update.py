@@ -91,7 +91,7 @@ class _Engine:
             self.tally.ordinary += len(weights)
             self.run(weights)
         elif listed is None:
-            self.reload.replay(body, ring)
+            self.reload.replay(body, ring, self.run)
         else:
             self.reload.load(body, listed, ring, self.run)
 

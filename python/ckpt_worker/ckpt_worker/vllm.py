@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from contextlib import ExitStack, suppress
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import zmq
 
 from .conversation import Limits
+from .converted import Layers, changed_layers, converted_layers
 from .cuda_memory import CudaMemory
 from .direct import DirectEngine, update_weights_directly
 from .fingerprint import fingerprint_of
 from .kernel import has_triton
-from .layerwise import LayerwiseReload, changed_by_processing
+from .layerwise import LayerwiseReload
 from .reload import HOOK_CHANGES, Reload, Tally, Weights
 from .tensors import ModelTensors
 from .update import synchronize, update_weights_from_ipc
@@ -23,6 +25,9 @@ from .update import synchronize, update_weights_from_ipc
 # vLLM's RPC gives up after 300 s, and whoever called it does not learn anything then
 _TOTAL_SECONDS = 290.0
 _KEY = "_ckpt_engine"
+
+# vLLM goes through the layers of these in ways of its own
+_RELOADS_ITSELF = ("torchao",)
 
 Mode = Literal["recorded", "ordinary", "layerwise"]
 DirectPhase = Literal["begin", "copies", "hook"]
@@ -85,12 +90,17 @@ class VllmEngine:
         self._torn = False
         self._last: dict[str, Any] | None = None
         self._layerwise: str | None = None
-        self._processed_again = False
+        # what was looked at before the first update, and which of its layers are reloaded by vLLM every time
+        self._looked: list[weakref.ref[Any]] = []
+        self._converted: Layers = weakref.WeakKeyDictionary()
         self._partly: dict[str, int] = {}
         # what `Reload.changes` was when the tensors had the forms that weights are loaded into
         self._unchanged: int | None = None
-        tensors = ModelTensors(self._models)
-        self._reload = Reload(tensors, tensors.index_contents, True, tensors.standing)
+        self._reload = self._make_reload()
+
+    def _make_reload(self) -> Reload:
+        tensors = ModelTensors(self._models, self._converted)
+        return Reload(tensors, tensors.index_contents, True, tensors.standing, hook_is_last=bool(self._converted))
 
     def update(self, handles: dict[str, str]) -> dict[str, Any]:
         begin = time.perf_counter()
@@ -101,8 +111,8 @@ class VllmEngine:
         try:
             mode, reason = self._mode()
             address = self._address(handles)
-            if mode == "recorded" and not self._processed_again:
-                self._process_again()
+            if mode == "recorded" and not self._has_looked():
+                self._look_first()
                 mode, reason = self._mode()
             self._update(address, mode, tally, begin + _TOTAL_SECONDS - time.perf_counter())
             self._torn = False
@@ -183,7 +193,24 @@ class VllmEngine:
             return "the last update has failed"
         if mode != "recorded":
             return reason
-        return self._reload.not_placed
+        converted = next(iter(self._converted.values()), None)
+        return self._reload.not_placed if converted is None else converted
+
+    def _has_looked(self) -> bool:
+        return bool(self._looked) and [one() for one in self._looked] == self._models()
+
+    def _look_first(self) -> None:
+        """Before the first update of a model: which of its layers can be loaded into as they are."""
+        models = self._models()
+        self._converted, self._unchanged = weakref.WeakKeyDictionary(), None
+        if self._quantization is not None or changed_layers(models):
+            before, self._torn = self._torn, True
+            self._converted = converted_layers(models)
+            self._torn = before
+        else:
+            self._process_again()
+        self._reload = self._make_reload()
+        self._looked = [weakref.ref(model) for model in models]
 
     def _process_again(self) -> None:
         """Before the first update, which writes all weights anew anyway: whether what vLLM has processed can be processed
@@ -195,7 +222,6 @@ class VllmEngine:
             self._torn = torn
         else:
             self._layerwise = HOOK_CHANGES
-        self._processed_again = True
 
     def state(self) -> dict[str, Any]:
         mode, reason = self._mode()
@@ -205,7 +231,12 @@ class VllmEngine:
     def forget(self) -> None:
         self._reload.forget()
         self._layerwise = None
-        self._processed_again = False
+        self._looked = []
+
+    @property
+    def _quantization(self) -> str | None:
+        name: str | None = self._worker.model_config.quantization
+        return name
 
     def checksum(self) -> dict[str, str]:
         sums: dict[str, str] = {}
@@ -233,22 +264,28 @@ class VllmEngine:
 
         @param looked: `_reload` has just looked: where it has seen no change, what weights go to has the same forms
         """
-        if os.environ.get("CKPT_RELOAD") == "ordinary":
-            return "ordinary", "CKPT_RELOAD=ordinary"
-        quantization = self._worker.model_config.quantization
-        if self._layerwise is None and quantization is not None:
-            self._layerwise = f"the model is quantised ({quantization})"
-        if self._layerwise is None and not (looked and self._reload.changes == self._unchanged):
-            changed = (changed_by_processing(model) for model in self._models())
-            self._layerwise = next((where for where in changed if where is not None), None)
+        told = os.environ.get("CKPT_RELOAD")
+        if told == "ordinary" or told == "layerwise":
+            return cast(Mode, told), f"CKPT_RELOAD={told}"
+        if self._layerwise is None and not (looked and self._reload.changes == self._unchanged) and self._has_looked():
+            changed = changed_layers(self._models())
+            self._layerwise = next((where for layer, where in changed.items() if layer not in self._converted), None)
             self._unchanged = self._reload.changes
         if self._layerwise is not None:
             return "layerwise", self._layerwise
+        reason = self._why_not_recorded()
+        if reason is None:
+            return "recorded", None
+        return ("ordinary" if self._quantization is None and not changed_layers(self._models()) else "layerwise"), reason
+
+    def _why_not_recorded(self) -> str | None:
+        if self._quantization in _RELOADS_ITSELF:
+            return f"the model is quantised ({self._quantization})"
         if self._worker.vllm_config.parallel_config.enable_eplb:
-            return "ordinary", "expert load balancing moves experts in place"
+            return "expert load balancing moves experts in place"
         if self._worker.device.type == "cuda" and not has_triton():
-            return "ordinary", "triton is missing"
-        return "recorded", None
+            return "triton is missing"
+        return None
 
     def _update(self, address: str, mode: Mode, tally: Tally, seconds: float) -> None:
         models, worker = self._models(), self._worker
@@ -256,6 +293,10 @@ class VllmEngine:
         with ExitStack() as stack:
             if mode == "layerwise":
                 layerwise = stack.enter_context(LayerwiseReload(models, worker.model_config, self._partly))
+                load, process = layerwise.load, layerwise.finish
+            elif mode == "recorded" and self._converted:
+                some = LayerwiseReload(models, worker.model_config, self._partly, self._converted, self._reload.aside)
+                layerwise = stack.enter_context(some)
                 load, process = layerwise.load, layerwise.finish
             else:
                 load, process = self._load, self._process

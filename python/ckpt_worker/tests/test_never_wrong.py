@@ -231,7 +231,7 @@ class TestNeverWrong(unittest.TestCase):
         self.one_list(reload, memory, 1024, self.a.copy_)
         reload.begin(memory[:512], Tally())
         with self.assertRaisesRegex(ProtocolError, "the ring has 512 bytes"):
-            reload.replay(b"list at 1024", memory[:512])
+            reload.replay(b"list at 1024", memory[:512], print)
 
     def test_lists_that_do_not_come_again_are_forgotten(self) -> None:
         ring = torch.zeros(65_536, dtype=torch.uint8)

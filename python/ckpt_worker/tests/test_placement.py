@@ -84,7 +84,7 @@ class PlacementTest(unittest.TestCase):
                 offset += -(-data.numel() // 256) * 256
             body = f"{index}/{lists}".encode()
             if self.reload.replays(body):
-                self.reload.replay(body, self.ring)
+                self.reload.replay(body, self.ring, print)
             else:
                 self.reload.load(body, listed, self.ring, self.engine.run)
         self.reload.release()
@@ -185,7 +185,7 @@ class TestPlacement(PlacementTest):
     def test_an_update_that_has_not_gone_through(self) -> None:
         self.update(2)
         self.reload.begin(self.ring, Tally())
-        self.reload.replay(b"0/2", self.ring)
+        self.reload.replay(b"0/2", self.ring, print)
         self.reload.end()
         self.assertEqual(self.reload.not_placed, "no update has gone through")
         self.refused("no update has gone through")
@@ -198,8 +198,8 @@ class TestPlacement(PlacementTest):
 
         self.update(5)
         self.reload.begin(self.ring, Tally())
-        self.reload.replay(b"0/5", self.ring)
-        self.reload.replay(b"1/5", self.ring)
+        self.reload.replay(b"0/5", self.ring, print)
+        self.reload.replay(b"1/5", self.ring, print)
         self.reload._blind = True
         self.reload.process_early(move, self.ring, b"1/5")
         self.reload.load(
@@ -257,8 +257,8 @@ class TestPlacement(PlacementTest):
         self.reload.placement(self.allocation_of)
         listed = [Listed(Tensor("v", 0, 512), torch.bfloat16, torch.Size((16, 16)))]
         self.reload.begin(self.ring, Tally())
-        self.reload.replay(b"0/2", self.ring)
-        self.reload.replay(b"1/2", self.ring)
+        self.reload.replay(b"0/2", self.ring, print)
+        self.reload.replay(b"1/2", self.ring, print)
         self.reload.load(b"new", listed, self.ring, lambda _: self.engine.embed.clone())
         self.reload.release()
         self.reload.process(lambda: None)

@@ -44,7 +44,7 @@ class Updates:
             self._ring[: ROWS * 4].copy_(value.view(torch.uint8))
             listed = Listed(Tensor(name, 0, ROWS * 4), torch.float32, torch.Size((ROWS,)))
             if self.reload.replays(name.encode()):
-                self.reload.replay(name.encode(), self._ring)
+                self.reload.replay(name.encode(), self._ring, self.run)
                 if name == "b":
                     self.reload.process_early(self.hook, self._ring, name.encode())
             else:

@@ -173,22 +173,23 @@ class TestWorkerExtension(WorkerTest):
         self.expect(self.update(1), ok=True, mode="ordinary")
 
     def test_a_quantised_model_is_reloaded_layer_by_layer_out_of_copies(self) -> None:
-        self.worker.model_config.quantization = "fp8"
+        self.worker.model_config.quantization = "torchao"
         kept: list[torch.Tensor] = []
         self.worker.model.load_weights = lambda weights: kept.extend(tensor for _, tensor in weights)  # type: ignore[method-assign]
         answer = self.update(1)
-        self.expect(answer, ok=True, mode="layerwise", ordinary=1, reasons={"the model is quantised (fp8)": 1})
+        self.expect(answer, ok=True, mode="layerwise", ordinary=1, reasons={"the model is quantised (torchao)": 1})
         self.assertEqual(self.vllm.steps, ["initialize", "finalize"])
         self.assertNotEqual(kept[0].untyped_storage().data_ptr(), self.ring.untyped_storage().data_ptr())
 
     def test_a_parameter_of_another_form_than_it_was_made_with(self) -> None:
+        self.update(1)
         self.vllm.made = {"weight": torch.zeros(8, 16)}
         state = self.worker.ckpt_state()
-        self.expect(state, mode="layerwise", torn=False, last=None)
+        self.expect(state, mode="layerwise", torn=False)
         self.assertIn("weight has another form", state["reason"])
 
     def test_a_layerwise_reload_that_fails_is_undone(self) -> None:
-        self.worker.model_config.quantization = "fp8"
+        self.worker.model_config.quantization = "torchao"
         self.worker.model.fails = True
         self.vllm.layer = Layer({})
         self.vllm.layer.load_numel_total, self.vllm.layer.kernel_tensors = 64, ({}, {})
@@ -205,7 +206,7 @@ class TestWorkerExtension(WorkerTest):
 
     def test_a_layer_that_gets_only_a_part_of_its_weights(self) -> None:
         """vLLM would make up the rest; what is never loaded, as padding, is as much in every update."""
-        self.worker.model_config.quantization = "fp8"
+        self.worker.model_config.quantization = "torchao"
         for version, numel, name, ok in (
             (1, 40, "weight", True),
             (2, 40, "weight", True),
@@ -258,9 +259,10 @@ class TestWorkerExtension(WorkerTest):
             raise ValueError("no scales")
 
         self.vllm.process = process
+        engine = vars(self.worker)["_ckpt_engine"]
+        looked = engine._looked
         self.worker.ckpt_forget()
-        self.worker.ckpt_state()
-        vars(self.worker)["_ckpt_engine"]._processed_again = True
+        engine._looked = looked
         self.expect(self.update(2), ok=False, torn=True, phase="hook", error="ValueError: no scales")
         self.assertIn(b"no scales", self.daemon.replies[-1])
 
@@ -376,7 +378,7 @@ class TestDirect(WorkerTest):
         self.direct([self.LOOK, self.begin, self.copies(2)])
         # which asks for them itself
         self.worker.ckpt_state()
-        with mock.patch.object(vllm_module, "changed_by_processing", side_effect=AssertionError("again")):
+        with mock.patch.object(vllm_module, "changed_layers", side_effect=AssertionError("again")):
             self.expect(self.direct([self.LOOK, self.begin, self.copies(3)]), **self.DONE)
 
     def test_not_before_an_update_has_gone_through_the_ring(self) -> None:
@@ -398,7 +400,7 @@ class TestDirect(WorkerTest):
         with mock.patch.dict(os.environ, {"CKPT_RELOAD": "ordinary"}):
             self.expect(self.worker.ckpt_state(), not_direct="CKPT_RELOAD=ordinary")
             self.refused("CKPT_RELOAD=ordinary")
-        self.worker.model_config.quantization = "fp8"
+        self.worker.model_config.quantization = "torchao"
         self.refused("the model is quantised")
 
     def test_not_what_is_no_copy(self) -> None:
@@ -486,6 +488,7 @@ class TestDirect(WorkerTest):
         answer = self.worker.ckpt_direct({"GPU-1": self.address})
         self.expect(answer, ok=False, phase="begin", torn=False, placed=False)
         self.assertEqual(answer["error"], "ValueError: the daemon has no address for device GPU-0, only for GPU-1")
+        self.update(1)
         with mock.patch.object(self.worker, "get_model", side_effect=RuntimeError("no model")):
             answer = self.direct([self.LOOK])
         self.expect(answer, ok=False, error="RuntimeError: no model", phase="begin", torn=False)

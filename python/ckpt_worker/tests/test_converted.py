@@ -1,0 +1,342 @@
+"""Models some of whose layers are converted after loading: only those are reloaded by vLLM in every update. With vLLM's own
+reload where it is installed."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import types
+import unittest
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from typing import Any
+from unittest import mock
+
+import played_vllm
+import torch
+from played_daemon import Daemon, DaemonTest, Messages, handle
+from torch.multiprocessing import reductions
+
+from ckpt_worker import WorkerExtension
+from ckpt_worker.converted import converted_layers
+
+RING = 65_536
+EXPERTS, HIDDEN, INNER = 4, 8, 6
+CONVERTED = "the engine converts its layer after each loading"
+
+if find_spec("vllm") is not None:
+    from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+    from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+    from vllm.model_executor.model_loader.utils import Attention
+    from vllm.platforms import current_platform
+
+    STAND_INS: dict[str, Any] = {}
+else:
+    from played_vllm import Attention, QuantizeMethodBase, record_metadata_for_reloading
+
+    current_platform = None
+    STAND_INS = played_vllm.stand_ins()
+
+
+class Method(QuantizeMethodBase):  # type: ignore[misc]
+    def create_weights(self, layer: Any, *_: Any, **__: Any) -> None:
+        raise NotImplementedError
+
+    def apply(self, layer: Any, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+
+class Requantised(Method):
+    """Weights and scales of other values, in the same form."""
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        power = torch.exp2(torch.ceil(torch.log2(layer.scale.data)))
+        layer.weight.data.mul_(layer.scale.data / power)
+        replace(layer, "scale", power)
+
+
+class Packed(Method):
+    """The weights of another form."""
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        replace(layer, "weight", layer.weight.data.t().contiguous().reshape(-1, 4))
+
+
+class Shuffled(Method):
+    """Experts as they came; what runs knows the tensor of their scales."""
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        replace(layer, "w13", layer.w13.data)
+        replace(layer, "w13_scale", layer.w13_scale.data)
+        self.config = types.SimpleNamespace(scale=layer.w13_scale)
+
+
+class Indexed(Method):
+    """Of which other contents must not be tried."""
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        assert layer.order.max() < 4, "the device would be gone"
+
+
+def replace(layer: Any, name: str, data: torch.Tensor) -> None:
+    parameter = torch.nn.Parameter(data, requires_grad=False)
+    parameter.weight_loader = getattr(layer, name).weight_loader  # type: ignore[attr-defined]
+    setattr(layer, name, parameter)
+
+
+# vLLM gives it by the name `param`
+def whole(param: Any, loaded: torch.Tensor) -> None:
+    param.data.copy_(loaded)
+
+
+def of_expert(param: Any, loaded: torch.Tensor, expert: int, shard: int) -> None:
+    size = param.shape[1] // 2
+    param.data[expert].narrow(0, shard * size, size).copy_(loaded)
+
+
+def layer_of(method: Method | None, loader: Callable[..., None] = whole, **tensors: torch.Tensor) -> torch.nn.Module:
+    layer = torch.nn.Module()
+    for name, tensor in tensors.items():
+        parameter = torch.nn.Parameter(tensor, requires_grad=False)
+        parameter.weight_loader = loader  # type: ignore[attr-defined]
+        layer.register_parameter(name, parameter)
+    if method is not None:
+        layer.quant_method = method
+    return layer
+
+
+class Derived(Attention):  # type: ignore[misc]
+    """Makes something of another layer's weights, in place, as MLA does."""
+
+    def __init__(self, of: torch.nn.Module):
+        torch.nn.Module.__init__(self)
+        object.__setattr__(self, "of", of)
+        self.made = torch.zeros(HIDDEN, HIDDEN)
+
+    def process_weights_after_loading(self, _dtype: Any) -> None:
+        self.made.copy_(self.of.weight.data * 2 + self.of.scale.data)
+
+
+Derived.__abstractmethods__ = frozenset()
+
+
+class Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = layer_of(None, weight=torch.zeros(16, HIDDEN))
+        self.qkv = layer_of(Requantised(), weight=torch.zeros(HIDDEN, HIDDEN), scale=torch.zeros(HIDDEN, 1))
+        self.out = layer_of(Packed(), weight=torch.zeros(HIDDEN, HIDDEN))
+        shape = EXPERTS, 2 * INNER, HIDDEN
+        self.experts = layer_of(Shuffled(), of_expert, w13=torch.zeros(*shape), w13_scale=torch.zeros(EXPERTS, 2, 1))
+        self.attention = Derived(self.qkv)
+        record_metadata_for_reloading(self)
+        self.loads: list[str] = []
+
+    def load_weights(self, weights: Any) -> None:
+        parameters = dict(self.named_parameters())
+        for name, tensor in weights:
+            self.loads.append(name)
+            layer, *expert, leaf = name.split(".")
+            parameter: Any = parameters[f"{layer}.{leaf}"]
+            parameter.weight_loader(parameter, tensor, *map(int, expert))
+
+    def process(self) -> None:
+        for layer in (self.qkv, self.out, self.experts):
+            layer.quant_method.process_weights_after_loading(layer)
+        self.attention.process_weights_after_loading(None)
+
+    def held(self) -> dict[str, torch.Tensor]:
+        derived = {"made": self.attention.made, "known": self.experts.quant_method.config.scale}
+        return {**dict(self.named_parameters()), **derived}
+
+
+def weights_of(version: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(version)
+    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (16, HIDDEN), "qkv.weight": (HIDDEN, HIDDEN)}
+    for expert in range(EXPERTS):
+        for shard in range(2):
+            shapes[f"experts.{expert}.{shard}.w13"] = (INNER, HIDDEN)
+            shapes[f"experts.{expert}.{shard}.w13_scale"] = (1, 1)
+    # the layers' tensors are not all in one list
+    shapes |= {"qkv.scale": (HIDDEN, 1), "out.weight": (HIDDEN, HIDDEN)}
+    return {name: torch.rand(shape, generator=generator) + 0.1 for name, shape in shapes.items()}
+
+
+def started(version: int) -> Model:
+    """As a server that was started with these weights."""
+    model = Model()
+    model.load_weights(weights_of(version).items())
+    model.process()
+    return model
+
+
+class Worker(WorkerExtension):
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.device = types.SimpleNamespace(index=0, type="cpu")
+        self.model_config = types.SimpleNamespace(quantization="fp8", dtype=torch.float32)
+        self.vllm_config = types.SimpleNamespace(parallel_config=types.SimpleNamespace(enable_eplb=False))
+
+    def get_model(self) -> Model:
+        return self.model
+
+
+class TestConverted(DaemonTest):
+    ASIDE = ("qkv.weight", "qkv.scale", "out.weight")
+
+    def setUp(self) -> None:
+        super().setUp()
+        for name, module in STAND_INS.items():
+            sys.modules[name] = module
+            self.addCleanup(sys.modules.pop, name)
+        if current_platform is not None:
+            known = mock.patch.object(type(current_platform), "get_device_uuid", lambda *_: played_vllm.UUID, create=True)
+            known.start()
+            self.addCleanup(known.stop)
+        self.ring = torch.zeros(RING, dtype=torch.uint8)
+        patch = mock.patch.object(reductions, "rebuild_cuda_tensor", lambda *_: self.ring[:])
+        self.handle = handle(RING)
+        patch.start()
+        self.addCleanup(patch.stop)
+        self.worker = Worker(started(100))
+
+    def listed(self, tensors: dict[str, torch.Tensor]) -> Callable[[], bytes]:
+        def message() -> bytes:
+            items, offset = [], 0
+            for name, tensor in tensors.items():
+                self.ring[offset : offset + tensor.nbytes].copy_(tensor.reshape(-1).view(torch.uint8))
+                items.append({"name": name, "dtype": tensor.dtype, "shape": tensor.shape, "offset": offset})
+                offset += -(-tensor.nbytes // 256) * 256
+            return pickle.dumps(items)
+
+        return message
+
+    def update(self, version: int, per_list: int = 7, without: tuple[str, ...] = (), stop: int | None = None) -> dict[str, Any]:
+        """@param stop: after so many lists the daemon gives up"""
+        weights = [(name, tensor) for name, tensor in weights_of(version).items() if name not in without]
+        lists = [self.listed(dict(weights[i : i + per_list])) for i in range(0, len(weights), per_list)]
+        end = pickle.dumps(None)
+        messages: Messages = [self.handle, *lists, end, end]
+        if stop is not None:
+            messages = [self.handle, *lists[:stop], pickle.dumps(RuntimeError("stop"))]
+        self.worker.model.loads.clear()
+        daemon = Daemon(self.context, self.address, messages)
+        daemon.start()
+        answer = self.worker.update_weights_from_ipc({played_vllm.UUID: self.address})
+        daemon.worker_left.set()
+        daemon.join()
+        return answer
+
+    def expect(self, answer: dict[str, Any], **wanted: Any) -> None:
+        self.assertEqual({name: answer[name] for name in wanted}, wanted)
+
+    def is_as_started(self, version: int) -> None:
+        has, wanted = self.worker.model.held(), started(version).held()
+        self.assertEqual(list(has), list(wanted))
+        different = [name for name, tensor in wanted.items() if not torch.equal(has[name], tensor)]
+        self.assertEqual(different, [])
+
+    def test_only_what_is_converted_is_loaded_again(self) -> None:
+        model = self.worker.model
+        addresses = {name: tensor.data_ptr() for name, tensor in model.held().items()}
+        tensors = len(weights_of(0))
+        for version in range(4):
+            answer = self.update(version)
+            self.expect(answer, ok=True, error=None, torn=False, mode="recorded")
+            self.expect(answer, replayed=0 if version == 0 else tensors - 3, reasons={CONVERTED: 3})
+            self.assertEqual(model.loads if version else list(self.ASIDE), list(self.ASIDE))
+            self.is_as_started(version)
+        self.assertEqual({name: tensor.data_ptr() for name, tensor in model.held().items()}, addresses)
+        self.assertRegex(answer["not_direct"], "(qkv: its processing converts weights|out.weight has another form)")
+
+    def test_a_list_of_each_size(self) -> None:
+        for per_list in (1, 2, 3, 5, 64):
+            self.update(1, per_list)
+            self.expect(self.update(2, per_list), ok=True, replayed=len(weights_of(0)) - 3)
+            self.is_as_started(2)
+
+    def test_what_is_tried_leaves_every_weight(self) -> None:
+        model = started(7)
+        loaded = [one.detach().clone() for one in model.parameters()]
+        objects = list(model.parameters())
+        converted = converted_layers([model])
+        self.assertEqual(set(converted), {model.qkv, model.out})
+        for one, before in zip(model.parameters(), loaded):
+            self.assertTrue(torch.equal(one, before))
+        held = set(map(id, model.parameters()))
+        self.assertTrue({id(one) for one in objects[:3]} <= held)
+        self.assertIs(model.experts.quant_method.config.scale, model.experts.w13_scale)
+        self.assertTrue(torch.equal(model.attention.made, started(7).attention.made))
+
+    def test_no_other_contents_are_tried_of_indices(self) -> None:
+        model = started(7)
+        model.extra = layer_of(Indexed(), order=torch.zeros(4, dtype=torch.int32))
+        self.assertIn("no floating-point", converted_layers([model])[model.extra])
+
+    def test_processing_that_cannot_be_tried(self) -> None:
+        model = started(7)
+        before = model.experts.w13.clone()
+        fails = mock.patch.object(Shuffled, "process_weights_after_loading", side_effect=AssertionError("shape"))
+        with fails:
+            reasons = converted_layers([model])
+        self.assertIn("cannot be tried: AssertionError: shape", reasons[model.experts])
+        self.assertTrue(torch.equal(model.experts.w13, before))
+
+    def test_a_converted_layer_that_gets_only_a_part(self) -> None:
+        self.update(1)
+        answer = self.update(2, without=("qkv.scale",))
+        self.expect(answer, ok=False, torn=True)
+        self.assertIn("qkv: the update has weight, but not scale", answer["error"])
+        self.expect(self.update(3), ok=True, torn=False)
+        self.is_as_started(3)
+
+    def test_an_update_that_ends_half_way(self) -> None:
+        for stop in (0, 1, 2):
+            with self.subTest(stop=stop):
+                self.update(1)
+                self.expect(self.update(2, stop=stop), ok=False, torn=stop > 0)
+                self.expect(self.update(3), ok=True, torn=False)
+                self.is_as_started(3)
+
+    def test_weights_that_the_engine_takes_no_more(self) -> None:
+        self.update(1)
+        model = self.worker.model
+        real = model.load_weights
+
+        def some(weights: Any) -> None:
+            real([(name, tensor) for name, tensor in weights if name != "out.weight"])
+
+        with mock.patch.object(model, "load_weights", some):
+            answer = self.update(2, stop=3)
+        self.expect(answer, ok=False, torn=True)
+
+    def test_another_model_is_looked_at_anew(self) -> None:
+        self.update(1)
+        self.worker.model = started(50)
+        self.expect(self.update(2), ok=True, replayed=0)
+        self.is_as_started(2)
+        self.expect(self.update(3), ok=True, replayed=len(weights_of(0)) - 3)
+        self.is_as_started(3)
+
+    def test_layer_by_layer_when_told(self) -> None:
+        for version in (1, 2):
+            with mock.patch.dict("os.environ", {"CKPT_RELOAD": "layerwise"}):
+                answer = self.update(version)
+            self.expect(answer, ok=True, mode="layerwise", replayed=0)
+            same = {name for name in self.worker.model.held() if name != "known"}
+            wanted = started(version).held()
+            for name in same:
+                self.assertTrue(torch.equal(self.worker.model.held()[name], wanted[name]), name)
+
+    def test_every_layer_as_it_was_loaded_may_be_placed(self) -> None:
+        with suppress(KeyError), mock.patch.object(Requantised, "process_weights_after_loading", lambda *_: None):
+            model = self.worker.model = Model()
+            model.out = layer_of(None, weight=torch.zeros(HIDDEN, HIDDEN))
+            record_metadata_for_reloading(model)
+            model.experts.quant_method.process_weights_after_loading(model.experts)
+            self.expect(self.update(1), ok=True, reasons={}, not_direct=None)
+
+
+if __name__ == "__main__":
+    unittest.main()
