@@ -43,6 +43,8 @@ class LayerwiseReload:
         self._layers = layers
         self._aside = aside
         self._begun: list[torch.nn.Module] = []
+        # of the other layers, what runs, while they have tensors in its place that weights can be loaded into
+        self._running: list[tuple[torch.nn.Module, dict[str, Any]]] = []
 
     def __enter__(self) -> LayerwiseReload:
         return self
@@ -50,6 +52,10 @@ class LayerwiseReload:
     def __exit__(self, *_: object) -> None:
         from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 
+        self._place_running()
+        for layer in self._layers or ():
+            # vLLM keeps them, with their loaders, for the next reload
+            _unwrap(get_layerwise_info(layer).restore_metadata[0].values())
         for model in self._begun:
             for layer in model.modules():
                 info = get_layerwise_info(layer)
@@ -99,9 +105,29 @@ class LayerwiseReload:
             restore_layer_on_meta(layer, info)
             initialize_online_processing(layer)
             self._wrap(layer)
+        self._place_loadable(model)
 
     def _converted(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         return (layer for layer in model.modules() if self._layers is not None and layer in self._layers)
+
+    def _place_loadable(self, model: torch.nn.Module) -> None:
+        """In the other layers. Their processing has made parameters anew that know no more how they are loaded: others of the
+        same memory, as they were made, take their place."""
+        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+        for layer in model.modules():
+            made, _ = get_layerwise_info(layer).restore_metadata
+            if not made or self._layers is None or layer in self._layers:
+                continue
+            self._running.append((layer, dict(layer._parameters)))
+            for name, before in made.items():
+                layer._parameters[name] = _loadable(layer, before, layer._parameters[name])
+
+    def _place_running(self) -> None:
+        for layer, parameters in self._running:
+            layer._parameters.clear()
+            layer._parameters.update(parameters)
+        self._running.clear()
 
     def _wrap(self, layer: torch.nn.Module) -> None:
         """Has what comes to the layer copied, and taken `aside`."""
@@ -132,6 +158,7 @@ class LayerwiseReload:
         @raises RuntimeError: a layer has got only a part of its weights; vLLM would take the others from memory that nobody
             has written
         """
+        self._place_running()
         for number, model in enumerate(self._begun):
             self._require_whole(number, model)
         while self._begun:
@@ -180,6 +207,27 @@ class LayerwiseReload:
                 module.process_weights_after_loading(self._config.dtype)
         for module in _of_kinds(model, utils, ("HpcModule",)):
             module.process_weights_after_loading(model)
+
+
+def _loadable(layer: torch.nn.Module, made: Any, running: Any) -> Any:
+    """`made` over the memory of `running`."""
+    from vllm.model_executor.model_loader.reload.layerwise import _get_original_loader
+    from vllm.model_executor.model_loader.reload.sanitize import restore_layer_refs
+
+    tensor = running.data
+    tensor.__class__ = made.__class__
+    tensor.__dict__ = made.__dict__.copy()
+    restore_layer_refs(tensor, layer)
+    if hasattr(tensor, "weight_loader"):
+        tensor.weight_loader = _get_original_loader(tensor)
+    return tensor
+
+
+def _unwrap(tensors: Iterable[Any]) -> None:
+    for tensor in tensors:
+        loader = getattr(tensor, "weight_loader", None)
+        if loader is not None and hasattr(loader, "takes_aside"):
+            tensor.weight_loader = loader.__wrapped__
 
 
 def _is_weight(value: Any) -> bool:

@@ -90,16 +90,17 @@ class VllmEngine:
         self._torn = False
         self._last: dict[str, Any] | None = None
         self._layerwise: str | None = None
-        # what was looked at before the first update, and which of its layers are reloaded by vLLM every time
+        # what was looked at before the first update
         self._looked: list[weakref.ref[Any]] = []
-        self._converted: Layers = weakref.WeakKeyDictionary()
+        # which layers vLLM reloads every time; None: it processes nothing that weights are loaded into
+        self._converted: Layers | None = None
         self._partly: dict[str, int] = {}
         # what `Reload.changes` was when the tensors had the forms that weights are loaded into
         self._unchanged: int | None = None
         self._reload = self._make_reload()
 
     def _make_reload(self) -> Reload:
-        tensors = ModelTensors(self._models, self._converted)
+        tensors = ModelTensors(self._models, self._converted or ())
         return Reload(tensors, tensors.index_contents, True, tensors.standing, hook_is_last=bool(self._converted))
 
     def update(self, handles: dict[str, str]) -> dict[str, Any]:
@@ -193,7 +194,7 @@ class VllmEngine:
             return "the last update has failed"
         if mode != "recorded":
             return reason
-        converted = next(iter(self._converted.values()), None)
+        converted = next(iter((self._converted or {}).values()), None)
         return self._reload.not_placed if converted is None else converted
 
     def _has_looked(self) -> bool:
@@ -202,7 +203,7 @@ class VllmEngine:
     def _look_first(self) -> None:
         """Before the first update of a model: which of its layers can be loaded into as they are."""
         models = self._models()
-        self._converted, self._unchanged = weakref.WeakKeyDictionary(), None
+        self._converted, self._unchanged = None, None
         if self._quantization is not None or changed_layers(models):
             before, self._torn = self._torn, True
             self._converted = converted_layers(models)
@@ -269,7 +270,8 @@ class VllmEngine:
             return cast(Mode, told), f"CKPT_RELOAD={told}"
         if self._layerwise is None and not (looked and self._reload.changes == self._unchanged) and self._has_looked():
             changed = changed_layers(self._models())
-            self._layerwise = next((where for layer, where in changed.items() if layer not in self._converted), None)
+            known: Any = self._converted or ()
+            self._layerwise = next((where for layer, where in changed.items() if layer not in known), None)
             self._unchanged = self._reload.changes
         if self._layerwise is not None:
             return "layerwise", self._layerwise
@@ -294,7 +296,7 @@ class VllmEngine:
             if mode == "layerwise":
                 layerwise = stack.enter_context(LayerwiseReload(models, worker.model_config, self._partly))
                 load, process = layerwise.load, layerwise.finish
-            elif mode == "recorded" and self._converted:
+            elif mode == "recorded" and self._converted is not None:
                 some = LayerwiseReload(models, worker.model_config, self._partly, self._converted, self._reload.aside)
                 layerwise = stack.enter_context(some)
                 load, process = layerwise.load, layerwise.finish

@@ -68,8 +68,8 @@ def _as_meta(tensor: torch.Tensor) -> torch.nn.Parameter:
 
 def restore_layer_on_meta(layer: torch.nn.Module, info: LayerInfo) -> None:
     layer._parameters.clear()
-    for name, made in info.restore_metadata[0].items():
-        layer._parameters[name] = _as_meta(made)
+    # the very ones, as vLLM has it: their loaders stay
+    layer._parameters.update(info.restore_metadata[0])  # type: ignore[arg-type]
 
 
 def initialize_online_processing(layer: torch.nn.Module) -> None:
@@ -77,12 +77,14 @@ def initialize_online_processing(layer: torch.nn.Module) -> None:
     info.load_numel_total = sum(one.numel() for one in layer._parameters.values() if one is not None)
     for name, parameter in layer._parameters.items():
         assert parameter is not None
-        parameter.weight_loader = _online(layer, name, _own_loader(parameter))  # type: ignore[attr-defined]
+        if parameter.weight_loader.__name__ != _WRAPPER:  # type: ignore[attr-defined]
+            parameter.weight_loader = _online(layer, name, _get_original_loader(parameter))  # type: ignore[attr-defined]
 
 
 def _online(layer: torch.nn.Module, name: str, loader: Callable[..., object]) -> Callable[..., object]:
+    info = get_layerwise_info(layer)
+
     def online_process_loader(*args: Any) -> None:
-        info = get_layerwise_info(layer)
         if not info.can_load():
             return
         bound = inspect.signature(loader).bind(*args)
@@ -95,7 +97,7 @@ def _online(layer: torch.nn.Module, name: str, loader: Callable[..., object]) ->
     return online_process_loader
 
 
-def _own_loader(parameter: Any) -> Any:
+def _get_original_loader(parameter: Any) -> Any:
     loader = parameter.weight_loader
     while loader.__name__ == _WRAPPER:
         loader = loader.__wrapped__
@@ -106,7 +108,8 @@ def _process(layer: torch.nn.Module, info: LayerInfo) -> None:
     for name, meta in list(layer._parameters.items()):
         assert meta is not None
         made = torch.nn.Parameter(torch.empty_like(meta, device="cpu"), requires_grad=False)
-        made.weight_loader = _own_loader(meta)  # type: ignore[attr-defined]
+        made.__dict__.update(meta.__dict__)
+        made.weight_loader = _get_original_loader(meta)  # type: ignore[attr-defined]
         layer._parameters[name] = made
     for name, bound in info.loaded_weights:
         parameter: Any = layer._parameters[name]
@@ -123,6 +126,11 @@ def _process(layer: torch.nn.Module, info: LayerInfo) -> None:
 def _place_kernel_tensors(layer: torch.nn.Module, info: LayerInfo) -> None:
     layer._parameters.clear()
     layer._parameters.update(info.kernel_tensors[0])
+
+
+def restore_layer_refs(tensor: torch.Tensor, _layer: torch.nn.Module) -> torch.Tensor:
+    """Loaders of these layers are no methods."""
+    return tensor
 
 
 def initialize_layerwise_reload(model: torch.nn.Module) -> None:
@@ -163,6 +171,7 @@ def stand_ins() -> dict[str, Any]:
         "vllm.model_executor.layers.quantization.base_config": here,
         f"{_LOADER}.reload": here,
         f"{_LOADER}.reload.layerwise": here,
+        f"{_LOADER}.reload.sanitize": here,
         f"{_LOADER}.utils": here,
         "vllm.platforms": types.SimpleNamespace(current_platform=platform),
     }

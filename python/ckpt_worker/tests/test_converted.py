@@ -91,6 +91,8 @@ def whole(param: Any, loaded: torch.Tensor) -> None:
 
 
 def of_expert(param: Any, loaded: torch.Tensor, expert: int, shard: int) -> None:
+    # vLLM's processing makes parameters anew that have only their loader
+    assert param.kind == "block", "the parameter does not know how it is loaded"
     size = param.shape[1] // 2
     param.data[expert].narrow(0, shard * size, size).copy_(loaded)
 
@@ -100,6 +102,7 @@ def layer_of(method: Method | None, loader: Callable[..., None] = whole, **tenso
     for name, tensor in tensors.items():
         parameter = torch.nn.Parameter(tensor, requires_grad=False)
         parameter.weight_loader = loader  # type: ignore[attr-defined]
+        parameter.kind = "block"  # type: ignore[attr-defined]
         layer.register_parameter(name, parameter)
     if method is not None:
         layer.quant_method = method
@@ -320,7 +323,9 @@ class TestConverted(DaemonTest):
         self.is_as_started(3)
 
     def test_layer_by_layer_when_told(self) -> None:
-        for version in (1, 2):
+        self.update(0)
+        self.update(1)
+        for version in (2, 3):
             with mock.patch.dict("os.environ", {"CKPT_RELOAD": "layerwise"}):
                 answer = self.update(version)
             self.expect(answer, ok=True, mode="layerwise", replayed=0)
@@ -328,6 +333,24 @@ class TestConverted(DaemonTest):
             wanted = started(version).held()
             for name in same:
                 self.assertTrue(torch.equal(self.worker.model.held()[name], wanted[name]), name)
+        self.expect(self.update(4), ok=True, mode="recorded")
+        self.is_as_started(4)
+
+    def test_after_everything_was_forgotten(self) -> None:
+        self.update(1)
+        self.worker.ckpt_forget()
+        for version in (2, 3):
+            self.expect(self.update(version), ok=True, replayed=0 if version == 2 else len(weights_of(0)) - 3)
+            self.is_as_started(version)
+
+    def test_what_runs_is_what_ran(self) -> None:
+        running = dict(self.worker.model.named_parameters())
+        self.update(1)
+        self.update(2)
+        # the processing makes those of the experts anew
+        for name, parameter in self.worker.model.named_parameters():
+            self.assertTrue(parameter is running[name] or name.startswith("experts"), name)
+            self.assertEqual(parameter.data_ptr(), running[name].data_ptr())
 
     def test_every_layer_as_it_was_loaded_may_be_placed(self) -> None:
         with suppress(KeyError), mock.patch.object(Requantised, "process_weights_after_loading", lambda *_: None):
