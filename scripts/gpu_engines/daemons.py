@@ -16,15 +16,17 @@ _READY_SECONDS = 120
 _LOG_CHARACTERS = 3000
 
 
-def start_ckpt(stack: ExitStack, folder: Path, name: str, devices: int = 1) -> Daemon:
+def start_ckpt(stack: ExitStack, folder: Path, name: str, devices: int = 1, host_gib: int | None = None) -> Daemon:
     """`ckpt serve` with a rank for each of the first devices; it ends with the stack.
 
     @param name: of its log in `folder`
+    @param host_gib: most memory that it pins; by default its own, which goes by how much the machine says that it has
     """
     address = folder / f"{name}.sock"
     command = [os.environ.get("BUN", "bun"), str(_ROOT / "packages/server/src/cli/main.ts"), "serve", "--uds", str(address)]
     named = ",".join(str(number) for number in range(devices))
     command += ["--state-dir", str(folder / f"{name}-state"), "--devices", f"cuda:{named}", "--ranks", str(devices)]
+    command += [] if host_gib is None else ["--host-memory-gib", str(host_gib)]
     start(stack, command, folder / f"{name}.log", {}, address)
     return Daemon(str(address))
 

@@ -26,6 +26,10 @@ _VERSIONS = 2
 # others derive something of their weights with each list, or may
 _PLAIN = ("moe", "dense")
 _UPDATE_SECONDS = 120
+# of the daemon, beyond the weights
+_HOST_GIB = 4
+# of a file system, beyond the weights
+_FREE_BYTES = 2**30
 _JOIN_SECONDS = 60
 _LOG_CHARACTERS = 3000
 _SHOWN = 5
@@ -71,6 +75,9 @@ def main() -> int:
     # the servers end with the stack
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     model = MODELS[options.model](**({} if options.layers is None else {"layers": options.layers}))
+    needed, free = _VERSIONS * model.bytes + _FREE_BYTES, shutil.disk_usage(options.dir).free
+    if free < needed:
+        parser.error(f"{options.dir} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} are needed: --dir, or --layers")
     folder = Path(tempfile.mkdtemp(prefix="gpu-sglang-", dir=options.dir))
     try:
         with ExitStack() as stack:
@@ -168,7 +175,8 @@ class Measured:
         self._server.take(way)
         with ExitStack() as stack:
             # one for each way: it remembers what an engine's worker speaks
-            daemon = start_ckpt(stack, self._folder, f"ckpt-{way}", self._options.tensor_parallel)
+            host_gib = _VERSIONS * self._model.bytes // 2**30 + _HOST_GIB
+            daemon = start_ckpt(stack, self._folder, f"ckpt-{way}", self._options.tensor_parallel, host_gib)
             for version, files in enumerate(self._files):
                 daemon.register_files(f"version-{version}", files)
             # the first one pins, compiles or records
