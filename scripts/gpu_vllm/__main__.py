@@ -86,7 +86,7 @@ def main() -> int:
             print(f"--- {log.name}\n{log.read_text(errors='replace')[-_LOG_CHARACTERS:]}", file=sys.stderr)
         shutil.rmtree(folder)
     document = {
-        "header": header(),
+        "header": header("scripts/gpu-vllm", "vllm", "torch", "checkpoint-engine"),
         "model": model.name,
         "bytes": model.bytes,
         "tensors": len(model.shapes),

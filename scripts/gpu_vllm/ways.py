@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ckpt_client import Daemon
 from ckpt_client.connection import UnixConnection
+from daemons import start, start_ckpt
 from safetensors.torch import load_file
 from vllm_server import VllmServer
 
-_ROOT = Path(__file__).parent.parent.parent
 _CHECKPOINT = "measured"
-_READY_SECONDS = 120
 _UPDATE_SECONDS = 300
 _PACKED_BYTES = 2**30
 
@@ -33,12 +29,7 @@ class CkptWay:
     def __init__(self, stack: ExitStack, server: VllmServer, files: list[Path], folder: Path, ranks: int):
         self._server = server
         self._ranks = list(range(ranks))
-        address = folder / "ckpt.sock"
-        devices = "cuda:" + ",".join(map(str, self._ranks))
-        command = [os.environ.get("BUN", "bun"), str(_ROOT / "packages/server/src/cli/main.ts"), "serve", "--uds", str(address)]
-        command += ["--state-dir", str(folder / "state"), "--devices", devices, "--ranks", str(ranks)]
-        _start(stack, command, folder / "ckpt.log", {}, address)
-        self._daemon = Daemon(str(address))
+        self._daemon = start_ckpt(stack, folder, "ckpt", ranks)
         self._daemon.register_files(_CHECKPOINT, [str(path) for path in files])
 
     def update(self, number: int) -> dict[str, Any]:
@@ -73,7 +64,7 @@ class PeerWay:
         address = folder / "peer.sock"
         port = _free_port()
         env = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        _start(stack, [sys.executable, "-m", "checkpoint_engine", "--uds", str(address)], folder / "peer.log", env, address)
+        start(stack, [sys.executable, "-m", "checkpoint_engine", "--uds", str(address)], folder / "peer.log", env, address)
         self._address = str(address)
         # it deletes files in shared memory once it has pinned them
         links = folder / "peer-files"
@@ -117,28 +108,6 @@ class VllmIpcWay:
         self._send(iter(self._tensors.items()), how)
         self._server.post("/finish_weight_update", {})
         return {}
-
-
-def _start(stack: ExitStack, command: list[str], log: Path, env: dict[str, str], address: Path) -> None:
-    """Waits until it listens at the socket; ends it with the stack."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env={**os.environ, **env}, stdout=output, stderr=output)
-
-    def stop() -> None:
-        process.terminate()
-        process.wait(_READY_SECONDS)
-
-    stack.callback(stop)
-    end = time.monotonic() + _READY_SECONDS
-    while not _listens(address):
-        if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"{command[:4]} did not start:\n{log.read_text(errors='replace')[-3000:]}")
-        time.sleep(0.1)
-
-
-def _listens(address: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as one:
-        return address.exists() and one.connect_ex(str(address)) == 0
 
 
 def _free_port() -> int:

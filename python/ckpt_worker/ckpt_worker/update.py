@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -57,6 +58,8 @@ def update_weights_from_ipc(
     finally:
         if reload is not None:
             reload.end()
+        if engine.tally.ordinary:
+            _give_back()
 
 
 class _Failed(NamedTuple):
@@ -202,6 +205,13 @@ def _release(weak: int, device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.ipc_collect()
     synchronize(device)
+
+
+def _give_back() -> None:
+    """What the engine's loading has left to torch would be missing to others; a broken device is told otherwise."""
+    if torch.cuda.is_initialized():
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 def synchronize(device: torch.device) -> None:

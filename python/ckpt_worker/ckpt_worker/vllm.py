@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any, Literal, cast
 
-import torch
 import zmq
 
 from .conversation import Limits
@@ -123,10 +122,6 @@ class VllmEngine:
             failure = {"error": f"{type(error).__name__}: {error}", "phase": phase}
         if self._reload.refused is not None:
             self._layerwise = self._reload.refused
-        if tally.ordinary and self._worker.device.type == "cuda":
-            # what the engine's loading has left to torch would be missing to others; a broken device is told otherwise
-            with suppress(RuntimeError):
-                torch.cuda.empty_cache()
         reasons = {**tally.reasons, **({} if reason is None else {reason: tally.ordinary})}
         self._last = {
             "ok": failure["error"] is None,

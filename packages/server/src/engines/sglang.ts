@@ -6,6 +6,8 @@ import { judgeSuccess, lookAt, must } from './routes.ts'
 const FLUSH_RETRY_MS = 100
 /** An engine that serves requests cannot be flushed: it is tried this often, then the report says so. */
 const FLUSH_TRIES_SERVING = 10
+/** One that was paused lets go of ended requests soon; those that were retracted wait until it is resumed, and hold the cache. */
+const FLUSH_TRIES_PAUSED = 50
 
 /** SGLang with its checkpoint-engine support; see `docs/engines.md`, section 5. */
 export const sglang: EngineAdapter = {
@@ -43,11 +45,13 @@ export const sglang: EngineAdapter = {
   outOfStep: async () => false,
 
   async settle(client, paused, signal): Promise<Failure | null> {
+    const triesMax = paused ? FLUSH_TRIES_PAUSED : FLUSH_TRIES_SERVING
     for (let tries = 1; ; tries++) {
       const reply = await client.post('/flush_cache', undefined, signal)
       if (reply.ok) return null
-      if (!paused && tries >= FLUSH_TRIES_SERVING) {
-        const message = `the cache still holds results of the old weights: /flush_cache answered ${reply.status}: ${reply.words}; pause the engine for updates`
+      if (tries >= triesMax) {
+        const how = paused ? "pause it with 'abort'" : 'pause the engine'
+        const message = `the cache still holds results of the old weights: /flush_cache answered ${reply.status}: ${reply.words}; ${how} for updates`
         return { code: 'engine_busy', message, phase: 'post' }
       }
       signal.throwIfAborted()

@@ -1,4 +1,4 @@
-"""Models that vLLM serves from a `config.json` alone, and files of their weights with random contents."""
+"""Models that engines serve from a `config.json` alone, and files of their weights with random contents."""
 
 from __future__ import annotations
 

@@ -17,18 +17,20 @@ _COPIES = 12
 _SAMPLE_SECONDS = 0.002
 
 
-def header() -> dict[str, str]:
-    """What a document of figures begins with."""
+def header(script: str, *packages: str) -> dict[str, str]:
+    """What a document of figures begins with.
+
+    @param packages: whose versions it says
+    """
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-    packages = {name: version(name) for name in ("vllm", "torch", "checkpoint-engine")}
-    command = " ".join(["scripts/gpu-vllm", *sys.argv[1:]])
+    command = " ".join([script, *sys.argv[1:]])
     return {
         "date": date.today().isoformat(),
         "command": command,
         "device": torch.cuda.get_device_name(),
         "driver": driver,
-        **packages,
+        **{name: version(name) for name in packages},
     }
 
 
