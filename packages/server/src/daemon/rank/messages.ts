@@ -68,11 +68,8 @@ export type CollectiveOptions =
       readonly id: string
       /** Ranks that have this one's device. */
       readonly sharers: number
-      /**
-       * By position in the update's ranks, of those that this rank's process has, itself among them; null: of another process, which
-       * nothing wakes. Null for all: it has no other one.
-       */
-      readonly peers: readonly (Peer | null)[] | null
+      /** By position in the update's ranks, itself among them; null: of another process, which nothing here wakes. */
+      readonly peers: readonly (Peer | null)[]
     }
 
 /** What one rank sees of another, or tells it. */

@@ -54,9 +54,8 @@ export interface RemoteMeeting {
   readonly sharers: number
   /**
    * By position in the update's ranks: the number of a rank that the same daemon has, as that numbers it; null: another one has it.
-   * Null for all, or absent: it has no other rank in the update.
    */
-  readonly here?: readonly (number | null)[] | null
+  readonly here: readonly (number | null)[]
 }
 
 /** A {@link RankRequest} to a rank of another daemon. */

@@ -51,7 +51,7 @@ test('ranks of one daemon tell each other what they have copied, in each run ane
     signal: 70 + rank,
     listen: (_run: number, _ring: number, listener: RankListener) => listeners.push(listener),
     request: async ({ options: { collective, member, progress } }: { options: OpenOptions }) => {
-      const peers = (collective?.type === 'communicator' && collective.peers) || []
+      const peers = collective?.type === 'communicator' ? collective.peers : []
       expect(peers[member]?.progress).toBe(progress)
       told.set(member, peers)
     },

@@ -108,8 +108,8 @@ export class NodeRuns {
 
   #collectiveOf(run: number, meeting: RemoteMeeting | null): OpenOptions['collective'] {
     if (meeting === null) return null
-    const { id, sharers, here = null } = meeting
-    const peers = here?.map((own) => (own === null ? null : this.#peerOf(run, own))) ?? null
+    const { id, sharers, here } = meeting
+    const peers = here.map((own) => (own === null ? null : this.#peerOf(run, own)))
     return { type: 'communicator', id, sharers, peers }
   }
 

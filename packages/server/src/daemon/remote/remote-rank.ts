@@ -151,8 +151,8 @@ export class RemoteRank implements RankHandle {
     const { id, sharers, peers } = collective
     // the ranks of a daemon follow each other, here and there
     const first = this.rank.rank - this.#own
-    const here = peers?.map((peer, at) => (peer === null ? null : (ranks[at] as number) - first))
-    return { id, sharers, here: here ?? null }
+    const here = peers.map((peer, at) => (peer === null ? null : (ranks[at] as number) - first))
+    return { id, sharers, here }
   }
 
   /** What is its own daemon's stays out. */

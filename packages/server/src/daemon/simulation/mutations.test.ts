@@ -90,7 +90,9 @@ function withoutPeers(message: RankMessage): RankMessage {
   if (message.type !== 'request' || message.request.type !== 'open') return message
   const { options } = message.request
   if (options.collective?.type !== 'communicator') return message
-  const collective = { ...options.collective, peers: null }
+  const { member } = options
+  const peers = options.collective.peers.map((peer, at) => (at === member ? peer : null))
+  const collective = { ...options.collective, peers }
   return { ...message, request: { type: 'open', options: { ...options, collective } } }
 }
 

@@ -167,9 +167,8 @@ export class RankTeam {
     return () => ({ type: 'copies', group })
   }
 
-  /** For a rank of this daemon. Null: it has no other one. */
-  #peersAt(node: number): (Peer | null)[] | null {
-    if (this.#members.filter(({ link }) => link.node === node).length < 2) return null
+  /** For a rank of this daemon. */
+  #peersAt(node: number): (Peer | null)[] {
     return this.#members.map(({ link, progress }) => {
       const { signal } = link
       return link.node === node ? { progress: progress.buffer as SharedArrayBuffer, signal } : null
