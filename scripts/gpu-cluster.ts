@@ -26,6 +26,23 @@ function gpuCount({ devices }: Options): number {
   return devices === 'host' ? 0 : openLibrary({ kind: 'cuda' }).deviceCount()
 }
 
+/** Libraries that are opened when they are needed, or why they are not found. */
+function libraries({ devices }: Options): string[] {
+  const library = openLibrary({ kind: devices })
+  const opens: Readonly<Record<string, () => void>> = {
+    'NCCL for two ranks on one GPU': () => void library.communicatorId(2, 1),
+    UCX: () => library.p2p.close(library.p2p.open('')),
+  }
+  return Object.entries(opens).map(([name, open]) => {
+    try {
+      open()
+      return `${name}: found`
+    } catch (error) {
+      return `${name}: ${describe(error)}`
+    }
+  })
+}
+
 /** Of pinned host memory to a device, in GB/s. */
 async function pinnedRate({ devices, mib }: Options): Promise<number> {
   await using stack = new AsyncDisposableStack()
@@ -42,6 +59,7 @@ async function runAll(options: Options): Promise<boolean> {
   const { devices, mib, json } = options
   const results = new Results(json, { devices, gpus, mib, updates: options.updates })
   results.say(`${devices === 'host' ? 'host library' : `${gpus} GPUs`}, ${mib} MiB a part`)
+  results.say(libraries(options).join('\n'))
   const versions = await TestVersions.write(mib)
   try {
     results.h2dGbPerSecond = await pinnedRate(options)

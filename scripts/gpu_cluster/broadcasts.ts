@@ -30,7 +30,7 @@ function layoutsOf({ options, gpus }: Run): readonly Layout[] {
   return options.layouts ?? [...separate, '1+1', '2+2', '4+4'].map(parseLayout)
 }
 
-/** One rank for each daemon, on a GPU of its own where there are two. */
-export function smallLayout({ gpus }: Run): Layout {
-  return parseLayout(gpus > 1 ? '1/1' : '1+1')
+/** The first that was asked for; else one rank for each daemon, on a GPU of its own where there are two. */
+export function firstLayout({ options, gpus }: Run): Layout {
+  return options.layouts?.[0] ?? parseLayout(gpus > 1 ? '1/1' : '1+1')
 }

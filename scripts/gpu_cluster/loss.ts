@@ -1,7 +1,8 @@
 /** The follower is killed in the middle of a broadcast: the leader answers, goes on without it, and with it when it is back. */
 import { CkptError, type Failure } from '@ckpt/core'
 import { until } from '../../test/cluster/until.ts'
-import { smallLayout } from './broadcasts.ts'
+import { firstLayout } from './broadcasts.ts'
+import { parseLayout } from './layout.ts'
 import { compareAll, Pair, type Seen } from './pair.ts'
 import { describe, type Run, type Step, updateSeconds } from './steps.ts'
 import type { Version } from './versions.ts'
@@ -16,27 +17,26 @@ const AFTER_SECONDS = 2
 const HELD = 1
 
 export function lossSteps(run: Run): Step[] {
-  return [
-    {
-      part: 'c',
-      name: 'follower killed',
-      async work(place) {
-        const { options } = run
-        const layout = smallLayout(run)
-        const flags = ['--broadcast', 'nccl', ...smallRing(options.mib)]
-        const pair = await Pair.start(place, options.devices, layout, flags)
-        const loss = new Loss(run, pair)
-        await loss.whole('before')
-        place.say('an update begins in which the follower is killed')
-        await loss.strike()
-        place.say('an update of the survivors begins')
-        await loss.survivors()
-        place.say('the follower is started again')
-        await loss.bringBack()
-        await loss.whole('with all again')
-      },
+  const { options } = run
+  // of 2+2 the survivors are two, which make a communicator of their own
+  const layouts = options.layouts ?? [firstLayout(run), parseLayout('2+2')]
+  return layouts.map((layout) => ({
+    part: 'c',
+    name: `${layout.name}, follower killed`,
+    async work(place) {
+      const flags = ['--broadcast', 'nccl', ...smallRing(options.mib)]
+      const pair = await Pair.start(place, options.devices, layout, flags)
+      const loss = new Loss(run, pair)
+      await loss.whole('before')
+      place.say('an update begins in which the follower is killed')
+      await loss.strike()
+      place.say('an update of the survivors begins')
+      await loss.survivors()
+      place.say('the follower is started again')
+      await loss.bringBack()
+      await loss.whole('with all again')
     },
-  ]
+  }))
 }
 
 /** The leader cannot launch everything while the follower's engine stands still. */
@@ -53,6 +53,10 @@ class Loss {
   constructor(run: Run, pair: Pair) {
     this.#run = run
     this.#pair = pair
+  }
+
+  #named(what: string): string {
+    return `${this.#pair.layout.name}, ${what}`
   }
 
   /** The parts of each of these nodes, by the daemon that it is said for. */
@@ -73,7 +77,7 @@ class Loss {
     await this.#register(version, [[0], [1]])
     const { engines } = this.#pair
     const seen = await this.#pair.update(NAME, engines, { timeout: updateSeconds(this.#run) })
-    results.update('c', when, seen, await compareAll(versions, version, engines))
+    results.update('c', this.#named(when), seen, await compareAll(versions, version, engines))
   }
 
   async strike(): Promise<void> {
@@ -99,7 +103,7 @@ class Loss {
     if ((endMs - beganMs) / 1000 > timeout + AFTER_SECONDS) {
       throw new Error(`the leader has answered after ${((endMs - beganMs) / 1000).toFixed(1)} s`)
     }
-    results.fact('c', 'from kill -9 to the answer', afterSeconds, describe(error))
+    results.fact('c', this.#named('kill -9 to the answer'), afterSeconds, describe(error))
   }
 
   async survivors(): Promise<void> {
@@ -112,7 +116,7 @@ class Loss {
     const left = seen.report.engines.find(({ ranks }) => ranks[0] === engines[1].ranks[0])
     if (left?.error?.code !== 'node_lost') throw new Error('nobody is told of whom was left out')
     const compared = await compareAll(versions, version, [engines[0]])
-    results.update('c', 'of the survivors', seen, compared)
+    results.update('c', this.#named('of the survivors'), seen, compared)
   }
 
   async bringBack(): Promise<void> {
@@ -122,7 +126,8 @@ class Loss {
     await processes.start(follower.child)
     await this.#pair.joined()
     const seconds = (performance.now() - beganMs) / 1000
-    this.#run.results.fact('c', 'follower started again', seconds, 'until it has joined')
+    const what = this.#named('follower started again')
+    this.#run.results.fact('c', what, seconds, 'until it has joined')
     // an engine that is in an update still refuses the next
     await until('the engine to leave the update', REACH_MS, async () => {
       return (await engines[1].weights()).ranks.length > 0

@@ -31,8 +31,8 @@ export const USAGE = `usage: scripts/gpu-cluster [--devices cuda|host] [--only a
 
   --devices D          cuda (default), or host, which needs no GPU
   --only PART...       these parts (default: all)
-  --layouts LAYOUT...  of a: ranks of leader and follower on one GPU (2+2), or with a GPU for each daemon (1/1);
-                       default 1+1 2+2 4+4, with two GPUs 1/1 before them
+  --layouts LAYOUT...  ranks of leader and follower on one GPU (2+2), or with a GPU for each daemon (1/1); of b the first;
+                       default: 1+1 2+2 4+4, c 1+1 2+2; with two GPUs 1/1 before or in place of 1+1
   --mib N              of each daemon's part (default 512)
   --updates N          of each layout (default 3)
   --seconds N          that everything may take (default 200)

@@ -1,7 +1,7 @@
 /** Ranks that read another daemon's memory by UCX, in turn with broadcasts, and a host that joins. */
 import { join } from 'node:path'
 import { CKPT } from '../../test/support/process.ts'
-import { smallLayout } from './broadcasts.ts'
+import { firstLayout } from './broadcasts.ts'
 import { devicesOf, environmentOf } from './layout.ts'
 import { compareAll, Pair } from './pair.ts'
 import { Engine } from './processes.ts'
@@ -16,12 +16,13 @@ const READS = 3
 const TURNS = 2
 
 export function readSteps(run: Run): Step[] {
+  const layout = firstLayout(run)
   return WAYS.map(({ name, env }, at) => ({
     part: 'b',
-    name: `reads over ${name}`,
+    name: `${layout.name} reads over ${name}`,
     async work(place) {
       const { options, versions } = run
-      const pair = await Pair.start(place, options.devices, smallLayout(run), [], env)
+      const pair = await Pair.start(place, options.devices, layout, [], env)
       await pair.registerWhole(versions)
       place.say('reads begin')
       for (let read = 1; read <= READS; read++) await readOnce(run, pair, `${name}, read ${read}`)

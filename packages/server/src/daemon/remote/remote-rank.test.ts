@@ -33,7 +33,10 @@ test('a rank is told which others of its daemon are in the update, as that numbe
   } as unknown as NodeCalls
   const rank = new RemoteRank({ rank: 5 } as never, 1, calls, () => ({}) as never)
   const peer: Peer = { progress: new SharedArrayBuffer(PROGRESS_BYTES), signal: 0 }
-  for (const peers of [[null, peer, peer], [null, null, peer]]) {
+  for (const peers of [
+    [null, peer, peer],
+    [null, null, peer],
+  ]) {
     const collective = { type: 'communicator', id: '00', sharers: 1, peers }
     const options = { ranks: [0, 4, 5], buffers: [], deadlineMs: 0, collective }
     await rank.request({ type: 'open', options } as never)
