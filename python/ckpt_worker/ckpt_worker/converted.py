@@ -20,6 +20,9 @@ _LEAST, _MOST = 0.6, 0.9
 # the bytes of 8-bit numbers from 0 on that are numbers in each of torch's formats
 _BYTES = 0x78
 
+# of layers whose checkpoint is not quantised: their processing does nothing any more
+_QUANTISED = "_already_called_process_weights_after_loading"
+
 # with the reasons; a model that the engine gives up goes with them
 Layers = weakref.WeakKeyDictionary[torch.nn.Module, str]
 
@@ -76,6 +79,8 @@ def process_layer(layer: torch.nn.Module) -> None:
 def _why_converted(layer: torch.nn.Module) -> str | None:
     """None: processing it leaves every weight what and where it is."""
     parameters = _parameters(layer)
+    if hasattr(layer, _QUANTISED):
+        return "vLLM quantises it while it is loaded"
     if not all(one.is_floating_point() for one in parameters.values()):
         return "it holds weights that are no floating-point numbers"
     try:

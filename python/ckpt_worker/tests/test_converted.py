@@ -277,6 +277,11 @@ class TestConverted(DaemonTest):
         model.extra = layer_of(Indexed(), order=torch.zeros(4, dtype=torch.int32))
         self.assertIn("no floating-point", converted_layers([model])[model.extra])
 
+    def test_a_layer_that_is_quantised_while_it_is_loaded(self) -> None:
+        model = started(7)
+        model.experts._already_called_process_weights_after_loading = True
+        self.assertIn("while it is loaded", converted_layers([model])[model.experts])
+
     def test_processing_that_cannot_be_tried(self) -> None:
         model = started(7)
         before = model.experts.w13.clone()

@@ -62,7 +62,9 @@ void Nccl::check(int result, Comm comm, const char* what) const {
   if (result == kSuccess || result == kInProgress) return;
   const char* error = get_error_string == nullptr ? "" : get_error_string(result);
   const char* more = get_last_error == nullptr ? "" : get_last_error(comm);
-  fail(CKPT_ERR_DEVICE, "NCCL: %s: %s (%d) %s", what, error, result, more == nullptr ? "" : more);
+  // a rank that misses another does not know whom: who sees the connection of its daemon end does
+  const ckpt_status status = result == kRemoteError ? CKPT_ERR_IO : CKPT_ERR_DEVICE;
+  fail(status, "NCCL: %s: %s (%d) %s", what, error, result, more == nullptr ? "" : more);
 }
 
 }  // namespace ckpt

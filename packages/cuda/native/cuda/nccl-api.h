@@ -29,6 +29,7 @@ struct Nccl {
   static constexpr int kUndefined = -2147483647 - 1;
   // ncclResult_t and ncclDataType_t
   static constexpr int kSuccess = 0;
+  static constexpr int kRemoteError = 6;
   static constexpr int kInProgress = 7;
   static constexpr int kUint8 = 1;
 
@@ -45,7 +46,8 @@ struct Nccl {
   static const Nccl& get();
   // "2.28.9"
   std::string version_text() const;
-  // CKPT_ERR_DEVICE unless the result is success or in progress. comm may be null.
+  // CKPT_ERR_IO when another member's process, or the way there, is lost, else CKPT_ERR_DEVICE,
+  // unless the result is success or in progress. comm may be null.
   void check(int result, Comm comm, const char* what) const;
 };
 

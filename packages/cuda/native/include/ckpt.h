@@ -302,9 +302,9 @@ CKPT_API int32_t ckpt_communicator_create(const uint8_t* id, uint32_t device, ui
  * there and what the root has to send is sent. */
 CKPT_API int32_t ckpt_communicator_broadcast(uint32_t communicator, uint32_t stream, uint32_t memory, uint32_t root, uint64_t offset, uint64_t bytes);
 /* Ends what this member waits for, from any thread; every member's must be called. What waits for a process that is gone ends by
- * itself, with CKPT_ERR_IO (host) or not at all. Broadcasts that it ends complete with nothing
- * said and anything in the memory: whoever aborts must not look at them. CKPT_ERR_TIMEOUT when NCCL has not ended in five seconds
- * (it goes on trying). Destroying does the same. */
+ * itself, with CKPT_ERR_IO (host), or not at all (CUDA: only what is called later gives CKPT_ERR_IO). Broadcasts that it ends complete
+ * with nothing said and anything in the memory: whoever aborts must not look at them. CKPT_ERR_TIMEOUT when NCCL has not ended in
+ * five seconds (it goes on trying). Destroying does the same. */
 CKPT_API int32_t ckpt_communicator_abort(uint32_t communicator);
 CKPT_API int32_t ckpt_communicator_destroy(uint32_t communicator);
 

@@ -25,6 +25,41 @@ test('a broadcast waits for its bytes, and everything behind it with it', () => 
   expect(done.at(-1)).toBe('theirs again')
 })
 
+test('of a root in another process nobody waits for the bytes, but for what comes before', () => {
+  const copied = [0, Number.POSITIVE_INFINITY]
+  const order = new BroadcastOrder((root) => copied[root] as number)
+  const done: string[] = []
+  order.broadcast(1, 3, () => done.push('theirs'))
+  order.broadcast(0, 1, () => done.push('mine'))
+  order.broadcast(1, 1, () => done.push('theirs again'))
+  expect(done).toEqual(['theirs'])
+  copied[0] = 1
+  order.goOn()
+  expect(done).toEqual(['theirs', 'mine', 'theirs again'])
+})
+
+test('no more are launched than there is room for, and what comes behind one is not held by it', () => {
+  let room = 1
+  const order = new BroadcastOrder(
+    () => Number.POSITIVE_INFINITY,
+    () => room > 0,
+  )
+  const done: string[] = []
+  for (const bucket of [0, 1]) {
+    order.broadcast(0, 1, () => done.push(`broadcast ${bucket}`))
+    order.behind(() => {
+      room--
+      done.push(`event ${bucket}`)
+    })
+  }
+  expect(done).toEqual(['broadcast 0', 'event 0'])
+  order.goOn()
+  expect(done).toHaveLength(2)
+  room++
+  order.goOn()
+  expect(done.slice(2)).toEqual(['broadcast 1', 'event 1'])
+})
+
 test('whenever bytes come, each is enqueued once, in order, and none before its bytes', () => {
   const calls = fc.array(fc.integer({ min: 0, max: 3 }), { maxLength: 60 })
   const arrivals = fc.infiniteStream(fc.integer({ min: 0, max: 3 }))

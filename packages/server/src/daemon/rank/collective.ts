@@ -27,7 +27,7 @@ export interface Collective {
    * @param root position in the update's ranks
    */
   broadcast(root: number, offset: number, bytes: number): void
-  /** Other ranks that are told when this one's bytes are in its ring; null: what waits for bytes waits where it disturbs nobody. */
+  /** Who is told when this rank's bytes are in its ring; null: what waits for bytes waits where it disturbs nobody. */
   readonly told: Told | null
   /** A broadcast waits on the device, and a call costs something beside its bytes: they are joined, and no ring is freed meanwhile. */
   readonly isCommunicator: boolean
@@ -39,7 +39,8 @@ export interface Collective {
 export interface Told {
   /** This rank's position. */
   readonly member: number
-  readonly peers: readonly Peer[]
+  /** By position in the update's ranks; null: of another process. */
+  readonly peers: readonly (Peer | null)[]
 }
 
 /** Null: the rank is alone. */
@@ -87,15 +88,15 @@ class Copies implements Collective {
 
 /** NCCL, or UCX on the host library, with the communicator that the rank keeps. */
 class Communicator implements Collective {
-  readonly told: Told | null
+  readonly told: Told
   readonly isCommunicator = true
   readonly #host: RunHost
   readonly #meeting: Meeting
   readonly #ring: Ring
   #handle: Handle = 0
 
-  constructor(host: RunHost, meeting: Meeting, peers: readonly Peer[] | null, ring: Ring) {
-    this.told = peers === null ? null : { member: meeting.member, peers }
+  constructor(host: RunHost, meeting: Meeting, peers: Told['peers'], ring: Ring) {
+    this.told = { member: meeting.member, peers }
     this.#host = host
     this.#meeting = meeting
     this.#ring = ring

@@ -44,6 +44,12 @@ const JOINED_BYTES_MAX = 256 * 2 ** 20
 /** Of a broadcast that brings several segments: while its first ones are copied nothing of it is on its way. */
 const BROADCAST_BYTES_MAX = 64 * 2 ** 20
 
+/**
+ * Buckets whose broadcasts are launched and not complete. More would fill the stream's queue, some thousand entries, and a call that
+ * waits for room there keeps the driver from the ranks of the same process that it waits for.
+ */
+const LAUNCHED_BUCKETS_MAX = 32
+
 /** Neighbours in source and ring that are copied with one call. */
 interface JoinedCopy {
   readonly buffer: Handle
@@ -87,16 +93,21 @@ export class RingCopies {
   /** Own segments that are in the ring. */
   #copied = 0
   readonly #order: BroadcastOrder | null
-  /** Of every rank that takes part, by its position. */
-  readonly #progress: readonly Int32Array[]
+  /** Of every rank that takes part, by its position; null: of another process. */
+  readonly #progress: readonly (Int32Array | null)[]
 
   constructor(target: CopyTarget) {
     this.#target = target
     const told = target.collective?.told ?? null
-    this.#progress = told?.peers.map(({ progress }) => new Int32Array(progress)) ?? []
-    const copied = (root: number) =>
-      Atomics.load(this.#progress[root] as Int32Array, PROGRESS_COPIED)
-    this.#order = told === null ? null : new BroadcastOrder(copied)
+    this.#progress = told?.peers.map((peer) => peer && new Int32Array(peer.progress)) ?? []
+    const hasRoom = () => this.#buckets.length < LAUNCHED_BUCKETS_MAX
+    this.#order = told && new BroadcastOrder((root) => this.#copiedBy(root), hasRoom)
+  }
+
+  /** Segments that a root has in its ring. What waits for another process disturbs no copy that it waits for. */
+  #copiedBy(root: number): number {
+    const progress = this.#progress[root] ?? null
+    return progress === null ? Number.POSITIVE_INFINITY : Atomics.load(progress, PROGRESS_COPIED)
   }
 
   /** The segment's host memory into this rank's ring, at the latest with the next {@link flush}. */
@@ -229,6 +240,7 @@ export class RingCopies {
       else this.broadcast.end(nowMs, ownSegments)
       complete.push(bucket)
     }
+    if (complete.length > 0) this.#order?.goOn()
     return complete
   }
 
@@ -252,7 +264,8 @@ export class RingCopies {
     if (!collective?.told) return
     const { member, peers } = collective.told
     Atomics.store(this.#progress[member] as Int32Array, PROGRESS_COPIED, this.#copied)
-    for (const [at, { signal }] of peers.entries())
-      if (at !== member) library.signalRaise(signal, 0)
+    for (const [at, peer] of peers.entries()) {
+      if (peer !== null && at !== member) library.signalRaise(peer.signal, 0)
+    }
   }
 }

@@ -68,8 +68,8 @@ export type CollectiveOptions =
       readonly id: string
       /** Ranks that have this one's device. */
       readonly sharers: number
-      /** By position in the update's ranks; null: some are in other processes, which nothing wakes. */
-      readonly peers: readonly Peer[] | null
+      /** By position in the update's ranks, itself among them; null: of another process, which nothing here wakes. */
+      readonly peers: readonly (Peer | null)[]
     }
 
 /** What one rank sees of another, or tells it. */

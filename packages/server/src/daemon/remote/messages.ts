@@ -48,6 +48,16 @@ export interface RunPlace {
 /** A plan's input with its layout by key, see the request `layout`. */
 export type RemotePlanInput = Omit<PlanInput, 'table' | 'sources'> & { readonly layout: string }
 
+/** A communicator among all ranks of an update. */
+export interface RemoteMeeting {
+  readonly id: string
+  readonly sharers: number
+  /**
+   * By position in the update's ranks: the number of a rank that the same daemon has, as that numbers it; null: another one has it.
+   */
+  readonly here: readonly (number | null)[]
+}
+
 /** A {@link RankRequest} to a rank of another daemon. */
 export type RemoteRankRequest =
   | Extract<
@@ -61,8 +71,8 @@ export type RemoteRankRequest =
       readonly type: 'open'
       readonly options: RemoteOpen
       readonly place: RunPlace
-      /** A communicator among all ranks; null: the rank is alone. */
-      readonly meeting: { readonly id: string; readonly sharers: number } | null
+      /** Null: the rank is alone. */
+      readonly meeting: RemoteMeeting | null
     }
   | {
       readonly type: 'open_direct'

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'bun:test'
 import type { Failure } from '@ckpt/core'
 import type { RankHandle, RankListener } from '../rank/handle.ts'
-import type { RankEvent } from '../rank/messages.ts'
+import type { OpenOptions, Peer, RankEvent } from '../rank/messages.ts'
 import type { NodeLeases } from './node-leases.ts'
 import { NodeRuns } from './node-runs.ts'
 
@@ -42,6 +42,39 @@ function scene() {
   const close = (settled = true) => listeners[0]?.({ ...CLOSED, settled } as RankEvent, link.rank)
   return { runs, link, told, opened, written, copied, close }
 }
+
+test('ranks of one daemon tell each other what they have copied, in each run anew', async () => {
+  const told = new Map<number, readonly (Peer | null)[]>()
+  const listeners: RankListener[] = []
+  const links = [0, 1].map((rank) => ({
+    rank: { rank },
+    signal: 70 + rank,
+    listen: (_run: number, _ring: number, listener: RankListener) => listeners.push(listener),
+    request: async ({ options: { collective, member, progress } }: { options: OpenOptions }) => {
+      const peers = collective?.type === 'communicator' ? collective.peers : []
+      expect(peers[member]?.progress).toBe(progress)
+      told.set(member, peers)
+    },
+  })) as unknown as RankHandle[]
+  const journal = { conversations: async () => {}, ended: async () => {} }
+  const parts = { journal, pool: { links, keeps: () => false }, socketDir: '/engines' } as never
+  const leases = { of: () => ({ lease: null, updateId: 'update' }) } as unknown as NodeLeases
+  const runs = new NodeRuns(parts, leases, () => {})
+  const place = { lease: 1, owners: 0, firstOwner: 0, leftMs: 1000 }
+  const meeting = { id: '00', sharers: 2, here: [null, 0, 1] }
+  const seen = new Set<unknown>()
+  for (const run of [40, 41]) {
+    for (const [rank, link] of links.entries()) {
+      const options = { run, address: null, http: false, member: rank + 1 }
+      await runs.open(link, { type: 'open', options, place, meeting } as never)
+    }
+    expect(told.get(1)).toEqual(told.get(2) ?? [])
+    expect(told.get(1)?.map((peer) => peer?.signal)).toEqual([undefined, 70, 71])
+    for (const peer of told.get(1) ?? []) if (peer !== null) seen.add(peer.progress)
+    for (const listener of listeners.splice(0)) listener(CLOSED, { rank: 0 } as never)
+  }
+  expect(seen.size).toBe(4)
+})
 
 describe('a run of the leader at a follower', () => {
   test.each(['tell', 'lose'])(

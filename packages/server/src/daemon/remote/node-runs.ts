@@ -5,6 +5,7 @@ import {
   type EngineAt,
   type OpenAnswer,
   type OpenOptions,
+  type Peer,
   PROGRESS_BYTES,
   PROGRESS_SENT,
   type RankEvent,
@@ -15,6 +16,7 @@ import type { JournalConversation } from '../updates/journal.ts'
 import type {
   LeaderPost,
   RemoteDirectOpen,
+  RemoteMeeting,
   RemoteOpen,
   RemoteRankRequest,
   RemoteTell,
@@ -81,6 +83,8 @@ export class NodeRuns {
   readonly #unanswered = new Set<RunHere>()
   /** A leader that was started again counts anew, and the Workers do not know that. */
   readonly #numbers = new Map<number, number>()
+  /** Of the last run of each rank: its number here, and what the rank and its peers say of it. */
+  readonly #progress = new WeakMap<RankHandle, readonly [own: number, progress: Int32Array]>()
   #next = 1
   #timer: ReturnType<typeof setInterval> | null = null
 
@@ -96,11 +100,33 @@ export class NodeRuns {
 
   open(link: RankHandle, request: Opening<'open'>): Promise<OpenAnswer> {
     const { options, meeting } = request
-    const collective: OpenOptions['collective'] =
-      meeting === null ? null : { type: 'communicator', peers: null, ...meeting }
+    const collective = this.#collectiveOf(options.run, meeting)
     return this.#open(link, request, (base) =>
       link.request({ type: 'open', options: { ...options, ...base, collective } }),
     )
+  }
+
+  #collectiveOf(run: number, meeting: RemoteMeeting | null): OpenOptions['collective'] {
+    if (meeting === null) return null
+    const { id, sharers, here } = meeting
+    const peers = here.map((own) => (own === null ? null : this.#peerOf(run, own)))
+    return { type: 'communicator', id, sharers, peers }
+  }
+
+  #peerOf(run: number, rank: number): Peer {
+    const link = this.#parts.pool.links.find((one) => one.rank.rank === rank)
+    if (link === undefined) throw new CkptError('bad_request', `there is no rank ${rank}`)
+    const progress = this.#progressOf(this.#numberOf(run), link).buffer as SharedArrayBuffer
+    return { progress, signal: link.signal }
+  }
+
+  /** Of a rank in a run, whichever rank of this daemon is opened first. */
+  #progressOf(own: number, link: RankHandle): Int32Array {
+    const [of, known] = this.#progress.get(link) ?? [null, null]
+    if (of === own && known !== null) return known
+    const progress = new Int32Array(new SharedArrayBuffer(PROGRESS_BYTES))
+    this.#progress.set(link, [own, progress])
+    return progress
   }
 
   openDirect(link: RankHandle, request: Opening<'open_direct'>): Promise<OpenAnswer> {
@@ -151,12 +177,13 @@ export class NodeRuns {
       throw new CkptError('bad_request', `${address} is not among this daemon's sockets`)
     }
     const rank = link.rank.rank
+    const own = this.#numberOf(run)
     const engine = { dialect: null, engine_url: null, uds: null }
     const running: RunHere = {
       link,
-      own: this.#numberOf(run),
+      own,
       run,
-      progress: new Int32Array(new SharedArrayBuffer(PROGRESS_BYTES)),
+      progress: this.#progressOf(own, link),
       told: new Int32Array(PROGRESS_BYTES / 4),
       conversation:
         address === null

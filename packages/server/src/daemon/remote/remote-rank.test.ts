@@ -1,5 +1,5 @@
 import { expect, test } from 'bun:test'
-import { PROGRESS_BYTES, PROGRESS_SENT } from '../rank/messages.ts'
+import { type Peer, PROGRESS_BYTES, PROGRESS_SENT } from '../rank/messages.ts'
 import { type NodeCalls, RemoteRank } from './remote-rank.ts'
 
 const LOST = { code: 'node_lost', message: 'node 1 is lost' } as const
@@ -22,4 +22,27 @@ test('a rank that may have sent lists when its daemon was lost is taken to have 
   expect(sentBy(() => {})).toBe(0)
   // of another run
   expect(sentBy((rank) => rank.announce(6))).toBe(0)
+})
+
+test('a rank is told which others of its daemon are in the update, as that numbers them', async () => {
+  const asked: unknown[] = []
+  const calls = {
+    node: 1,
+    part: { lease: 1, firstOwner: 0 },
+    ask: async (request: unknown) => void asked.push(request),
+  } as unknown as NodeCalls
+  const rank = new RemoteRank({ rank: 5 } as never, 1, calls, () => ({}) as never)
+  const peer: Peer = { progress: new SharedArrayBuffer(PROGRESS_BYTES), signal: 0 }
+  for (const peers of [
+    [null, peer, peer],
+    [null, null, peer],
+  ]) {
+    const collective = { type: 'communicator', id: '00', sharers: 1, peers }
+    const options = { ranks: [0, 4, 5], buffers: [], deadlineMs: 0, collective }
+    await rank.request({ type: 'open', options } as never)
+  }
+  expect(asked).toMatchObject([
+    { request: { meeting: { here: [null, 0, 1] } } },
+    { request: { meeting: { here: [null, null, 1] } } },
+  ])
 })

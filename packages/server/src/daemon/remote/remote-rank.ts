@@ -12,7 +12,13 @@ import {
 } from '../rank/messages.ts'
 import type { RankInfo } from '../types.ts'
 import type { LayoutColumns } from './layouts.ts'
-import type { LeaderPost, NodeRequest, RemoteRankRequest, RemoteTell } from './messages.ts'
+import type {
+  LeaderPost,
+  NodeRequest,
+  RemoteMeeting,
+  RemoteRankRequest,
+  RemoteTell,
+} from './messages.ts'
 
 /** What an update has of a daemon. */
 export interface NodePart {
@@ -126,7 +132,7 @@ export class RemoteRank implements RankHandle {
       }
       case 'open': {
         const { collective, ...options } = request.options
-        const meeting = meetingOf(collective)
+        const meeting = this.#meetingOf(collective, options.ranks)
         return { type: 'open', meeting, ...this.#there(options) }
       }
       case 'open_direct':
@@ -134,6 +140,19 @@ export class RemoteRank implements RankHandle {
       default:
         throw new Error(`a rank of another daemon is not asked for '${request.type}'`)
     }
+  }
+
+  #meetingOf(
+    collective: OpenOptions['collective'],
+    ranks: readonly number[],
+  ): RemoteMeeting | null {
+    if (collective === null) return null
+    if (collective.type !== 'communicator') throw new Error('ranks of several daemons copy nothing')
+    const { id, sharers, peers } = collective
+    // the ranks of a daemon follow each other, here and there
+    const first = this.rank.rank - this.#own
+    const here = peers.map((peer, at) => (peer === null ? null : (ranks[at] as number) - first))
+    return { id, sharers, here }
   }
 
   /** What is its own daemon's stays out. */
@@ -244,11 +263,4 @@ export class RemoteRank implements RankHandle {
     }
     tellGone(current.listener, this.rank, this.#dead, { quarantinedBytes: 0, settled: true })
   }
-}
-
-function meetingOf(collective: OpenOptions['collective']): { id: string; sharers: number } | null {
-  if (collective === null) return null
-  if (collective.type !== 'communicator') throw new Error('ranks of several daemons copy nothing')
-  const { id, sharers } = collective
-  return { id, sharers }
 }

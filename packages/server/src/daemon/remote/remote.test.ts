@@ -16,18 +16,18 @@ function renamed(tensors: TestTensors): TestTensors {
 describe.skipIf(withoutUcx !== null)('an update of several daemons', () => {
   test('every engine gets what any of the daemons holds', async () => {
     await withDaemons(
-      [2, 1],
+      [2, 2],
       async ({ daemons, engine }) => {
         const [leader, follower] = daemons as [TestDaemon, TestDaemon]
         const first = await engine({ tensorParallelSize: 2 })
-        const second = await engine()
+        const second = await engine({ tensorParallelSize: 2 })
         const mine = tensorsOf(12, 60_000, 1)
         const theirs = renamed(tensorsOf(12, 40_000, 2))
         await leader.register(mine)
         await follower.register(theirs)
         const engines = [
           { url: first.url, ranks: [0, 1] },
-          { url: second.url, ranks: [2] },
+          { url: second.url, ranks: [2, 3] },
         ]
         for (const _ of [1, 2, 3]) {
           const { done } = leader.updates.start(NAME, { ...REQUEST, engines, mode: 'pipelined' })

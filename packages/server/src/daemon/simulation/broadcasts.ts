@@ -1,4 +1,5 @@
 import { NativeError, STATUS_ERR_ABORTED } from '@ckpt/cuda'
+import type { HardwareQueues } from './hardware-queues.ts'
 import type { RingMemory } from './ring-memory.ts'
 import type { Stream } from './streams.ts'
 import type { Life, SimulatedTime, Timer } from './time.ts'
@@ -10,6 +11,8 @@ export interface Target {
   readonly ring: RingMemory
   /** Its process. */
   readonly life: Life
+  /** What other ranks of its process wait for on its device; absent: they are not in its way. */
+  readonly queues?: HardwareQueues | null
 }
 
 /** A member whose stream has come to a broadcast. */
@@ -18,6 +21,8 @@ interface Present {
   readonly done: (error: NativeError | null) => void
   timer: Timer | null
   ended: boolean
+  /** It is on the device no more. */
+  readonly leave: () => void
 }
 
 interface Broadcast {
@@ -89,7 +94,8 @@ export class Broadcasts {
     done: (error: NativeError | null) => void,
   ): void {
     if (this.#gone.has(member)) return done(this.#abortError)
-    one.present[member] = { target, done, timer: null, ended: false }
+    const leave = target.queues?.launch(target.handle) ?? (() => {})
+    one.present[member] = { target, done, timer: null, ended: false, leave }
     this.#advance(one)
   }
 
@@ -125,6 +131,7 @@ export class Broadcasts {
     present.ended = true
     if (present.timer !== null) present.timer.cancelled = true
     present.done(error)
+    present.leave()
   }
 
   get #abortError(): NativeError | null {

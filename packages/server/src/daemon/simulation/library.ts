@@ -8,6 +8,7 @@ import {
 } from '@ckpt/cuda'
 import { STATUS_ERR_DEVICE } from '@ckpt/cuda/generated'
 import { Broadcasts } from './broadcasts.ts'
+import { HardwareQueues } from './hardware-queues.ts'
 import type { Random } from './random.ts'
 import { RingMemory } from './ring-memory.ts'
 import type { DeviceSpeed, SharedDevices } from './shared-devices.ts'
@@ -56,8 +57,16 @@ export class SimulatedLibrary {
   readonly #communicators = new Map<number, Member>()
   readonly #used = new Map<number, number>()
 
-  /** @param shared what the processes of a simulation have together */
-  constructor(shared: SharedDevices, life: Life) {
+  /** By device that several ranks of this process have. */
+  readonly #queues: ReadonlyMap<number, HardwareQueues>
+
+  /**
+   * @param shared what the processes of a simulation have together
+   * @param devices of each rank of this process
+   */
+  constructor(shared: SharedDevices, life: Life, devices: readonly number[]) {
+    const several = devices.filter((device, rank) => devices.indexOf(device) !== rank)
+    this.#queues = new Map(several.map((device) => [device, new HardwareQueues()]))
     const { time, random, speed, witness } = shared
     this.shared = shared
     this.#life = life
@@ -258,7 +267,7 @@ export class SimulatedLibrary {
     bytes: number,
   ): void {
     if (!this.inRun) this.#witness.violated('a copy of a run that has closed')
-    const { ring } = this.#of(this.#memories, memory, 'ckpt_copy_h2d')
+    const { ring, device } = this.#of(this.#memories, memory, 'ckpt_copy_h2d')
     const ms = bytes / this.#speed.h2dBytesPerMs + this.#extraMs
     const end = () => {
       if (this.copyFault?.(buffer) === true) {
@@ -268,8 +277,10 @@ export class SimulatedLibrary {
       return null
     }
     const start = () => ring.spoil(offset, bytes)
+    const queues = this.#queues.get(device)
+    const whenTurn = (begin: () => void) => queues?.behind(memory, begin)
     const what = { life: this.#life, durationMs: ms, handles: [memory, buffer], start, end }
-    const work = new TimedWork(this.#time, what)
+    const work = new TimedWork(this.#time, queues === undefined ? what : { ...what, whenTurn })
     this.#of(this.#streams, stream, 'ckpt_copy_h2d').push(work)
   }
 
@@ -300,6 +311,7 @@ export class SimulatedLibrary {
     root: number,
     offset: number,
     bytes: number,
+    queues: HardwareQueues | null = null,
   ): void {
     if (!this.inRun) this.#witness.violated('a broadcast of a run that has closed')
     const { ring } = this.#of(this.#memories, memory, 'broadcast')
@@ -307,7 +319,7 @@ export class SimulatedLibrary {
     broadcasts.enqueue(
       member,
       queue,
-      { handle: memory, ring, life: this.#life },
+      { handle: memory, ring, life: this.#life, queues },
       root,
       offset,
       bytes,
@@ -359,7 +371,9 @@ export class SimulatedLibrary {
     bytes: number,
   ): void {
     const of = this.#of(this.#communicators, communicator, 'ckpt_communicator_broadcast')
-    this.#broadcast(of.broadcasts, of.member, { stream, memory }, root, offset, bytes)
+    const device = this.#memories.get(memory)?.device ?? 0
+    const queues = this.#queues.get(device) ?? null
+    this.#broadcast(of.broadcasts, of.member, { stream, memory }, root, offset, bytes, queues)
   }
 
   communicatorAbort(communicator: number): void {

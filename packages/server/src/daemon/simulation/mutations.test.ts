@@ -73,6 +73,29 @@ function stallOf({ ranks }: Scenario): Fault {
 
 const nothing = () => () => {}
 
+/** Two daemons, whose two ranks share a device, undisturbed. */
+function sharing(scenario: Scenario): Scenario {
+  const engine = scenario.engines[0] as Scenario['engines'][number]
+  const scripts = Array.from({ length: 4 }, () => ({ runMs: 0.1, postMs: 0 }))
+  const engines = [{ ...engine, ranks: [0, 1, 2, 3], scripts }]
+  const devices = [
+    [0, 0],
+    [0, 0],
+  ]
+  return { ...scenario, devices, ranks: [0, 1, 2, 3], tensors: [15, 15], engines, faults: [] }
+}
+
+/** What a rank is told of the others of its process stays out. */
+function withoutPeers(message: RankMessage): RankMessage {
+  if (message.type !== 'request' || message.request.type !== 'open') return message
+  const { options } = message.request
+  if (options.collective?.type !== 'communicator') return message
+  const { member } = options
+  const peers = options.collective.peers.map((peer, at) => (at === member ? peer : null))
+  const collective = { ...options.collective, peers }
+  return { ...message, request: { type: 'open', options: { ...options, collective } } }
+}
+
 const MUTATIONS: readonly Mutation[] = [
   {
     name: 'a list is announced before its copies are complete',
@@ -173,6 +196,17 @@ const MUTATIONS: readonly Mutation[] = [
         post.call(this, { ...this.lateAbort, run: message.run })
       },
     seen: /the next update fails/,
+  },
+  {
+    name: 'broadcasts are launched before their root has the bytes, where ranks of one daemon share a device',
+    of: SimulatedThread.prototype,
+    member: 'post',
+    by: (post) =>
+      function untold(this: any, message: RankMessage) {
+        post.call(this, withoutPeers(message))
+      },
+    change: sharing,
+    seen: /the next update fails: .*update_timeout/,
   },
   {
     name: 'an update waits longer for its ranks than it may',

@@ -20,6 +20,8 @@ export interface TimedWorkOptions {
   readonly durationMs: number
   /** What it reads and writes. */
   readonly handles: readonly number[]
+  /** Calls what it is given when the device begins with it. */
+  readonly whenTurn?: (begin: () => void) => void
   readonly start: () => void
   readonly end: () => NativeError | null
 }
@@ -39,6 +41,12 @@ export class TimedWork implements Work {
 
   begin(done: (error: NativeError | null) => void): void {
     this.#done = done
+    const { whenTurn } = this.#options
+    if (whenTurn === undefined) this.#start()
+    else whenTurn(() => this.#start())
+  }
+
+  #start(): void {
     const { start, durationMs, life } = this.#options
     start()
     this.#endMs = this.#time.nowMs + durationMs
@@ -53,6 +61,7 @@ export class TimedWork implements Work {
 
   hurry(limitMs: number): number | null {
     const leftMs = this.#endMs - this.#time.nowMs
+    // without a timer it waits for broadcasts of others
     if (leftMs > limitMs || this.#timer === null) return null
     this.#timer.cancelled = true
     this.#finish()

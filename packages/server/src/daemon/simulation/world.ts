@@ -79,7 +79,7 @@ export class World {
     const { devices, tensors, tensorBytesMost, delaysMs } = this.#scenario
     const own = devices[node] ?? []
     const life = new Life()
-    const library = new SimulatedLibrary(this.#shared, life)
+    const library = new SimulatedLibrary(this.#shared, life, own)
     const sizes = { tensors: tensors[node] ?? 0, bytesMost: tensorBytesMost }
     const registry = new SimulatedRegistry(
       this.#random,

@@ -154,9 +154,10 @@ export class RankTeam {
       const id = await communicators.take(links)
       const ranks = links.map(({ rank }) => rank)
       const uuidOf = new Map(ranks.map(({ rank, uuid }) => [rank, uuid]))
-      const peers = links.some(({ node }) => node !== 0) ? null : this.#peers
+      const nodeOf = new Map(links.map(({ rank: { rank }, node }) => [rank, node]))
       return (rank) => {
         const sharers = sharersOf(ranks, uuidOf.get(rank) as string)
+        const peers = this.#peersAt(nodeOf.get(rank) as number)
         return { type: 'communicator', id, sharers, peers }
       }
     }
@@ -166,9 +167,11 @@ export class RankTeam {
     return () => ({ type: 'copies', group })
   }
 
-  get #peers(): Peer[] {
-    return this.#members.map(({ link: { signal }, progress }) => {
-      return { progress: progress.buffer as SharedArrayBuffer, signal }
+  /** For a rank of this daemon. */
+  #peersAt(node: number): (Peer | null)[] {
+    return this.#members.map(({ link, progress }) => {
+      const { signal } = link
+      return link.node === node ? { progress: progress.buffer as SharedArrayBuffer, signal } : null
     })
   }
 

@@ -1,0 +1,64 @@
+/** `scripts/gpu-cluster` without a GPU: that it does what it is to do on one, and says when something goes wrong. */
+import { describe, expect, test } from 'bun:test'
+import { join } from 'node:path'
+import { ROOT, run, scratch } from '../test/support/process.ts'
+import { withoutUcx } from '../test/support/ucx.ts'
+import { devicesOf, parseLayout, ranksOf } from './gpu_cluster/layout.ts'
+import { parseOptions, UsageError } from './gpu_cluster/options.ts'
+import type { Row } from './gpu_cluster/results.ts'
+
+const SCRIPT = [process.execPath, join(ROOT, 'scripts/gpu-cluster.ts'), '--devices', 'host']
+
+describe('what it is told', () => {
+  test('layouts: ranks of leader and follower, on one device or on one each', () => {
+    const shared = parseLayout('2+1')
+    expect([ranksOf(shared, 0), ranksOf(shared, 1)]).toEqual([[0, 1], [2]])
+    expect([devicesOf(shared, 'cuda', 1), devicesOf(shared, 'host', 1)]).toEqual([
+      'cuda:0',
+      'host:1',
+    ])
+    const separate = parseLayout('1/1')
+    expect(devicesOf(separate, 'cuda', 1)).toBe('cuda:1')
+    for (const text of ['', '2', '0+1', '9+1', '1+1+1']) {
+      expect(() => parseLayout(text)).toThrow(UsageError)
+    }
+  })
+
+  test('each flag takes the words up to the next one', () => {
+    const told = parseOptions(['--only', 'a', 'c', '--mib', '64', '--layouts', '1+1', '2+2'])
+    expect(told).toMatchObject({ only: ['a', 'c'], mib: 64, devices: 'cuda', json: null })
+    expect(told.layouts?.map(({ name }) => name)).toEqual(['1+1', '2+2'])
+    for (const words of [['--only', 'd'], ['--mib', '0'], ['--mib'], ['x'], ['--x']]) {
+      expect(() => parseOptions(words)).toThrow(UsageError)
+    }
+  })
+})
+
+describe.skipIf(withoutUcx !== null)('on the host library', () => {
+  test('two ranks each, and a follower that is killed: every byte is right', async () => {
+    const dir = scratch()
+    try {
+      const json = join(dir.path, 'rows.json')
+      const what = ['--only', 'a', 'c', '--layouts', '2+2', '--updates', '2', '--mib', '8']
+      const { status, stdout } = await run([...SCRIPT, ...what, '--json', json])
+      expect(stdout).toEndWith('gpu-cluster: passed\n')
+      expect(status).toBe(0)
+      const { rows, passed } = (await Bun.file(json).json()) as { rows: Row[]; passed: boolean }
+      expect(passed).toBe(true)
+      expect(rows.map(({ part }) => part).join('')).toBe('aaccccc')
+      const updates = rows.filter(({ bytes }) => bytes !== null)
+      expect(updates).toHaveLength(5)
+      for (const { comparedBytes } of updates) expect(comparedBytes).toBeGreaterThan(2 ** 24)
+    } finally {
+      dir.remove()
+    }
+  }, 120_000)
+
+  test('what is not done in its time is killed and told, and fails', async () => {
+    const what = ['--only', 'a', '--layouts', '1+1', '--mib', '8', '--layout-seconds', '1']
+    const { status, stdout } = await run([...SCRIPT, ...what])
+    expect(status).toBe(1)
+    expect(stdout).toContain('FAILED: not done in 1 s: ')
+    expect(stdout).toEndWith('gpu-cluster: FAILED, 1 of 1 rows\n')
+  }, 60_000)
+})
