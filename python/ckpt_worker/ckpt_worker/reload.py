@@ -34,7 +34,7 @@ _UPDATES_KEPT = 2
 _EARLY_BUCKETS = 3
 _UNSEEN = "the engine's memory is written by something that torch does not see"
 _TOO_MANY = "there are too many lists"
-_ASIDE = "the engine converts its layer after each loading"
+ASIDE = "the engine converts its layer after each loading"
 _NO_UPDATE = "no update has gone through"
 _ELSEWHERE = "the engine's tensors are at other places since the last update"
 _NEW_TENSORS = "the engine has tensors that it did not have when its loading was recorded"
@@ -265,6 +265,8 @@ class Reload:
             return self.refused
         if not self._whole or not self._lists:
             return _NO_UPDATE
+        if any(recording.aside for recording in self._lists):
+            return ASIDE
         placed = self._placed_lists()
         if placed is not None:
             return placed.found if isinstance(placed.found, str) else None
@@ -431,7 +433,7 @@ class Reload:
         if not recorded.aside:
             return
         self.tally.ordinary += len(recorded.aside)
-        self.tally.reasons[_ASIDE] += len(recorded.aside)
+        self.tally.reasons[ASIDE] += len(recorded.aside)
         self._asides = 0
         run([(one.tensor.name, one.view(ring)) for one in recorded.aside])
         if self._asides != recorded.asides:
@@ -465,7 +467,7 @@ class Reload:
         self._lists.append(recording)
         self.tally.reasons.update(recording.reasons)
         if recording.aside:
-            self.tally.reasons[_ASIDE] += len(recording.aside)
+            self.tally.reasons[ASIDE] += len(recording.aside)
 
     def _record(self, body: bytes, listed: Sequence[Listed], weights: Weights, ring: torch.Tensor, run: Run) -> ListRecording:
         assert self._recorder is not None

@@ -189,8 +189,7 @@ class VllmEngine:
             return "the last update has failed"
         if mode != "recorded":
             return reason
-        converted = next(iter((self._converted or {}).values()), None)
-        return self._reload.not_placed if converted is None else converted
+        return self._reload.not_placed
 
     def _has_looked(self) -> bool:
         return bool(self._looked) and [one() for one in self._looked] == self._models()
