@@ -36,6 +36,8 @@ _ONE_RANK = ("checkpoint-engine", "vllm-ipc")
 _IPC = ["--weight-transfer-config", '{"backend":"ipc"}']
 _LOG_CHARACTERS = 3000
 _COLUMNS = ("round", "s", "GB/s", "percent", "apart s", "MiB", "us/tensor", "replayed", "wrong")
+# its own 51 sizes take longer than everything else
+_GRAPHS = ["--cudagraph-capture-sizes", "1", "8", "64"]
 _DUMMY = ["--load-format", "dummy"]
 
 
@@ -66,7 +68,8 @@ def main() -> int:
     parser.add_argument("--ways", help="default: all that the model admits")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tensor-parallel", type=int, default=1, help="ranks, each with a GPU of its own")
-    parser.add_argument("--graphs", action="store_true", help="with CUDA graphs instead of --enforce-eager")
+    graphs = "with CUDA graphs of a few batch sizes instead of --enforce-eager"
+    parser.add_argument("--graphs", action="store_true", help=graphs)
     parser.add_argument("--fresh", action="store_true", help="compare with a server that has loaded the files itself")
     parser.add_argument("--port", type=int, default=8123, help="of the server; the next one is used too")
     parser.add_argument("--dir", default="/dev/shm", help="where the files go, and the logs")
@@ -104,9 +107,9 @@ def _run(stack: ExitStack, model: Model, folder: Path, options: argparse.Namespa
     if options.fresh:
         # other weights of the same files: what neither of them has is then the same too
         model.write_files(config, 2)
-    arguments = [] if options.graphs else ["--enforce-eager"]
+    arguments = _GRAPHS if options.graphs else ["--enforce-eager"]
     if options.tensor_parallel > 1:
-        arguments += ["--tensor-parallel-size", str(options.tensor_parallel), "--disable-custom-all-reduce"]
+        arguments = [*arguments, "--tensor-parallel-size", str(options.tensor_parallel), "--disable-custom-all-reduce"]
     load = [] if options.fresh else _DUMMY
     ipc = _IPC if "vllm-ipc" in options.ways else []
     server = stack.enter_context(VllmServer(config, options.port, folder / "vllm.log", [*load, *ipc, *arguments]))
