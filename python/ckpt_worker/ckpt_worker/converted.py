@@ -23,6 +23,9 @@ _BYTES = 0x78
 # of layers whose checkpoint is not quantised: their processing does nothing any more
 _QUANTISED = "_already_called_process_weights_after_loading"
 
+# what another method has taken the place of
+_BEFORE = "old_quant_method"
+
 # with the reasons; a model that the engine gives up goes with them
 Layers = weakref.WeakKeyDictionary[torch.nn.Module, str]
 
@@ -49,7 +52,10 @@ def changed_layers(models: Sequence[torch.nn.Module]) -> Layers:
 
 def converted_layers(models: Sequence[torch.nn.Module]) -> Layers:
     """Beside `changed_layers` those whose processing makes other weights of what they hold, or cannot be tried. The contents of
-    all layers are what they were afterwards."""
+    all layers are what they were afterwards.
+
+    @raises RuntimeError: one of them cannot be processed again
+    """
     layers = changed_layers(models)
     for model in models:
         paths = {layer: path for path, layer in model.named_modules()}
@@ -57,7 +63,29 @@ def converted_layers(models: Sequence[torch.nn.Module]) -> Layers:
             reason = None if layer in layers else _why_converted(layer)
             if reason is not None:
                 layers[layer] = f"{paths[layer]}: {reason}"
+            if layer in layers and _is_wrapped(layer):
+                raise RuntimeError(
+                    f"{layers[layer]}, and vLLM would not process it again: it has put another method there"
+                )
     return layers
+
+
+def has_wrapped(models: Sequence[torch.nn.Module]) -> bool:
+    """Whether vLLM's processing after loading leaves out a layer that it has processed before: its experts run by another method
+    since (`FusedMoEModularMethod`)."""
+    return any(_is_wrapped(layer) for model in models for layer in model.modules())
+
+
+def _is_wrapped(layer: torch.nn.Module) -> bool:
+    return hasattr(getattr(layer, "quant_method", None), _BEFORE)
+
+
+def _process_as_first(layer: torch.nn.Module) -> None:
+    """By the method that has processed it when it was loaded."""
+    method: Any = layer.quant_method
+    while hasattr(method, _BEFORE):
+        method = getattr(method, _BEFORE)
+    method.process_weights_after_loading(layer)
 
 
 def processed_layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
@@ -99,7 +127,7 @@ def _why_converted(layer: torch.nn.Module) -> str | None:
 
 def _moves(layer: torch.nn.Module, parameters: dict[str, torch.Tensor]) -> bool:
     before = {name: _state(one) for name, one in parameters.items()}
-    process_layer(layer)
+    _process_as_first(layer)
     return {name: _state(one) for name, one in _parameters(layer).items()} != before
 
 

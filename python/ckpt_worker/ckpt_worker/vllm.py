@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import zmq
 
 from .conversation import Limits
-from .converted import Layers, changed_layers, converted_layers
+from .converted import Layers, changed_layers, converted_layers, has_wrapped
 from .cuda_memory import CudaMemory
 from .direct import DirectEngine, update_weights_directly
 from .fingerprint import fingerprint_of
@@ -198,10 +198,12 @@ class VllmEngine:
         """Before the first update of a model: which of its layers can be loaded into as they are."""
         models = self._models()
         self._converted, self._unchanged = None, None
-        if self._quantization is not None or changed_layers(models):
+        if self._quantization is not None or changed_layers(models) or has_wrapped(models):
             before, self._torn = self._torn, True
-            self._converted = converted_layers(models)
-            self._torn = before
+            try:
+                self._converted = converted_layers(models)
+            finally:
+                self._torn = before
         else:
             self._process_again()
         self._reload = self._make_reload()

@@ -78,6 +78,13 @@ class Indexed(Method):
         assert layer.order.max() < 4, "the device would be gone"
 
 
+class Wrapping(Method):
+    """Runs what another method has processed."""
+
+    def __init__(self, old: Method):
+        self.old_quant_method = old
+
+
 def replace(layer: Any, name: str, data: torch.Tensor) -> None:
     parameter = torch.nn.Parameter(data, requires_grad=False)
     parameter.weight_loader = getattr(layer, name).weight_loader  # type: ignore[attr-defined]
@@ -285,6 +292,25 @@ class TestConverted(DaemonTest):
         model = started(7)
         model.experts._already_called_process_weights_after_loading = True
         self.assertIn("while it is loaded", converted_layers([model])[model.experts])
+
+    def test_a_layer_whose_method_was_wrapped_since(self) -> None:
+        experts = self.worker.model.experts
+        experts.quant_method = Wrapping(experts.quant_method)
+        for version in (1, 2):
+            self.expect(self.update(version), ok=True, ordinary=20 if version == 1 else 3)
+            self.assertTrue(torch.equal(experts.w13, started(version).experts.w13))
+
+    def test_a_converted_layer_whose_method_was_wrapped_since(self) -> None:
+        for quantization in ("fp8", None):
+            with self.subTest(quantization=quantization):
+                model = self.worker.model = started(7)
+                self.worker.model_config.quantization = quantization
+                model.qkv.quant_method = Wrapping(model.qkv.quant_method)
+                before = {name: one.clone() for name, one in model.held().items()}
+                answer = self.update(1, stop=0)
+                self.expect(answer, ok=False, phase="begin", torn=False)
+                self.assertIn("would not process it again", answer["error"])
+                self.assertTrue(all(torch.equal(one, before[name]) for name, one in model.held().items()))
 
     def test_processing_that_cannot_be_tried(self) -> None:
         model = started(7)
