@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from .fingerprint import fingerprint_of
+from .kept import BEFORE, NotRestored, kept, known_parameters
+from .watch import ContentWatch
 
 # a scale of block-quantised weights is none of these powers of two, whatever it is rounded to
 _LEAST, _MOST = 0.6, 0.9
@@ -22,12 +24,19 @@ _BYTES = 0x78
 
 # of layers whose checkpoint is not quantised: their processing does nothing any more
 _QUANTISED = "_already_called_process_weights_after_loading"
+_CONVERTS = "its processing converts weights"
 
-# what another method has taken the place of
-_BEFORE = "old_quant_method"
-
-# with the reasons; a model that the engine gives up goes with them
 Layers = weakref.WeakKeyDictionary[torch.nn.Module, str]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What is known of a model's layers. It keeps none of them."""
+
+    #: with the reason: vLLM has to reload them
+    converted: Layers = field(default_factory=weakref.WeakKeyDictionary)
+    #: of the others, what `known_parameters` is after processing; None: it looks at weights, and has to do so again at new ones
+    others: weakref.WeakKeyDictionary[torch.nn.Module, list[int] | None] = field(default_factory=weakref.WeakKeyDictionary)
 
 
 def changed_layers(models: Sequence[torch.nn.Module]) -> Layers:
@@ -50,42 +59,50 @@ def changed_layers(models: Sequence[torch.nn.Module]) -> Layers:
     return layers
 
 
-def converted_layers(models: Sequence[torch.nn.Module]) -> Layers:
-    """Beside `changed_layers` those whose processing makes other weights of what they hold, or cannot be tried. The contents of
-    all layers are what they were afterwards.
+def look_at_layers(models: Sequence[torch.nn.Module], device: Any) -> Looked:
+    """Converted are `changed_layers`, and those whose processing makes other weights of what they hold, or cannot be tried.
+    Nothing of a layer is another one afterwards.
 
-    @raises RuntimeError: one of them cannot be processed again
+    @param device: of the engine
+    @raises RuntimeError: a converted one cannot be reloaded
+    @raises NotRestored: what was tried of one is still there
     """
-    layers = changed_layers(models)
+    looked = Looked(changed_layers(models))
     for model in models:
         paths = {layer: path for path, layer in model.named_modules()}
         for layer in processed_layers(model):
-            reason = None if layer in layers else _why_converted(layer)
-            if reason is not None:
-                layers[layer] = f"{paths[layer]}: {reason}"
-            if layer in layers and _is_wrapped(layer):
+            if layer not in looked.converted:
+                reason, known = _try(layer, device)
+                if reason is not None:
+                    looked.converted[layer] = f"{paths[layer]}: {reason}"
+                else:
+                    looked.others[layer] = known
+            if layer in looked.converted and _is_wrapped(layer):
+                words = "vLLM would not process it again: it has put another method there"
+                raise RuntimeError(f"{looked.converted[layer]}, and {words}")
+    refuse_shared(models, looked.converted)
+    return looked
+
+
+def refuse_shared(models: Sequence[torch.nn.Module], converted: Layers) -> None:
+    """@raises RuntimeError: two models have a layer that is converted: vLLM would load it twice, and not convert it again"""
+    owners: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
+    for number, model in enumerate(models):
+        for layer in model.modules():
+            if owners.setdefault(layer, number) != number and layer in converted and _parameters(layer):
                 raise RuntimeError(
-                    f"{layers[layer]}, and vLLM would not process it again: it has put another method there"
+                    f"{converted[layer]}, and two models have it: vLLM would load it again without converting it"
                 )
-    return layers
 
 
 def has_wrapped(models: Sequence[torch.nn.Module]) -> bool:
-    """Whether vLLM's processing after loading leaves out a layer that it has processed before: its experts run by another method
-    since (`FusedMoEModularMethod`)."""
+    """Whether vLLM's processing after loading leaves out a layer that it has processed before: its experts run by another
+    method since (`FusedMoEModularMethod`)."""
     return any(_is_wrapped(layer) for model in models for layer in model.modules())
 
 
 def _is_wrapped(layer: torch.nn.Module) -> bool:
-    return hasattr(getattr(layer, "quant_method", None), _BEFORE)
-
-
-def _process_as_first(layer: torch.nn.Module) -> None:
-    """By the method that has processed it when it was loaded."""
-    method: Any = layer.quant_method
-    while hasattr(method, _BEFORE):
-        method = getattr(method, _BEFORE)
-    method.process_weights_after_loading(layer)
+    return hasattr(getattr(layer, "quant_method", None), BEFORE)
 
 
 def processed_layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
@@ -98,62 +115,65 @@ def processed_layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 def process_layer(layer: torch.nn.Module) -> None:
-    """As vLLM does it after loading."""
+    """As vLLM does it after loading, where no weights are offloaded."""
     layer.quant_method.process_weights_after_loading(layer)
     if hasattr(layer, "update_param_tp_status"):
         layer.update_param_tp_status()
 
 
-def _why_converted(layer: torch.nn.Module) -> str | None:
-    """None: processing it leaves every weight what and where it is."""
+def _process_as_first(layer: torch.nn.Module) -> None:
+    """By the method that has processed it when it was loaded."""
+    method: Any = layer.quant_method
+    while hasattr(method, BEFORE):
+        method = getattr(method, BEFORE)
+    method.process_weights_after_loading(layer)
+
+
+def _try(layer: torch.nn.Module, device: Any) -> tuple[str | None, list[int] | None]:
+    """Why its weights are converted; None: processing it leaves each what and where it is. And what `Looked.others` has of
+    it."""
     parameters = _parameters(layer)
     if hasattr(layer, _QUANTISED):
-        return "vLLM quantises it while it is loaded"
+        return "vLLM quantises it while it is loaded", None
     if not all(one.is_floating_point() for one in parameters.values()):
-        return "it holds weights that are no floating-point numbers"
+        return "it holds weights that are no floating-point numbers", None
+    if any(one.device.type != device.type for one in parameters.values()):
+        return "its weights are not on the engine's device", None
     try:
-        with torch.no_grad(), _kept(layer):
-            for parameter in parameters.values():
-                _fill(parameter)
-            if _moves(layer, parameters):
-                return "its processing converts weights"
-        # what it derives of them is to be of the right ones again
-        if _moves(layer, parameters):
-            return "its processing converts weights"
+        with torch.no_grad():
+            with kept(layer):
+                _fill(parameters.values())
+                converts, derives = _process_watched(layer, parameters)
+            if converts:
+                return _CONVERTS, None
+            # it may go by what the weights are
+            with kept(layer):
+                converts, also_derives = _process_watched(layer, parameters)
+                known = known_parameters(layer)
+    except NotRestored:
+        raise
     except Exception as error:
-        return f"its processing cannot be tried: {type(error).__name__}: {error}"
-    return None
+        return f"its processing cannot be tried: {type(error).__name__}: {error}", None
+    return (_CONVERTS if converts else None), (None if derives or also_derives else known)
 
 
-def _moves(layer: torch.nn.Module, parameters: dict[str, torch.Tensor]) -> bool:
+def _process_watched(layer: torch.nn.Module, parameters: dict[str, torch.Tensor]) -> tuple[bool, bool]:
+    """Whether other weights have come of it, and whether it has looked at them."""
     before = {name: _state(one) for name, one in parameters.items()}
-    _process_as_first(layer)
-    return {name: _state(one) for name, one in _parameters(layer).items()} != before
+    with ContentWatch([one.untyped_storage() for one in parameters.values()]) as watch:
+        _process_as_first(layer)
+    return {name: _state(one) for name, one in _parameters(layer).items()} != before, watch.touched
 
 
-@contextmanager
-def _kept(layer: torch.nn.Module) -> Iterator[None]:
-    """The layer's tensors, and their contents, are what they were afterwards."""
-    held = dict(layer._parameters), dict(layer._buffers)
-    copies = [(one, one.detach().clone()) for of_kind in held for one in of_kind.values() if one is not None]
-    try:
-        yield
-    finally:
-        layer._parameters.clear()
-        layer._buffers.clear()
-        layer._parameters.update(held[0])
-        layer._buffers.update(held[1])
-        for one, copy in copies:
-            one.data.copy_(copy)
-
-
-def _fill(parameter: torch.Tensor) -> None:
-    """With other numbers. The generators of torch, which the engine samples with, are left alone."""
-    generator = torch.Generator(parameter.device).manual_seed(0)
-    if parameter.dtype.itemsize == 1:
-        parameter.data.view(torch.uint8).random_(0, _BYTES, generator=generator)
-    else:
-        parameter.data.uniform_(_LEAST, _MOST, generator=generator)
+def _fill(parameters: Any) -> None:
+    """With other numbers, no two of them the same. The generators of torch, which the engine samples with, are left alone."""
+    generator: torch.Generator | None = None
+    for parameter in parameters:
+        generator = generator or torch.Generator(parameter.device).manual_seed(0)
+        if parameter.dtype.itemsize == 1:
+            parameter.data.view(torch.uint8).random_(0, _BYTES, generator=generator)
+        else:
+            parameter.data.uniform_(_LEAST, _MOST, generator=generator)
 
 
 def _parameters(layer: torch.nn.Module) -> dict[str, torch.Tensor]:

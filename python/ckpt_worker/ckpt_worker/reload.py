@@ -91,7 +91,6 @@ class Reload:
     @param indices: the contents of what says where a weight goes, an expert map for instance
     @param strict: a hook that changes what was loaded is an error, because the engine has a better way for the next update
     @param standing: around calls of `tensors` and `indices` between which nothing changes
-    @param hook_is_last: the processing after loading needs all lists, whatever it looks at
     """
 
     def __init__(
@@ -100,13 +99,11 @@ class Reload:
         indices: Callable[[], tuple[int, ...]] | None = None,
         strict: bool = False,
         standing: Callable[[], AbstractContextManager[None]] = nullcontext,
-        hook_is_last: bool = False,
     ):
         self._regions = Regions(tensors)
         self._indices = indices or (lambda: ())
         self._strict = strict
         self._standing = standing
-        self._hook_is_last = hook_is_last
         # of the list that is being loaded or replayed
         self._asides = 0
         self._updates = 0
@@ -223,7 +220,7 @@ class Reload:
             self.forget()
             self.refused = HOOK_CHANGES
         self._unprocessed = []
-        self._blind = not (watch.touched or self._hook_is_last) and self.refused is None
+        self._blind = not watch.touched and self.refused is None
 
     def _check_indices(self, brought: bool) -> None:
         """@param brought: weights went to recorded places in this update"""

@@ -26,7 +26,8 @@ def take_updates_with(function: Callable[..., None]) -> None:
     """
     try:
         worker = importlib.import_module(_WORKER)
-    except ImportError:
+    except Exception:
+        # it is not there, or cannot be imported, which would end the plugin
         package = sys.modules.get(_PACKAGE) or ModuleType(_PACKAGE)
         worker = ModuleType(_WORKER)
         sys.modules |= {_PACKAGE: package, _WORKER: worker}

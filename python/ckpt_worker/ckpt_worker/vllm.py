@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Literal, cast
 
 import zmq
 
 from .conversation import Limits
-from .converted import Layers, changed_layers, converted_layers, has_wrapped
+from .converted import Looked, changed_layers, has_wrapped, look_at_layers
 from .cuda_memory import CudaMemory
 from .direct import DirectEngine, update_weights_directly
 from .fingerprint import fingerprint_of
+from .kept import NotRestored
 from .kernel import has_triton
 from .layerwise import LayerwiseReload
 from .reload import HOOK_CHANGES, Reload, Tally, Weights
@@ -57,7 +58,8 @@ class WorkerExtension:
         return _engine(self).direct(zmq_handles)
 
     def ckpt_state(self) -> dict[str, Any]:
-        """`torn`: the last update has failed half way. `mode` of the next one, and the `reason` for another than `recorded`.
+        """`torn`: the last update has failed half way. `mode` of the next one, and the `reason` for another than `recorded`;
+        `converted`: layers that vLLM reloads in each update, with the reason of each.
         `last`: what the last update has returned, of direct ones only those that have begun; None: there was none.
         `not_direct`: why the next one cannot be by `ckpt_direct`, as far as is known, or None."""
         return _engine(self).state()
@@ -89,18 +91,19 @@ class VllmEngine:
         self._torn = False
         self._last: dict[str, Any] | None = None
         self._layerwise: str | None = None
-        # what was looked at before the first update
-        self._looked: list[weakref.ref[Any]] = []
-        # which layers vLLM reloads every time; None: it processes nothing that weights are loaded into
-        self._converted: Layers | None = None
+        # the models that were looked at before the first update
+        self._known: list[weakref.ref[Any]] = []
+        # what was found; None: nothing was, or all layers of a model that is not quantised are processed after each update
+        self._looked: Looked | None = None
         self._partly: dict[str, int] = {}
         # what `Reload.changes` was when the tensors had the forms that weights are loaded into
         self._unchanged: int | None = None
         self._reload = self._make_reload()
 
     def _make_reload(self) -> Reload:
-        tensors = ModelTensors(self._models, self._converted or ())
-        return Reload(tensors, tensors.index_contents, True, tensors.standing, hook_is_last=bool(self._converted))
+        converted = () if self._looked is None else self._looked.converted
+        tensors = ModelTensors(self._models, converted)
+        return Reload(tensors, tensors.index_contents, True, tensors.standing)
 
     def update(self, handles: dict[str, str]) -> dict[str, Any]:
         begin = time.perf_counter()
@@ -111,10 +114,11 @@ class VllmEngine:
         try:
             mode, reason = self._mode()
             address = self._address(handles)
-            if mode == "recorded" and not self._has_looked():
-                self._look_first()
-                mode, reason = self._mode()
-            self._update(address, mode, tally, begin + _TOTAL_SECONDS - time.perf_counter())
+            with self._configured():
+                if mode == "recorded" and not self._has_looked():
+                    self._look_first()
+                    mode, reason = self._mode()
+                self._update(address, mode, tally, begin + _TOTAL_SECONDS - time.perf_counter())
             self._torn = False
         except Exception as error:
             phase = "hook" if tally.hook else "lists" if tally.tensors else "begin"
@@ -163,7 +167,8 @@ class VllmEngine:
 
             engine = DirectEngine(self._reload, memory.allocation_of, hook, self._synchronize, torn, refusal)
             limits = Limits(total=max(0.0, begin + _TOTAL_SECONDS - time.perf_counter()))
-            placed = update_weights_directly(self._context, self._address(handles), engine, limits)
+            with self._configured():
+                placed = update_weights_directly(self._context, self._address(handles), engine, limits)
         except Exception as error:
             failure = {"error": f"{type(error).__name__}: {error}", "phase": phase}
         answer = {
@@ -192,22 +197,27 @@ class VllmEngine:
         return self._reload.not_placed
 
     def _has_looked(self) -> bool:
-        return bool(self._looked) and [one() for one in self._looked] == self._models()
+        return bool(self._known) and [one() for one in self._known] == self._models()
 
     def _look_first(self) -> None:
         """Before the first update of a model: which of its layers can be loaded into as they are."""
         models = self._models()
-        self._converted, self._unchanged = None, None
+        self._looked, self._unchanged = None, None
+        self._partly.clear()
         if self._quantization is not None or changed_layers(models) or has_wrapped(models):
             before, self._torn = self._torn, True
             try:
-                self._converted = converted_layers(models)
-            finally:
+                self._looked = look_at_layers(models, self._worker.device)
+            except NotRestored:
+                raise
+            except Exception:
                 self._torn = before
+                raise
+            self._torn = before
         else:
             self._process_again()
         self._reload = self._make_reload()
-        self._looked = [weakref.ref(model) for model in models]
+        self._known = [weakref.ref(model) for model in models]
 
     def _process_again(self) -> None:
         """Before the first update, which writes all weights anew anyway: whether what vLLM has processed can be processed
@@ -223,12 +233,15 @@ class VllmEngine:
     def state(self) -> dict[str, Any]:
         mode, reason = self._mode()
         not_direct = self._why_not_direct(mode, reason)
-        return {"torn": self._torn, "mode": mode, "reason": reason, "last": self._last, "not_direct": not_direct}
+        converted = [] if self._looked is None else list(self._looked.converted.values())
+        state = {"torn": self._torn, "mode": mode, "reason": reason, "last": self._last, "not_direct": not_direct}
+        return {**state, "converted": converted}
 
     def forget(self) -> None:
         self._reload.forget()
         self._layerwise = None
-        self._looked = []
+        self._known = []
+        self._partly.clear()
 
     @property
     def _quantization(self) -> str | None:
@@ -266,7 +279,7 @@ class VllmEngine:
             return cast(Mode, told), f"CKPT_RELOAD={told}"
         if self._layerwise is None and not (looked and self._reload.changes == self._unchanged) and self._has_looked():
             changed = changed_layers(self._models())
-            known: Any = self._converted or ()
+            known: Any = () if self._looked is None else self._looked.converted
             self._layerwise = next((where for layer, where in changed.items() if layer not in known), None)
             self._unchanged = self._reload.changes
         if self._layerwise is not None:
@@ -292,8 +305,8 @@ class VllmEngine:
             if mode == "layerwise":
                 layerwise = stack.enter_context(LayerwiseReload(models, worker.model_config, self._partly))
                 load, process = layerwise.load, layerwise.finish
-            elif mode == "recorded" and self._converted is not None:
-                some = LayerwiseReload(models, worker.model_config, self._partly, self._converted, self._reload.aside)
+            elif mode == "recorded" and self._looked is not None:
+                some = LayerwiseReload(models, worker.model_config, self._partly, self._looked, self._reload.aside)
                 layerwise = stack.enter_context(some)
                 load, process = layerwise.load, layerwise.finish
             else:
@@ -313,11 +326,21 @@ class VllmEngine:
         for model in self._models():
             model.load_weights(weights)
 
+    def _configured(self) -> AbstractContextManager[Any]:
+        """What vLLM's processing asks for its configuration finds it, as when the model was loaded."""
+        from vllm.config import set_current_vllm_config
+
+        configured: AbstractContextManager[Any] = set_current_vllm_config(self._worker.vllm_config)
+        return configured
+
     def _synchronize(self) -> None:
         synchronize(self._worker.device)
 
     def _process(self) -> None:
         from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
+        if self._looked is not None:
+            LayerwiseReload(self._models(), self._worker.model_config, self._partly, self._looked).finish()
+            return
         for model in self._models():
             process_weights_after_loading(model, self._worker.model_config, self._worker.device)

@@ -7,6 +7,7 @@ import sys
 import types
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,14 @@ _WRAPPER = "online_process_loader"
 class QuantizeMethodBase:
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Nothing, unless a method says otherwise."""
+
+
+# of those that are not loaded in a reload
+SKIP_TENSORS = {"_expert_map"}
+
+
+def set_current_vllm_config(_config: Any) -> Any:
+    return nullcontext()
 
 
 class Attention(torch.nn.Module):
@@ -173,5 +182,7 @@ def stand_ins() -> dict[str, Any]:
         f"{_LOADER}.reload.layerwise": here,
         f"{_LOADER}.reload.sanitize": here,
         f"{_LOADER}.utils": here,
+        f"{_LOADER}.reload.meta": here,
+        "vllm.config": here,
         "vllm.platforms": types.SimpleNamespace(current_platform=platform),
     }

@@ -18,7 +18,7 @@ from played_daemon import Daemon, DaemonTest, Messages, handle
 from torch.multiprocessing import reductions
 
 from ckpt_worker import WorkerExtension
-from ckpt_worker.converted import converted_layers
+from ckpt_worker.converted import look_at_layers
 from ckpt_worker.reload import ASIDE
 
 RING = 65_536
@@ -53,6 +53,8 @@ class Requantised(Method):
         power = torch.exp2(torch.ceil(torch.log2(layer.scale.data)))
         layer.weight.data.mul_(layer.scale.data / power)
         replace(layer, "scale", power)
+        self.config = types.SimpleNamespace(scale=layer.scale, sums=[layer.weight.data.sum()])
+        layer.largest = float(layer.weight.max())
 
 
 class Packed(Method):
@@ -69,6 +71,38 @@ class Shuffled(Method):
         replace(layer, "w13", layer.w13.data)
         replace(layer, "w13_scale", layer.w13_scale.data)
         self.config = types.SimpleNamespace(scale=layer.w13_scale)
+
+
+class Moving(Method):
+    """The memory of the weights, under the same parameter."""
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        layer.weight.data = layer.weight.data * 2
+
+
+class Deciding(Method):
+    """Converts some contents."""
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        if layer.weight.max() > 1:
+            layer.weight.data.mul_(0.5)
+
+
+class Failing(Method):
+    """Half way."""
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        layer.weight.data.mul_(2)
+        layer.steps.append("begun")
+        layer.half = layer.weight * 1
+        raise AssertionError("shape")
+
+
+class Looking(Method):
+    """Makes something of the weights, which stay what they are."""
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        layer.largest, layer.seen = layer.weight.max(), [layer.weight]
 
 
 class Indexed(Method):
@@ -185,6 +219,10 @@ def started(version: int) -> Model:
     return model
 
 
+def converted_layers(model: Model) -> dict[torch.nn.Module, str]:
+    return dict(look_at_layers([model], torch.device("cpu")).converted)
+
+
 class Worker(WorkerExtension):
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -270,28 +308,62 @@ class TestConverted(DaemonTest):
             self.expect(self.update(2, per_list), ok=True, replayed=len(weights_of(0)) - 3)
             self.is_as_started(2)
 
-    def test_what_is_tried_leaves_every_weight(self) -> None:
+    def test_what_is_tried_leaves_everything(self) -> None:
         model = started(7)
-        loaded = [one.detach().clone() for one in model.parameters()]
-        objects = list(model.parameters())
-        converted = converted_layers([model])
-        self.assertEqual(set(converted), {model.qkv, model.out, model.attention})
-        for one, before in zip(model.parameters(), loaded):
-            self.assertTrue(torch.equal(one, before))
-        held = set(map(id, model.parameters()))
-        self.assertTrue({id(one) for one in objects[:3]} <= held)
-        self.assertIs(model.experts.quant_method.config.scale, model.experts.w13_scale)
-        self.assertTrue(torch.equal(model.attention.made, started(7).attention.made))
+        model.moving = layer_of(Moving(), weight=torch.ones(4, 4))
+        model.deciding = layer_of(Deciding(), weight=torch.full((4, 4), 4.0))
+        model.failing = layer_of(Failing(), weight=torch.ones(4, 4))
+        model.failing.steps = []
+        loaded = {name: (one, one.data_ptr(), one.detach().clone()) for name, one in model.named_parameters()}
+        known = {layer: (dict(vars(layer)), dict(vars(getattr(layer, "quant_method", layer)))) for layer in model.modules()}
+        sums, scale = model.qkv.quant_method.config.sums[0].clone(), model.qkv.quant_method.config.scale.clone()
+        generator = torch.get_rng_state()
+        reasons = converted_layers(model)
+        self.assertEqual(set(reasons), {model.qkv, model.out, model.attention, model.moving, model.deciding, model.failing})
+        self.assertIn("cannot be tried: AssertionError: shape", reasons[model.failing])
+        self.assertEqual(model.failing.steps, [])
+        self.assertEqual(
+            {name: id(one) for name, one in model.named_parameters()}, {name: id(one[0]) for name, one in loaded.items()}
+        )
+        for name, (one, address, contents) in loaded.items():
+            self.assertEqual(one.data_ptr(), address, name)
+            self.assertTrue(torch.equal(one, contents), name)
+        for layer, (own, of_method) in known.items():
+            self.assertEqual({key: id(one) for key, one in vars(layer).items()}, {key: id(one) for key, one in own.items()})
+            now = vars(getattr(layer, "quant_method", layer))
+            self.assertEqual({key: id(one) for key, one in now.items()}, {key: id(one) for key, one in of_method.items()})
+        self.assertTrue(torch.equal(model.qkv.quant_method.config.sums[0], sums))
+        self.assertTrue(torch.equal(model.qkv.quant_method.config.scale, scale))
+        self.assertTrue(torch.equal(torch.get_rng_state(), generator))
+
+    def test_what_cannot_be_put_back_leaves_the_engine_torn(self) -> None:
+        with mock.patch("ckpt_worker.kept._State.restore", side_effect=RuntimeError("the device is gone")):
+            answer = self.update(1, stop=0)
+        self.expect(answer, ok=False, phase="begin", torn=True)
+        self.assertIn("cannot be put back", answer["error"])
+
+    def test_a_method_that_knows_too_much_is_not_tried(self) -> None:
+        model = started(7)
+        model.experts.quant_method.cache = torch.zeros(2**20)
+        with mock.patch("ckpt_worker.kept._BYTES_MAX", 2**20):
+            self.assertIn("too much memory", converted_layers(model)[model.experts])
+
+    def test_a_first_update_that_ends_before_its_lists_has_changed_nothing(self) -> None:
+        before = {name: one.clone() for name, one in self.worker.model.held().items()}
+        scale = self.worker.model.qkv.quant_method.config.scale.clone()
+        self.expect(self.update(1, stop=0), ok=False, phase="begin", torn=False)
+        self.assertTrue(all(torch.equal(one, before[name]) for name, one in self.worker.model.held().items()))
+        self.assertTrue(torch.equal(self.worker.model.qkv.quant_method.config.scale, scale))
 
     def test_no_other_contents_are_tried_of_indices(self) -> None:
         model = started(7)
         model.extra = layer_of(Indexed(), order=torch.zeros(4, dtype=torch.int32))
-        self.assertIn("no floating-point", converted_layers([model])[model.extra])
+        self.assertIn("no floating-point", converted_layers(model)[model.extra])
 
     def test_a_layer_that_is_quantised_while_it_is_loaded(self) -> None:
         model = started(7)
         model.experts._already_called_process_weights_after_loading = True
-        self.assertIn("while it is loaded", converted_layers([model])[model.experts])
+        self.assertIn("while it is loaded", converted_layers(model)[model.experts])
 
     def test_a_layer_whose_method_was_wrapped_since(self) -> None:
         experts = self.worker.model.experts
@@ -311,15 +383,6 @@ class TestConverted(DaemonTest):
                 self.expect(answer, ok=False, phase="begin", torn=False)
                 self.assertIn("would not process it again", answer["error"])
                 self.assertTrue(all(torch.equal(one, before[name]) for name, one in model.held().items()))
-
-    def test_processing_that_cannot_be_tried(self) -> None:
-        model = started(7)
-        before = model.experts.w13.clone()
-        fails = mock.patch.object(Shuffled, "process_weights_after_loading", side_effect=AssertionError("shape"))
-        with fails:
-            reasons = converted_layers([model])
-        self.assertIn("cannot be tried: AssertionError: shape", reasons[model.experts])
-        self.assertTrue(torch.equal(model.experts.w13, before))
 
     def test_a_converted_layer_that_gets_only_a_part(self) -> None:
         self.update(1)
@@ -346,8 +409,89 @@ class TestConverted(DaemonTest):
             real([(name, tensor) for name, tensor in weights if name != "out.weight"])
 
         with mock.patch.object(model, "load_weights", some):
-            answer = self.update(2, stop=3)
+            answer = self.update(2)
         self.expect(answer, ok=False, torn=True)
+        self.assertIn("the engine has taken 1 weights of a list, and 2 before", answer["error"])
+
+    def test_a_model_that_loads_a_converted_layer_in_its_own_way(self) -> None:
+        """What it copies into the tensors that stand for the layer meanwhile would go nowhere."""
+        model = self.worker.model
+
+        def own(weights: Any) -> None:
+            for name, tensor in weights:
+                if name == "out.weight":
+                    model.out.weight.data.copy_(tensor)
+                else:
+                    Model.load_weights(model, [(name, tensor)])
+
+        for told in ("", "layerwise"):
+            with mock.patch.object(model, "load_weights", own), mock.patch.dict("os.environ", {"CKPT_RELOAD": told}):
+                answer = self.update(2)
+            self.expect(answer, ok=False, torn=True)
+            self.assertIn("in a way that vLLM's reload does not see", answer["error"])
+        self.expect(self.update(3), ok=True, torn=False)
+        self.is_as_started(3)
+
+    def test_a_converted_layer_that_two_models_have(self) -> None:
+        draft = Model()
+        draft.qkv = self.worker.model.qkv
+        with mock.patch.object(self.worker, "get_draft_model", lambda: draft, create=True):
+            self.expect(self.update(1, stop=0), ok=False, phase="begin", torn=False)
+            self.assertIn("two models have it", self.worker.ckpt_state()["last"]["error"])
+
+    def test_another_layer_that_two_models_have(self) -> None:
+        draft = Model()
+        draft.process()
+        draft.embed = embed = self.worker.model.embed
+        running = embed.weight
+        with mock.patch.object(self.worker, "get_draft_model", lambda: draft, create=True):
+            for version in (1, 2):
+                self.expect(self.update(version), ok=True)
+        self.assertIs(embed.weight, running)
+        self.is_as_started(2)
+
+    def test_what_is_made_of_weights_that_stay_what_they_are(self) -> None:
+        model = self.worker.model
+        model.embed.quant_method = Looking()
+        running = model.embed.weight
+        for version in (1, 2, 3):
+            self.expect(self.update(version), ok=True)
+            self.assertEqual(model.embed.largest, weights_of(version)["embed.weight"].max())
+            self.assertIs(model.embed.seen[0], running)
+
+    def test_a_direct_update_converts_nothing_again(self) -> None:
+        """Of an update without weights of converted layers all may be placed."""
+        self.update(1)
+        for version in (2, 3):
+            answer = self.update(version, without=self.CONVERTED)
+            self.expect(answer, ok=True, not_direct=None if version == 3 else answer["not_direct"])
+        before = {name: one.clone() for name, one in self.worker.model.held().items()}
+        vars(self.worker)["_ckpt_engine"]._process()
+        self.assertTrue(all(torch.equal(one, before[name]) for name, one in self.worker.model.held().items()))
+
+    def test_nothing_is_processed_before_the_last_list(self) -> None:
+        """Though nothing of what was recorded is looked at."""
+        plain = mock.patch.object(Requantised, "process_weights_after_loading", lambda *_: None)
+        blind = mock.patch.object(Derived, "process_weights_after_loading", lambda *_: None)
+        with plain, blind:
+            self.worker.model = started(50)
+            for version in (1, 2, 3):
+                self.expect(self.update(version), ok=True, ordinary=20 if version == 1 else 1)
+                self.is_as_started(version)
+
+    def test_a_reload_by_vllm_itself_in_between(self) -> None:
+        """Its method then knows other tensors than those that run."""
+        self.update(1)
+        experts = self.worker.model.experts
+        experts.quant_method.config = types.SimpleNamespace(scale=experts.w13_scale.detach().clone())
+        self.expect(self.update(2), ok=True, replayed=len(weights_of(0)) - 3)
+        self.is_as_started(2)
+
+    def test_a_layer_whose_processing_looks_at_no_weight_is_not_processed_again(self) -> None:
+        self.update(1)
+        known = self.worker.model.experts.quant_method.config
+        self.update(2)
+        self.assertIs(self.worker.model.experts.quant_method.config, known)
 
     def test_another_model_is_looked_at_anew(self) -> None:
         self.update(1)
@@ -380,12 +524,10 @@ class TestConverted(DaemonTest):
 
     def test_what_runs_is_what_ran(self) -> None:
         running = dict(self.worker.model.named_parameters())
-        self.update(1)
-        self.update(2)
-        # the processing makes those of the experts anew
-        for name, parameter in self.worker.model.named_parameters():
-            self.assertTrue(parameter is running[name] or name.startswith("experts"), name)
-            self.assertEqual(parameter.data_ptr(), running[name].data_ptr())
+        for version, stop in ((1, None), (2, None), (3, 1), (4, 3), (5, None)):
+            self.expect(self.update(version, stop=stop), ok=stop is None)
+            for name, parameter in self.worker.model.named_parameters():
+                self.assertIs(parameter, running[name], name)
 
     def test_every_layer_as_it_was_loaded_may_be_placed(self) -> None:
         with mock.patch.object(Requantised, "process_weights_after_loading", lambda *_: None):
@@ -395,7 +537,7 @@ class TestConverted(DaemonTest):
             model.experts.quant_method.process_weights_after_loading(model.experts)
             model.attention.process_weights_after_loading(None)
             self.expect(self.update(1), ok=True, reasons={}, not_direct=None)
-            self.assertEqual(set(converted_layers([model])), {model.attention})
+            self.assertEqual(set(converted_layers(model)), {model.attention})
 
 
 if __name__ == "__main__":

@@ -85,6 +85,21 @@ class TestRecorder(unittest.TestCase):
             self.assertTrue(torch.equal(has, want), f"region {region} differs")
         return recording
 
+    def test_what_is_taken_aside_is_not_looked_at(self) -> None:
+        ring = torch.arange(32, dtype=torch.float32).view(torch.uint8)
+        model = torch.zeros(16)
+        recorder = Recorder(ring, {1: model.untyped_storage()})
+        recording = recorder.begin([Tensor("a", 0, 64), Tensor("b", 64, 64)])
+        with recorder:
+            model.copy_(ring[:64].view(torch.float32))
+            with recorder.aside([ring[64:].view(torch.float32)]):
+                recorder.launched()
+                model.add_(ring[64:].view(torch.float32))
+        recorder.finish()
+        self.assertEqual((recording.aside, recording.reasons, len(recording.copies)), ({"b"}, [], 1))
+        recorder.launched()
+        self.assertEqual(len(recording.reasons), 1)
+
     def test_a_parameter_is_one_copy_wherever_the_ring_begins(self) -> None:
         for lead in (0, 512):
             ring = Ring({"w": (torch.bfloat16, (64, 32)), "v": (torch.float32, (7,))}, lead)

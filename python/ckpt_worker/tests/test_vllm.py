@@ -9,6 +9,7 @@ import sys
 import types
 import unittest
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -80,7 +81,9 @@ class Vllm:
             **{name: types.ModuleType(name) for name in ("vllm", "vllm.model_executor", loader)},
             f"{loader}.reload": reload,
             f"{loader}.reload.layerwise": layerwise,
+            f"{loader}.reload.meta": types.SimpleNamespace(SKIP_TENSORS=set()),
             f"{loader}.utils": utils,
+            "vllm.config": types.SimpleNamespace(set_current_vllm_config=lambda _config: nullcontext()),
             "vllm.platforms": types.SimpleNamespace(current_platform=platform),
         }
 
@@ -260,9 +263,9 @@ class TestWorkerExtension(WorkerTest):
 
         self.vllm.process = process
         engine = vars(self.worker)["_ckpt_engine"]
-        looked = engine._looked
+        looked = engine._known
         self.worker.ckpt_forget()
-        engine._looked = looked
+        engine._known = looked
         self.expect(self.update(2), ok=False, torn=True, phase="hook", error="ValueError: no scales")
         self.assertIn(b"no scales", self.daemon.replies[-1])
 
