@@ -212,7 +212,7 @@ describe('a hello', () => {
     [{ nodes: 3 }, 'bad_request', '--nodes 3, the leader --nodes 2'],
     [{ node_rank: 0 }, 'bad_request', '--node-rank is 0'],
     [{ node_rank: 2 }, 'bad_request', '--node-rank is 2'],
-    [{ version: 2, info: 'another form' }, 'bad_request', 'version 2'],
+    [{ version: 1, info: 'another form' }, 'bad_request', 'version 1'],
   ] as const)('%p is refused', (change, code, words) => {
     expect(answer(change)).toMatchObject({
       type: 'refusal',
