@@ -1,9 +1,7 @@
 import {
   OPEN_TIMEOUT_SECONDS,
   PAUSE_TIMEOUT_SECONDS,
-  CkptError,
   type RegisterRequest,
-  type StatusAnswer,
   UPDATE_TIMEOUT_SECONDS,
   type UpdateRequest,
 } from '@ckpt/core'
@@ -27,6 +25,7 @@ import {
 } from './options.ts'
 import { print } from './output.ts'
 import { Progress } from './progress.ts'
+import { requireDaemons } from './require-daemons.ts'
 import { writeTrace } from './trace-file.ts'
 import { resultText } from './update-text.ts'
 import { type JobResult, runUpdateJob, type UpdateJob, type UpdateStep } from './update-job.ts'
@@ -299,14 +298,6 @@ async function planJob(
     ),
     pauseMs: BETWEEN_UPDATES_MS,
   }
-}
-
-/** Ranks and endpoints only fit together when all of them are there. @throws CkptError `leader_lost`, `node_lost` */
-function requireDaemons(cluster: StatusAnswer['cluster']): void {
-  if (cluster === undefined || cluster.joined >= cluster.nodes) return
-  if (cluster.joined === 0) throw new CkptError('leader_lost', 'the leader is not there')
-  const message = `${cluster.joined} of ${cluster.nodes} daemons have joined, see \`ckpt status\``
-  throw new CkptError('node_lost', message)
 }
 
 /** `localhost` of a daemon on another host is not ours: that daemon waits for its engines itself. */
