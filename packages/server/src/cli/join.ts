@@ -94,7 +94,7 @@ async function join(name: string, flags: JoinFlags): Promise<number> {
         ...(timeout === undefined ? {} : { timeout }),
       },
       readyTimeoutMs: flags.readyTimeout * 1000,
-      waitForEngines: true,
+      waitFor: [target],
       pauseMs: 0,
     }
     const result = await runUpdateJob(daemon.client, job, progress, interrupt)

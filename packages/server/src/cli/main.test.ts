@@ -76,7 +76,7 @@ describe('help and version are status 0', () => {
       'Options:': 4,
       'Checkpoint:': 8,
       'Engine:': 8,
-      'Update:': 8,
+      'Update:': 9,
       'Without a running daemon:': 4,
     })
   })

@@ -51,6 +51,7 @@ interface UpdateFlags extends DaemonFlags {
   readyTimeout: number
   mode: NonNullable<UpdateRequest['mode']>
   ifBusy: NonNullable<UpdateRequest['if_busy']>
+  require: NonNullable<UpdateRequest['require']>
   stream: boolean
   inPlace?: boolean
   consume?: boolean
@@ -149,6 +150,14 @@ function addUpdateOptions(command: Command): void {
       ),
     )
     .addOption(choice('--if-busy <what>', 'while another update runs', 'wait', 'fail'))
+    .addOption(
+      choice(
+        '--require <which>',
+        "daemons that must be there; without some the survivors' engines are updated",
+        'all',
+        'survivors',
+      ),
+    )
     .addOption(
       choice(
         '--update-method <m>',
@@ -271,7 +280,7 @@ async function planJob(
   daemon: ReachedDaemon,
 ): Promise<UpdateJob> {
   const status = await daemon.client.status()
-  requireDaemons(status.cluster)
+  const lost = requireDaemons(status.cluster, flags.require)
   const targets = engineTargets(
     {
       endpoints: endpointsOf(flags),
@@ -279,9 +288,11 @@ async function planJob(
       engine: flags.engine,
       parallelSize: flags.inferenceParallelSize,
     },
-    status.ranks.length,
+    status.ranks.length + lost.length,
     status.cluster?.nodes ?? 1,
   )
+  const urls = targets.map((target) => target.url)
+  const seen = seesSameHosts(daemon.client, urls)
   const all: UpdateStep = { engines: targets }
   const first: UpdateStep = { engines: [targets[0]], ranks: targets[0].ranks }
   const method = inputs.metas === null ? flags.updateMethod : 'p2p'
@@ -292,10 +303,7 @@ async function planJob(
     steps: method === 'broadcast' ? [all] : method === 'p2p' ? [first] : [all, first],
     request: updateRequest(flags),
     readyTimeoutMs: flags.readyTimeout * 1000,
-    waitForEngines: seesSameHosts(
-      daemon.client,
-      targets.map((target) => target.url),
-    ),
+    waitFor: targets.filter(({ ranks }) => seen && !ranks.some((rank) => lost.includes(rank))),
     pauseMs: BETWEEN_UPDATES_MS,
   }
 }
@@ -308,12 +316,22 @@ function seesSameHosts(client: DaemonClient, urls: readonly string[]): boolean {
 }
 
 function updateRequest(flags: UpdateFlags): UpdateRequest {
-  const { pause, mode, ifBusy, engineMethod, pauseTimeout, openTimeout, timeout, weightVersion } =
-    flags
+  const {
+    pause,
+    mode,
+    ifBusy,
+    require,
+    engineMethod,
+    pauseTimeout,
+    openTimeout,
+    timeout,
+    weightVersion,
+  } = flags
   return {
     pause,
     mode,
     if_busy: ifBusy,
+    require,
     ...(engineMethod === undefined ? {} : { engine_method: engineMethod }),
     ...(pauseTimeout === undefined ? {} : { pause_timeout: pauseTimeout }),
     ...(openTimeout === undefined ? {} : { open_timeout: openTimeout }),
