@@ -226,6 +226,35 @@ describe('a hello', () => {
   })
 })
 
+test('a follower whose leader says nothing tells so after a while, then rarely', () => {
+  const follower = new FollowerMembership(0, {
+    nodeRank: 1,
+    nodes: 2,
+    incarnation: 'f',
+    info: HELLO.info,
+    times: TIMES,
+    prove: () => 'good',
+  })
+  const told: number[] = []
+  const run = (fromMs: number, toMs: number) => {
+    for (let nowMs = fromMs; nowMs < toMs; nowMs += TIMES.heartbeatMs) {
+      const events = follower.tick(nowMs)
+      told.push(...events.flatMap((event) => (event.type === 'unanswered' ? [event.forMs] : [])))
+    }
+  }
+  run(0, 290_000)
+  expect(told).toEqual([TIMES.lostMs])
+  run(290_000, 320_000)
+  expect(told).toEqual([TIMES.lostMs, 300_000 + TIMES.lostMs])
+  // a refusal is an answer
+  const refusal = { type: 'refusal', code: 'bad_request', message: 'no' } as const
+  expect(follower.receive(320_000, null, refusal)).toMatchObject([{ type: 'refused' }])
+  run(320_000, 320_000 + TIMES.lostMs)
+  expect(told).toHaveLength(2)
+  run(320_000 + TIMES.lostMs, 320_000 + 2 * TIMES.lostMs)
+  expect(told.slice(2)).toEqual([TIMES.lostMs])
+})
+
 describe('what belongs to another session', () => {
   const PIECE = { type: 'piece', leader: 'l', session: 1, seq: 0 } as const
   const OVER = { type: 'over', session: 1, reason: 'its session is over' }

@@ -50,7 +50,6 @@ const NEXT_STEP: Partial<Record<ErrorCode, string>> = {
     'raise --host-memory-gib of the daemon, or drop a checkpoint with `ckpt rm`',
   device_memory_exhausted: 'lower --ring-gib, or give the engine less of the device',
   tensor_too_large: 'give the engine less of the device: the ring must hold the largest tensor',
-  leader_lost: 'is the daemon of node rank 0 running, and do all daemons have its token?',
   engine_unreachable: 'is the engine running, and is --endpoint (or --uds) right?',
   engine_busy: 'raise --pause-timeout, or end its requests with --pause abort',
   engine_restart_needed: 'restart the engine; its workers no longer answer in step',

@@ -99,3 +99,20 @@ describe.skipIf(withoutUcx !== null)('without one of two daemons', () => {
     }
   })
 })
+
+test('a follower that is refused says why there is no leader', async () => {
+  const leader = await startDaemon(0)
+  const follower = await startDaemon(1, '--nodes', '3')
+  try {
+    const why = 'refuses this daemon: it was told --nodes 3, the leader --nodes 2'
+    await untilStatus(1, ({ missing }) => missing?.[0]?.message.includes(why) === true)
+    expect((await ckpt('status', 1)).stdout).toMatch(
+      new RegExp(`^missing: the leader .* ${why}`, 'm'),
+    )
+    const update = await ckpt('update', 1, 'model')
+    expect(update.status).toBe(3)
+    expect(update.stderr).toMatch(new RegExp(`^ckpt: the leader at tcp://127.0.0.1:\\d+ ${why}\n$`))
+  } finally {
+    await Promise.all([leader, follower].map((one) => one.stop('SIGKILL')))
+  }
+})

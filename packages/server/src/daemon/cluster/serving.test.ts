@@ -73,7 +73,11 @@ test('each shows the other in its status, until it has gone', async () => {
     epoch: 0,
     peers: [],
     missing: [
-      { node_rank: 0, message: `the leader at tcp://127.0.0.1:${port} is not there`, ranks: [] },
+      {
+        node_rank: 0,
+        message: `the leader at tcp://127.0.0.1:${port} has not answered yet`,
+        ranks: [],
+      },
     ],
   })
   await start(0, port, 1)

@@ -249,6 +249,6 @@ export class DaemonCluster {
   }
 }
 
-function leaderAway({ address }: Cluster): string {
-  return `the leader at ${address} is not there`
+function leaderAway({ address, alone }: Cluster): string {
+  return alone ?? `the leader at ${address} has not answered yet`
 }
