@@ -37,8 +37,7 @@ export function exitCodeOf(code: ErrorCode): number {
 const NEXT_STEP: Partial<Record<ErrorCode, string>> = {
   bad_request: 'see `ckpt COMMAND --help`',
   daemon_unreachable: 'start one with `ckpt serve`, or name it with --daemon URL|PATH',
-  unauthorized:
-    'name the file that holds the token with --token-file, that of a cluster with --cluster-token-file',
+  unauthorized: 'name the file that holds the token with --token-file',
   path_not_allowed: 'start the daemon with --allow-dir DIR for each directory it may read',
   engine_not_allowed: 'start the daemon with --allow-engine URL for each engine it may contact',
   checkpoint_not_found: '`ckpt ls` shows what is held',

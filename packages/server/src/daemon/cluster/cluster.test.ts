@@ -236,7 +236,7 @@ test('a second daemon of a node rank is told so once, and takes the place when t
 
 test('a leader that cannot bind says where', async () => {
   const refused = await failureOf(openLeader(port))
-  expect(refused.code).toBe('bad_request')
+  expect(refused.code).toBe('cannot_listen')
   expect(refused.message).toContain(`zmq_bind ${leader.address}: Address already in use`)
 })
 

@@ -44,7 +44,7 @@ export class LeaderSocket implements ClusterSocket<string> {
   readonly #monitor: ZmqMonitor
   readonly address: string
 
-  /** @throws CkptError `bad_request` when it cannot bind there */
+  /** @throws CkptError `cannot_listen` */
   constructor(context: ZmqContext, leader: TcpAddress, { leader: keys }: ClusterKeys) {
     this.#socket = context.socket('ROUTER')
     bound(this.#socket)
@@ -60,7 +60,7 @@ export class LeaderSocket implements ClusterSocket<string> {
       this.#socket.bind(endpoint({ host, port: leader.port }))
     } catch (error) {
       throw new CkptError(
-        'bad_request',
+        'cannot_listen',
         `the leader cannot listen for its followers: ${(error as Error).message}`,
       )
     }
