@@ -6,7 +6,7 @@ import { ROOT, run, scratch, start } from '../test/support/process.ts'
 import { withoutUcx } from '../test/support/ucx.ts'
 import { devicesOf, parseLayout, ranksOf } from './gpu_cluster/layout.ts'
 import { parseOptions, UsageError } from './gpu_cluster/options.ts'
-import type { Row } from './gpu_cluster/results.ts'
+import { faultOf, readFault, type Row } from './gpu_cluster/results.ts'
 
 const SCRIPT = [process.execPath, join(ROOT, 'scripts/gpu-cluster.ts'), '--devices', 'host']
 
@@ -51,6 +51,25 @@ describe('what it is told', () => {
       expect(() => parseOptions(words)).toThrow(UsageError)
     }
   })
+})
+
+test('what cannot be written is wrong usage, before any library is opened', async () => {
+  const cuda = SCRIPT.map((word) => (word === 'host' ? 'cuda' : word))
+  const { status, stdout, stderr } = await run([...cuda, '--json', '/nowhere/rows.json'])
+  expect({ status, stdout }).toEqual({ status: 2, stdout: '' })
+  expect(stderr).toStartWith('gpu-cluster: --json /nowhere/rows.json: ')
+})
+
+test('an update counts only when bytes were compared, and a read only over what it was to take', () => {
+  expect(faultOf({ comparedBytes: 1, wrongBytes: 0 })).toBeNull()
+  expect(faultOf({ comparedBytes: 1, wrongBytes: 1 })).toBe('bytes are wrong')
+  expect(faultOf({ comparedBytes: 0, wrongBytes: 0 })).toBe('no bytes were compared')
+  expect(readFault(undefined, null)).toBeNull()
+  expect(readFault(['shm'], ['shm', 'cma'])).toBeNull()
+  expect(readFault(['shm', 'emulated'], ['shm', 'cma'])).toBe('read by emulated, not shm or cma')
+  for (const seen of [undefined, []]) {
+    expect(readFault(seen, ['emulated'])).toBe('nothing was read of the other daemon')
+  }
 })
 
 describe.skipIf(withoutUcx !== null)('on the host library', () => {

@@ -67,11 +67,10 @@ function interruptedBySignal(): AbortSignal {
 
 async function runAll(options: Options): Promise<boolean> {
   const beganMs = performance.now()
-  const gpus = gpuCount(options)
-  const { devices, mib } = options
-  const results = new Results(options.json, { devices, gpus, mib, updates: options.updates })
+  const { devices, mib, updates } = options
+  const results = new Results(options.json, { devices, mib, updates })
   try {
-    await runSteps(options, results, gpus, beganMs)
+    await runSteps(options, results, beganMs)
   } catch (error) {
     results.fail('-', 'everything', describe(error))
   }
@@ -80,13 +79,10 @@ async function runAll(options: Options): Promise<boolean> {
   return results.passed
 }
 
-async function runSteps(
-  options: Options,
-  results: Results,
-  gpus: number,
-  beganMs: number,
-): Promise<void> {
+async function runSteps(options: Options, results: Results, beganMs: number): Promise<void> {
   const { devices, mib } = options
+  const gpus = gpuCount(options)
+  results.know({ gpus })
   const interrupted = interruptedBySignal()
   results.say(`${devices === 'host' ? 'host library' : `${gpus} GPUs`}, ${mib} MiB a part`)
   results.say(libraries(options).join('\n'))
