@@ -5,11 +5,12 @@
 import { openLibrary } from '@ckpt/cuda'
 import { PinnedCopies } from '../packages/bench/src/pinned-copies.ts'
 import { broadcastSteps } from './gpu_cluster/broadcasts.ts'
+import { removeLeftovers } from './gpu_cluster/leftovers.ts'
 import { lossSteps } from './gpu_cluster/loss.ts'
 import { type Options, type Part, parseOptions, USAGE, UsageError } from './gpu_cluster/options.ts'
 import { readSteps } from './gpu_cluster/reads.ts'
 import { Results } from './gpu_cluster/results.ts'
-import { describe, type Run, runStep, type Step } from './gpu_cluster/steps.ts'
+import { describe, type Run, runStep, type Step, unlessAborted } from './gpu_cluster/steps.ts'
 import { TestVersions } from './gpu_cluster/versions.ts'
 
 const MIB = 2 ** 20
@@ -52,34 +53,58 @@ async function pinnedRate({ devices, mib }: Options): Promise<number> {
   return copies.gbPerSecond
 }
 
+/** Aborted at the first signal that ends a program; the second one ends this at once. */
+function interruptedBySignal(): AbortSignal {
+  const controller = new AbortController()
+  for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(name, () => {
+      if (controller.signal.aborted) process.exit(1)
+      controller.abort(new Error(`ended by ${name}`))
+    })
+  }
+  return controller.signal
+}
+
 async function runAll(options: Options): Promise<boolean> {
   const beganMs = performance.now()
-  const endMs = beganMs + options.seconds * 1000
-  const gpus = gpuCount(options)
-  const { devices, mib, json } = options
-  const results = new Results(json, { devices, gpus, mib, updates: options.updates })
-  results.say(`${devices === 'host' ? 'host library' : `${gpus} GPUs`}, ${mib} MiB a part`)
-  results.say(libraries(options).join('\n'))
-  const versions = await TestVersions.write(mib)
+  const { devices, mib, updates } = options
+  const results = new Results(options.json, { devices, mib, updates })
   try {
-    results.h2dGbPerSecond = await pinnedRate(options)
-    const took = ((performance.now() - beganMs) / 1000).toFixed(1)
-    results.say(`pinned H2D ${results.h2dGbPerSecond.toFixed(2)} GB/s; files written, ${took} s`)
-    results.head()
-    const run: Run = { options, versions, results, gpus, endMs }
-    for (const part of options.only) {
-      for (const step of STEPS[part](run)) await runStep(run, step)
-    }
+    await runSteps(options, results, beganMs)
   } catch (error) {
     results.fail('-', 'everything', describe(error))
-  } finally {
-    versions.remove()
   }
   results.say(`${((performance.now() - beganMs) / 1000).toFixed(1)} s in all`)
   results.end()
   return results.passed
 }
 
+async function runSteps(options: Options, results: Results, beganMs: number): Promise<void> {
+  const { devices, mib } = options
+  const gpus = gpuCount(options)
+  results.know({ gpus })
+  const interrupted = interruptedBySignal()
+  results.say(`${devices === 'host' ? 'host library' : `${gpus} GPUs`}, ${mib} MiB a part`)
+  results.say(libraries(options).join('\n'))
+  const versions = await unlessAborted(interrupted, TestVersions.write(mib))
+  try {
+    results.h2dGbPerSecond = await pinnedRate(options)
+    const took = ((performance.now() - beganMs) / 1000).toFixed(1)
+    results.say(`pinned H2D ${results.h2dGbPerSecond.toFixed(2)} GB/s`)
+    results.say(`files written to ${versions.dir}, ${took} s`)
+    results.head()
+    const endMs = beganMs + options.seconds * 1000
+    const run: Run = { options, versions, results, gpus, interrupted, endMs }
+    for (const step of options.only.flatMap((part) => STEPS[part](run))) {
+      await runStep(run, step)
+      interrupted.throwIfAborted()
+    }
+  } finally {
+    versions.remove()
+  }
+}
+
+process.on('exit', removeLeftovers)
 try {
   const options = parseOptions(Bun.argv.slice(2))
   if (options.help) process.stdout.write(USAGE)

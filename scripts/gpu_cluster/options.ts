@@ -37,7 +37,7 @@ export const USAGE = `usage: scripts/gpu-cluster [--devices cuda|host] [--only a
   --updates N          of each layout (default 3)
   --seconds N          that everything may take (default 200)
   --layout-seconds N   that one layout may take before it is killed (default 45)
-  --json FILE          the rows, written anew after each
+  --json FILE          the rows, written anew after each, and once before anything is done
 `
 
 const FLAGS = [

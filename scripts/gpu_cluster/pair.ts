@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import type { UpdateReport, UpdateRequest } from '@ckpt/core'
 import { until } from '../../test/cluster/until.ts'
 import { devicesOf, environmentOf, type Layout, ranksOf } from './layout.ts'
+import { removeAtExit } from './leftovers.ts'
 import { Daemon, Engine, type Processes } from './processes.ts'
 import type { StepPlace } from './steps.ts'
 import type { Compared, TestVersions, Version } from './versions.ts'
@@ -61,6 +62,7 @@ export class Pair {
     this.kind = kind
     this.processes = processes
     this.dir = mkdtempSync(join(tmpdir(), 'ckpt-gpu-cluster-'))
+    removeAtExit(this.dir)
     this.leaderAddress = `127.0.0.1:${port}`
     this.tokenFile = join(this.dir, 'token')
     writeFileSync(this.tokenFile, `${crypto.randomUUID()}${crypto.randomUUID()}\n`, { mode: 0o600 })

@@ -6,6 +6,7 @@ import { DaemonClient, daemonAddress } from '../../packages/server/src/cli/clien
 import { Child } from '../../test/cluster/child.ts'
 import { until } from '../../test/cluster/until.ts'
 import { CKPT } from '../../test/support/process.ts'
+import { killAtExit } from './leftovers.ts'
 
 /** After SIGTERM, and for a process that was killed to be gone. */
 const END_MS = 10_000
@@ -114,11 +115,13 @@ export class Processes {
   async start(...children: readonly Child[]): Promise<void> {
     if (this.#ended) throw new Error('it was given up')
     this.#children.push(...children.filter((child) => !this.#children.includes(child)))
+    for (const child of children) killAtExit(child)
     await Promise.all(children.map((child) => child.start()))
   }
 
   /** What a command writes to stdout. @throws Error with all that it has written, when it fails */
   async run(command: readonly string[], env: Record<string, string>): Promise<string> {
+    if (this.#ended) throw new Error('it was given up')
     const child = Bun.spawn([...command], {
       stdin: 'ignore',
       stdout: 'pipe',
@@ -126,6 +129,12 @@ export class Processes {
       env: { ...process.env, NO_COLOR: '1', ...env },
     })
     this.#commands.add(child)
+    killAtExit({
+      pids: [child.pid],
+      get alive() {
+        return child.exitCode === null && child.signalCode === null
+      },
+    })
     const texts = [child.stdout, child.stderr].map((stream) => new Response(stream).text())
     const [stdout, stderr] = await Promise.all(texts)
     const status = await child.exited

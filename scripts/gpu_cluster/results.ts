@@ -1,4 +1,5 @@
 import { writeFileSync, writeSync } from 'node:fs'
+import { UsageError } from './options.ts'
 import type { Seen } from './pair.ts'
 import type { Compared } from './versions.ts'
 
@@ -26,10 +27,23 @@ export class Results {
   /** Of pinned host memory to a device, of the same run; null: not measured. */
   h2dGbPerSecond: number | null = null
 
-  /** @param facts of the run, beside the rows of the document */
+  /**
+   * @param facts of the run, beside the rows of the document, which is written at once
+   * @throws UsageError when it cannot be
+   */
   constructor(json: string | null, facts: Record<string, unknown>) {
     this.#json = json
     this.#facts = facts
+    try {
+      this.#write(false)
+    } catch (error) {
+      throw new UsageError(`--json ${json}: ${(error as Error).message}`)
+    }
+  }
+
+  /** What becomes known of the machine. */
+  know(facts: Record<string, unknown>): void {
+    Object.assign(this.#facts, facts)
   }
 
   say(text: string): void {
@@ -56,14 +70,24 @@ export class Results {
     this.#write(false)
   }
 
-  /** Of an update that has ended well. */
-  update(part: string, what: string, seen: Seen, compared: Compared, more = ''): void {
+  /**
+   * Of an update that has ended well.
+   *
+   * @param transports that other daemons' memory may have been read by; null: nothing was to be read
+   */
+  update(
+    part: string,
+    what: string,
+    seen: Seen,
+    compared: Compared,
+    transports: readonly string[] | null = null,
+  ): void {
     const { report, seconds } = seen
     const { bytes, gb_per_s, ranks, buckets, ring_bytes, p2p } = report
     const ring = `ring ${(ring_bytes / 2 ** 20).toFixed(0)} MiB`
     const read = p2p === undefined ? [] : [`read by ${p2p.transports.join(' and ')}`]
-    const note = [`${ranks} ranks`, `${buckets} buckets`, ring, ...read, more].filter(Boolean)
-    const error = compared.wrongBytes > 0 ? 'bytes are wrong' : null
+    const note = [`${ranks} ranks`, `${buckets} buckets`, ring, ...read]
+    const error = faultOf(compared) ?? readFault(p2p?.transports, transports)
     const rest = { bytes, seconds, transferGbPerSecond: gb_per_s, note: note.join(', '), error }
     this.add({ part, what, ...rest, ...compared })
   }
@@ -111,4 +135,21 @@ export class Results {
     const verdict = this.passed ? 'passed' : `FAILED, ${failed} of ${this.#rows.length} rows`
     writeSync(STDOUT, `gpu-cluster: ${verdict}\n`)
   }
+}
+
+/** Null: bytes were compared, and all are right. */
+export function faultOf({ comparedBytes, wrongBytes }: Compared): string | null {
+  if (wrongBytes > 0) return 'bytes are wrong'
+  return comparedBytes > 0 ? null : 'no bytes were compared'
+}
+
+/** Null: another daemon's memory was read, and in no other way than those that were meant. */
+export function readFault(
+  seen: readonly string[] | undefined,
+  wanted: readonly string[] | null,
+): string | null {
+  if (wanted === null) return null
+  if (seen === undefined || seen.length === 0) return 'nothing was read of the other daemon'
+  const others = seen.filter((one) => !wanted.includes(one))
+  return others.length === 0 ? null : `read by ${others.join(' and ')}, not ${wanted.join(' or ')}`
 }

@@ -17,6 +17,8 @@ export interface Run {
   readonly results: Results
   /** 0: the host library. */
   readonly gpus: number
+  /** By a signal of the user's. */
+  readonly interrupted: AbortSignal
   /** When everything must have ended, of `performance.now()`. */
   readonly endMs: number
 }
@@ -66,7 +68,7 @@ export async function runStep(run: Run, { part, name, work }: Step): Promise<voi
   const working = work({ stack, processes, say })
   working.catch(() => {}) // what it says once it was given up
   try {
-    await Promise.race([working, late.promise])
+    await unlessAborted(run.interrupted, Promise.race([working, late.promise]))
     say('done')
     await processes.end()
   } catch (error) {
@@ -77,6 +79,19 @@ export async function runStep(run: Run, { part, name, work }: Step): Promise<voi
     await processes.kill()
   }
   say('ended')
+}
+
+/** @throws what the signal was aborted with */
+export async function unlessAborted<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
+  signal.throwIfAborted()
+  const aborted = Promise.withResolvers<never>()
+  const end = () => aborted.reject(signal.reason)
+  signal.addEventListener('abort', end, { once: true })
+  try {
+    return await Promise.race([work, aborted.promise])
+  } finally {
+    signal.removeEventListener('abort', end)
+  }
 }
 
 /** With what a daemon says of who has failed, and when. */

@@ -7,6 +7,7 @@ import { expectedOf, layersOf } from '../../packages/bench/src/checkpoint.ts'
 import type { Expected } from '../../packages/bench/src/engine.ts'
 import { inThreads } from '../../packages/bench/src/file-threads.ts'
 import { shardsOf } from '../../packages/server/src/cli/write-checkpoint.ts'
+import { removeAtExit } from './leftovers.ts'
 
 const MIB = 2 ** 20
 const MATRIX_MIB_MAX = 16
@@ -35,13 +36,13 @@ export class TestVersions {
   readonly both: readonly [Version, Version]
   /** Of one version, both parts. */
   readonly bytes: number
-  readonly #dir: string
+  readonly dir: string
   /** By version and number of ranks. */
   readonly #expected = new Map<string, Expected>()
   #turn = 0
 
   private constructor(dir: string, bytes: number, both: readonly [Version, Version]) {
-    this.#dir = dir
+    this.dir = dir
     this.bytes = bytes
     this.both = both
   }
@@ -49,6 +50,7 @@ export class TestVersions {
   /** @param mib of a part, about */
   static async write(mib: number): Promise<TestVersions> {
     const dir = mkdtempSync(join(placeFor(4 * mib * MIB), 'ckpt-gpu-cluster-'))
+    removeAtExit(dir)
     const matrixMib = Math.min(MATRIX_MIB_MAX, Math.max(1, Math.floor(mib / 8)))
     const layers = layersOf(2 * mib * MIB, matrixMib * MIB)
     const isOf = (part: number) => (name: string) => Number(name.split('.')[1]) % 2 === part
@@ -102,6 +104,6 @@ export class TestVersions {
   }
 
   remove(): void {
-    rmSync(this.#dir, { recursive: true, force: true })
+    rmSync(this.dir, { recursive: true, force: true })
   }
 }

@@ -49,6 +49,8 @@ export const ERROR_STATUS = {
   device_error: 500,
   device_lost: 500,
   native_missing: 500,
+  // a daemon or engine that starts: its address is taken, or not this host's
+  cannot_listen: 500,
   // daemons that work together
   node_lost: 503,
   leader_lost: 503,

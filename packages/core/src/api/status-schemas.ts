@@ -38,6 +38,11 @@ export const ClusterStatus = type({
     ranks: type({ device: Count, kind: 'string', uuid: 'string' }).array(),
     session: Count,
   }).array(),
+  /**
+   * Daemons that no update can count on, and why: of a follower without a leader that one. `ranks`: the numbers that it keeps; empty:
+   * it was never here. Absent: a follower's leader has not answered soon.
+   */
+  'missing?': type({ node_rank: Count, message: 'string', ranks: Rank.array() }).array(),
 })
 export type ClusterStatus = typeof ClusterStatus.infer
 

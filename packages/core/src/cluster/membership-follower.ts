@@ -19,6 +19,9 @@ import {
   type SessionPacket,
 } from './packets.ts'
 
+/** How often it is said again that nobody answers. */
+const UNANSWERED_MS = 300_000
+
 export interface FollowerOptions {
   readonly nodeRank: number
   readonly nodes: number
@@ -61,10 +64,16 @@ export class FollowerMembership implements Membership<null> {
   #helloMs = 0
   /** When this connection began, or brought something last. */
   #answeredMs: number
+  /** When something came last, over whichever connection, or when it began. */
+  #heardMs: number
+  /** When to say next that nothing comes. */
+  #unansweredMs: number
 
   constructor(nowMs: number, options: FollowerOptions) {
     this.#options = options
     this.#answeredMs = nowMs
+    this.#heardMs = nowMs
+    this.#unansweredMs = nowMs + options.times.lostMs
   }
 
   get epoch(): number {
@@ -108,6 +117,8 @@ export class FollowerMembership implements Membership<null> {
     frames: readonly Uint8Array[] = [],
   ): FollowerEvent[] {
     this.#expire(nowMs)
+    this.#heardMs = nowMs
+    this.#unansweredMs = nowMs + this.#options.times.lostMs
     switch (packet.type) {
       case 'foreign':
       case 'hello':
@@ -133,6 +144,10 @@ export class FollowerMembership implements Membership<null> {
     if (session === null) {
       if (nowMs >= this.#answeredMs + this.#options.times.lostMs) this.#reconnect(nowMs)
       if (nowMs >= this.#helloMs) this.#hello(nowMs)
+      if (nowMs >= this.#unansweredMs) {
+        this.#unansweredMs = nowMs + UNANSWERED_MS
+        this.#events.push({ type: 'unanswered', forMs: nowMs - this.#heardMs })
+      }
     } else if (nowMs >= session.beatMs + session.times.heartbeatMs) {
       session.beatMs = nowMs
       this.#send({ type: 'beat', ...ids(session), epoch: this.#epoch, at: nowMs })

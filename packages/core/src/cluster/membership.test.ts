@@ -212,7 +212,7 @@ describe('a hello', () => {
     [{ nodes: 3 }, 'bad_request', '--nodes 3, the leader --nodes 2'],
     [{ node_rank: 0 }, 'bad_request', '--node-rank is 0'],
     [{ node_rank: 2 }, 'bad_request', '--node-rank is 2'],
-    [{ version: 2, info: 'another form' }, 'bad_request', 'version 2'],
+    [{ version: 1, info: 'another form' }, 'bad_request', 'version 1'],
   ] as const)('%p is refused', (change, code, words) => {
     expect(answer(change)).toMatchObject({
       type: 'refusal',
@@ -224,6 +224,35 @@ describe('a hello', () => {
   test('of no known form is a fault', () => {
     expect(answer({ incarnation: 7 })).toHaveProperty('fault')
   })
+})
+
+test('a follower whose leader says nothing tells so after a while, then rarely', () => {
+  const follower = new FollowerMembership(0, {
+    nodeRank: 1,
+    nodes: 2,
+    incarnation: 'f',
+    info: HELLO.info,
+    times: TIMES,
+    prove: () => 'good',
+  })
+  const told: number[] = []
+  const run = (fromMs: number, toMs: number) => {
+    for (let nowMs = fromMs; nowMs < toMs; nowMs += TIMES.heartbeatMs) {
+      const events = follower.tick(nowMs)
+      told.push(...events.flatMap((event) => (event.type === 'unanswered' ? [event.forMs] : [])))
+    }
+  }
+  run(0, 290_000)
+  expect(told).toEqual([TIMES.lostMs])
+  run(290_000, 320_000)
+  expect(told).toEqual([TIMES.lostMs, 300_000 + TIMES.lostMs])
+  // a refusal is an answer
+  const refusal = { type: 'refusal', code: 'bad_request', message: 'no' } as const
+  expect(follower.receive(320_000, null, refusal)).toMatchObject([{ type: 'refused' }])
+  run(320_000, 320_000 + TIMES.lostMs)
+  expect(told).toHaveLength(2)
+  run(320_000 + TIMES.lostMs, 320_000 + 2 * TIMES.lostMs)
+  expect(told.slice(2)).toEqual([TIMES.lostMs])
 })
 
 describe('what belongs to another session', () => {

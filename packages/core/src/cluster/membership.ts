@@ -58,6 +58,8 @@ export type MembershipEvent<R> =
       readonly code: ErrorCode
       readonly message: string
     }
+  /** Follower: nobody has said anything for so long. It goes on trying. */
+  | { readonly type: 'unanswered'; readonly forMs: number }
   /** Follower: what is left in the connection belongs to the past; make another one. */
   | { readonly type: 'reconnect' }
 

@@ -129,14 +129,15 @@ async function loadVersion(
     `${formatSeconds((performance.now() - startMs) / 1000)}  version ${version}`,
   )
   const ranks = Array.from({ length: TENSOR_PARALLEL_SIZE }, (_, rank) => rank)
+  const engine = { url, ranks }
   const job = {
     name: 'demo',
     files: { files, replace: true, wait: false, version },
     metas: null,
-    steps: [{ engines: [{ url, ranks }] }],
+    steps: [{ engines: [engine] }],
     request: { pause: 'wait', weight_version: version },
     readyTimeoutMs: 30_000,
-    waitForEngines: true,
+    waitFor: [engine],
     pauseMs: 0,
   } as const
   const { updates, seconds, registered } = await runUpdateJob(client, job, progress, { signal })

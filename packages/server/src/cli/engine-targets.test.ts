@@ -35,6 +35,12 @@ test('one socket serves every endpoint', () => {
 test.each([
   ['more groups than endpoints', flags({}), 4, /2 groups of 2.*endpoint for each group/],
   ['ranks that do not divide', flags({}), 3, /3 ranks.*does not fit.*ckpt serve --ranks \d+`/],
+  [
+    'ranks of one group for two endpoints',
+    flags({ endpoints: ['http://a', 'http://b'] }),
+    2,
+    /2 ranks, 1 group of 2, not 2 --endpoint/,
+  ],
   ['too few ranks', flags({ endpoints: ['http://a', 'http://b'] }), 2, /2 ranks/],
   ['a socket too many', flags({ sockets: ['/a', '/b'] }), 2, /2 --uds for 1 --endpoint/],
   ['no URL', flags({ endpoints: ['localhost:8000'] }), 2, /not a URL/],

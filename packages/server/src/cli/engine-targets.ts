@@ -1,6 +1,7 @@
 import type { EngineTarget } from '@ckpt/core'
 import { isLoopback } from '../engines/url.ts'
 import { usageError } from './exit.ts'
+import { counted } from './format.ts'
 
 export interface EngineFlags {
   /** `--endpoint`, in rank order; each may hold `{host}`. */
@@ -51,10 +52,10 @@ function checkEndpoint(endpoint: string): string {
 }
 
 function mismatch(rankCount: number, endpoints: number, parallelSize: number): string {
-  const daemon = `the daemon has ${rankCount} ${rankCount === 1 ? 'rank' : 'ranks'}`
+  const daemon = `the daemon has ${counted(rankCount, 'rank')}`
   const asked = `${endpoints} --endpoint with --inference-parallel-size ${parallelSize}`
   if (rankCount % parallelSize === 0) {
-    return `${daemon}, ${rankCount / parallelSize} groups of ${parallelSize}, not ${asked}: give an endpoint for each group`
+    return `${daemon}, ${counted(rankCount / parallelSize, 'group')} of ${parallelSize}, not ${asked}: give an endpoint for each group`
   }
   const wanted = endpoints * parallelSize
   return `${daemon}, which does not fit ${asked}: start it with \`ckpt serve --ranks ${wanted}\``

@@ -37,8 +37,7 @@ export function exitCodeOf(code: ErrorCode): number {
 const NEXT_STEP: Partial<Record<ErrorCode, string>> = {
   bad_request: 'see `ckpt COMMAND --help`',
   daemon_unreachable: 'start one with `ckpt serve`, or name it with --daemon URL|PATH',
-  unauthorized:
-    'name the file that holds the token with --token-file, that of a cluster with --cluster-token-file',
+  unauthorized: 'name the file that holds the token with --token-file',
   path_not_allowed: 'start the daemon with --allow-dir DIR for each directory it may read',
   engine_not_allowed: 'start the daemon with --allow-engine URL for each engine it may contact',
   checkpoint_not_found: '`ckpt ls` shows what is held',
@@ -50,7 +49,6 @@ const NEXT_STEP: Partial<Record<ErrorCode, string>> = {
     'raise --host-memory-gib of the daemon, or drop a checkpoint with `ckpt rm`',
   device_memory_exhausted: 'lower --ring-gib, or give the engine less of the device',
   tensor_too_large: 'give the engine less of the device: the ring must hold the largest tensor',
-  leader_lost: 'is the daemon of node rank 0 running, and do all daemons have its token?',
   engine_unreachable: 'is the engine running, and is --endpoint (or --uds) right?',
   engine_busy: 'raise --pause-timeout, or end its requests with --pause abort',
   engine_restart_needed: 'restart the engine; its workers no longer answer in step',

@@ -94,7 +94,7 @@ async function join(name: string, flags: JoinFlags): Promise<number> {
         ...(timeout === undefined ? {} : { timeout }),
       },
       readyTimeoutMs: flags.readyTimeout * 1000,
-      waitForEngines: true,
+      waitFor: [target],
       pauseMs: 0,
     }
     const result = await runUpdateJob(daemon.client, job, progress, interrupt)
@@ -138,8 +138,9 @@ function notJoined(
   cluster: StatusAnswer['cluster'],
 ): CkptError {
   const there = (cluster?.peers.length ?? 0) > 0
-  const why = there
-    ? 'has not numbered this host: not all of its nodes have come'
-    : 'did not answer'
-  return new CkptError('leader_lost', `the leader at ${leader} ${why} within ${joinTimeout} s`)
+  const what = there ? 'has not numbered this host' : 'did not answer'
+  const reason = cluster?.missing?.map(({ message }) => message).join('; ') || null
+  const why = reason ?? (there ? 'not all of its nodes have come' : 'nothing was heard of it')
+  const message = `the leader at ${leader} ${what} within ${joinTimeout} s: ${why}`
+  return new CkptError('leader_lost', message)
 }

@@ -20,6 +20,22 @@ async function json(...args: string[]) {
   return { status: result.status, document: JSON.parse(result.stdout), stderr: result.stderr }
 }
 
+const AMONG = ['--devices', 'host', '--leader', '127.0.0.1:1', '--node-rank', '0', '--nodes', '2']
+
+test('an address that is taken is a failure, and the usage was right', async () => {
+  const taken = Bun.listen({ hostname: '127.0.0.1', port: 0, socket: { data() {} } })
+  try {
+    const token = join(dir.path, 'cluster-token')
+    writeFileSync(token, 'the-token\n', { mode: 0o600 })
+    const where = ['--leader', `127.0.0.1:${taken.port}`, '--cluster-token-file', token]
+    const { status, stderr } = await ckpt('serve', ...AMONG, ...where)
+    expect(stderr).toMatch(/^ckpt: the leader cannot listen .*Address already in use\n$/)
+    expect(status).toBe(1)
+  } finally {
+    taken.stop(true)
+  }
+})
+
 describe('wrong usage is status 2', () => {
   const wrong: [string, string[]][] = [
     ['an unknown command', ['fly']],
@@ -28,6 +44,9 @@ describe('wrong usage is status 2', () => {
     ['no number', ['serve', '--ranks', 'two']],
     ['a choice that is none', ['update', '--update-method', 'carrier-pigeon']],
     ['TCP without a token', ['serve', '--listen', '127.0.0.1:0']],
+    ['a cluster without a token', ['serve', ...AMONG]],
+    ['a cluster token that is not there', ['serve', ...AMONG, '--cluster-token-file', '/nowhere']],
+    ['a token that is not there', ['ls', '--daemon', 'http://h:1', '--token-file', '/nowhere']],
     ['a daemon address that is none', ['ls', '--daemon', 'nonsense']],
     ['no model to plan for', ['plan']],
     ['no engine', ['engine-map']],
@@ -38,6 +57,7 @@ describe('wrong usage is status 2', () => {
     const human = await ckpt(...args)
     expect(human.stdout).toBe('')
     expect(human.stderr).toStartWith('ckpt: ')
+    expect(human.stderr).not.toContain('name the file')
     expect(human.status).toBe(2)
     const machine = await json(...args)
     expect(machine.status).toBe(2)
@@ -76,7 +96,7 @@ describe('help and version are status 0', () => {
       'Options:': 4,
       'Checkpoint:': 8,
       'Engine:': 8,
-      'Update:': 8,
+      'Update:': 9,
       'Without a running daemon:': 4,
     })
   })

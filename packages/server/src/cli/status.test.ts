@@ -70,6 +70,9 @@ test('who works together', () => {
   const cluster = { node_rank: 0, nodes: 3, joined: 2, leader: true, epoch: 5, peers: [peer] }
   const lines = statusText({ ...STATUS, cluster }).split('\n')
   expect(lines).toContain('cluster: node 0 of 3, the leader, epoch 5')
+  const missing = [{ node_rank: 2, message: 'node 2 has not joined', ranks: [] }]
+  const incomplete = statusText({ ...STATUS, cluster: { ...cluster, missing } })
+  expect(incomplete.split('\n')).toContain('missing: node 2 has not joined')
   expect(lines).toContainEqual(expect.stringMatching(/^ *1 +n1 +2 +H200 +4$/))
   const alone = { ...cluster, node_rank: 2, leader: false, peers: [] }
   expect(statusText({ ...STATUS, cluster: alone })).toContain(

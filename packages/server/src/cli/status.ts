@@ -60,7 +60,10 @@ function rateText(rate: PlanRate | undefined): string {
 function clusterText(cluster: ClusterStatus): string {
   const { node_rank, nodes, leader, epoch, peers } = cluster
   const who = `cluster: node ${node_rank} of ${nodes}${leader ? ', the leader' : ''}, epoch ${epoch}`
-  if (peers.length === 0) return `${who}, ${leader ? 'nobody has joined' : 'no leader'}`
+  const missing = (cluster.missing ?? []).map(({ message }) => `missing: ${message}`)
+  if (peers.length === 0) {
+    return [`${who}, ${leader ? 'nobody has joined' : 'no leader'}`, ...missing].join('\n')
+  }
   const rows = peers.map((peer) => [
     String(peer.node_rank),
     peer.host,
@@ -68,7 +71,8 @@ function clusterText(cluster: ClusterStatus): string {
     [...new Set(peer.ranks.map(({ kind }) => kind))].join(', '),
     String(peer.session),
   ])
-  return `${who}\n${formatTable([['node', 'host', 'ranks', 'devices', 'session'], ...rows])}`
+  const table = formatTable([['node', 'host', 'ranks', 'devices', 'session'], ...rows])
+  return [who, table, ...missing].join('\n')
 }
 
 function enginesText(engines: StatusAnswer['engines']): string {

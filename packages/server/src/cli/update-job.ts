@@ -32,8 +32,8 @@ export interface UpdateJob {
   readonly steps: readonly UpdateStep[]
   readonly request: UpdateRequest
   readonly readyTimeoutMs: number
-  /** False when the engine is reached from another host than this command's. */
-  readonly waitForEngines: boolean
+  /** Engines that must be ready first: of the updates', those that are reached from this command's host. */
+  readonly waitFor: readonly EngineTarget[]
   /** Pause between the updates of one job: checkpoint-engine's client lets a process group end. */
   readonly pauseMs: number
 }
@@ -97,7 +97,7 @@ export async function runUpdateJob(
       ? null
       : await orInterrupt(interrupt, register(client, job.name, job.files, progress))
   const registerSeconds = clock.lap()
-  if (job.waitForEngines) await waitForEngines(job, progress, interrupt)
+  if (job.waitFor.length > 0) await waitForEngines(job, progress, interrupt)
   const readySeconds = clock.lap()
   const gathered = await orInterrupt(interrupt, client.gather(job.name))
   if (job.metas !== null) await client.loadMetas(job.metas)
@@ -166,9 +166,7 @@ async function waitForEngines(
   progress: Progress,
   interrupt: Interrupt,
 ): Promise<void> {
-  const engines = new Map(
-    job.steps.flatMap((step) => step.engines).map((engine) => [engine.url, engine]),
-  )
+  const engines = new Map(job.waitFor.map((engine) => [engine.url, engine]))
   const most = job.readyTimeoutMs === 0 ? '' : ` (at most ${job.readyTimeoutMs / 1000} s)`
   const startMs = performance.now()
   await Promise.all(

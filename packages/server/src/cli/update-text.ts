@@ -11,6 +11,15 @@ function reloadLines({ url, reload }: EngineReport): string[] {
   return [`${url}: ${replayed} tensors replayed, ${ordinary} loaded by the engine`, ...why]
 }
 
+/** Engines of daemons that are lost, which an update of the survivors leaves out. */
+function leftOutLines({ engines }: UpdateReport): string[] {
+  return engines.flatMap(({ url, ranks, result, error }) => {
+    if (result !== 'not_contacted') return []
+    const why = error === undefined ? '' : `: ${error.message}`
+    return [`note: ${url} of rank ${ranks.join(', ')} was left out${why}`]
+  })
+}
+
 /** Why not straight into the engines' memory, where somebody has said so. */
 function notDirectLines({ mode, mode_reason }: UpdateReport): string[] {
   return mode_reason.includes('not direct: ') ? [`note: ${mode}: ${mode_reason}`] : []
@@ -32,13 +41,15 @@ export function resultText(name: string, result: JobResult, notes: readonly stri
   ]
   const lines = [...notes, ...registerNotes(registered)].map((note) => `note: ${note}`)
   for (const report of result.updates) {
-    const engines = report.engines.map(
+    const updated = report.engines.filter(({ result }) => result !== 'not_contacted')
+    const engines = updated.map(
       (engine) => `${engine.url} (${engine.dialect ?? 'dialect unknown'})`,
     )
     lines.push(
       `${name} -> ${engines.join(', ')}: ${counted(report.tensors, 'tensor')} on ${counted(report.ranks, 'rank')}, ${s.total.toFixed(3)} s ${registered === null ? 'in all' : 'from files to engine'}`,
       stageTable(report, before, s.total),
       ...report.engines.flatMap(reloadLines),
+      ...leftOutLines(report),
       ...notDirectLines(report),
       ...remoteLines(report),
     )

@@ -1,9 +1,7 @@
 import {
   OPEN_TIMEOUT_SECONDS,
   PAUSE_TIMEOUT_SECONDS,
-  CkptError,
   type RegisterRequest,
-  type StatusAnswer,
   UPDATE_TIMEOUT_SECONDS,
   type UpdateRequest,
 } from '@ckpt/core'
@@ -27,6 +25,7 @@ import {
 } from './options.ts'
 import { print } from './output.ts'
 import { Progress } from './progress.ts'
+import { requireDaemons } from './require-daemons.ts'
 import { writeTrace } from './trace-file.ts'
 import { resultText } from './update-text.ts'
 import { type JobResult, runUpdateJob, type UpdateJob, type UpdateStep } from './update-job.ts'
@@ -52,6 +51,7 @@ interface UpdateFlags extends DaemonFlags {
   readyTimeout: number
   mode: NonNullable<UpdateRequest['mode']>
   ifBusy: NonNullable<UpdateRequest['if_busy']>
+  require: NonNullable<UpdateRequest['require']>
   stream: boolean
   inPlace?: boolean
   consume?: boolean
@@ -150,6 +150,14 @@ function addUpdateOptions(command: Command): void {
       ),
     )
     .addOption(choice('--if-busy <what>', 'while another update runs', 'wait', 'fail'))
+    .addOption(
+      choice(
+        '--require <which>',
+        "daemons that must be there; without some the survivors' engines are updated",
+        'all',
+        'survivors',
+      ),
+    )
     .addOption(
       choice(
         '--update-method <m>',
@@ -272,7 +280,7 @@ async function planJob(
   daemon: ReachedDaemon,
 ): Promise<UpdateJob> {
   const status = await daemon.client.status()
-  requireDaemons(status.cluster)
+  const lost = requireDaemons(status.cluster, flags.require)
   const targets = engineTargets(
     {
       endpoints: endpointsOf(flags),
@@ -280,9 +288,11 @@ async function planJob(
       engine: flags.engine,
       parallelSize: flags.inferenceParallelSize,
     },
-    status.ranks.length,
+    status.ranks.length + lost.length,
     status.cluster?.nodes ?? 1,
   )
+  const urls = targets.map((target) => target.url)
+  const seen = seesSameHosts(daemon.client, urls)
   const all: UpdateStep = { engines: targets }
   const first: UpdateStep = { engines: [targets[0]], ranks: targets[0].ranks }
   const method = inputs.metas === null ? flags.updateMethod : 'p2p'
@@ -293,20 +303,9 @@ async function planJob(
     steps: method === 'broadcast' ? [all] : method === 'p2p' ? [first] : [all, first],
     request: updateRequest(flags),
     readyTimeoutMs: flags.readyTimeout * 1000,
-    waitForEngines: seesSameHosts(
-      daemon.client,
-      targets.map((target) => target.url),
-    ),
+    waitFor: targets.filter(({ ranks }) => seen && !ranks.some((rank) => lost.includes(rank))),
     pauseMs: BETWEEN_UPDATES_MS,
   }
-}
-
-/** Ranks and endpoints only fit together when all of them are there. @throws CkptError `leader_lost`, `node_lost` */
-function requireDaemons(cluster: StatusAnswer['cluster']): void {
-  if (cluster === undefined || cluster.joined >= cluster.nodes) return
-  if (cluster.joined === 0) throw new CkptError('leader_lost', 'the leader is not there')
-  const message = `${cluster.joined} of ${cluster.nodes} daemons have joined, see \`ckpt status\``
-  throw new CkptError('node_lost', message)
 }
 
 /** `localhost` of a daemon on another host is not ours: that daemon waits for its engines itself. */
@@ -317,12 +316,22 @@ function seesSameHosts(client: DaemonClient, urls: readonly string[]): boolean {
 }
 
 function updateRequest(flags: UpdateFlags): UpdateRequest {
-  const { pause, mode, ifBusy, engineMethod, pauseTimeout, openTimeout, timeout, weightVersion } =
-    flags
+  const {
+    pause,
+    mode,
+    ifBusy,
+    require,
+    engineMethod,
+    pauseTimeout,
+    openTimeout,
+    timeout,
+    weightVersion,
+  } = flags
   return {
     pause,
     mode,
     if_busy: ifBusy,
+    require,
     ...(engineMethod === undefined ? {} : { engine_method: engineMethod }),
     ...(pauseTimeout === undefined ? {} : { pause_timeout: pauseTimeout }),
     ...(openTimeout === undefined ? {} : { open_timeout: openTimeout }),

@@ -48,7 +48,7 @@ describe('where to listen', () => {
 
   test('TCP without a token is refused', () => {
     const { code, message } = refusal(() => listenOptions(with_({ listen: '127.0.0.1:80' }), {}))
-    expect(code).toBe('unauthorized')
+    expect(code).toBe('bad_request')
     expect(message).toStartWith('--listen needs --token-file')
     expect(message).not.toContain('\n')
   })

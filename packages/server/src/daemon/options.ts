@@ -156,7 +156,7 @@ export function checkSocketPath(path: string, option: string): string {
 /**
  * Where to listen, checked. Without any address it is the private default socket.
  *
- * @throws CkptError `bad_request`, or `unauthorized` for TCP without a token
+ * @throws CkptError `bad_request`, also for TCP without a token
  */
 export function listenOptions(
   options: ServeOptions,
@@ -165,7 +165,7 @@ export function listenOptions(
   const tcp = options.listen === null ? null : parseTcpAddress(options.listen)
   if (tcp !== null && options.tokenFile === null) {
     throw new CkptError(
-      'unauthorized',
+      'bad_request',
       '--listen needs --token-file: without a token anyone who reaches the port could load weights',
     )
   }

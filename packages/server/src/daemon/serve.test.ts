@@ -379,7 +379,7 @@ describe('TCP', () => {
 
   test('without a token it does not start', async () => {
     const error = await refusal(start({ uds: null, listen: '127.0.0.1:0' }))
-    expect(error.code).toBe('unauthorized')
+    expect(error.code).toBe('bad_request')
     expect(existsSync(join(dir, 'state'))).toBe(false)
   })
 })

@@ -65,6 +65,14 @@ export interface EngineAdapter {
    * several ranks whose workers may have raised out of the call.
    */
   outOfStep(client: EngineClient, signal: AbortSignal): Promise<boolean>
-  /** After an update: caches that hold results of the old weights are flushed. Returns what could not be done. */
-  settle(client: EngineClient, paused: boolean, signal: AbortSignal): Promise<Failure | null>
+  /**
+   * After an update: caches that hold results of the old weights are flushed. Returns what could not be done.
+   *
+   * @param paused how; null: it serves requests
+   */
+  settle(
+    client: EngineClient,
+    paused: PauseMode | null,
+    signal: AbortSignal,
+  ): Promise<Failure | null>
 }

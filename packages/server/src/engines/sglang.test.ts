@@ -1,15 +1,18 @@
 import { expect, test } from 'bun:test'
 import { EngineClient } from './client.ts'
 import { enginesHere } from './host.ts'
-import { sglang } from './sglang.ts'
+import { flushCache } from './sglang.ts'
 
 const FOREVER = new AbortController().signal
+const RETRY_MS = 1
 
 test.each([
-  [false, 10, 'pause the engine for updates'],
+  [null, 10, 'pause the engine for updates'],
   // SGLang 0.5.16 does not flush while requests wait, as those do that `retract` has put back
-  [true, 50, "pause it with 'abort' for updates"],
-])(
+  ['wait', 10, "pause it with 'abort' for updates"],
+  ['keep', 10, "pause it with 'abort' for updates"],
+  ['abort', 50, "pause it with 'abort' for updates"],
+] as const)(
   'a cache that cannot be flushed (paused: %p) is a note, not an endless wait',
   async (paused, tries, words) => {
     const asked: string[] = []
@@ -23,12 +26,11 @@ test.each([
     })
     const address = { url: `http://127.0.0.1:${server.port}`, uds: null }
     const client = new EngineClient(address, enginesHere(null))
-    const note = await sglang.settle(client, paused, FOREVER)
+    const note = await flushCache(client, paused, FOREVER, RETRY_MS)
     expect(note).toMatchObject({ code: 'engine_busy', phase: 'post' })
     expect(note?.message).toContain('/flush_cache answered 400: Flush cache failed.')
     expect(note?.message).toContain(words)
     expect(asked).toEqual(Array.from({ length: tries }, () => 'POST /flush_cache'))
     await server.stop(true)
   },
-  20_000,
 )

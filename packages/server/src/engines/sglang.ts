@@ -4,10 +4,13 @@ import type { EngineClient } from './client.ts'
 import { judgeSuccess, lookAt, must } from './routes.ts'
 
 const FLUSH_RETRY_MS = 100
-/** An engine that serves requests cannot be flushed: it is tried this often, then the report says so. */
-const FLUSH_TRIES_SERVING = 10
-/** One that was paused lets go of ended requests soon; those that were retracted wait until it is resumed, and hold the cache. */
-const FLUSH_TRIES_PAUSED = 50
+/**
+ * An engine cannot be flushed while it serves requests, nor while any wait that were retracted, which they do until it is resumed: it
+ * is tried this often, then the report says so.
+ */
+const FLUSH_TRIES = 10
+/** Requests that were ended are let go soon. */
+const FLUSH_TRIES_ABORTED = 50
 
 /** SGLang with its checkpoint-engine support; see `docs/engines.md`, section 5. */
 export const sglang: EngineAdapter = {
@@ -44,18 +47,26 @@ export const sglang: EngineAdapter = {
 
   outOfStep: async () => false,
 
-  async settle(client, paused, signal): Promise<Failure | null> {
-    const triesMax = paused ? FLUSH_TRIES_PAUSED : FLUSH_TRIES_SERVING
-    for (let tries = 1; ; tries++) {
-      const reply = await client.post('/flush_cache', undefined, signal)
-      if (reply.ok) return null
-      if (tries >= triesMax) {
-        const how = paused ? "pause it with 'abort'" : 'pause the engine'
-        const message = `the cache still holds results of the old weights: /flush_cache answered ${reply.status}: ${reply.words}; ${how} for updates`
-        return { code: 'engine_busy', message, phase: 'post' }
-      }
-      signal.throwIfAborted()
-      await Bun.sleep(FLUSH_RETRY_MS)
+  settle: flushCache,
+}
+
+/** @param retryMs between two tries */
+export async function flushCache(
+  client: EngineClient,
+  paused: PauseMode | null,
+  signal: AbortSignal,
+  retryMs = FLUSH_RETRY_MS,
+): Promise<Failure | null> {
+  const triesMax = paused === 'abort' ? FLUSH_TRIES_ABORTED : FLUSH_TRIES
+  for (let tries = 1; ; tries++) {
+    const reply = await client.post('/flush_cache', undefined, signal)
+    if (reply.ok) return null
+    if (tries >= triesMax) {
+      const how = paused === null ? 'pause the engine' : "pause it with 'abort'"
+      const message = `the cache still holds results of the old weights: /flush_cache answered ${reply.status}: ${reply.words}; ${how} for updates`
+      return { code: 'engine_busy', message, phase: 'post' }
     }
-  },
+    signal.throwIfAborted()
+    await Bun.sleep(retryMs)
+  }
 }

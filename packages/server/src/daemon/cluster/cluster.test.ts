@@ -10,6 +10,7 @@ import {
   type ClusterOptions,
   openCluster,
 } from './cluster.ts'
+import { configureLogging } from '../log.ts'
 import { freePort, NodeProcesses, type NodeProcess, portOf, TIMES } from './testing/nodes.ts'
 
 setDefaultTimeout(60_000)
@@ -25,6 +26,7 @@ class Told {
   readonly postedBytes: number[] = []
 }
 
+const lines: string[] = []
 const nodes = new NodeProcesses(NODES)
 const told = Array.from({ length: NODES }, () => new Told())
 /** For every test but those that end it. */
@@ -61,6 +63,7 @@ function openLeader(at: number): Promise<Cluster> {
 }
 
 beforeAll(async () => {
+  configureLogging({ format: 'text', level: 'warning', write: (line) => void lines.push(line) })
   leader = await openLeader(0)
   port = portOf(leader.address)
   talker = nodes.start(1, port)
@@ -68,6 +71,7 @@ beforeAll(async () => {
 })
 
 afterAll(async () => {
+  configureLogging({ format: 'text', level: 'fatal' })
   await leader.close()
   await nodes.end()
 })
@@ -194,9 +198,23 @@ test('another token is refused with words, and who has the right one goes on', a
   const stranger = nodes.start(4, port, { tokenFile })
   const { text } = await stranger.next('log', (line) => line.text.includes('handshake'))
   expect(text).toContain('another cluster token')
+  const ofLeader = () => lines.filter((line) => line.includes('a handshake at tcp://127.0.0.1'))
+  await until('the log of the leader', () => ofLeader().length > 0)
+  await Bun.sleep(TIMES.lostMs)
+  // for each attempt a line would be too many
+  expect(ofLeader()).toHaveLength(1)
   await leader.request(await peer(1), { body: 1, parts: [] }, 10_000)
   expect(told[4]!.joined).toEqual([])
   expect(stranger.all('joined')).toEqual([])
+})
+
+test('a follower that reaches nobody says so, once for a long time', async () => {
+  const alone = nodes.start(2, freePort())
+  const isOfNobody = ({ text }: { text: string }) => text.includes('nobody answers at tcp://')
+  await alone.next('log', isOfNobody)
+  await Bun.sleep(2 * TIMES.lostMs)
+  expect(alone.all('log').filter(isOfNobody)).toHaveLength(1)
+  await alone.kill()
 })
 
 test('a second daemon of a node rank is told so once, and takes the place when the first has gone', async () => {
@@ -218,7 +236,7 @@ test('a second daemon of a node rank is told so once, and takes the place when t
 
 test('a leader that cannot bind says where', async () => {
   const refused = await failureOf(openLeader(port))
-  expect(refused.code).toBe('bad_request')
+  expect(refused.code).toBe('cannot_listen')
   expect(refused.message).toContain(`zmq_bind ${leader.address}: Address already in use`)
 })
 

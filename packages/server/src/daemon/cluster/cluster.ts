@@ -32,7 +32,7 @@ const INCARNATION_BYTES = 16
  * const cluster = await openCluster(options, info, { kind: 'host' }, events)
  * const answer = await cluster.request(cluster.peers[0]!, { body: { ask: 'memory' }, parts: [] }, 1000)
  *
- * @throws CkptError `unauthorized` of a token file that cannot be read; `bad_request` when the leader cannot bind its address
+ * @throws CkptError `bad_request` of a token file that cannot be read; `cannot_listen` when the leader cannot bind its address
  */
 export async function openCluster(
   options: ClusterOptions,

@@ -49,6 +49,7 @@ export class ClusterLink implements Cluster {
   #epoch = 0
   /** A follower's. */
   #members: readonly ClusterNode[] = []
+  #alone: string | null = null
   #nextId = 1
   /** Why there is no Worker any more. */
   #over: Failure | null = null
@@ -111,6 +112,10 @@ export class ClusterLink implements Cluster {
 
   get members(): readonly ClusterNode[] {
     return this.isLeader ? [this.#self, ...this.peers] : this.#members
+  }
+
+  get alone(): string | null {
+    return this.#alone
   }
 
   get address(): string {
@@ -183,6 +188,7 @@ export class ClusterLink implements Cluster {
       case 'joined':
         this.#epoch = report.epoch
         this.#peers.set(report.node.nodeRank, report.node)
+        this.#alone = null
         return this.#events.joined(report.node)
       case 'lost':
         this.#epoch = report.epoch
@@ -193,6 +199,9 @@ export class ClusterLink implements Cluster {
         return this.#events.changed?.(report.epoch, report.members)
       case 'message':
         return this.#receive(report.message)
+      case 'alone':
+        this.#alone = report.message
+        return
       case 'warning':
         log.warn('cluster: {message}', { message: report.message })
         return
@@ -261,6 +270,7 @@ export class ClusterLink implements Cluster {
     this.#peers.delete(node.nodeRank)
     this.#members = []
     const failure = this.#lost(node, reason)
+    if (!this.isLeader) this.#alone = failure.message
     this.#reject(failure, (waiting) => isSameSession(waiting.node, node))
     this.#events.lost(node, failure)
   }

@@ -27,6 +27,8 @@ const WAITING_BYTES_MAX = 2 ** 32
 const HELD_MAX = 16
 /** The most complaints that are remembered. */
 const SAID_MAX = 1000
+/** Between two complaints about handshakes that fail at the leader. */
+const HANDSHAKES_MS = 10_000
 /** How soon a peer is tried again that could take no more. */
 const FULL_MS = 1
 
@@ -56,6 +58,10 @@ export class ClusterLoop<R> {
   readonly #held = new Map<R, Uint8Array[]>()
   /** What was said last about who cannot join: it is not said again and again. */
   readonly #said = new Map<string, string>()
+  /** When a handshake has failed last, and when that was said last. */
+  #refusedMs = Number.NEGATIVE_INFINITY
+  #refusalSaidMs = Number.NEGATIVE_INFINITY
+  #alone = ''
 
   /**
    * @param connected what a new connection means
@@ -124,11 +130,37 @@ export class ClusterLoop<R> {
       case 'disconnected':
         return this.#perform(this.#membership.unreachable(clockMs(), null as R))
       case 'refused':
-        return this.#warnOnce(
-          'handshake',
-          `the handshake with ${this.#socket.address} has failed: it has another cluster token, or is no leader`,
-        )
+        return this.#handshakeFailed(clockMs())
     }
+  }
+
+  #handshakeFailed(nowMs: number): void {
+    const { leads, address } = this.#socket
+    this.#refusedMs = nowMs
+    if (!leads) {
+      const message = `the handshake with ${address} has failed: it has another cluster token, or is no leader`
+      this.#warnOnce('handshake', message)
+      return this.#isAlone(message)
+    }
+    if (nowMs < this.#refusalSaidMs + HANDSHAKES_MS) return
+    this.#refusalSaidMs = nowMs
+    const message = `a handshake at ${address} has failed: of a daemon with another cluster token, or of no daemon`
+    this.#report({ type: 'warning', message })
+  }
+
+  /** A handshake that fails is an answer, of which the state machine hears nothing. */
+  #unanswered(forMs: number): void {
+    const { address } = this.#socket
+    if (clockMs() < this.#refusedMs + forMs) return
+    const message = `nobody answers at ${address}: is the daemon of node rank 0 running there?`
+    this.#report({ type: 'warning', message: `${message} (${(forMs / 1000).toFixed(0)} s)` })
+    this.#isAlone(message)
+  }
+
+  #isAlone(message: string): void {
+    if (message === this.#alone) return
+    this.#alone = message
+    this.#report({ type: 'alone', message })
   }
 
   #takeFrames(route: R, [head, ...frames]: Uint8Array[]): void {
@@ -152,12 +184,16 @@ export class ClusterLoop<R> {
         case 'refused':
           this.#refused(event)
           break
+        case 'unanswered':
+          this.#unanswered(event.forMs)
+          break
         case 'reconnect':
           this.#held.clear()
           this.#socket.reconnect()
           break
         case 'joined':
           this.#said.clear()
+          this.#alone = ''
           this.#sessions.set(event.node.nodeRank, {
             node: event.node,
             outbox: new Outbox(),
@@ -262,6 +298,8 @@ export class ClusterLoop<R> {
       `${nodeRank} ${host}`,
       `node ${nodeRank} (${host}) may not join: ${message} (${code})`,
     )
+    const { leads, address } = this.#socket
+    if (!leads) this.#isAlone(`the leader at ${address} refuses this daemon: ${message}`)
   }
 
   #warnOnce(about: string, message: string): void {

@@ -48,6 +48,8 @@ export type ClusterReport =
   | { readonly type: 'ready'; readonly signal: Handle; readonly address: string }
   | Extract<MembershipEvent<never>, { type: 'joined' | 'lost' | 'members' }>
   | { readonly type: 'message'; readonly message: CarriedMessage }
+  /** Why a follower has no leader, as far as it knows; again when that changes. */
+  | { readonly type: 'alone'; readonly message: string }
   /** For the log. */
   | { readonly type: 'warning'; readonly message: string }
   /** It could not start, or cannot go on: it must be terminated. */

@@ -54,7 +54,7 @@ describe('flags', () => {
 
   test('without a token it is refused, on loopback too, with how to make one', () => {
     const text = refusal({ leader: '127.0.0.1:1', nodeRank: 0, nodes: 2 })
-    expect(text).toStartWith('unauthorized: --nodes above 1 needs --cluster-token-file')
+    expect(text).toStartWith('bad_request: --nodes above 1 needs --cluster-token-file')
     expect(text).toContain('openssl rand -hex 32')
   })
 })

@@ -25,7 +25,7 @@ const PORT_MAX = 65_535
  * | `--node-rank` | `GROUP_RANK` (torchrun's workers), `NODE_RANK`, `SLURM_NODEID`, `RANK` where `LOCAL_WORLD_SIZE` is not above 1 |
  * | `--nodes` | `GROUP_WORLD_SIZE`, `NNODES`, `SLURM_NNODES`, `WORLD_SIZE` where `LOCAL_WORLD_SIZE` is not above 1 |
  *
- * @throws CkptError `bad_request`; `unauthorized` without a token file
+ * @throws CkptError `bad_request`
  */
 export function clusterOptions(told: Told, env: Environment = process.env): ClusterOptions | null {
   if (told.guest) return guestOptions(told)
@@ -42,8 +42,7 @@ export function clusterOptions(told: Told, env: Environment = process.env): Clus
   }
   const leader = fromEnvironment ? leaderOf(env) : leaderAddress(told.leader, nodeRank)
   if (told.clusterTokenFile === null) {
-    throw new CkptError(
-      'unauthorized',
+    throw refuse(
       '--nodes above 1 needs --cluster-token-file: make one with `openssl rand -hex 32 >FILE; chmod 600 FILE` and copy it to every node',
     )
   }

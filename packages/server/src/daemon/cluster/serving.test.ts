@@ -52,6 +52,15 @@ async function joined(nodeRank: number, peers: number): Promise<ClusterStatus | 
   throw new Error(`node ${nodeRank} has never had ${peers} peers`)
 }
 
+/** The leader knows a daemon's ranks a moment after it has joined. */
+async function nobodyMissing(nodeRank: number): Promise<void> {
+  for (let tries = 0; tries < 400; tries++) {
+    if ((await statusOf(nodeRank))?.missing?.length === 0) return
+    await Bun.sleep(25)
+  }
+  throw new Error(`node ${nodeRank} misses somebody`)
+}
+
 test('each shows the other in its status, until it has gone', async () => {
   writeFileSync(join(dir, 'token'), 'the-token\n', { mode: 0o600 })
   const port = freePort()
@@ -63,6 +72,13 @@ test('each shows the other in its status, until it has gone', async () => {
     leader: false,
     epoch: 0,
     peers: [],
+    missing: [
+      {
+        node_rank: 0,
+        message: `the leader at tcp://127.0.0.1:${port} has not answered yet`,
+        ranks: [],
+      },
+    ],
   })
   await start(0, port, 1)
   const host = hostname()
@@ -74,10 +90,16 @@ test('each shows the other in its status, until it has gone', async () => {
     leader: true,
     epoch: 1,
     peers: [{ node_rank: 1, host, session: 1, ranks: [rank, rank] }],
+    missing: expect.any(Array),
   })
+  await nobodyMissing(1)
   expect((await joined(1, 1))!.peers).toEqual([{ node_rank: 0, host, session: 1, ranks: [rank] }])
   await follower.close('by the test')
-  expect(await joined(0, 0)).toMatchObject({ epoch: 2 })
+  const message = expect.stringContaining(`node 1 (${host}) was lost: `)
+  expect(await joined(0, 0)).toMatchObject({
+    epoch: 2,
+    missing: [{ node_rank: 1, message, ranks: [1, 2] }],
+  })
 })
 
 test('without a token file no daemon starts', async () => {

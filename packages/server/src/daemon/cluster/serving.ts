@@ -181,7 +181,7 @@ export class DaemonCluster {
     const { cluster } = this.#opened
     const [leader] = cluster.peers
     if (leader === undefined) {
-      throw new CkptError('leader_lost', `the leader at ${cluster.address} is not there`)
+      throw new CkptError('leader_lost', leaderAway(cluster))
     }
     const message = pack(request) as ClusterMessage
     return unpack(await cluster.request(leader, message, limitMs))
@@ -193,13 +193,14 @@ export class DaemonCluster {
     if (leader !== undefined) this.#cluster?.post(leader, pack(post) as ClusterMessage)
   }
 
-  /** As `GET /v1/status` shows it. */
-  get status(): ClusterStatus {
+  /** As `GET /v1/status` shows it. @param led what the leader of this one says of itself */
+  status(led: StatusAnswer | null): ClusterStatus {
     const { cluster, served } = this.#opened
     const { nodeRank, nodes, isLeader, epoch, peers } = cluster
     const counted = isLeader ? peers : cluster.members
     const members = counted.filter((one) => one.nodeRank < NODES_MAX).length
     const firstRank = served.updates.node?.firstRank ?? null
+    const missing = this.#missing() ?? led?.cluster?.missing
     return {
       node_rank: nodeRank,
       nodes,
@@ -213,7 +214,21 @@ export class DaemonCluster {
         ranks: [...ranks],
         session,
       })),
+      ...(missing === undefined ? {} : { missing }),
     }
+  }
+
+  /** Undefined: of a follower with a leader, which knows it. */
+  #missing(): ClusterStatus['missing'] {
+    const { cluster, served } = this.#opened
+    const { leader } = served.updates
+    if (leader !== null) {
+      return leader.ranks.missing.map(({ node: node_rank, ...rest }) => {
+        return { node_rank, message: rest.message, ranks: [...rest.ranks] }
+      })
+    }
+    if (cluster.peers.length > 0) return undefined
+    return [{ node_rank: 0, message: leaderAway(cluster), ranks: [] }]
   }
 
   /** Of a follower's leader; null: it leads, or its leader does not answer soon. */
@@ -232,4 +247,8 @@ export class DaemonCluster {
   async close(): Promise<void> {
     await this.#cluster?.close()
   }
+}
+
+function leaderAway({ address, alone }: Cluster): string {
+  return alone ?? `the leader at ${address} has not answered yet`
 }

@@ -20,10 +20,13 @@ const LINGER_MS = 200
 export type Arrival<R> =
   | { readonly type: 'frames'; readonly route: R; readonly frames: Uint8Array[] }
   /** Of a follower's one connection. */
-  | { readonly type: 'connected' | 'disconnected' | 'refused' }
+  | { readonly type: 'connected' | 'disconnected' }
+  /** A handshake has failed. */
+  | { readonly type: 'refused' }
 
 /** A ROUTER or a DEALER as the cluster uses it. */
 export interface ClusterSocket<R> {
+  readonly leads: boolean
   readonly address: string
   readonly pollItems: readonly PollItem[]
   /** @throws CkptError `engine_protocol` on a message of too many frames */
@@ -36,10 +39,12 @@ export interface ClusterSocket<R> {
 
 /** The leader's. A route is the text of the id that libzmq gives a connection. */
 export class LeaderSocket implements ClusterSocket<string> {
+  readonly leads = true
   readonly #socket: ZmqSocket
+  readonly #monitor: ZmqMonitor
   readonly address: string
 
-  /** @throws CkptError `bad_request` when it cannot bind there */
+  /** @throws CkptError `cannot_listen` */
   constructor(context: ZmqContext, leader: TcpAddress, { leader: keys }: ClusterKeys) {
     this.#socket = context.socket('ROUTER')
     bound(this.#socket)
@@ -50,11 +55,12 @@ export class LeaderSocket implements ClusterSocket<string> {
     // a name may be that of a service or a loopback address on this host: then, as torch's store does, on every interface
     const host = isIP(leader.host) === 0 ? '*' : leader.host
     this.#socket.setOption('ipv6', isIP(leader.host) === 4 ? 0 : 1)
+    this.#monitor = this.#socket.monitor()
     try {
       this.#socket.bind(endpoint({ host, port: leader.port }))
     } catch (error) {
       throw new CkptError(
-        'bad_request',
+        'cannot_listen',
         `the leader cannot listen for its followers: ${(error as Error).message}`,
       )
     }
@@ -62,14 +68,21 @@ export class LeaderSocket implements ClusterSocket<string> {
   }
 
   get pollItems(): readonly PollItem[] {
-    return [this.#socket]
+    return [this.#socket, this.#monitor]
   }
 
   next(): Arrival<string> | null {
     const message = this.#socket.recv()
-    if (message === null) return null
+    if (message === null) return this.#nextRefused()
     const [route, ...frames] = message
     return { type: 'frames', route: Buffer.from(route!).toString('latin1'), frames }
+  }
+
+  #nextRefused(): Arrival<string> | null {
+    for (let event = this.#monitor.next(); event !== null; event = this.#monitor.next()) {
+      if (event.event === 'refused') return { type: 'refused' }
+    }
+    return null
   }
 
   send(route: string, frames: readonly Uint8Array[]): 'sent' | 'full' | 'gone' {
@@ -80,6 +93,7 @@ export class LeaderSocket implements ClusterSocket<string> {
   reconnect(): void {}
 
   close(): void {
+    this.#monitor.close()
     this.#socket.setOption('linger', LINGER_MS)
     this.#socket.close()
   }
@@ -87,6 +101,7 @@ export class LeaderSocket implements ClusterSocket<string> {
 
 /** A follower's: at most one connection, and nothing is kept for one that is not there. */
 export class FollowerSocket implements ClusterSocket<null> {
+  readonly leads = false
   readonly address: string
   readonly #context: ZmqContext
   readonly #keys: ClusterKeys

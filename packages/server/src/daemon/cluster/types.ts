@@ -34,6 +34,8 @@ export interface Cluster {
   readonly epoch: number
   /** Everyone as the leader has told last, itself with session 0: up to a heartbeat late. Of a follower without a leader: nobody. */
   readonly members: readonly ClusterNode[]
+  /** Why a follower has no leader, as far as it knows; null: it has one, or has heard nothing yet. */
+  readonly alone: string | null
   /** `tcp://HOST:PORT` that is bound or connected to, with what port 0 became. */
   readonly address: string
   /**

@@ -13,7 +13,7 @@ const OPEN_PATH = '/v1/healthz'
  * Reads the token that TCP clients must send, without surrounding white space.
  *
  * @param option that names the file, for messages
- * @throws CkptError `unauthorized` when the file cannot be read or holds no token
+ * @throws CkptError `bad_request` when the file cannot be read or holds no token
  */
 export function readToken(path: string, option = '--token-file'): TokenDigest {
   let text: string
@@ -22,11 +22,11 @@ export function readToken(path: string, option = '--token-file'): TokenDigest {
     text = readFileSync(path, 'utf8').trim()
     mode = statSync(path).mode
   } catch (error) {
-    throw new CkptError('unauthorized', `${option} ${path}: ${(error as Error).message}`)
+    throw new CkptError('bad_request', `${option} ${path}: ${(error as Error).message}`)
   }
   if (!/^[\x21-\x7e]+$/.test(text) || text.length > TOKEN_BYTES_MAX) {
     throw new CkptError(
-      'unauthorized',
+      'bad_request',
       `${option} ${path} must hold one token of 1 to ${TOKEN_BYTES_MAX} printable characters without spaces`,
     )
   }

@@ -33,7 +33,7 @@ export async function listenUnix(
   try {
     server = Bun.serve(unixOptions(app, listener, path))
   } catch (error) {
-    throw new CkptError('bad_request', `cannot listen at ${path}: ${(error as Error).message}`)
+    throw new CkptError('cannot_listen', `cannot listen at ${path}: ${(error as Error).message}`)
   } finally {
     process.umask(umask)
   }
@@ -52,7 +52,7 @@ export function listenTcp(app: DaemonApp, { host, port }: TcpAddress, token: Buf
     return open(server, `http://${shown}:${server.port}`, null)
   } catch (error) {
     throw new CkptError(
-      'bad_request',
+      'cannot_listen',
       `cannot listen at ${shown}:${port}: ${(error as Error).message}`,
     )
   }

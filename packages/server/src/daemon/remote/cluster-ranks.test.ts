@@ -1,5 +1,6 @@
 import { expect, test } from 'bun:test'
 import { NODES_MAX } from '@ckpt/core'
+import { configureLogging } from '../log.ts'
 import type { Ranks } from '../rank/handle.ts'
 import { ClusterRanks } from './cluster-ranks.ts'
 import type { NodeChannel } from './messages.ts'
@@ -31,6 +32,7 @@ test('ranks are numbered daemon by daemon, and keep their numbers', () => {
   ranks.join(second)
   expect(numbersOf(second)).toEqual([])
   expect(() => ranks.all('all')).toThrow('node 1 has not joined')
+  expect(ranks.missing).toEqual([{ node: 1, message: 'node 1 has not joined', ranks: [] }])
   ranks.join(first)
   expect([numbersOf(first), numbersOf(second)]).toEqual([[2, 3], [4]])
   ranks.lose(1, LOST)
@@ -40,6 +42,7 @@ test('ranks are numbered daemon by daemon, and keep their numbers', () => {
   ranks.join(again)
   expect(numbersOf(again)).toEqual([2, 3])
   expect(ranks.all('all')).toEqual([0, 1, 2, 3, 4])
+  expect(ranks.missing).toEqual([])
 })
 
 test('a daemon that comes again with another number of ranks is of no use, and moves nobody', () => {
@@ -48,7 +51,13 @@ test('a daemon that comes again with another number of ranks is of no use, and m
   for (const node of [first, second]) ranks.join(node)
   const handles = second.ranks
   ranks.lose(1, LOST)
+  const lines: string[] = []
+  configureLogging({ format: 'text', level: 'warning', write: (line) => void lines.push(line) })
   ranks.join(nodeOf(1, 2))
+  configureLogging({ format: 'text', level: 'fatal' })
+  const message = expect.stringContaining('node 1 has come with 2 ranks in place of 1')
+  expect(lines).toEqual([message])
+  expect(ranks.missing).toEqual([{ node: 1, message, ranks: [2] }])
   expect(() => ranks.all('all')).toThrow('has come with 2 ranks in place of 1')
   expect(second.ranks).toBe(handles)
   ranks.join(nodeOf(1, 1))

@@ -1,4 +1,5 @@
 import { CkptError, type Failure, NODES_MAX } from '@ckpt/core'
+import { log } from '../log.ts'
 import type { LostRank, RankHandle, Ranks } from '../rank/handle.ts'
 import { socketName } from '../updates/sockets.ts'
 import type { RemoteNode } from './remote-node.ts'
@@ -8,6 +9,14 @@ import type { RemoteRank } from './remote-rank.ts'
 interface KnownNode {
   readonly node: RemoteNode
   readonly rankCount: number
+}
+
+/** A daemon that no update can count on. */
+export interface MissingNode {
+  readonly node: number
+  readonly message: string
+  /** The numbers that its ranks keep; empty: it was never here, or nobody knows them yet. */
+  readonly ranks: readonly number[]
 }
 
 /**
@@ -52,6 +61,7 @@ export class ClusterRanks implements Ranks {
     this.#known[node.node] = { node, rankCount }
     if (length !== rankCount) {
       const message = `node ${node.node} has come with ${length} ranks in place of ${rankCount}: start the leader again to count anew`
+      log.warn('{message}', { message })
       return node.lose({ code: 'node_lost', message })
     }
     if (before === undefined) return this.#numberFrom(node.node)
@@ -111,13 +121,30 @@ export class ClusterRanks implements Ranks {
 
   /** @throws CkptError `node_lost` */
   #requireAll(): void {
-    const missing: string[] = []
+    const { missing } = this
+    if (missing.length === 0) return
+    throw new CkptError('node_lost', missing.map(({ message }) => message).join('; '))
+  }
+
+  /** In order, guests not counted. */
+  get missing(): MissingNode[] {
+    const missing: MissingNode[] = []
     for (let node = 1; node < this.#nodeCount; node++) {
-      const lost = this.#known[node]?.node.lost
-      if (lost === undefined) missing.push(`node ${node} has not joined`)
-      else if (lost !== null) missing.push(lost.message)
+      const known = this.#known[node]
+      if (known === undefined) {
+        missing.push({ node, message: `node ${node} has not joined`, ranks: [] })
+      } else if (known.node.lost !== null) {
+        const { message } = known.node.lost
+        missing.push({ node, message, ranks: this.#numbersOf(known) })
+      }
     }
-    if (missing.length > 0) throw new CkptError('node_lost', missing.join('; '))
+    return missing
+  }
+
+  #numbersOf({ node, rankCount }: KnownNode): number[] {
+    const first = this.#firstRank(node.node)
+    if (first === null) return []
+    return Array.from({ length: rankCount }, (_, rank) => first + rank)
   }
 
   async use(ranks: readonly number[]): Promise<RankHandle[]> {
@@ -139,9 +166,8 @@ export class ClusterRanks implements Ranks {
   lost(rank: number): LostRank | null {
     for (const known of this.#known) {
       const failure = known?.node.lost ?? null
-      const first = known === undefined ? null : this.#firstRank(known.node.node)
-      if (failure === null || first === null || known === undefined) continue
-      if (rank < first || rank >= first + known.rankCount) continue
+      if (failure === null || known === undefined) continue
+      if (!this.#numbersOf(known).includes(rank)) continue
       return { node: known.node.node, failure: { ...failure, rank } }
     }
     return null

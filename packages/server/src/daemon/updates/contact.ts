@@ -47,6 +47,8 @@ export class EngineContact {
   /** What told the start of the engine when the last request was posted. */
   #startThen: Promise<string | null> | null = null
   #servingTorn = false
+  /** How it was paused last; null: not by this update. */
+  #pauseMode: PauseMode | null = null
   #note: Failure | null = null
 
   /** @param host that of its first rank's daemon */
@@ -250,6 +252,7 @@ export class EngineContact {
         await save()
       })
       record.paused = true
+      this.#pauseMode = mode
     } catch (error) {
       if (CkptError.wrap(error).code === 'not_supported') record.pausedByUs = before
       throw error
@@ -336,8 +339,10 @@ export class EngineContact {
 
   /** After a success: caches of old results go. */
   async settle(signal: AbortSignal): Promise<void> {
+    // what an earlier update has left paused is torn, whose requests were ended
+    const paused = this.#record.pausedByUs ? (this.#pauseMode ?? 'abort') : null
     try {
-      this.#note = await this.#knownAdapter().settle(this.#client, this.#record.pausedByUs, signal)
+      this.#note = await this.#knownAdapter().settle(this.#client, paused, signal)
     } catch (error) {
       throw this.#named(error, 'post')
     }
@@ -383,7 +388,7 @@ export class EngineContact {
   /** What is cached comes from the old weights. Not tried for long: the engine is to go on. */
   async #settleInPassing(signal: AbortSignal): Promise<void> {
     try {
-      this.#note = await this.#knownAdapter().settle(this.#client, false, signal)
+      this.#note = await this.#knownAdapter().settle(this.#client, null, signal)
     } catch (error) {
       this.#note = this.#named(error, 'post').failure
     }

@@ -299,6 +299,11 @@ test('SGLang is flushed after the update and before it goes on', async () => {
       error: { code: 'engine_busy', phase: 'post' },
     })
     expect(updates.status().engines[0]).toMatchObject({ version: null, torn: false })
+    // requests that were put back wait until it is resumed
+    const before = proxy.calls.length
+    await updates.start(NAME, { ...request, pause: 'wait' }).done
+    const flushes = proxy.calls.slice(before).filter((call) => call === 'POST /flush_cache')
+    expect(flushes).toHaveLength(10)
     await proxy.close()
   })
 })

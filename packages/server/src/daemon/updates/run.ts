@@ -13,6 +13,7 @@ import { abortOf, EngineContact } from './contact.ts'
 import { UpdateConversations } from './conversations.ts'
 import { directObstacle, type NotDirectly } from './direct-obstacle.ts'
 import { prepareDirect } from './direct-preparation.ts'
+import { missedRank } from './missed-rank.ts'
 import { hostsOf, networkOf, remoteMemory } from './network.ts'
 import { keepLayout, type PlannedUpdate } from './plan.ts'
 import { leave } from './leave.ts'
@@ -405,11 +406,7 @@ export class UpdateRun {
    * misses another one does not know whom, or why: whoever does comes first too.
    */
   #onRankFailure(failure: Failure): void {
-    if (failure.code === 'node_lost' && !this.#isLost(failure.rank)) {
-      const waitMs = Math.min(MISSED_RANK_MS, this.#times.waitMs)
-      setTimeout(() => this.fail(failure), waitMs)
-      return
-    }
+    if (failure.code === 'node_lost' && !this.#isLost(failure.rank)) return this.#onMissed(failure)
     // engines are told the deadline, and give up at it themselves
     const gaveUp = failure.code === 'engine_failed' && this.#times.leftMs < ENGINE_GIVES_UP_MS
     if (failure.code !== 'update_timeout' && !gaveUp) return this.fail(failure)
@@ -417,6 +414,19 @@ export class UpdateRun {
       return this.fail({ ...failure, message: `${failure.message}${this.#reading.words}` })
     }
     setTimeout(() => this.fail(this.#lateFailure()), SLOWEST_RANK_MS)
+  }
+
+  #onMissed(failure: Failure): void {
+    const links = this.#team?.links ?? []
+    const hosts = this.#lease === null ? 0 : hostsOf(this.#lease.version, links)
+    if (hosts === 1) return this.fail(missedRank(failure, hosts))
+    setTimeout(
+      () => {
+        const anyDead = links.some(({ dead }) => dead !== null)
+        this.fail(anyDead ? failure : missedRank(failure, hosts))
+      },
+      Math.min(MISSED_RANK_MS, this.#times.waitMs),
+    )
   }
 
   #isLost(rank: number | undefined): boolean {

@@ -44,7 +44,7 @@ export async function runReferenceEngine(options: ReferenceEngineOptions): Promi
     server = listen(address, (request) => app.fetch(request))
   } catch (error) {
     await engine.close()
-    throw new CkptError('bad_request', `cannot listen at ${options.listen}: ${String(error)}`)
+    throw new CkptError('cannot_listen', `cannot listen at ${options.listen}: ${String(error)}`)
   }
   const url = 'unix' in address ? `unix:${address.unix}` : urlOf(address.hostname, server.port)
   return {

@@ -24,7 +24,7 @@ async function statusOf({ version, registry, updates, cluster }: Daemon): Promis
     running_update,
     queued,
     peers: [],
-    ...(cluster === null ? {} : { cluster: cluster.status }),
+    ...(cluster === null ? {} : { cluster: cluster.status(led) }),
     memory: { ...registry.memory(), quarantined_bytes, checkpoints: registry.list() },
   }
 }
