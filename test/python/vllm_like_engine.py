@@ -14,6 +14,7 @@ into empty ones makes.
 """
 
 import argparse
+import contextlib
 import mmap
 import os
 import random
@@ -223,6 +224,7 @@ class Engine:
             sys.modules[name] = types.ModuleType(name)
         sys.modules[f"{loader}.reload.layerwise"] = layerwise
         sys.modules[f"{loader}.utils"] = utils
+        sys.modules["vllm.config"] = types.SimpleNamespace(set_current_vllm_config=lambda _config: contextlib.nullcontext())
         sys.modules["vllm.platforms"] = types.SimpleNamespace(current_platform=platform)
 
 
