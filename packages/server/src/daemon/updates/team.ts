@@ -238,6 +238,8 @@ export class RankTeam {
   }
 
   begin(): void {
+    // one that is alone sends its first list as soon as it has opened
+    this.#announced ||= this.#members.length === 1
     for (const { link } of this.#members) link.begin(this.#run)
   }
 
