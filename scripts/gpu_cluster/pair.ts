@@ -1,8 +1,8 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { UpdateReport, UpdateRequest } from '@ckpt/core'
+import { freePort } from '../../packages/server/src/daemon/cluster/testing/free-port.ts'
 import { until } from '../../test/cluster/until.ts'
 import { devicesOf, environmentOf, type Layout, ranksOf } from './layout.ts'
 import { removeAtExit } from './leftovers.ts'
@@ -42,7 +42,7 @@ export class Pair {
     flags: readonly string[] = [],
     env: Record<string, string> = {},
   ): Promise<Pair> {
-    const pair = new Pair(processes, kind, layout, flags, env, await freePort())
+    const pair = new Pair(processes, kind, layout, flags, env, freePort())
     stack.defer(() => rmSync(pair.dir, { recursive: true, force: true }))
     await processes.start(...[...pair.daemons, ...pair.engines].map(({ child }) => child))
     await pair.joined()
@@ -151,14 +151,4 @@ export async function compareAll(
     wrongBytes += one.wrongBytes
   }
   return { comparedBytes, wrongBytes }
-}
-
-function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer().once('error', reject)
-    server.listen(0, '127.0.0.1', () => {
-      const address = server.address()
-      server.close(() => resolve(typeof address === 'object' ? (address?.port ?? 0) : 0))
-    })
-  })
 }

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -15,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_client import Daemon
+from command import common_options, model_of, working_folder
 from daemons import start_ckpt
 from measure import DeviceMemory, header, pinned_rate
-from models import MODELS, Model
+from models import Model
 from sglang_server import SglangServer, Sums
 
 _WAYS = ("checkpoint-engine", "ordinary", "recorded")
@@ -31,7 +30,6 @@ _HOST_GIB = 4
 # of a file system, beyond the weights
 _FREE_BYTES = 2**30
 _JOIN_SECONDS = 60
-_LOG_CHARACTERS = 3000
 _SHOWN = 5
 _COLUMNS = ("round", "s", "GB/s", "percent", "apart s", "MiB", "us/tensor", "replayed", "ordinary", "wrong")
 
@@ -59,34 +57,21 @@ class Row:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=sorted(MODELS), default="moe")
-    parser.add_argument("--layers", type=int, help="fewer layers than the model has")
+    parser = common_options(__doc__)
     parser.add_argument("--ways", default=",".join(_WAYS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs")
     parser.add_argument("--from-disk", action="store_true", help="compare with what SGLang has loaded from the files itself")
     parser.add_argument("--serving", action="store_true", help="a request is running when each update begins")
     parser.add_argument("--port", type=int, default=8123, help="of the server")
-    parser.add_argument("--dir", default="/dev/shm", help="where the files go, and the logs")
-    parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("arguments", nargs="*", help="more of the server's, after --")
     options = parser.parse_args()
-    # the servers end with the stack
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    model = MODELS[options.model](**({} if options.layers is None else {"layers": options.layers}))
+    model = model_of(options)
     needed, free = _VERSIONS * model.bytes + _FREE_BYTES, shutil.disk_usage(options.dir).free
     if free < needed:
         parser.error(f"{options.dir} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} are needed: --dir, or --layers")
-    folder = Path(tempfile.mkdtemp(prefix="gpu-sglang-", dir=options.dir))
-    try:
-        with ExitStack() as stack:
-            measured = Measured(stack, model, folder, options)
-            measured.run(options.ways.split(","))
-    finally:
-        for log in folder.glob("*.log"):
-            print(f"--- {log.name}\n{log.read_text(errors='replace')[-_LOG_CHARACTERS:]}", file=sys.stderr)
-        shutil.rmtree(folder)
+    # the servers end with the stack, before the folder
+    with working_folder("gpu-sglang-", options) as folder, ExitStack() as stack:
+        measured = Measured(stack, model, folder, options)
+        measured.run(options.ways.split(","))
     if options.json is not None:
         options.json.write_text(json.dumps(measured.document(), indent=1) + "\n")
     wrong = sum(row.wrong for row in measured.rows)

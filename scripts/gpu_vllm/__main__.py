@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import signal
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from command import common_options, model_of, working_folder
 from measure import DeviceMemory, header, pinned_rate
-from models import MODELS, Model
+from models import Model
 from vllm_server import VllmServer
 from ways import CkptWay, DirectWay, PeerWay, VllmIpcWay
 
@@ -34,7 +32,6 @@ _QUANTISED = ("layerwise",)
 # these know one rank
 _ONE_RANK = ("checkpoint-engine", "vllm-ipc")
 _IPC = ["--weight-transfer-config", '{"backend":"ipc"}']
-_LOG_CHARACTERS = 3000
 _COLUMNS = ("round", "s", "GB/s", "percent", "apart s", "MiB", "us/tensor", "replayed", "wrong")
 # its own 51 sizes take longer than everything else
 _GRAPHS = ["--cudagraph-capture-sizes", "1", "8", "64"]
@@ -62,32 +59,19 @@ class Row:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=sorted(MODELS), default="moe")
-    parser.add_argument("--layers", type=int, help="fewer layers than the model has")
+    parser = common_options(__doc__)
     parser.add_argument("--ways", help="default: all that the model admits")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tensor-parallel", type=int, default=1, help="ranks, each with a GPU of its own")
     graphs = "with CUDA graphs of a few batch sizes instead of --enforce-eager"
     parser.add_argument("--graphs", action="store_true", help=graphs)
     parser.add_argument("--fresh", action="store_true", help="compare with a server that has loaded the files itself")
     parser.add_argument("--port", type=int, default=8123, help="of the server; the next one is used too")
-    parser.add_argument("--dir", default="/dev/shm", help="where the files go, and the logs")
-    parser.add_argument("--json", type=Path, help="write the rows there")
     options = parser.parse_args()
-    # the servers end with the stack
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    model = MODELS[options.model](**({} if options.layers is None else {"layers": options.layers}))
+    model = model_of(options)
     left_out = {*(_UNQUANTISED if model.quantised else _QUANTISED), *(_ONE_RANK if options.tensor_parallel > 1 else ())}
     options.ways = options.ways or ",".join(way for way in _WAYS if way not in left_out)
-    folder = Path(tempfile.mkdtemp(prefix="gpu-vllm-", dir=options.dir))
-    try:
-        with ExitStack() as stack:
-            rows, limit, failed = _run(stack, model, folder, options)
-    finally:
-        for log in folder.glob("*.log"):
-            print(f"--- {log.name}\n{log.read_text(errors='replace')[-_LOG_CHARACTERS:]}", file=sys.stderr)
-        shutil.rmtree(folder)
+    # the servers end with the stack, before the folder
+    with working_folder("gpu-vllm-", options) as folder, ExitStack() as stack:
+        rows, limit, failed = _run(stack, model, folder, options)
     document = {
         "header": header("scripts/gpu-vllm", "vllm", "torch", "checkpoint-engine"),
         "model": model.name,

@@ -2,6 +2,7 @@
 import { mkdirSync, readdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { EngineReport, Failure, StatusAnswer, UpdateState } from '@ckpt/core'
+import { freePort } from '../../packages/server/src/daemon/cluster/testing/free-port.ts'
 import { type Scratch, scratch } from '../support/process.ts'
 import { TestVersion } from './checkpoint.ts'
 import { TestDaemon } from './daemon.ts'
@@ -177,11 +178,4 @@ export class TestCluster {
     this.#dir.remove()
     return ended.flat()
   }
-}
-
-function freePort(): number {
-  const server = Bun.listen({ hostname: '127.0.0.1', port: 0, socket: { data() {} } })
-  const { port } = server
-  server.stop(true)
-  return port
 }

@@ -1,8 +1,8 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { join } from 'node:path'
 import type { UpdateReport } from '@ckpt/core'
 import type { DaemonClient } from 'ckpt/cli/client'
+import { freePort } from 'ckpt/daemon/cluster/testing/free-port'
 import { type Bench, type BenchContext, MIB } from './bench.ts'
 import { atLeast, atMost, type Claim } from './claims.ts'
 import { compareWeights, weightsOf } from './engine.ts'
@@ -106,7 +106,7 @@ async function startPair(
   dir: string,
   env: Record<string, string>,
 ): Promise<{ owner: DaemonClient; receiver: DaemonClient }> {
-  const port = await freePort()
+  const port = freePort()
   const tokenFile = join(dir, 'token')
   const clients: DaemonClient[] = []
   for (const [node, role] of ['owner', 'receiver'].entries()) {
@@ -120,16 +120,6 @@ async function startPair(
   const [owner, receiver] = clients as [DaemonClient, DaemonClient]
   while ((await owner.status()).ranks.length < 2) await Bun.sleep(10)
   return { owner, receiver }
-}
-
-function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer().once('error', reject)
-    server.listen(0, '127.0.0.1', () => {
-      const address = server.address()
-      server.close(() => resolve(typeof address === 'object' ? (address?.port ?? 0) : 0))
-    })
-  })
 }
 
 /** Asks a daemon's health again and again. */

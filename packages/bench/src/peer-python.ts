@@ -1,7 +1,7 @@
 import { closeSync, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { stopProcess } from 'ckpt/cli/child-process'
+import { freePort } from 'ckpt/daemon/cluster/testing/free-port'
 import { outputOf } from './command.ts'
 import { PeerServer } from './peer-server.ts'
 
@@ -57,7 +57,7 @@ export async function startPeer(
   dir: string,
 ): Promise<PeerServer> {
   const socket = join(dir, 'peer.sock')
-  const port = await freePort()
+  const port = freePort()
   const env = {
     RANK: '0',
     LOCAL_RANK: '0',
@@ -132,18 +132,4 @@ function spawnLogged(
     },
     stop: () => stopProcess(child, STOP_MS),
   }
-}
-
-/** A TCP port that nobody listens at. */
-async function freePort(): Promise<number> {
-  const server = createServer()
-  const listening = Promise.withResolvers<void>()
-  server.listen(0, '127.0.0.1', () => listening.resolve())
-  await listening.promise
-  const address = server.address()
-  const closed = Promise.withResolvers<void>()
-  server.close(() => closed.resolve())
-  await closed.promise
-  if (address === null || typeof address === 'string') throw new Error('no TCP port is free')
-  return address.port
 }

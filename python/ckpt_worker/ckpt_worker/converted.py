@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .fingerprint import fingerprint_of
-from .kept import BEFORE, NotRestored, kept, known_parameters
+from .kept import NotRestored, kept, known_parameters, methods_of
 from .watch import ContentWatch
 
 # a scale of block-quantised weights is none of these powers of two, whatever it is rounded to
@@ -102,7 +102,7 @@ def has_wrapped(models: Sequence[torch.nn.Module]) -> bool:
 
 
 def _is_wrapped(layer: torch.nn.Module) -> bool:
-    return hasattr(getattr(layer, "quant_method", None), BEFORE)
+    return len(methods_of(layer)) > 1
 
 
 def processed_layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
@@ -121,14 +121,6 @@ def process_layer(layer: torch.nn.Module) -> None:
         layer.update_param_tp_status()
 
 
-def _process_as_first(layer: torch.nn.Module) -> None:
-    """By the method that has processed it when it was loaded."""
-    method: Any = layer.quant_method
-    while hasattr(method, BEFORE):
-        method = getattr(method, BEFORE)
-    method.process_weights_after_loading(layer)
-
-
 def _try(layer: torch.nn.Module, device: Any) -> tuple[str | None, list[int] | None]:
     """Why its weights are converted; None: processing it leaves each what and where it is. And what `Looked.others` has of
     it."""
@@ -142,7 +134,7 @@ def _try(layer: torch.nn.Module, device: Any) -> tuple[str | None, list[int] | N
     try:
         with torch.no_grad():
             with kept(layer):
-                _fill(parameters.values())
+                _fill(list(parameters.values()))
                 converts, derives = _process_watched(layer, parameters)
             if converts:
                 return _CONVERTS, None
@@ -161,15 +153,14 @@ def _process_watched(layer: torch.nn.Module, parameters: dict[str, torch.Tensor]
     """Whether other weights have come of it, and whether it has looked at them."""
     before = {name: _state(one) for name, one in parameters.items()}
     with ContentWatch([one.untyped_storage() for one in parameters.values()]) as watch:
-        _process_as_first(layer)
+        methods_of(layer)[-1].process_weights_after_loading(layer)
     return {name: _state(one) for name, one in _parameters(layer).items()} != before, watch.touched
 
 
-def _fill(parameters: Any) -> None:
+def _fill(parameters: Sequence[torch.Tensor]) -> None:
     """With other numbers, no two of them the same. The generators of torch, which the engine samples with, are left alone."""
-    generator: torch.Generator | None = None
+    generator = torch.Generator(parameters[0].device).manual_seed(0)
     for parameter in parameters:
-        generator = generator or torch.Generator(parameter.device).manual_seed(0)
         if parameter.dtype.itemsize == 1:
             parameter.data.view(torch.uint8).random_(0, _BYTES, generator=generator)
         else:

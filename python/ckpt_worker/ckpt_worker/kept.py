@@ -11,8 +11,8 @@ import torch
 
 from .copies import bytes_of
 
-# what another method has taken the place of
-BEFORE = "old_quant_method"
+# of a method that has taken the place of another one
+_BEFORE = "old_quant_method"
 # from the layer's attributes to its kernel, what runs that, its experts, their configuration, a description in it, a tensor
 _DEPTH_MAX = 7
 _OBJECTS_MAX = 4096
@@ -91,14 +91,20 @@ class _Walk:
             self._look(vars(value))
 
 
+def methods_of(layer: torch.nn.Module) -> list[Any]:
+    """The one that runs the layer, then that which it has taken the place of, and so on: the last one has processed it when it
+    was loaded."""
+    methods: list[Any] = []
+    method = getattr(layer, "quant_method", None)
+    while method is not None:
+        methods.append(method)
+        method = getattr(method, _BEFORE, None)
+    return methods
+
+
 def _roots(layer: torch.nn.Module) -> list[dict[str, Any]]:
     """Of the layer and its methods, some of which are modules."""
-    roots = [vars(layer)]
-    method: Any = getattr(layer, "quant_method", None)
-    while method is not None and hasattr(method, "__dict__"):
-        roots.append(vars(method))
-        method = getattr(method, BEFORE, None)
-    return roots
+    return [vars(layer), *(vars(method) for method in methods_of(layer))]
 
 
 class _State:

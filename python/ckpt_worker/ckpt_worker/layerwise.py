@@ -57,16 +57,16 @@ class LayerwiseReload:
         from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 
         self._place_running()
-        for layer in (layer for model in self._models for layer in model.modules()):
-            info = get_layerwise_info(layer)
-            # vLLM keeps them, with their loaders, for the next reload
-            for made in info.restore_metadata:
-                _unwrap(made.values())
-            if info.kernel_tensors is not None:
-                _place_kernel_tensors(layer, info)
-            if info.can_load() or info.kernel_tensors is not None:
-                info.reset()
         for model in self._begun:
+            for layer in model.modules():
+                info = get_layerwise_info(layer)
+                # vLLM keeps them, with their loaders, for the next reload
+                for made in info.restore_metadata:
+                    _unwrap(made.values())
+                if info.kernel_tensors is not None:
+                    _place_kernel_tensors(layer, info)
+                if info.can_load() or info.kernel_tensors is not None:
+                    info.reset()
             model._do_torchao_reload = getattr(model, "_original_do_torchao_reload", False)
         self._begun.clear()
 
@@ -172,9 +172,8 @@ class LayerwiseReload:
         partly: dict[str, int] = {}
         for number, model in enumerate(self._begun):
             partly |= self._require_whole(number, model)
-        while self._begun:
-            self._finalize(self._begun[0])
-            self._begun.pop(0)
+        for model in self._begun:
+            self._finalize(model)
         if self._looked is not None:
             for model in self._models:
                 self._process_others(model, self._looked)

@@ -9,6 +9,7 @@ import { startLocalDaemon } from './local-daemon.ts'
 import { positiveNumber, seconds, wholeNumber, withJson } from './options.ts'
 import { print } from './output.ts'
 import { Progress } from './progress.ts'
+import { missingReasons } from './require-daemons.ts'
 import { type Interrupt, runUpdateJob } from './update-job.ts'
 import { resultText } from './update-text.ts'
 
@@ -139,8 +140,8 @@ function notJoined(
 ): CkptError {
   const there = (cluster?.peers.length ?? 0) > 0
   const what = there ? 'has not numbered this host' : 'did not answer'
-  const reason = cluster?.missing?.map(({ message }) => message).join('; ') || null
-  const why = reason ?? (there ? 'not all of its nodes have come' : 'nothing was heard of it')
+  const unknown = there ? 'not all of its nodes have come' : 'nothing was heard of it'
+  const why = missingReasons(cluster) || unknown
   const message = `the leader at ${leader} ${what} within ${joinTimeout} s: ${why}`
   return new CkptError('leader_lost', message)
 }

@@ -1,6 +1,11 @@
 import { CkptError, type StatusAnswer, type UpdateRequest } from '@ckpt/core'
 import { counted } from './format.ts'
 
+/** Why daemons are missing; empty: none is, or nobody has said. */
+export function missingReasons(cluster: StatusAnswer['cluster']): string {
+  return (cluster?.missing ?? []).map(({ message }) => message).join('; ')
+}
+
 /**
  * Ranks and endpoints only fit together when all daemons are there, or the ranks of the missing ones are known. Returns those.
  *
@@ -12,7 +17,7 @@ export function requireDaemons(
 ): number[] {
   if (cluster === undefined) return []
   const { joined, nodes, missing = [] } = cluster
-  const reasons = missing.map(({ message }) => message).join('; ')
+  const reasons = missingReasons(cluster)
   if (joined === 0) throw new CkptError('leader_lost', reasons || 'the leader is not there')
   const known = missing.every(({ ranks }) => ranks.length > 0)
   if (missing.length > 0 && require === 'survivors' && known) {

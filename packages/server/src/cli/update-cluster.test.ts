@@ -13,7 +13,7 @@ import {
   start,
 } from '../../../../test/support/process.ts'
 import { withoutUcx } from '../../../../test/support/ucx.ts'
-import { freePort } from '../daemon/cluster/testing/nodes.ts'
+import { freePort } from '../daemon/cluster/testing/free-port.ts'
 import { writeCheckpoint } from './write-checkpoint.ts'
 
 setDefaultTimeout(60_000)

@@ -11,7 +11,8 @@ import {
   openCluster,
 } from './cluster.ts'
 import { configureLogging } from '../log.ts'
-import { freePort, NodeProcesses, type NodeProcess, portOf, TIMES } from './testing/nodes.ts'
+import { freePort } from './testing/free-port.ts'
+import { NodeProcesses, type NodeProcess, portOf, TIMES } from './testing/nodes.ts'
 
 setDefaultTimeout(60_000)
 

@@ -5,7 +5,7 @@ import { hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { ClusterStatus, StatusAnswer } from '@ckpt/core'
 import { type RunningDaemon, serve } from '../serve.ts'
-import { freePort } from './testing/nodes.ts'
+import { freePort } from './testing/free-port.ts'
 
 setDefaultTimeout(60_000)
 

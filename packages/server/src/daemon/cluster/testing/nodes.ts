@@ -126,14 +126,6 @@ export class NodeProcesses {
   }
 }
 
-/** A port that was free a moment ago. */
-export function freePort(): number {
-  const listener = Bun.listen({ hostname: '127.0.0.1', port: 0, socket: { data() {} } })
-  const { port } = listener
-  listener.stop(true)
-  return port
-}
-
 export function portOf(address: string): number {
   return Number(address.split(':').at(-1))
 }
