@@ -140,6 +140,17 @@ export const STRUCTS = {
       height: { type: 'uint64_t', offset: 48 },
     },
   },
+  p2pPiece: {
+    name: 'ckpt_p2p_piece',
+    bytes: 32,
+    fields: {
+      remote: { type: 'uint32_t', offset: 0 },
+      reserved: { type: 'uint32_t', offset: 4 },
+      remoteOffset: { type: 'uint64_t', offset: 8 },
+      bufferOffset: { type: 'uint64_t', offset: 16 },
+      bytes: { type: 'uint64_t', offset: 24 },
+    },
+  },
 } as const
 
 /** Symbol table for `dlopen`. */
@@ -232,6 +243,9 @@ export const SYMBOLS = {
   ckpt_p2p_detach: { args: ['u32'], returns: 'i32' },
   ckpt_p2p_transport: { args: ['u32', 'buffer', 'u32'], returns: 'i32' },
   ckpt_copy_remote: { args: ['u32', 'u32', 'u64', 'u32', 'u64', 'u64'], returns: 'i32' },
+  ckpt_p2p_read_start: { args: ['buffer', 'u32', 'u32', 'u32', 'buffer'], returns: 'i32' },
+  ckpt_p2p_read_query: { args: ['u32'], returns: 'i32' },
+  ckpt_p2p_read_destroy: { args: ['u32'], returns: 'i32' },
   ckpt_refcounter_create: { args: ['buffer', 'buffer', 'u32'], returns: 'i32' },
   ckpt_refcounter_destroy: { args: ['u32'], returns: 'i32' },
 } as const

@@ -26,11 +26,11 @@ const CODES: Readonly<Record<number, ErrorCode>> = {
 }
 
 /** Functions whose memory is the host's; of the others it is the device's. */
-const HOST_MEMORY = /^ckpt_(buffer|file|read|refcounter)_/
+const HOST_MEMORY = /^ckpt_(buffer|file|p2p|read|refcounter)_/
 /** Functions whose I/O is on the user's files; of the others it is on shared memory. */
 const USER_FILES = /^ckpt_(file|read)_|^ckpt_buffer_(map|gather)$/
 /** Functions whose I/O is with the processes of other daemons, or tells how that went. */
-const OTHER_PROCESSES = /^ckpt_(communicator|event|stream)_/
+const OTHER_PROCESSES = /^ckpt_(communicator|event|p2p|stream)_/
 
 function errorCode(symbol: string, status: number, text: string): ErrorCode {
   if (status === abi.STATUS_ERR_MEMORY) {

@@ -1,6 +1,7 @@
-import { cString, cText } from './structs.ts'
+import { STATUS_OK } from './generated.ts'
+import { cString, cText, encodeP2pPieces } from './structs.ts'
 import type { SymbolName } from './symbols.ts'
-import type { Handle } from './types.ts'
+import type { Handle, P2pPiece } from './types.ts'
 
 /** More than any address or key has (`ckpt_p2p_address`). */
 const FRAME_BYTES_MAX = 65536
@@ -50,6 +51,19 @@ export interface P2p {
     remoteOffset: number,
     bytes: number,
   ): void
+  /**
+   * Starts reading pieces, of one peer or several, into a buffer (none that maps a file). They come in any order, several at once: none
+   * may overlap what another writes. `signal` (0: none) wakes when it has ended, with an error or without. Throws `internal` for a
+   * range outside; whatever happens later is `readQuery`'s.
+   */
+  readStart(pieces: readonly P2pPiece[], buffer: Handle, signal: Handle): Handle
+  /**
+   * Whether every byte is there. Throws what ended the read: `node_lost` for a lost peer, `aborted` after `disconnect` or `close`; by
+   * then nothing writes to the buffer any more.
+   */
+  readQuery(read: Handle): boolean
+  /** Leaves out what is not under way yet and waits for what is, which `disconnect` and `close` end. */
+  readDestroy(read: Handle): void
 }
 
 type Guard = (symbol: SymbolName, ...args: (number | Uint8Array | Uint32Array)[]) => number
@@ -124,5 +138,18 @@ export class FfiP2p implements P2p {
     bytes: number,
   ): void {
     this.#guard('ckpt_copy_remote', stream, memory, memoryOffset, remote, remoteOffset, bytes)
+  }
+
+  readStart(pieces: readonly P2pPiece[], buffer: Handle, signal: Handle): Handle {
+    const encoded = encodeP2pPieces(pieces)
+    return this.#handleOf('ckpt_p2p_read_start', encoded, pieces.length, buffer, signal)
+  }
+
+  readQuery(read: Handle): boolean {
+    return this.#guard('ckpt_p2p_read_query', read) === STATUS_OK
+  }
+
+  readDestroy(read: Handle): void {
+    this.#guard('ckpt_p2p_read_destroy', read)
   }
 }

@@ -81,6 +81,14 @@ export interface ReadProgress {
   readonly failedPiece: number
 }
 
+/** One piece of a read from peers: `bytes` bytes of what is attached into a buffer. */
+export interface P2pPiece {
+  readonly remote: Handle
+  readonly remoteOffset: number
+  readonly bufferOffset: number
+  readonly bytes: number
+}
+
 /** One piece of a device-to-device copy. */
 export interface CopyPiece {
   readonly dstOffset: number

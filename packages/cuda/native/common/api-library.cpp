@@ -26,6 +26,7 @@ uint32_t ckpt_struct_bytes(const char* name) {
       {"ckpt_copy_piece", sizeof(ckpt_copy_piece)},
       {"ckpt_h2d_piece", sizeof(ckpt_h2d_piece)},
       {"ckpt_gather_piece", sizeof(ckpt_gather_piece)},
+      {"ckpt_p2p_piece", sizeof(ckpt_p2p_piece)},
   };
   if (name == nullptr) return 0;
   for (const auto& entry : kStructs) {

@@ -7,12 +7,14 @@
 #include "buffer.h"
 #include "init.h"
 #include "p2p.h"
+#include "p2p-read.h"
 
 using namespace ckpt;
 
 namespace {
 
 constexpr uint32_t kFrameBytesMax = 1u << 20;
+constexpr uint32_t kPiecesMax = 1u << 20;
 
 void give(const std::vector<uint8_t>& bytes, uint8_t* out, uint32_t capacity, uint32_t* length_p) {
   if (bytes.size() > capacity)
@@ -24,6 +26,13 @@ void give(const std::vector<uint8_t>& bytes, uint8_t* out, uint32_t capacity, ui
 void require_frame(const uint8_t* bytes, uint32_t length, const char* name) {
   require(bytes, name);
   if (length > kFrameBytesMax) fail(CKPT_ERR_INVALID, "%s of %u bytes", name, length);
+}
+
+P2pRead::Piece resolve(const ckpt_p2p_piece& piece, const Buffer& to) {
+  auto from = find_object<P2pRemote>(piece.remote);
+  require_range("read into a buffer", piece.buffer_offset, piece.bytes, to.bytes());
+  require_range("read from a peer", piece.remote_offset, piece.bytes, from->bytes());
+  return {std::move(from), piece.remote_offset, piece.buffer_offset, piece.bytes};
 }
 
 }  // namespace
@@ -98,6 +107,32 @@ int32_t ckpt_p2p_transport(uint32_t peer, char* text, uint32_t text_bytes) {
   return guard([&] {
     copy_text(find_object<P2pPeer>(peer)->transport().c_str(), text, text_bytes);
   });
+}
+
+int32_t ckpt_p2p_read_start(const ckpt_p2p_piece* pieces, uint32_t count, uint32_t buffer,
+                            uint32_t signal, uint32_t* read_p) {
+  return guard([&] {
+    uint32_t& out = require(read_p, "read_p");
+    if (count > kPiecesMax) fail(CKPT_ERR_INVALID, "more than %u pieces", kPiecesMax);
+    if (count > 0) require(pieces, "pieces");
+    auto to = find_object<Buffer>(buffer);
+    if (to->file() != nullptr) fail(CKPT_ERR_INVALID, "the buffer is a read-only mapping");
+    std::vector<P2pRead::Piece> resolved;
+    resolved.reserve(count);
+    for (uint32_t i = 0; i < count; i++) resolved.push_back(resolve(pieces[i], *to));
+    out = add_object(
+        P2pRead::start(std::move(resolved), std::move(to), find_optional<Signal>(signal)));
+  });
+}
+
+int32_t ckpt_p2p_read_query(uint32_t read) {
+  return guard([&]() -> int32_t {
+    return find_object<P2pRead>(read)->query() ? CKPT_OK : CKPT_NOT_READY;
+  });
+}
+
+int32_t ckpt_p2p_read_destroy(uint32_t read) {
+  return guard([&] { destroy_object<P2pRead>(read); });
 }
 
 int32_t ckpt_copy_remote(uint32_t stream, uint32_t memory, uint64_t memory_offset, uint32_t remote,

@@ -6,7 +6,7 @@
 //   common/api-device.cpp    devices, memory, streams, events, copies: looks handles up, checks
 //                            arguments and ranges, then calls the functions and classes below
 //   common/api-group.cpp     groups and communicators, in the same way
-//   common/api-p2p.cpp       reads from peers (p2p.h)
+//   common/api-p2p.cpp       reads from peers (p2p.h, p2p-read.h)
 //
 // So a backend has no extern "C" function. It derives from Memory, Stream, Event, Group and
 // Communicator, and

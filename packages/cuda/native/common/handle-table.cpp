@@ -71,6 +71,8 @@ const char* kind_name(Kind kind) noexcept {
       return "p2p peer";
     case Kind::p2p_remote:
       return "p2p remote";
+    case Kind::p2p_read:
+      return "p2p read";
   }
   return "unknown";
 }

@@ -22,7 +22,8 @@ enum class Kind : uint8_t {
   refcounter,
   p2p,
   p2p_peer,
-  p2p_remote
+  p2p_remote,
+  p2p_read
 };
 
 const char* kind_name(Kind kind) noexcept;

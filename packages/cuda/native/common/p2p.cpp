@@ -11,9 +11,7 @@ namespace ckpt {
 namespace {
 
 constexpr uint32_t kEndMs = 5000;
-constexpr uint64_t kGetBytes = 4ull << 20;
 constexpr size_t kGetsMax = 4;
-constexpr const char* kRead = "read from a peer";
 
 UcxWorker::Settings settings_of(const std::string& devices) {
   UcxWorker::Settings settings{{"RNDV_THRESH", "inf"}};  // see p2p-server.h
@@ -26,7 +24,10 @@ UcxWorker::Settings settings_of(const std::string& devices) {
 P2p::P2p(const std::string& devices)
     : worker_(Ucx::Params::kFeatureRma | Ucx::Params::kFeatureTag, settings_of(devices)) {
   server_.step();  // before the thread does
-  worker_.set_step([this] { server_.step(); });
+  worker_.set_step([this] {
+    server_.step();
+    reads_.step();
+  });
 }
 
 P2p::~P2p() { worker_.set_step(nullptr); }
@@ -39,18 +40,13 @@ std::vector<uint8_t> P2p::share(std::shared_ptr<Buffer> buffer) {
     fail(CKPT_ERR_UNSUPPORTED, "the mapping of a file cannot be shared with peers");
   std::lock_guard lock(mutex_);
   if (shares_.count(buffer.get()) != 0) fail(CKPT_ERR_STATE, "the buffer is shared already");
-  const Ucx::Memory memory = worker_.map(buffer->address(), buffer->bytes(), true);
-  try {
-    auto key = frame_key(reinterpret_cast<uint64_t>(buffer->address()), buffer->bytes(),
-                         worker_.pack(memory));
-    const Buffer* of = buffer.get();
-    server_.share(buffer);
-    shares_.emplace(of, Share{std::move(buffer), memory});
-    return key;
-  } catch (...) {
-    worker_.unmap(memory);
-    throw;
-  }
+  auto memory = std::make_shared<P2pMemory>(worker_, buffer->address(), buffer->bytes(), true);
+  auto key = frame_key(reinterpret_cast<uint64_t>(buffer->address()), buffer->bytes(),
+                       worker_.pack(memory->get()));
+  const Buffer* of = buffer.get();
+  server_.share(buffer);
+  shares_.emplace(of, Share{std::move(buffer), std::move(memory)});
+  return key;
 }
 
 void P2p::unshare(const Buffer& buffer) {
@@ -58,8 +54,16 @@ void P2p::unshare(const Buffer& buffer) {
   const auto found = shares_.find(&buffer);
   if (found == shares_.end()) fail(CKPT_ERR_STATE, "the buffer is not shared");
   server_.unshare(buffer);
-  worker_.unmap(found->second.memory);
   shares_.erase(found);
+}
+
+std::shared_ptr<P2pMemory> P2p::memory_for(const Buffer& buffer, uint64_t offset, uint64_t bytes) {
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = shares_.find(&buffer);
+    if (found != shares_.end()) return found->second.memory;
+  }
+  return std::make_shared<P2pMemory>(worker_, buffer.address() + offset, bytes, false);
 }
 
 void P2p::close() {
@@ -109,12 +113,7 @@ UcxWorker::Pending P2pRemote::ask(uint64_t address, void* to, uint64_t bytes) {
   UcxWorker::Peer* peer = peer_->peer();
   const auto message = std::make_shared<const ReadMessage>(
       ReadMessage{peer_->reader(), peer_->p2p().next_read(), address, bytes});
-  const auto data = worker.receive(
-      peer, kRead,
-      [&](const Ucx::RequestParams& params) {
-        return ucx_.tag_recv_nbx(worker.worker(), to, bytes, message->number, UINT64_MAX, &params);
-      },
-      bytes);
+  const auto data = worker.receive_into(peer, kRead, to, bytes, message->number);
   try {
     worker
         .send(peer, kRead,

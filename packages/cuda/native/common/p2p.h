@@ -10,10 +10,25 @@
 
 #include "buffer.h"
 #include "handle-table.h"
+#include "p2p-read.h"
 #include "p2p-server.h"
 #include "ucx-worker.h"
 
 namespace ckpt {
+
+// Memory that UCX knows: it need not be registered for each read.
+class P2pMemory {
+ public:
+  P2pMemory(UcxWorker& worker, void* address, uint64_t bytes, bool readable)
+      : worker_(worker), memory_(worker.map(address, bytes, readable)) {}
+  ~P2pMemory() { worker_.unmap(memory_); }
+  P2pMemory(const P2pMemory&) = delete;
+  Ucx::Memory get() const noexcept { return memory_; }
+
+ private:
+  UcxWorker& worker_;
+  const Ucx::Memory memory_;
+};
 
 class P2p : public Object {
  public:
@@ -28,10 +43,13 @@ class P2p : public Object {
   // for a file's mapping.
   std::vector<uint8_t> share(std::shared_ptr<Buffer> buffer);
   void unshare(const Buffer& buffer);
+  // For reads into a range of a buffer: what share() has registered, else the range alone.
+  std::shared_ptr<P2pMemory> memory_for(const Buffer& buffer, uint64_t offset, uint64_t bytes);
   // Ends what reads, here and by peers. CKPT_ERR_TIMEOUT as for abort() of a communicator.
   void close() override;
 
   UcxWorker& worker() noexcept { return worker_; }
+  P2pReads& reads() noexcept { return reads_; }
   uint64_t next_read() noexcept { return next_read_++; }
   // Where a backend keeps what it needs once for each: made at the first call.
   template <class T>
@@ -44,13 +62,14 @@ class P2p : public Object {
  private:
   struct Share {
     std::shared_ptr<Buffer> buffer;
-    Ucx::Memory memory;
+    std::shared_ptr<P2pMemory> memory;
   };
   std::mutex mutex_;
-  std::map<const Buffer*, Share> shares_;
   std::atomic<uint64_t> next_read_{0};
   UcxWorker worker_;
   P2pServer server_{worker_};
+  P2pReads reads_;
+  std::map<const Buffer*, Share> shares_;
   std::shared_ptr<void> part_;  // last: it ends before the worker
 };
 
@@ -84,12 +103,15 @@ class P2pPeer : public Object {
 class P2pRemote : public Object {
  public:
   static constexpr Kind kKind = Kind::p2p_remote;
+  static constexpr uint64_t kGetBytes = 4ull << 20;  // of reads that are cut
+  static constexpr const char* kRead = "read from a peer";
   // `key` is what share() of the peer has given: CKPT_ERR_INVALID when it cannot be.
   P2pRemote(std::shared_ptr<P2pPeer> peer, const uint8_t* key, uint32_t length);
   ~P2pRemote() override;
 
   uint64_t bytes() const noexcept { return bytes_; }
   P2p& p2p() noexcept { return peer_->p2p(); }
+  P2pPeer& peer() noexcept { return *peer_; }
   // Ranges are checked. `registered`: of the local memory, or null.
   UcxWorker::Pending get(uint64_t offset, void* to, uint64_t bytes, Ucx::Memory registered);
   // Several gets at a time; returns when the bytes are there. Nothing writes there any more when it

@@ -67,6 +67,7 @@ void find_calls(void* library, Ucx& ucx) {
   find(library, "ucp_tag_send_sync_nbx", ucx.tag_send_sync_nbx);
   find(library, "ucp_tag_recv_nbx", ucx.tag_recv_nbx);
   find(library, "ucp_get_nbx", ucx.get_nbx);
+  find(library, "ucp_dt_create_generic", ucx.dt_create_generic);
   find(library, "ucp_mem_map", ucx.mem_map);
   find(library, "ucp_mem_unmap", ucx.mem_unmap);
   find(library, "ucp_rkey_pack", ucx.rkey_pack);

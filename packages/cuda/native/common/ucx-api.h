@@ -110,6 +110,7 @@ struct Ucx {
   struct RequestParams {
     static constexpr uint32_t kCallback = 1 << 1;
     static constexpr uint32_t kUserData = 1 << 2;
+    static constexpr uint32_t kDatatype = 1 << 3;
     static constexpr uint32_t kFlags = 1 << 4;
     static constexpr uint32_t kMemoryType = 1 << 6;
     static constexpr uint32_t kMemory = 1 << 8;
@@ -129,6 +130,16 @@ struct Ucx {
     int memory_type;
     void* receive_info;
     Memory memory;
+  };
+
+  // ucp_generic_dt_ops_t, of receives
+  struct Unpacking {
+    void* (*start_pack)(void* context, const void* buffer, size_t count);
+    void* (*start_unpack)(void* context, void* buffer, size_t count);
+    size_t (*packed_bytes)(void* state);
+    size_t (*pack)(void* state, size_t offset, void* to, size_t bytes);
+    Status (*unpack)(void* state, size_t offset, const void* from, size_t bytes);
+    void (*finish)(void* state);
   };
 
   // ucp_mem_map_params_t
@@ -172,6 +183,7 @@ struct Ucx {
                                 const RequestParams*);
   StatusPointer (*get_nbx)(Endpoint, void*, size_t, uint64_t remote_address, RemoteKey,
                            const RequestParams*);
+  Status (*dt_create_generic)(const Unpacking*, void* context, uint64_t* datatype);
   Status (*mem_map)(Context, const MapParams*, Memory*);
   Status (*mem_unmap)(Context, Memory);
   Status (*rkey_pack)(Context, Memory, void** bytes, size_t* count);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 
 #include "threads.h"
 
@@ -189,11 +190,52 @@ UcxWorker::Pending UcxWorker::start(Peer* peer, const char* what, const Post& po
   return request;
 }
 
+// As UCX's own way to contiguous memory, but for memory that it forgets when it is told to.
+uint64_t UcxWorker::datatype() {
+  static const uint64_t made = [] {
+    Ucx::Unpacking calls{};
+    calls.start_pack = [](void*, const void*, size_t) -> void* { return nullptr; };
+    calls.start_unpack = [](void*, void* request, size_t) { return request; };
+    calls.packed_bytes = [](void* request) -> size_t {
+      return static_cast<Request*>(request)->length;
+    };
+    calls.pack = [](void*, size_t, void*, size_t) -> size_t { return 0; };
+    calls.unpack = [](void* request, size_t offset, const void* from, size_t bytes) {
+      const Request& into = *static_cast<Request*>(request);
+      if (into.to != nullptr) std::memcpy(into.to + offset, from, bytes);
+      return Ucx::kOk;
+    };
+    calls.finish = [](void*) {};
+    uint64_t datatype = 0;
+    const Ucx& ucx = Ucx::get();
+    ucx.check(ucx.dt_create_generic(&calls, nullptr, &datatype), "ucp_dt_create_generic");
+    return datatype;
+  }();
+  return made;
+}
+
+UcxWorker::Pending UcxWorker::receive_into(Peer* peer, const char* what, void* to, uint64_t bytes,
+                                           uint64_t tag) {
+  return receive(
+      peer, what,
+      [&](const Ucx::RequestParams& given) {
+        Ucx::RequestParams params = given;
+        params.mask |= Ucx::RequestParams::kDatatype;
+        params.datatype = datatype();
+        auto& request = *static_cast<Request*>(params.user_data);
+        request.to = static_cast<uint8_t*>(to);
+        return ucx_.tag_recv_nbx(worker_, &request, bytes, tag, UINT64_MAX, &params);
+      },
+      bytes);
+}
+
 void UcxWorker::finish_locked(Request& request, Ucx::Status status) {
   const auto found = pending_.find(&request);
   if (found == pending_.end()) return;
   const Pending kept = std::move(found->second);
   pending_.erase(found);
+  request.to = nullptr;
+  any_ended_ = true;
   // Whoever has ended it knows better why than UCX, to which it was canceled.
   const Peer& peer = *request.peer;
   if (status >= 0 && request.length != kAnyLength && request.received.length != request.length) {
@@ -216,6 +258,7 @@ void UcxWorker::on_sent(void* native, Ucx::Status status, void* user_data) {
   const bool posted = request.posted;
   worker.finish_locked(request, status);
   if (posted) worker.ucx_.request_free(native);
+  worker.dropping_.erase(&request);
 }
 
 void UcxWorker::on_received(void* native, Ucx::Status status, const Ucx::TagInfo* received,
@@ -235,8 +278,15 @@ void UcxWorker::on_failure(void* argument, Ucx::Endpoint, Ucx::Status status) {
 
 void UcxWorker::cancel(const Pending& request) {
   const Lock lock(*this);
-  if (!ending_ && !request->completion.done() && request->native != nullptr)
-    ucx_.request_cancel(worker_, request->native);
+  if (!ending_ && !request->completion.done() && request->native != nullptr) cancel_locked(request);
+}
+
+// UCX completes what nothing has come for within the call.
+void UcxWorker::cancel_locked(const Pending& request) {
+  ucx_.request_cancel(worker_, request->native);
+  if (request->to == nullptr) return;
+  dropping_.emplace(request.get(), request);
+  finish_locked(*request, Ucx::kCanceled);
 }
 
 void UcxWorker::set_step(std::function<void()> step) {
@@ -251,7 +301,7 @@ void UcxWorker::cancel_receives_locked(const Peer* peer) {
         (peer == nullptr || request->peer == peer))
       receives.push_back(request);
   }
-  for (const Pending& request : receives) ucx_.request_cancel(worker_, request->native);
+  for (const Pending& request : receives) cancel_locked(request);
 }
 
 // A receive that nothing has come for does not know its peer in UCX.
@@ -266,8 +316,9 @@ void UcxWorker::end_lost_locked() {
 
 UcxWorker::Round UcxWorker::progress(bool may_sleep) {
   std::lock_guard lock(mutex_);
-  if (ucx_.worker_progress(worker_) > 0) return Round::moved;
-  if (any_lost_) end_lost_locked();
+  const bool moved = ucx_.worker_progress(worker_) > 0;
+  if (!moved && any_lost_) end_lost_locked();
+  if (std::exchange(any_ended_, false) || moved) return Round::moved;
   if (!may_sleep) return Round::still;
   asleep_ = true;
   if (ucx_.worker_arm(worker_) != Ucx::kOk) return Round::unarmed;
@@ -297,8 +348,11 @@ void UcxWorker::run() {
         nap = std::min(2 * nap, round == Round::unarmed ? kNapMaxUnarmed : kNapMax);
     }
   }
-  std::lock_guard lock(mutex_);
-  shut_locked();
+  {
+    std::lock_guard lock(mutex_);
+    shut_locked();
+  }
+  step();
 }
 
 void UcxWorker::step() {

@@ -41,6 +41,7 @@ class UcxWorker {
     UcxWorker* worker = nullptr;
     Peer* peer = nullptr;
     bool receives = false;
+    uint8_t* to = nullptr;  // of receive_into(), while it goes on
     uint64_t length = kAnyLength;   // of a receive; another one is CKPT_ERR_IO
     std::shared_ptr<const void> keeps;  // what UCX reads until it is complete
     bool posted = false;  // the call that posts has returned
@@ -69,11 +70,15 @@ class UcxWorker {
   Pending receive(Peer* peer, const char* what, const Post& post, uint64_t length = kAnyLength) {
     return start(peer, what, post, true, length);
   }
+  // A message with this tag and of this length. It ends with its peer at once, even when half of it
+  // is there: UCX cannot cancel it then, but what still comes is dropped.
+  Pending receive_into(Peer* peer, const char* what, void* to, uint64_t bytes, uint64_t tag);
   // Of a receive that nothing has come for.
   void cancel(const Pending& request);
   // Receives are from whoever sends.
   Peer* anyone() noexcept { return &anyone_; }
-  // Called by the thread, and with no lock held, whenever something has come; null: nothing is.
+  // Called by the thread, and with no lock held, whenever something has come or has ended, the last
+  // time when all has; null: nothing is.
   void set_step(std::function<void()> step);
   Ucx::Worker worker() const noexcept { return worker_; }
 
@@ -125,7 +130,9 @@ class UcxWorker {
   void close_endpoint_locked(Peer& peer, bool flush, std::vector<void*>& closing);
   void end_lost_locked();
   void cancel_receives_locked(const Peer* peer);
+  void cancel_locked(const Pending& request);
   void finish_locked(Request& request, Ucx::Status status);
+  static uint64_t datatype();
   static void on_sent(void* native, Ucx::Status status, void* user_data);
   static void on_received(void* native, Ucx::Status status, const Ucx::TagInfo*, void* user_data);
   static void on_failure(void* argument, Ucx::Endpoint, Ucx::Status status);
@@ -138,11 +145,13 @@ class UcxWorker {
   std::vector<uint8_t> address_;
   std::vector<std::unique_ptr<Peer>> peers_;
   std::unordered_map<Request*, Pending> pending_;
+  std::unordered_map<Request*, Pending> dropping_;  // complete, but not to UCX
   std::set<Ucx::Memory> mapped_;
   std::set<Ucx::RemoteKey> keys_;
   Peer anyone_;
   bool any_lost_ = false;
   bool asleep_ = false;
+  bool any_ended_ = false;  // since the last step
   std::optional<Error> ending_;
   bool flush_ = false;
 

@@ -142,6 +142,15 @@ typedef struct ckpt_gather_piece {
   uint64_t height;
 } ckpt_gather_piece;
 
+/* One piece of a read from peers: bytes of what is attached into a buffer. */
+typedef struct ckpt_p2p_piece {
+  uint32_t remote;
+  uint32_t reserved;    /* 0 */
+  uint64_t remote_offset;
+  uint64_t buffer_offset;
+  uint64_t bytes;
+} ckpt_p2p_piece;
+
 /* --- library --- */
 CKPT_API uint32_t ckpt_abi_version(void);
 /* Size of the struct with this name ("ckpt_config"), 0 when unknown: checked at load. */
@@ -310,8 +319,9 @@ CKPT_API int32_t ckpt_communicator_destroy(uint32_t communicator);
 
 /* --- reads of another process's host memory --- */
 /* By UCX, opened at the first call (CKPT_ERR_UNSUPPORTED with the reason where it is missing or older than 1.12): an owner shares
- * buffers, a receiver copies out of them into device memory. Addresses and keys are bytes that the two hand to each other by other
- * means; they are as secret as the memory. A thread of the library answers peers whose network cannot read by itself. */
+ * buffers, a receiver copies out of them into device memory or reads them into a buffer of its own. Addresses and keys are bytes
+ * that the two hand to each other by other means; they are as secret as the memory. A thread of the library answers peers whose
+ * network cannot read by itself. */
 /* devices: which network devices are used, as in UCX_NET_DEVICES ("mlx5_0:1,eth0"); "": as the process is set. */
 CKPT_API int32_t ckpt_p2p_open(const char* devices, uint32_t* p2p_p);
 /* Ends every read of this side with CKPT_ERR_ABORTED and those of peers with CKPT_ERR_IO, from any thread, and ends what is shared.
@@ -338,6 +348,16 @@ CKPT_API int32_t ckpt_p2p_transport(uint32_t peer, char* text, uint32_t text_byt
 /* As ckpt_copy_h2d, out of what is attached: a range outside of what the peer shares gives CKPT_ERR_INVALID. A peer that is lost
  * gives CKPT_ERR_IO, within some seconds where its machine is gone without a word. */
 CKPT_API int32_t ckpt_copy_remote(uint32_t stream, uint32_t memory, uint64_t memory_offset, uint32_t remote, uint64_t remote_offset, uint64_t bytes);
+/* Starts reading pieces of what is attached, of one peer or several, into a buffer (none that maps a file) and returns at once. The
+ * pieces come in any order, several at once: none may overlap what another writes, and 0 bytes are none. The call refuses handles
+ * and ranges (CKPT_ERR_INVALID); every other error is the read's. `signal` (0: none) is raised with no bits when it has ended, with
+ * an error or without. What is detached or freed meanwhile lives on until ckpt_p2p_read_destroy. */
+CKPT_API int32_t ckpt_p2p_read_start(const ckpt_p2p_piece* pieces, uint32_t count, uint32_t buffer, uint32_t signal, uint32_t* read_p);
+/* CKPT_OK: every byte is there; CKPT_NOT_READY; or what ended it, as of ckpt_copy_remote, ckpt_p2p_disconnect and ckpt_p2p_close. Once
+ * it is not CKPT_NOT_READY nothing of the read writes to the buffer any more. */
+CKPT_API int32_t ckpt_p2p_read_query(uint32_t read);
+/* Leaves out what is not under way yet, waits for what is (ckpt_p2p_disconnect and ckpt_p2p_close end it), frees. */
+CKPT_API int32_t ckpt_p2p_read_destroy(uint32_t read);
 
 /* --- engine protocol --- */
 /* The POSIX shared-memory ref-counter file that torch's rebuild_cuda_tensor wants: a 64-byte header whose first int64 is 1,

@@ -100,17 +100,16 @@ uint32_t open_p2p() {
   return p2p;
 }
 
-Reader::Reader(const Owner& owner) : p2p(open_p2p()) {
+Attached::Attached(uint32_t p2p, const Owner& owner) {
   const std::vector<uint8_t>& address = owner.address();
   const std::vector<uint8_t>& key = owner.key();
   OK(ckpt_p2p_connect(p2p, address.data(), static_cast<uint32_t>(address.size()), &peer));
   OK(ckpt_p2p_attach(peer, key.data(), static_cast<uint32_t>(key.size()), &remote));
 }
 
-Reader::~Reader() {
+Attached::~Attached() {
   ckpt_p2p_detach(remote);
   ckpt_p2p_disconnect(peer);
-  ckpt_p2p_close(p2p);
 }
 
 // read ADDRESS KEY: is killed amid reads.

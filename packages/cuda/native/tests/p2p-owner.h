@@ -33,15 +33,26 @@ class Owner {
   std::vector<uint8_t> address_, key_;
 };
 
-// This process's side: connected and attached. Skips the test where there is no UCX.
-struct Reader {
-  explicit Reader(const Owner& owner);
-  ~Reader();
-  Reader(const Reader&) = delete;
-  uint32_t p2p = 0, peer = 0, remote = 0;
+uint32_t open_p2p();
+
+struct Opened {
+  ~Opened() { ckpt_p2p_close(p2p); }
+  uint32_t p2p = open_p2p();
 };
 
-uint32_t open_p2p();
+// What one has of an owner.
+struct Attached {
+  Attached(uint32_t p2p, const Owner& owner);
+  ~Attached();
+  Attached(const Attached&) = delete;
+  uint32_t peer = 0, remote = 0;
+};
+
+// This process's side: connected and attached. Skips the test where there is no UCX.
+struct Reader : Opened, Attached {
+  explicit Reader(const Owner& owner) : Attached(p2p, owner) {}
+};
+
 // share BYTES: prints address and key, ends when its stdin ends.
 int owner_child(const std::vector<std::string>& arguments);
 int reader_child(const std::vector<std::string>& arguments);

@@ -59,10 +59,12 @@ SAME_PLACE(Ucx::RequestParams, mask, ucp_request_param_t, op_attr_mask);
 SAME_PLACE(Ucx::RequestParams, flags, ucp_request_param_t, flags);
 SAME_PLACE(Ucx::RequestParams, request, ucp_request_param_t, request);
 SAME_PLACE(Ucx::RequestParams, sent, ucp_request_param_t, cb);
+SAME_PLACE(Ucx::RequestParams, datatype, ucp_request_param_t, datatype);
 SAME_PLACE(Ucx::RequestParams, user_data, ucp_request_param_t, user_data);
 SAME_PLACE(Ucx::RequestParams, memory_type, ucp_request_param_t, memory_type);
 static_assert(UCP_OP_ATTR_FIELD_CALLBACK == Ucx::RequestParams::kCallback);
 static_assert(UCP_OP_ATTR_FIELD_USER_DATA == Ucx::RequestParams::kUserData);
+static_assert(UCP_OP_ATTR_FIELD_DATATYPE == Ucx::RequestParams::kDatatype);
 static_assert(UCP_OP_ATTR_FIELD_FLAGS == Ucx::RequestParams::kFlags);
 static_assert(UCP_OP_ATTR_FIELD_MEMORY_TYPE == Ucx::RequestParams::kMemoryType);
 static_assert(UCP_OP_ATTR_FLAG_NO_IMM_CMPL == Ucx::RequestParams::kNotAtOnce);
@@ -72,6 +74,12 @@ static_assert(UCS_MEMORY_TYPE_HOST == Ucx::RequestParams::kHostMemory);
 SAME_PLACE(Ucx::RequestParams, memory, ucp_request_param_t, memh);
 static_assert(UCP_OP_ATTR_FIELD_MEMH == Ucx::RequestParams::kMemory);
 #endif
+
+static_assert(sizeof(Ucx::Unpacking) == sizeof(ucp_generic_dt_ops_t));
+SAME_PLACE(Ucx::Unpacking, start_unpack, ucp_generic_dt_ops_t, start_unpack);
+SAME_PLACE(Ucx::Unpacking, packed_bytes, ucp_generic_dt_ops_t, packed_size);
+SAME_PLACE(Ucx::Unpacking, unpack, ucp_generic_dt_ops_t, unpack);
+SAME_PLACE(Ucx::Unpacking, finish, ucp_generic_dt_ops_t, finish);
 
 SAME_PLACE(Ucx::MapParams, address, ucp_mem_map_params_t, address);
 SAME_PLACE(Ucx::MapParams, length, ucp_mem_map_params_t, length);
