@@ -47,7 +47,7 @@ describe('what it is told', () => {
     const told = parseOptions(['--only', 'a', 'c', '--mib', '64', '--layouts', '1+1', '2+2'])
     expect(told).toMatchObject({ only: ['a', 'c'], mib: 64, devices: 'cuda', json: null })
     expect(told.layouts?.map(({ name }) => name)).toEqual(['1+1', '2+2'])
-    for (const words of [['--only', 'd'], ['--mib', '0'], ['--mib'], ['x'], ['--x']]) {
+    for (const words of [['--only', 'e'], ['--mib', '0'], ['--mib'], ['x'], ['--x']]) {
       expect(() => parseOptions(words)).toThrow(UsageError)
     }
   })
@@ -73,19 +73,19 @@ test('an update counts only when bytes were compared, and a read only over what 
 })
 
 describe.skipIf(withoutUcx !== null)('on the host library', () => {
-  test('two ranks each, and a follower that is killed: every byte is right', async () => {
+  test('two ranks each, a follower that is killed, and direct updates: every byte is right', async () => {
     const dir = scratch()
     try {
       const json = join(dir.path, 'rows.json')
-      const what = ['--only', 'a', 'c', '--layouts', '2+2', '--updates', '2', '--mib', '8']
+      const what = ['--only', 'a', 'c', 'd', '--layouts', '2+2', '--updates', '2', '--mib', '8']
       const { status, stdout } = await run([...SCRIPT, ...what, '--json', json])
       expect(stdout).toEndWith('gpu-cluster: passed\n')
       expect(status).toBe(0)
       const { rows, passed } = (await Bun.file(json).json()) as { rows: Row[]; passed: boolean }
       expect(passed).toBe(true)
-      expect(rows.map(({ part }) => part).join('')).toBe('aaccccc')
+      expect(rows.map(({ part }) => part).join('')).toBe('aacccccdddddddd')
       const updates = rows.filter(({ bytes }) => bytes !== null)
-      expect(updates).toHaveLength(5)
+      expect(updates).toHaveLength(13)
       for (const { comparedBytes } of updates) expect(comparedBytes).toBeGreaterThan(2 ** 24)
     } finally {
       dir.remove()

@@ -5,6 +5,7 @@
 import { openLibrary } from '@ckpt/cuda'
 import { PinnedCopies } from '../packages/bench/src/pinned-copies.ts'
 import { broadcastSteps } from './gpu_cluster/broadcasts.ts'
+import { directSteps } from './gpu_cluster/direct.ts'
 import { removeLeftovers } from './gpu_cluster/leftovers.ts'
 import { lossSteps } from './gpu_cluster/loss.ts'
 import { type Options, type Part, parseOptions, USAGE, UsageError } from './gpu_cluster/options.ts'
@@ -21,6 +22,7 @@ const STEPS: Readonly<Record<Part, (run: Run) => Step[]>> = {
   a: broadcastSteps,
   b: readSteps,
   c: lossSteps,
+  d: directSteps,
 }
 
 function gpuCount({ devices }: Options): number {

@@ -10,7 +10,7 @@ export function broadcastSteps(run: Run): Step[] {
     async work(place) {
       const { options, versions, results } = run
       const flags = ['--broadcast', 'nccl']
-      const pair = await Pair.start(place, options.devices, layout, flags)
+      const pair = await Pair.start(place, options.devices, layout, { flags })
       await pair.registerParts(versions)
       for (let update = 1; update <= options.updates; update++) {
         place.say(`update ${update} begins`)

@@ -25,7 +25,7 @@ export function lossSteps(run: Run): Step[] {
     name: `${layout.name}, follower killed`,
     async work(place) {
       const flags = ['--broadcast', 'nccl', ...smallRing(options.mib)]
-      const pair = await Pair.start(place, options.devices, layout, flags)
+      const pair = await Pair.start(place, options.devices, layout, { flags })
       const loss = new Loss(run, pair)
       await loss.whole('before')
       place.say('an update begins in which the follower is killed')

@@ -3,7 +3,7 @@ import { type Layout, parseLayout } from './layout.ts'
 /** What the user has to correct: exit status 2. */
 export class UsageError extends Error {}
 
-export const PARTS = ['a', 'b', 'c'] as const
+export const PARTS = ['a', 'b', 'c', 'd'] as const
 export type Part = (typeof PARTS)[number]
 
 export interface Options {
@@ -23,11 +23,12 @@ export interface Options {
   readonly json: string | null
 }
 
-export const USAGE = `usage: scripts/gpu-cluster [--devices cuda|host] [--only a b c] [--layouts 1+1 2+2 4+4 1/1] [--mib N] [--json FILE]
+export const USAGE = `usage: scripts/gpu-cluster [--devices cuda|host] [--only a b c d] [--layouts 1+1 2+2 4+4 1/1] [--mib N] [--json FILE]
 
   a  whole updates of two daemons by NCCL, each with a part of the checkpoint
   b  reads of another daemon's memory (UCX), in turn with broadcasts, and an engine that joins
   c  the follower is killed in the middle of a broadcast
+  d  direct updates: each host reads once what its ranks need of the other's memory
 
   --devices D          cuda (default), or host, which needs no GPU
   --only PART...       these parts (default: all)

@@ -19,6 +19,15 @@ export interface Seen {
   readonly seconds: number
 }
 
+export interface PairOptions {
+  /** Of both daemons. */
+  readonly flags?: readonly string[]
+  /** Of both engines. */
+  readonly engineFlags?: readonly string[]
+  /** Of both daemons. */
+  readonly env?: Readonly<Record<string, string>>
+}
+
 /** A leader and a follower, each with an engine. */
 export class Pair {
   readonly layout: Layout
@@ -32,17 +41,15 @@ export class Pair {
 
   /**
    * Starts all of them, in a step.
-   *
-   * @param flags of both daemons
    */
   static async start(
     { stack, processes, say }: StepPlace,
     kind: 'cuda' | 'host',
     layout: Layout,
-    flags: readonly string[] = [],
-    env: Record<string, string> = {},
+    { flags = [], engineFlags = [], env = {} }: PairOptions = {},
   ): Promise<Pair> {
-    const pair = new Pair(processes, kind, layout, flags, env, freePort())
+    const options = { flags, engineFlags, env }
+    const pair = new Pair(processes, kind, layout, options, freePort())
     stack.defer(() => rmSync(pair.dir, { recursive: true, force: true }))
     await processes.start(...[...pair.daemons, ...pair.engines].map(({ child }) => child))
     await pair.joined()
@@ -54,8 +61,7 @@ export class Pair {
     processes: Processes,
     kind: 'cuda' | 'host',
     layout: Layout,
-    flags: readonly string[],
-    env: Record<string, string>,
+    { flags, engineFlags, env }: Required<PairOptions>,
     port: number,
   ) {
     this.layout = layout
@@ -80,7 +86,8 @@ export class Pair {
     const engineAt = (node: number) => {
       const socket = join(this.dir, `engine-${node}.sock`)
       const devices = devicesOf(layout, kind, node)
-      return new Engine(`engine ${node}`, socket, devices, ranksOf(layout, node))
+      const ranks = ranksOf(layout, node)
+      return new Engine(`engine ${node}`, socket, devices, ranks, engineFlags)
     }
     this.daemons = [daemonAt(0), daemonAt(1)]
     this.engines = [engineAt(0), engineAt(1)]

@@ -50,13 +50,22 @@ export class Engine {
   readonly socket: string
   readonly ranks: readonly number[]
 
-  /** @param ranks that update it */
-  constructor(name: string, socket: string, devices: string, ranks: readonly number[]) {
+  /**
+   * @param ranks that update it
+   * @param flags of its own
+   */
+  constructor(
+    name: string,
+    socket: string,
+    devices: string,
+    ranks: readonly number[],
+    flags: readonly string[] = [],
+  ) {
     this.socket = socket
     this.ranks = ranks
     const where = ['--listen', `unix:${socket}`, '--devices', devices]
     const size = ['--tensor-parallel-size', `${ranks.length}`]
-    this.child = new Child(name, [...CKPT, 'engine', ...where, ...size])
+    this.child = new Child(name, [...CKPT, 'engine', ...where, ...size, ...flags])
   }
 
   get target(): EngineTarget {

@@ -17,6 +17,8 @@ const WAYS = [
     transports: ['emulated'],
   },
 ] as const
+/** All of them. */
+export const TRANSPORTS: readonly string[] = ['rdma', ...WAYS.flatMap((way) => way.transports)]
 const READS = 3
 const TURNS = 2
 
@@ -27,7 +29,7 @@ export function readSteps(run: Run): Step[] {
     name: `${layout.name} reads over ${name}`,
     async work(place) {
       const { options, versions } = run
-      const pair = await Pair.start(place, options.devices, layout, [], env)
+      const pair = await Pair.start(place, options.devices, layout, { env })
       await pair.registerWhole(versions)
       place.say('reads begin')
       const read = (what: string) => readOnce(run, pair, `${name}, ${what}`, transports)

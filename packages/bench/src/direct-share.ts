@@ -72,7 +72,7 @@ export class DirectShare {
   /** As the daemon plans it; `stagingBytesMax` 0: nothing is gathered. */
   plan(stagingBytesMax?: number): DirectPlan {
     const { table, sources } = this.#checkpoint
-    const plan = planDirect(this.#map, table, sources, stagingBytesMax)
+    const plan = planDirect(this.#map, table, sources, { stagingBytesMax })
     if ('reason' in plan) throw new Error(plan.reason)
     return plan
   }

@@ -161,7 +161,7 @@ describe('planDirect', () => {
     const one = { owner: 0, source: 0, allocation: 0, height: 1 }
     const whole = { ...one, sourcePitch: 16, destinationPitch: 16, destination: 4, width: 16 }
     const none = { bytes: 0, pieces: [], copies: [] }
-    const joined = { copies: [whole], groups: [0, 1], staging: none, bytes: 16 }
+    const joined = { copies: [whole], groups: [0, 1], staging: none, fetched: [], bytes: 16 }
     expect(plan(['a', 'b'], copy(1, 12), copy(0, 4))).toEqual(joined)
     expect(plan(['a', 'b'], copy(1, 13), copy(0, 4))).toMatchObject({ groups: [0, 2] })
   })
@@ -186,14 +186,14 @@ describe('planDirect', () => {
       ],
       copies: [{ offset: 0, allocation: 0, destination: 4, bytes: 16 }],
     }
-    const swapped = { copies: [], groups: [0], staging, bytes: 16 }
+    const swapped = { copies: [], groups: [0], staging, fetched: [], bytes: 16 }
     expect(plan(['a', 'b'], copy(0, 12), copy(1, 4))).toEqual(swapped)
     const tensors = ['a', 'b'].map(tensor)
     const map = decodePlacementMap(encodePlacementMap(tensors, [64], [copy(0, 12), copy(1, 4)]))
     const one = { copies: [], staging: { bytes: 16 } }
-    expect(planDirect(map, table, sources, 16)).toMatchObject(one)
+    expect(planDirect(map, table, sources, { stagingBytesMax: 16 })).toMatchObject(one)
     for (const stagingBytesMax of [0, 15]) {
-      expect(planDirect(map, table, sources, stagingBytesMax)).toMatchObject({
+      expect(planDirect(map, table, sources, { stagingBytesMax })).toMatchObject({
         copies: [{ destination: 12 }, { destination: 4 }],
         staging: { bytes: 0, pieces: [], copies: [] },
         bytes: 16,
@@ -259,6 +259,26 @@ describe('planDirect', () => {
     )
     expect(planDirect(map, whole, all)).toEqual({
       reason: `the engine's placement map takes ${size} copies, more than 1048576`,
+    })
+  })
+
+  test('what another host has is not gathered, and copied from elsewhere', () => {
+    const map = decodePlacementMap(
+      encodePlacementMap([tensor('a'), tensor('b')], [64], [copy(0, 12), copy(1, 4)]),
+    )
+    const all = planDirect(map, table, sources)
+    if ('reason' in all) throw new Error(all.reason)
+    expect(all).toMatchObject({ copies: [], fetched: [], bytes: 16 })
+    expect(all.staging.pieces.map(({ owner }) => owner)).toEqual([0, 0])
+    expect(planDirect(map, table, sources, { isFetched: (owner) => owner === 0 })).toMatchObject({
+      copies: [],
+      groups: [0],
+      staging: { bytes: 0, pieces: [] },
+      fetched: [
+        { owner: 0, source: 0, destination: 12, width: 8 },
+        { owner: 0, source: 8, destination: 4, width: 8 },
+      ],
+      bytes: 16,
     })
   })
 

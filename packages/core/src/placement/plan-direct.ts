@@ -24,30 +24,44 @@ export interface DirectPlan {
   readonly groups: readonly number[]
   /** To be gathered and copied after them. */
   readonly staging: Staging
+  /** Of what other hosts have, in the same order: their bytes are read over the network first. */
+  readonly fetched: readonly DirectCopy[]
   /** That are copied, which is less than the checkpoint has where the engine worker holds slices. */
   readonly bytes: number
+}
+
+export interface DirectPlanOptions {
+  /** Of what is gathered, 0: nothing; absent: what the daemon takes. */
+  readonly stagingBytesMax?: number | undefined
+  /** Whether another host has an owner's bytes; absent: none does. */
+  readonly isFetched?: (owner: number) => boolean
 }
 
 /**
  * Plans a direct update of one engine worker. Neighbours on both sides are one copy.
  *
  * @param sources of each owner
- * @param stagingBytesMax of what is gathered, 0: nothing; absent: what the daemon takes
  */
 export function planDirect(
   map: PlacementMap,
   table: TensorTable,
   sources: readonly SourceSpace[],
-  stagingBytesMax?: number,
+  { stagingBytesMax, isFetched = () => false }: DirectPlanOptions = {},
 ): DirectPlan | NotDirect {
   const all = placeTensors(map, table)
   if ('reason' in all) return all
   const ordered = inOrder(cutLarge(cutAtBuffers(joinNeighbours(all), sources)))
-  const { copies, staging } = stageSmall(ordered, stagingBytesMax)
-  const narrow = narrowRows(copies)
+  const fetched = ordered.filter(({ owner }) => isFetched(owner))
+  const own = fetched.length === 0 ? ordered : ordered.filter(({ owner }) => !isFetched(owner))
+  const { copies, staging } = stageSmall(own, stagingBytesMax)
+  const narrow = narrowRows([...copies, ...fetched])
   if (narrow !== null) return narrow
-  const bytes = copies.reduce((sum, { width, height }) => sum + width * height, staging.bytes)
-  return { copies, groups: groupsOf(copies), staging, bytes }
+  const bytes = copiedBytes(copies) + staging.bytes + copiedBytes(fetched)
+  return { copies, groups: groupsOf(copies), staging, fetched, bytes }
+}
+
+function copiedBytes(copies: readonly DirectCopy[]): number {
+  return copies.reduce((sum, { width, height }) => sum + width * height, 0)
 }
 
 function placeTensors(map: PlacementMap, table: TensorTable): readonly DirectCopy[] | NotDirect {

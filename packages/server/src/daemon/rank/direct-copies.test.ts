@@ -72,7 +72,7 @@ test('copies rows out of the right buffer, then what is gathered', () => {
     pieces: [small, { ...small, source: 900, offset: 4 }],
     copies: [{ offset: 0, allocation: 1, destination: 256, bytes: 8 }],
   }
-  const plan = { copies: [row(10, 0, 20), rows], groups: [0, 2], staging, bytes: 60 }
+  const plan = { copies: [row(10, 0, 20), rows], groups: [0, 2], staging, fetched: [], bytes: 60 }
   const { copies, calls, complete } = play(plan)
   copies.enqueue(copyOrder(plan, LAYOUT).count, 1)
   const pitches = { memoryPitch: 32, bufferPitch: 16 }
@@ -104,12 +104,18 @@ test('copies rows out of the right buffer, then what is gathered', () => {
   complete.add(3)
   copies.takeComplete(4)
   expect([copies.complete, copies.done]).toEqual([2, true])
-  expect([...copies.h2d.take(5)]).toEqual([1, 4])
+  expect([...copies.queue.h2d.take(5)]).toEqual([1, 4])
 })
 
 test('only so much is on its way at a time, and only what was read', () => {
   const many = Array.from({ length: 8 }, (_, i) => row(i * 100, i * 100, 100))
-  const plan = { copies: many, groups: [0, 1, 2, 3, 4, 5, 6, 7, 8], staging: NOTHING, bytes: 800 }
+  const plan = {
+    copies: many,
+    groups: [0, 1, 2, 3, 4, 5, 6, 7, 8],
+    staging: NOTHING,
+    fetched: [],
+    bytes: 800,
+  }
   const { copies, calls, complete } = play(plan)
   const copied = () => calls.filter((call) => (call as unknown[])[0] === 'copies').length
   copies.enqueue(2, 0)
@@ -134,7 +140,13 @@ test('only so much is on its way at a time, and only what was read', () => {
 
 test('the order in which bytes are waited for', () => {
   const last = { ...row(20, 0, 8), sourcePitch: 16, destinationPitch: 8, height: 3 }
-  const plan = { copies: [row(10, 0, 20), last], groups: [0, 2], staging: NOTHING, bytes: 44 }
+  const plan = {
+    copies: [row(10, 0, 20), last],
+    groups: [0, 2],
+    staging: NOTHING,
+    fetched: [],
+    bytes: 44,
+  }
   const { count, source } = copyOrder(plan, LAYOUT)
   expect(Array.from({ length: count }, (_, part) => source(part))).toEqual([
     { owner: 0, end: 30 },

@@ -1,22 +1,13 @@
 import type { DirectCopy, DirectPlan } from '@ckpt/core'
 import type { H2dPiece, Handle, Library } from '@ckpt/cuda'
 import { bufferAt } from './copies.ts'
+import { CopyQueue, type QueueCalls } from './copy-queue.ts'
 import type { EngineMemory } from './engine-memory.ts'
-import { BusyIntervals } from './intervals.ts'
 import type { SourceLayout } from './messages.ts'
 import type { CopyOrder } from './source-reads.ts'
 
-/**
- * Groups of copies on their way at a time: few enough to stop soon, 7 ms, enough for the device not to wait while an allocation is
- * opened, which takes up to 5 ms.
- */
-const IN_FLIGHT_MAX = 6
-
 /** What is called of the native library. */
-export type CopyCalls = Pick<
-  Library,
-  'copyH2dBatch' | 'bufferGather' | 'eventRecord' | 'eventNotify' | 'eventQuery'
->
+export type CopyCalls = QueueCalls & Pick<Library, 'bufferGather'>
 
 export interface DirectTarget {
   readonly library: CopyCalls
@@ -29,19 +20,18 @@ export interface DirectTarget {
   staging(bytes: number): Handle
 }
 
-/** Enqueues the copies of a direct update on one rank. Nothing here waits. */
+/** Enqueues the copies of a direct update on one rank out of its own host's memory. Nothing here waits. */
 export class DirectCopies {
-  readonly h2d = new BusyIntervals()
+  readonly queue: CopyQueue
   readonly #target: DirectTarget
   readonly #memory: EngineMemory
-  /** Of each group those that are not complete, in the order in which they complete. */
-  readonly #inFlight: Handle[][] = []
   #enqueued = 0
   #complete = 0
 
   constructor(target: DirectTarget, memory: EngineMemory) {
     this.#target = target
     this.#memory = memory
+    this.queue = new CopyQueue(target.library, target.signal, memory)
   }
 
   get complete(): number {
@@ -54,68 +44,34 @@ export class DirectCopies {
 
   /** Enqueues what is readable, of {@link copyOrder}, as far as that is not too much at a time. */
   enqueue(readable: number, nowMs: number): void {
-    const { groups, copies, staging } = this.#target.plan
-    while (
-      this.#inFlight.length < IN_FLIGHT_MAX &&
-      this.#enqueued < groupCount(this.#target.plan)
-    ) {
+    const { plan, layout } = this.#target
+    const { groups, copies } = plan
+    while (this.queue.hasRoom && this.#enqueued < groupCount(plan)) {
       const first = groups[this.#enqueued] as number
       const end = groups[this.#enqueued + 1]
-      if (end !== undefined) {
-        if (readable < end) return
-        this.#copy(copies.slice(first, end))
-      } else {
-        if (readable < copyOrder(this.#target.plan, this.#target.layout).count) return
-        if (staging.bytes > 0) this.#copyGathered()
-        this.#record([this.#memory.stream])
-      }
+      if (readable < (end ?? copyOrder(plan, layout).count)) return
+      const pieces =
+        end === undefined
+          ? this.#gathered()
+          : copies.slice(first, end).map((copy) => this.#pieceOf(copy))
+      this.queue.add(pieces, nowMs, () => this.#complete++)
       this.#enqueued++
-      this.h2d.begin(nowMs)
     }
   }
 
-  #record(streams: readonly Handle[]): void {
-    const { library, signal } = this.#target
-    const events = streams.map((stream) => {
-      const event = this.#memory.event()
-      library.eventRecord(event, stream)
-      library.eventNotify(event, signal)
-      return event
-    })
-    this.#inFlight.push(events)
-  }
-
-  /**
-   * The device goes from one to the next without a pause. Rows have a stream of their own: narrow ones do not fill the wire, other
-   * copies beside them do.
-   */
-  #copy(copies: readonly DirectCopy[]): void {
-    const [single, rows]: [H2dPiece[], H2dPiece[]] = [[], []]
-    for (const copy of copies) {
-      const { owner, source, destination, destinationPitch, sourcePitch, width, height } = copy
-      const bytes = (height - 1) * sourcePitch + width
-      const { buffer, offset } = this.#place(owner, source, bytes)
-      const piece = {
-        memory: this.#memory.memory(copy.allocation),
-        memoryOffset: destination,
-        memoryPitch: destinationPitch,
-        buffer,
-        bufferOffset: offset,
-        bufferPitch: sourcePitch,
-        width,
-        height,
-      }
-      if (height === 1) single.push(piece)
-      else rows.push(piece)
+  #pieceOf(copy: DirectCopy): H2dPiece {
+    const { owner, source, destination, destinationPitch, sourcePitch, width, height } = copy
+    const { buffer, offset } = this.#place(owner, source, (height - 1) * sourcePitch + width)
+    return {
+      memory: this.#memory.memory(copy.allocation),
+      memoryOffset: destination,
+      memoryPitch: destinationPitch,
+      buffer,
+      bufferOffset: offset,
+      bufferPitch: sourcePitch,
+      width,
+      height,
     }
-    const { stream, rowsStream } = this.#memory
-    const { library } = this.#target
-    const batches = [
-      { on: stream, pieces: single },
-      { on: rowsStream, pieces: rows },
-    ].filter(({ pieces }) => pieces.length > 0)
-    for (const { on, pieces } of batches) library.copyH2dBatch(on, pieces)
-    this.#record(batches.map(({ on }) => on))
   }
 
   #place(owner: number, source: number, bytes: number): { buffer: Handle; offset: number } {
@@ -128,9 +84,10 @@ export class DirectCopies {
     return { buffer, offset: source - (space.starts[index] as number) }
   }
 
-  /** While the last groups are still on their way. */
-  #copyGathered(): void {
+  /** Gathers while the last groups are still on their way. */
+  #gathered(): H2dPiece[] {
     const { library, plan } = this.#target
+    if (plan.staging.bytes === 0) return []
     const gathered = this.#target.staging(plan.staging.bytes)
     const pieces = plan.staging.pieces.map((piece) => {
       const { owner, source, sourcePitch, offset: dstOffset, width, height } = piece
@@ -140,28 +97,17 @@ export class DirectCopies {
       return { ...from, dstOffset, dstPitch: width, width, height }
     })
     library.bufferGather(gathered, pieces)
-    const copies = plan.staging.copies.map(({ offset, allocation, destination, bytes }) => {
+    return plan.staging.copies.map(({ offset, allocation, destination, bytes }) => {
       const memory = this.#memory.memory(allocation)
       const to = { memory, memoryOffset: destination, memoryPitch: bytes }
       const from = { buffer: gathered, bufferOffset: offset, bufferPitch: bytes }
       return { ...to, ...from, width: bytes, height: 1 }
     })
-    library.copyH2dBatch(this.#memory.stream, copies)
   }
 
   /** @throws NativeError what failed in a copy */
   takeComplete(nowMs: number): void {
-    const { library } = this.#target
-    for (let events = this.#inFlight[0]; events !== undefined; events = this.#inFlight[0]) {
-      for (let event = events[0]; event !== undefined; event = events[0]) {
-        if (!library.eventQuery(event)) return
-        events.shift()
-        this.#memory.reuse(event)
-      }
-      this.#inFlight.shift()
-      this.h2d.end(nowMs)
-      this.#complete++
-    }
+    this.queue.takeComplete(nowMs)
   }
 }
 

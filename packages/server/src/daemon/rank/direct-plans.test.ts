@@ -25,10 +25,15 @@ test('a map is kept for its engine, and a plan for its layout', () => {
   plans.keep('layout', LAYOUT)
   const first = answer(MAP)
   expect(plans.take(ENGINE, first)).toBeNull()
-  const plan = plans.plan(ENGINE, 'layout')
-  expect(plan).toMatchObject({ bytes: 8 })
+  const plan = plans.plan(ENGINE, 'layout', [false])
+  expect(plan).toMatchObject({ bytes: 8, fetched: [] })
   expect(plans.take(ENGINE, { ...first, encodedMap: NOTHING })).toBeNull()
-  expect(plans.plan(ENGINE, 'layout')).toBe(plan)
+  expect(plans.plan(ENGINE, 'layout', [false])).toBe(plan)
+  // another one of a daemon that has to read it
+  expect(plans.plan(ENGINE, 'layout', [true])).toMatchObject({
+    copies: [],
+    fetched: [{ owner: 0 }],
+  })
 })
 
 test('memory that is forgotten is not known until the worker says it again; the map is', () => {

@@ -35,11 +35,17 @@ export interface KnownMemory {
   readonly allocations: readonly EngineAllocation[]
 }
 
+interface PinnedMemory {
+  readonly buffer: Handle
+  readonly bytes: number
+}
+
 /** What a rank keeps for direct updates: the map that each engine has sent last, and what was planned from it. */
 export class DirectPlans {
   readonly #engines = new Map<string, KnownEngine>()
   readonly #layouts = new Map<string, SourceLayout>()
-  #staging: { readonly buffer: Handle; readonly bytes: number } | null = null
+  #staging: PinnedMemory | null = null
+  #slots: PinnedMemory | null = null
 
   /** Null: this engine has sent none. */
   map(engine: string): EngineMap | null {
@@ -108,13 +114,20 @@ export class DirectPlans {
     return { reason }
   }
 
-  /** For the map that the engine has sent last. */
-  plan(engine: string, layoutKey: string): DirectPlan | NotDirect {
+  /**
+   * For the map that the engine has sent last.
+   *
+   * @param away per owner: whether another daemon has its bytes
+   */
+  plan(engine: string, layoutKey: string, away: readonly boolean[]): DirectPlan | NotDirect {
     const known = this.#engines.get(engine)
     const layout = this.#layouts.get(layoutKey)
     if (known === undefined || layout === undefined) throw new Error('no map, or no layout')
-    const plan = known.plans.get(layoutKey) ?? planDirect(known.map, layout.table, layout.sources)
-    putLast(known.plans, layoutKey, plan, LAYOUTS_MAX)
+    const key = [layoutKey, ...away.map(Number)].join()
+    const isFetched = (owner: number) => away[owner] ?? false
+    const plan =
+      known.plans.get(key) ?? planDirect(known.map, layout.table, layout.sources, { isFetched })
+    putLast(known.plans, key, plan, LAYOUTS_MAX)
     putLast(this.#layouts, layoutKey, layout, LAYOUTS_MAX)
     return plan
   }
@@ -127,13 +140,14 @@ export class DirectPlans {
 
   /** Pinned memory in which small tensors are gathered; the same for every update that it is large enough for. */
   staging(library: Library, bytes: number, node: number): Handle {
-    if (this.#staging === null || this.#staging.bytes < bytes) {
-      this.free(library)
-      const buffer =
-        node < 0 ? library.bufferAlloc(bytes, 0) : library.bufferAllocNear(bytes, node).buffer
-      this.#staging = { buffer, bytes }
-    }
+    this.#staging = larger(this.#staging, library, bytes, node)
     return this.#staging.buffer
+  }
+
+  /** As {@link DirectPlans.staging}, of what is fetched from other daemons. */
+  slots(library: Library, bytes: number, node: number): Handle {
+    this.#slots = larger(this.#slots, library, bytes, node)
+    return this.#slots.buffer
   }
 
   /** A copy that could not be stopped may still read it: it goes with the memory that it writes. */
@@ -143,9 +157,26 @@ export class DirectPlans {
   }
 
   free(library: Library): void {
-    if (this.#staging !== null) library.bufferFree(this.#staging.buffer)
+    for (const memory of [this.#staging, this.#slots]) {
+      if (memory !== null) library.bufferFree(memory.buffer)
+    }
     this.#staging = null
+    this.#slots = null
   }
+}
+
+/** What is there, where it has so many bytes; else it is freed, and there is more. */
+function larger(
+  memory: PinnedMemory | null,
+  library: Library,
+  bytes: number,
+  node: number,
+): PinnedMemory {
+  if (memory !== null && memory.bytes >= bytes) return memory
+  if (memory !== null) library.bufferFree(memory.buffer)
+  const buffer =
+    node < 0 ? library.bufferAlloc(bytes, 0) : library.bufferAllocNear(bytes, node).buffer
+  return { buffer, bytes }
 }
 
 /** A Map keeps the order of insertion: the first is the one used longest ago. */

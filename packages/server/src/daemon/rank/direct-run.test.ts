@@ -29,6 +29,7 @@ test('a run that ends before it has begun leaves no socket behind', () => {
     quarantine: (one: KeptRun) => kept.push(one),
     openedAnew: () => {},
     tend: () => {},
+    remoteSources: { attach: () => [] },
   } as unknown as RunHost
   const plans = new DirectPlans()
   plans.keep('layout', { table: buildTable([]), sources: [] })
@@ -44,6 +45,11 @@ test('a run that ends before it has begun leaves no socket behind', () => {
     progress: new SharedArrayBuffer(PROGRESS_BYTES),
     layoutKey: 'layout',
     prepares: false,
+    away: [],
+    remotes: [],
+    peers: [null],
+    ranks: [0],
+    member: 0,
   }
   const run = new DirectRun(host, options, plans)
   run.close()

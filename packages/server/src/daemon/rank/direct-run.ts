@@ -3,8 +3,12 @@ import {
   type DirectAction,
   DirectConversation,
   type DirectEvent,
+  type DirectPlan,
   type Failure,
+  type FetchPlan,
   type LookAnswer,
+  neededRanges,
+  type NotDirect,
 } from '@ckpt/core'
 import { type Handle, SIGNAL_ABORT } from '@ckpt/cuda'
 import { clockMs } from '../clock.ts'
@@ -12,6 +16,7 @@ import { copyOrder, DirectCopies, groupCount } from './direct-copies.ts'
 import type { DirectPlans, KnownMemory } from './direct-plans.ts'
 import { EngineMemory } from './engine-memory.ts'
 import { EngineSocket } from './engine-socket.ts'
+import { Fetches } from './fetches.ts'
 import type { LeftConversation } from './keeper.ts'
 import {
   type DirectOpenOptions,
@@ -24,6 +29,7 @@ import {
 import { RankWait, takeEngineEvents } from './rank-wait.ts'
 import { LEAVE_MS_AT_DEADLINE, SETTLE_MS } from './run.ts'
 import type { RunHost } from './run-host.ts'
+import { SlotCopies } from './slot-copies.ts'
 import { SourceReads } from './source-reads.ts'
 
 const NOTHING = new Float64Array(0)
@@ -45,6 +51,10 @@ export class DirectRun {
   #closedToUs: string | null = null
   #memory: EngineMemory | null = null
   #copies: DirectCopies | null = null
+  /** What this rank reads of other daemons' memory; per owner. */
+  #remotes: readonly (Uint32Array | null)[] = []
+  #fetches: Fetches | null = null
+  #slotCopies: SlotCopies | null = null
   #reads: SourceReads | null = null
   #bytesPeak: number | null = null
   #endMs: number
@@ -79,7 +89,23 @@ export class DirectRun {
       limits: { openMs, endMs, leaveMs: Number.POSITIVE_INFINITY },
       http: options.http,
     })
+    this.#attach()
     this.#engine = new EngineSocket(host.context, options.address)
+  }
+
+  /** Without a network an update goes another way. */
+  #attach(): void {
+    try {
+      this.#remotes = this.#host.remoteSources.attach(this.options.remotes)
+    } catch (error) {
+      const { code, message } = CkptError.wrap(error)
+      if (code !== 'not_supported') throw error
+      this.#closedToUs = message
+    }
+  }
+
+  get #fetchesAny(): boolean {
+    return this.#remotes.some((remote) => remote !== null)
   }
 
   bytesInUse(): number {
@@ -169,7 +195,7 @@ export class DirectRun {
         if (this.#guessed === null) this.#openMemory()
         return
       case 'copy':
-        return this.#startCopies()
+        return this.#startCopies(message.fetch)
       case 'leave':
         this.#withdrawn = true
         this.#endMs = Math.min(this.#endMs, nowMs + message.leaveMs)
@@ -241,20 +267,52 @@ export class DirectRun {
   }
 
   /** From here on the engine is torn until it has all. */
-  #startCopies(): void {
+  #startCopies(fetch: FetchPlan | null): void {
     if (this.#failure !== null) return
     const memory = this.#memory
     const { library, signal } = this.#host
-    const { engine, layoutKey, buffers, readings } = this.options
-    const plan = this.#plans.plan(engine, layoutKey)
+    const { layoutKey, buffers, readings } = this.options
+    const plan = this.#plan()
     if (memory === null || 'reason' in plan) throw new Error('nothing says where to copy')
     const layout = this.#plans.layout(layoutKey)
     this.#reads = new SourceReads(library, signal, copyOrder(plan, layout), readings)
     const staging = (bytes: number) => this.#staging(bytes)
     const target = { library, signal, plan, layout, buffers, staging }
     this.#copies = new DirectCopies(target, memory)
+    if (fetch !== null) this.#startFetches(fetch, plan, memory, this.#copies)
     this.#step({ type: 'copying', nowMs: clockMs() })
     this.#woken = true
+  }
+
+  #startFetches(
+    plan: FetchPlan,
+    { fetched }: DirectPlan,
+    memory: EngineMemory,
+    { queue }: DirectCopies,
+  ): void {
+    const { library, signal, rank } = this.#host
+    const { layoutKey, peers, member } = this.options
+    const { sources } = this.#plans.layout(layoutKey)
+    const slots = (bytes: number) => this.#plans.slots(library, bytes, rank.numaNode)
+    const remotes = this.#remotes
+    const target = {
+      library,
+      signal,
+      plan,
+      sources,
+      remotes,
+      peers,
+      member,
+      busy: queue.h2d,
+      slots,
+    }
+    this.#fetches = new Fetches(target)
+    this.#slotCopies = new SlotCopies(fetched, plan, this.#fetches, memory, queue)
+  }
+
+  #plan(): DirectPlan | NotDirect {
+    const { engine, layoutKey, away } = this.options
+    return this.#plans.plan(engine, layoutKey, away)
   }
 
   #staging(bytes: number): Handle {
@@ -265,11 +323,15 @@ export class DirectRun {
   #takeComplete(): void {
     const copies = this.#copies
     if (copies === null || this.#failure !== null || this.#transferred) return
-    const before = copies.complete
+    const before = this.#complete
     copies.takeComplete(clockMs())
-    if (copies.complete === before) return
+    if (this.#complete === before) return
     this.#waits.moved()
-    Atomics.store(this.#progress, PROGRESS_ACKED, copies.complete)
+    Atomics.store(this.#progress, PROGRESS_ACKED, this.#complete)
+  }
+
+  get #complete(): number {
+    return (this.#copies?.complete ?? 0) + (this.#slotCopies?.complete ?? 0)
   }
 
   #copy(): void {
@@ -277,11 +339,16 @@ export class DirectRun {
     if (copies === null || reads === null || this.#failure !== null || this.#transferred) return
     // what its worker has left may be used again
     if (!this.#conversation.worker.connected) return
+    // what comes over the network makes room for more of it
+    this.#fetches?.step(clockMs())
+    this.#slotCopies?.enqueue(clockMs())
     copies.enqueue(reads.take(), clockMs())
-    if (!copies.done) return
+    const fetched = (this.#fetches?.done ?? true) && (this.#slotCopies?.done ?? true)
+    if (!copies.done || !fetched) return
     this.#transferred = true
     this.#bytesPeak = this.bytesInUse()
-    this.#host.report(this.options.run, { type: 'transferred', readBy: [] })
+    const readBy = this.#fetchesAny ? this.#host.remoteSources.transports() : []
+    this.#host.report(this.options.run, { type: 'transferred', readBy })
   }
 
   #release(): void {
@@ -303,6 +370,14 @@ export class DirectRun {
     const told = this.#failure !== null
     this.#failure ??= failure
     if (!told) this.#step({ type: 'abort', failure, nowMs: clockMs() })
+    // a read of a daemon that is gone would go on for seconds
+    this.#endFetches()
+  }
+
+  #endFetches(): void {
+    if (this.#failure !== null && this.#fetchesAny) this.#host.remoteSources.drop()
+    this.#fetches?.close()
+    this.#fetches = null
   }
 
   #step(event: DirectEvent): void {
@@ -344,9 +419,9 @@ export class DirectRun {
   }
 
   #looked(answer: LookAnswer): void {
-    const { run, engine, layoutKey } = this.options
+    const { run, engine, away } = this.options
     this.#host.openedAnew(engine)
-    const plan = this.#plans.take(engine, answer) ?? this.#plans.plan(engine, layoutKey)
+    const plan = this.#plans.take(engine, answer) ?? this.#plan()
     this.#checkGuess()
     if ('reason' in plan) {
       return this.#host.report(run, { type: 'not_direct', reason: plan.reason })
@@ -359,8 +434,9 @@ export class DirectRun {
     if (this.#closedToUs !== null) {
       return this.#host.report(run, { type: 'not_direct', reason: this.#closedToUs })
     }
-    const { bytes } = plan
-    this.#host.report(run, { type: 'looked', groups: groupCount(plan), bytes })
+    const { bytes, fetched } = plan
+    const needs = neededRanges(fetched, (owner) => away[owner] ?? false)
+    this.#host.report(run, { type: 'looked', groups: groupCount(plan), bytes, needs })
   }
 
   /** Something of this rank failed: its engine must be told. */
@@ -410,6 +486,7 @@ export class DirectRun {
     const { library, signal } = this.#host
     const { run } = this.options
     const nowMs = clockMs()
+    this.#endFetches()
     const settled = this.settle()
     if (!settled) this.#plans.leaveStaging(this.#memory)
     const conversation = this.#leftConversation()
@@ -427,7 +504,7 @@ export class DirectRun {
       bytesPeak: this.#bytesPeak,
       bytesAfter: this.bytesInUse(),
       stages: {
-        h2d: this.#copies?.h2d.take(nowMs) ?? NOTHING,
+        h2d: this.#copies?.queue.h2d.take(nowMs) ?? NOTHING,
         broadcast: NOTHING,
         reload: NOTHING,
       },

@@ -1,4 +1,4 @@
-import type { Failure } from '@ckpt/core'
+import type { Failure, FetchPlan } from '@ckpt/core'
 import type { Handle } from '@ckpt/cuda'
 import type { RankInfo } from '../types.ts'
 import type { MemoryAnswer, RankAnswers, RankEvent, RankRequest } from './messages.ts'
@@ -34,7 +34,7 @@ export interface RankHandle {
   unlisten(): void
   begin(run: number): void
   announce(run: number): void
-  copy(run: number): void
+  copy(run: number, fetch: FetchPlan | null): void
   leave(run: number, reason: string, leaveMs: number): void
   release(run: number): void
   http(run: number, result: { ok: boolean; status: number; message: string }): void

@@ -1,5 +1,5 @@
 import { rmSync } from 'node:fs'
-import { CkptError, type Failure } from '@ckpt/core'
+import { CkptError, type Failure, type FetchPlan } from '@ckpt/core'
 import {
   type Handle,
   type Library,
@@ -198,8 +198,8 @@ export class RankLink implements RankHandle {
     this.#post({ type: 'announce', run }, SIGNAL_USER)
   }
 
-  copy(run: number): void {
-    this.#post({ type: 'copy', run }, SIGNAL_USER)
+  copy(run: number, fetch: FetchPlan | null): void {
+    this.#post({ type: 'copy', run, fetch }, SIGNAL_USER)
   }
 
   leave(run: number, reason: string, leaveMs: number): void {

@@ -2,6 +2,7 @@ import type { MessagePort } from 'node:worker_threads'
 import type {
   Dialect,
   Failure,
+  FetchPlan,
   MapSummary,
   TensorCopies,
   PlanInput,
@@ -53,7 +54,7 @@ export interface RunOptions {
   readonly openMs: number
   /** When the update must have ended, of {@link clockMs}. */
   readonly deadlineMs: number
-  /** Four int32, read by the main thread, and one by other ranks, at any time: see {@link PROGRESS_ACKED} and those after it. */
+  /** Int32s, read by the main thread, and some by other ranks, at any time: see {@link PROGRESS_ACKED} and those after it. */
   readonly progress: SharedArrayBuffer
 }
 
@@ -103,6 +104,16 @@ export interface DirectOpenOptions extends RunOptions {
   readonly engine: string
   /** For later updates: nothing is copied, but all that is slow the first time is done once. */
   readonly prepares: boolean
+  /** Per owner: whether another daemon has its bytes. */
+  readonly away: readonly boolean[]
+  /** Per owner: what its buffers, which another daemon has, are read by; null: this one has them, or it only prepares. */
+  readonly remotes: readonly (RemoteBuffers | null)[]
+  /** By position in the update's ranks, this one among them: those of its daemon, with which it shares what it fetches; null: of another. */
+  readonly peers: readonly (Peer | null)[]
+  /** The ranks of the update, ascending. */
+  readonly ranks: readonly number[]
+  /** This one's position among them. */
+  readonly member: number
 }
 
 /** What a direct update of any engine worker is planned from. */
@@ -126,9 +137,13 @@ export const PROGRESS_ACKED = 0
 export const PROGRESS_SENT = 1
 /** 1: the engine's worker has taken everything and has left, whatever its engine's request still waits for. */
 export const PROGRESS_LEFT = 2
-/** Segments that this rank has copied into its ring, in their order. */
+/** Segments that this rank has copied into its ring, in their order; of a direct update: chunks that it needs no more, in theirs. */
 export const PROGRESS_COPIED = 3
-export const PROGRESS_BYTES = 16
+/** Of a direct update: chunks that this rank has fetched, of those that it fetches. */
+export const PROGRESS_FETCHED = 4
+/** Of a direct update: native handle of the memory that it fetches them into. */
+export const PROGRESS_SLOTS = 5
+export const PROGRESS_BYTES = 24
 
 /** Requests are answered with an {@link RankAnswer} of the same id. */
 export type RankRequest =
@@ -234,8 +249,8 @@ export type RankMessage =
    * is torn by a failure.
    */
   | { readonly type: 'announce'; readonly run: number }
-  /** Every engine worker holds its weights still: copy. */
-  | { readonly type: 'copy'; readonly run: number }
+  /** Every engine worker holds its weights still: copy. `fetch`: what this daemon's ranks read of others' for that; null: nothing. */
+  | { readonly type: 'copy'; readonly run: number; readonly fetch: FetchPlan | null }
   /** It will not be done directly. */
   | {
       readonly type: 'leave'
@@ -265,8 +280,16 @@ export interface StageIntervals {
 export type RankEvent =
   /** The engine's worker has mapped the ring. */
   | { readonly type: 'opened' }
-  /** The engine's worker has said where its weights lie, and the copies are planned: so many groups of so many bytes in all. */
-  | { readonly type: 'looked'; readonly groups: number; readonly bytes: number }
+  /**
+   * The engine's worker has said where its weights lie, and the copies are planned: so many groups of so many bytes in all.
+   * `needs`: what of other daemons' memory, see `SourceRanges`.
+   */
+  | {
+      readonly type: 'looked'
+      readonly groups: number
+      readonly bytes: number
+      readonly needs: Float64Array
+    }
   /** The engine's worker holds its weights still. `streams` will write them. */
   | { readonly type: 'begun'; readonly streams: readonly Handle[] }
   /** Nothing was changed, and `leave` is to follow. */

@@ -1,4 +1,4 @@
-import type { Failure, PlanInput } from '@ckpt/core'
+import type { Failure, FetchPlan, PlanInput } from '@ckpt/core'
 import { type } from 'arktype'
 import type { RankInfo } from '../types.ts'
 import { EngineMark } from '../updates/journal.ts'
@@ -29,7 +29,7 @@ export const CALL_LIMIT_MS = 60_000
 /** What a run's options have that only its own daemon knows: its memory, its clock. */
 type Remote<T extends RunOptions> = Omit<
   T,
-  'buffers' | 'readings' | 'progress' | 'deadlineMs' | 'collective'
+  'buffers' | 'readings' | 'progress' | 'deadlineMs' | 'collective' | 'peers'
 >
 export type RemoteOpen = Remote<OpenOptions>
 export type RemoteDirectOpen = Remote<DirectOpenOptions>
@@ -48,14 +48,16 @@ export interface RunPlace {
 /** A plan's input with its layout by key, see the request `layout`. */
 export type RemotePlanInput = Omit<PlanInput, 'table' | 'sources'> & { readonly layout: string }
 
+/**
+ * By position in an update's ranks: the number of a rank that the same daemon has, as that numbers it; null: another one has it.
+ */
+export type RanksHere = readonly (number | null)[]
+
 /** A communicator among all ranks of an update. */
 export interface RemoteMeeting {
   readonly id: string
   readonly sharers: number
-  /**
-   * By position in the update's ranks: the number of a rank that the same daemon has, as that numbers it; null: another one has it.
-   */
-  readonly here: readonly (number | null)[]
+  readonly here: RanksHere
 }
 
 /** A {@link RankRequest} to a rank of another daemon. */
@@ -78,6 +80,7 @@ export type RemoteRankRequest =
       readonly type: 'open_direct'
       readonly options: RemoteDirectOpen
       readonly place: RunPlace
+      readonly here: RanksHere
     }
 
 /** What the leader asks another daemon. */
@@ -138,7 +141,8 @@ export interface LeaseAnswer {
 
 /** What the leader tells a rank of another daemon in a run, see `RankMessage`. */
 export type RemoteTell =
-  | { readonly type: 'begin' | 'announce' | 'copy' | 'release' | 'raise_abort' }
+  | { readonly type: 'begin' | 'announce' | 'release' | 'raise_abort' }
+  | { readonly type: 'copy'; readonly fetch: FetchPlan | null }
   | { readonly type: 'leave'; readonly reason: string; readonly leaveMs: number }
   | { readonly type: 'abort'; readonly failure: Failure; readonly leaveMs: number }
   | {

@@ -15,6 +15,7 @@ import type { HeldVersion } from '../types.ts'
 import type { JournalConversation } from '../updates/journal.ts'
 import type {
   LeaderPost,
+  RanksHere,
   RemoteDirectOpen,
   RemoteMeeting,
   RemoteOpen,
@@ -109,8 +110,11 @@ export class NodeRuns {
   #collectiveOf(run: number, meeting: RemoteMeeting | null): OpenOptions['collective'] {
     if (meeting === null) return null
     const { id, sharers, here } = meeting
-    const peers = here.map((own) => (own === null ? null : this.#peerOf(run, own)))
-    return { type: 'communicator', id, sharers, peers }
+    return { type: 'communicator', id, sharers, peers: this.#peersOf(run, here) }
+  }
+
+  #peersOf(run: number, here: RanksHere): (Peer | null)[] {
+    return here.map((own) => (own === null ? null : this.#peerOf(run, own)))
   }
 
   #peerOf(run: number, rank: number): Peer {
@@ -130,9 +134,10 @@ export class NodeRuns {
   }
 
   openDirect(link: RankHandle, request: Opening<'open_direct'>): Promise<OpenAnswer> {
-    const { options } = request
+    const { options, here } = request
+    const peers = this.#peersOf(options.run, here)
     return this.#open(link, request, (base) =>
-      link.request({ type: 'open_direct', options: { ...options, ...base } }),
+      link.request({ type: 'open_direct', options: { ...options, ...base, peers } }),
     )
   }
 
@@ -237,7 +242,7 @@ export class NodeRuns {
       case 'announce':
         return link.announce(own)
       case 'copy':
-        return link.copy(own)
+        return link.copy(own, tell.fetch)
       case 'release':
         return link.release(own)
       case 'raise_abort':

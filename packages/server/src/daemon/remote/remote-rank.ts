@@ -1,9 +1,10 @@
-import { CkptError, type Failure } from '@ckpt/core'
+import { CkptError, type Failure, type FetchPlan } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
 import { type RankHandle, type RankListener, tellGone } from '../rank/handle.ts'
 import {
   type MemoryAnswer,
   type OpenOptions,
+  type Peer,
   PROGRESS_SENT,
   type RankAnswers,
   type RankEvent,
@@ -15,6 +16,7 @@ import type { LayoutColumns } from './layouts.ts'
 import type {
   LeaderPost,
   NodeRequest,
+  RanksHere,
   RemoteMeeting,
   RemoteRankRequest,
   RemoteTell,
@@ -135,8 +137,11 @@ export class RemoteRank implements RankHandle {
         const meeting = this.#meetingOf(collective, options.ranks)
         return { type: 'open', meeting, ...this.#there(options) }
       }
-      case 'open_direct':
-        return { type: 'open_direct', ...this.#there(request.options) }
+      case 'open_direct': {
+        const { peers, ...options } = request.options
+        const here = this.#hereOf(peers, options.ranks)
+        return { type: 'open_direct', here, ...this.#there(options) }
+      }
       default:
         throw new Error(`a rank of another daemon is not asked for '${request.type}'`)
     }
@@ -149,10 +154,13 @@ export class RemoteRank implements RankHandle {
     if (collective === null) return null
     if (collective.type !== 'communicator') throw new Error('ranks of several daemons copy nothing')
     const { id, sharers, peers } = collective
+    return { id, sharers, here: this.#hereOf(peers, ranks) }
+  }
+
+  #hereOf(peers: readonly (Peer | null)[], ranks: readonly number[]): RanksHere {
     // the ranks of a daemon follow each other, here and there
     const first = this.rank.rank - this.#own
-    const here = peers.map((peer, at) => (peer === null ? null : (ranks[at] as number) - first))
-    return { id, sharers, here }
+    return peers.map((peer, at) => (peer === null ? null : (ranks[at] as number) - first))
   }
 
   /** What is its own daemon's stays out. */
@@ -184,8 +192,8 @@ export class RemoteRank implements RankHandle {
     this.#tell(run, { type: 'announce' })
   }
 
-  copy(run: number): void {
-    this.#tell(run, { type: 'copy' })
+  copy(run: number, fetch: FetchPlan | null): void {
+    this.#tell(run, { type: 'copy', fetch })
   }
 
   leave(run: number, reason: string, leaveMs: number): void {

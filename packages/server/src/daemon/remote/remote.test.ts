@@ -82,8 +82,7 @@ describe.skipIf(withoutUcx !== null)('an update of several daemons', () => {
         await requireWeights(first, { ...mine, ...theirs })
         await requireWeights(second, { ...mine, ...theirs })
       }
-      // a rank can copy from its own host's memory only
-      expect(modes).toEqual(['pipelined', 'pipelined'])
+      expect(modes).toEqual(['pipelined', 'direct'])
     })
   }, 60_000)
 

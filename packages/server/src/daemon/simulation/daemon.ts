@@ -18,6 +18,7 @@ import { NodeServer } from '../remote/node-server.ts'
 import { pack, unpack } from '../remote/pack.ts'
 import type { DaemonOptions, RankInfo } from '../types.ts'
 import { Communicators } from '../updates/communicators.ts'
+import { DirectCosts } from '../updates/direct-costs.ts'
 import { EngineBook } from '../updates/engines.ts'
 import type { Journal } from '../updates/journal.ts'
 import { Planner } from '../updates/plan.ts'
@@ -135,6 +136,7 @@ export class SimulatedDaemon {
     const { leader } = this
     const communicators = new Communicators(options.idleCommunicatorMs)
     const rates = { ratesOf: () => DEFAULT_RATES, learn: async () => {} } as unknown as RateBook
+    const ranks = leader?.ranks ?? pool
     return {
       options,
       library: library.asLibrary,
@@ -142,7 +144,8 @@ export class SimulatedDaemon {
       journal,
       book: this.book as EngineBook,
       planner: new Planner(options, rates),
-      pool: leader?.ranks ?? pool,
+      directCosts: new DirectCosts(rates, () => ranks.links),
+      pool: ranks,
       sockets: leader?.ranks ?? { address },
       lease: async (name, id) => leader?.versions.lease(name, id) ?? registry.lease(),
       communicatorsOf: (links) =>

@@ -38,6 +38,7 @@ export class UpdateConversations {
   readonly direct = (rank: number): DirectRankOpening => ({
     address: this.addresses.get(rank) as string,
     engine: this.engineKey(rank) as string,
+    engineAt: this.contact(rank)?.at ?? null,
   })
 
   /** For whoever starts the workers itself. */

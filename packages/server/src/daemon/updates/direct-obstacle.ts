@@ -15,17 +15,13 @@ interface KnownEngine {
  * What stands in the way of a direct update before any engine is asked. Null: it may be tried. An engine is never asked that has
  * not said in an update that it understands: a worker that raises for a method that it does not have may leave the engine's ranks
  * out of step (design.md, section 7).
- *
- * @param nodes how many hosts hold the checkpoint or have a rank in the update
  */
 export function directObstacle(
   { mode, ranks }: Pick<UpdateSpec, 'mode' | 'ranks'>,
   engines: readonly KnownEngine[],
-  nodes = 1,
 ): NotDirectly | null {
   const forced = mode === 'direct'
   if (!forced && mode !== 'auto') return { told: null }
-  if (nodes > 1) return { told: 'a rank copies from the memory of its own host only' }
   const contacted = engines.flatMap(({ spec }) => spec.ranks)
   const alone = ranks.find((rank) => !contacted.includes(rank))
   if (alone !== undefined)

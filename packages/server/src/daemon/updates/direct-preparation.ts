@@ -6,6 +6,7 @@ import type { HeldVersion } from '../types.ts'
 import { abortOf, type EngineContact } from './contact.ts'
 import { UpdateConversations } from './conversations.ts'
 import { directObstacle } from './direct-obstacle.ts'
+import { memoryAway } from './network.ts'
 import { keepLayout } from './plan.ts'
 import type { RunContext } from './run-context.ts'
 import type { UpdateSpec } from './spec.ts'
@@ -24,13 +25,11 @@ const NO_ANSWER = { code: 'engine_timeout', message: 'the engine did not answer'
 const DONE = 'the next update may go straight into the memory of the engine'
 
 export interface DirectPreparation {
-  readonly context: Pick<RunContext, 'pool' | 'journal' | 'sockets' | 'closing'>
+  readonly context: Pick<RunContext, 'pool' | 'journal' | 'sockets' | 'closing' | 'directCosts'>
   readonly spec: UpdateSpec
   /** Of its own. */
   readonly run: number
   readonly version: HeldVersion
-  /** How many hosts hold it or have a rank in the update. */
-  readonly nodes: number
   /** New ones: what the engines have said to the update stays with its own. */
   readonly contacts: readonly EngineContact[]
   /** Of the update, on `clockMs`. */
@@ -45,8 +44,9 @@ export interface DirectPreparation {
  * one asks them itself.
  */
 export async function prepareDirect(preparation: DirectPreparation): Promise<void> {
-  const { spec, contacts, nodes, deadlineMs, signal } = preparation
-  if (spec.mode !== 'auto' || directObstacle(spec, contacts, nodes) !== null) return
+  const { context, spec, version, contacts, deadlineMs, signal } = preparation
+  if (spec.mode !== 'auto' || directObstacle(spec, contacts) !== null) return
+  if (context.directCosts.against(version, spec) !== null) return
   const limitMs = Math.min(MOST_MS, (deadlineMs - clockMs()) / 2 - LEAVE_MS - CLOSE_MS)
   if (limitMs < LEAST_MS) return
   const message = `the engine has not said within ${(limitMs / 1000).toFixed(1)} s where its weights lie`
@@ -102,13 +102,14 @@ async function open(
   deadlineMs: number,
 ): Promise<void> {
   const { buffers, readings } = version
+  const memoryAt = memoryAway(version)
   const openMs = Math.min(spec.openMs, deadlineMs - clockMs())
   // the engines are whole: whoever finds this after a crash only ends the conversations
   const ended = { ended: true, ended_ms: Date.now() } as const
   const journalled = conversations.journalled(version).map((one) => ({ ...one, ...ended }))
   await Promise.all([
     team.openDirect(
-      { layoutKey, buffers, readings, prepares: true, openMs, deadlineMs },
+      { layoutKey, buffers, readings, prepares: true, openMs, deadlineMs, memoryAt },
       conversations.direct,
     ),
     context.journal.conversations(journalled),

@@ -36,6 +36,16 @@ export function networkOf(
   return { devices: devices.all, owners, receivers }
 }
 
+/** Bytes a second that the ranks of a host can read of other hosts' memory. */
+export function networkRateOf(node: number, all: readonly RankHandle[]): number {
+  const told = all
+    .filter((link) => link.node === node)
+    .flatMap(({ rank }) => rank.networkDevices ?? [])
+  const byName = new Map(told.map((device) => [device.name, device.bytesPerSecond]))
+  const sum = [...byName.values()].reduce((total, rate) => total + rate, 0)
+  return sum > 0 ? sum : UNKNOWN.bytesPerSecond
+}
+
 /** How many hosts hold it or have one of these ranks. */
 export function hostsOf(
   { ownerNodes }: Pick<HeldVersion, 'ownerNodes'>,
@@ -59,6 +69,44 @@ export async function remoteMemory(
   // who reads over the network does not see how far a file has been read
   await complete
   return serve(away)
+}
+
+/** What of a checkpoint's owners the ranks of a node have in their daemon's own memory, and how they read the rest. */
+export type MemoryAt = (node: number) => {
+  /** Per owner: another daemon has its bytes. */
+  readonly away: readonly boolean[]
+  /** Per owner: null: this daemon has it, or nothing is to be read now. */
+  readonly remotes: readonly (RemoteBuffers | null)[]
+}
+
+/** Where nothing is read. */
+export function memoryAway({ ownerNodes }: Pick<HeldVersion, 'ownerNodes'>): MemoryAt {
+  return (node) => ({
+    away: ownerNodes.map((owner) => owner !== node),
+    remotes: ownerNodes.map(() => null),
+  })
+}
+
+/**
+ * Where each rank reads what its own daemon does not have.
+ *
+ * @throws CkptError as `VersionLease.serve`
+ */
+export async function memoryReadable(
+  { version, complete, serve }: VersionLease,
+  links: readonly RankHandle[],
+): Promise<MemoryAt> {
+  const { ownerNodes } = version
+  const away = new Set(ownerNodes.filter((owner) => links.some(({ node }) => node !== owner)))
+  const at = memoryAway(version)
+  if (away.size === 0) return at
+  // who reads over the network does not see how far a file has been read
+  await complete
+  const served = await serve(away)
+  return (node) => {
+    const { away } = at(node)
+    return { away, remotes: served.map((remote, owner) => (away[owner] ? remote : null)) }
+  }
 }
 
 /** The devices of all hosts, each once. */

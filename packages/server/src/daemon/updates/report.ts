@@ -87,7 +87,7 @@ export interface ReportParts {
 export function makeReport(parts: ReportParts): UpdateReport {
   const { spec, version, transferred, team, clock, readings, readSpan, engines } = parts
   const { mode, bytes } = transferred
-  const remoteBytes = bytesAway(version, team)
+  const remoteBytes = mode === 'direct' ? team.fetchedBytes : bytesAway(version, team)
   const { stages, turnaround } = team
   const of = (name: 'h2d' | 'broadcast' | 'reload') => unionSeconds(stages.map((one) => one[name]))
   // of the update, so what was read before it does not count

@@ -3,6 +3,7 @@ import type { EngineHost } from '../../engines/host.ts'
 import type { RankHandle, Ranks } from '../rank/handle.ts'
 import type { DaemonOptions, VersionLease } from '../types.ts'
 import type { Communicators } from './communicators.ts'
+import type { DirectCosts } from './direct-costs.ts'
 import type { EngineBook } from './engines.ts'
 import type { Journal } from './journal.ts'
 import type { Planner } from './plan.ts'
@@ -21,6 +22,7 @@ export interface RunContext {
   readonly journal: Journal
   readonly planner: Planner
   readonly rates: RateBook
+  readonly directCosts: DirectCosts
   readonly sockets: Pick<EngineSockets, 'address'>
   /** What these ranks meet by; null: they copy from each other's rings. */
   communicatorsOf(links: readonly RankHandle[]): Communicators | null

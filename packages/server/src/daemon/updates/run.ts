@@ -14,14 +14,14 @@ import { UpdateConversations } from './conversations.ts'
 import { directObstacle, type NotDirectly } from './direct-obstacle.ts'
 import { prepareDirect } from './direct-preparation.ts'
 import { missedRank } from './missed-rank.ts'
-import { hostsOf, networkOf, remoteMemory } from './network.ts'
+import { hostsOf, type MemoryAt, memoryReadable, networkOf, remoteMemory } from './network.ts'
 import { keepLayout, type PlannedUpdate } from './plan.ts'
 import { leave } from './leave.ts'
 import type { UpdateRecord } from './record.ts'
 import { makeReport, PhaseClock, type Transferred } from './report.ts'
 import type { RunContext } from './run-context.ts'
 import type { UpdateSpec } from './spec.ts'
-import { RankTeam } from './team.ts'
+import { type DirectTeamOpening, RankTeam } from './team.ts'
 import { UpdateTimes } from './times.ts'
 import { toldBy } from './told.ts'
 import { VersionReading } from './version-reading.ts'
@@ -246,21 +246,12 @@ export class UpdateRun {
     contacts: readonly EngineContact[],
     prepared: () => Promise<void>,
   ): Promise<NotDirectly | null> {
-    const obstacle = directObstacle(this.#spec, contacts, this.#hostsOf(version))
+    const obstacle = directObstacle(this.#spec, contacts) ?? this.#costsMore(version)
     const refused = obstacle ?? (await this.#holdEngines(version, contacts, prepared))
     if (refused === null) return null
     if (this.#spec.mode !== 'direct') return refused
     const message = `the engines cannot be updated directly: ${refused.told}`
     throw new CkptError('not_supported', message, { phase: 'plan' })
-  }
-
-  /** How many hosts hold it or have a rank in the update. */
-  #hostsOf(version: HeldVersion): number {
-    const { links } = this.#context.pool
-    return hostsOf(
-      version,
-      links.filter(({ rank: { rank } }) => this.#spec.ranks.includes(rank)),
-    )
   }
 
   async #holdEngines(
@@ -273,18 +264,24 @@ export class UpdateRun {
     if (same.includes(false)) return { told: 'the engine was started again' }
     this.#enter('plan')
     const links = await this.#useRanks()
-    const layoutKey = await this.#race(keepLayout(version, links))
+    const [layoutKey, memoryAt] = await this.#race(
+      Promise.all([keepLayout(version, links), this.#memoryAt(links)]),
+    )
+    if ('told' in memoryAt) return memoryAt
     await this.#headStart()
     this.#contacts = contacts
     const team = this.#makeTeam(links, this.#run)
     this.#askedDirectly = true
-    await this.#openDirectly(version, team, layoutKey, prepared)
-    const told =
-      (await this.#race(team.reachedDirectly('looked'))) ?? (await this.#race(this.#hold(team)))
+    await this.#openDirectly(version, team, { layoutKey, memoryAt }, prepared)
+    const refused = await this.#race(team.reachedDirectly('looked'))
+    if (refused === null) {
+      this.#context.directCosts.note(version, this.#spec, team.placedBytes(version.ownerNodes))
+    }
+    const told = refused ?? this.#costsMore(version)?.told ?? (await this.#race(this.#hold(team)))
     if (told === null) {
       this.#transferred = () => this.#directly(version, team)
-      this.#record.size(team.placed.groups, version.bytes)
       team.copy()
+      this.#record.size(team.placed.groups, version.bytes)
       return null
     }
     team.leave(told, this.#times.leaveMs)
@@ -296,6 +293,22 @@ export class UpdateRun {
     return { told }
   }
 
+  #costsMore(version: HeldVersion): { readonly told: string } | null {
+    const told = this.#context.directCosts.against(version, this.#spec)
+    return told === null ? null : { told }
+  }
+
+  /** How the ranks get at what other hosts have. A host without a network for that, or with files in place, is no failure. */
+  async #memoryAt(links: readonly RankHandle[]): Promise<MemoryAt | { readonly told: string }> {
+    try {
+      return await memoryReadable(this.#lease as VersionLease, links)
+    } catch (error) {
+      const { code, message } = CkptError.wrap(error)
+      if (code === 'not_supported') return { told: message }
+      throw error
+    }
+  }
+
   #hold(team: RankTeam): Promise<string | null> {
     team.hold()
     return team.reachedDirectly('begun')
@@ -304,7 +317,7 @@ export class UpdateRun {
   async #openDirectly(
     version: HeldVersion,
     team: RankTeam,
-    layoutKey: string,
+    from: Pick<DirectTeamOpening, 'layoutKey' | 'memoryAt'>,
     prepared: () => Promise<void>,
   ): Promise<void> {
     const { journal } = this.#context
@@ -314,7 +327,7 @@ export class UpdateRun {
     const times = { openMs: this.#spec.openMs, deadlineMs: this.#times.deadlineMs }
     const opened = [
       team.openDirect(
-        { layoutKey, buffers, readings, prepares: false, ...times },
+        { ...from, buffers, readings, prepares: false, ...times },
         conversations.direct,
       ),
       journal.conversations(conversations.journalled(version)),
@@ -575,7 +588,6 @@ export class UpdateRun {
       spec: this.#spec,
       run: this.#run + 2,
       version,
-      nodes: this.#hostsOf(version),
       contacts: this.#makeContacts(),
       deadlineMs: this.#times.deadlineMs,
       signal: this.#controller.signal,

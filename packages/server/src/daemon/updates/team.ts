@@ -1,5 +1,5 @@
-import type { Dialect, Failure, TimelineRow } from '@ckpt/core'
-import { CkptError } from '@ckpt/core'
+import type { Dialect, Failure, FetchPlan, SourceRanges, TimelineRow } from '@ckpt/core'
+import { CkptError, fetchedBytes, planFetches } from '@ckpt/core'
 import { gapsBetween } from '../rank/intervals.ts'
 import type { RankHandle } from '../rank/handle.ts'
 import {
@@ -19,6 +19,7 @@ import {
 } from '../rank/messages.ts'
 import type { RankInfo } from '../types.ts'
 import { type Communicators, sharersOf } from './communicators.ts'
+import type { PlacedBytes } from './direct-costs.ts'
 
 const GROUP_MS = 1000
 const TELL_MS = 50
@@ -34,11 +35,14 @@ export type TeamOpening = Pick<
 }
 
 /** What one rank needs to open a direct update. */
-export type DirectRankOpening = Pick<DirectOpenOptions, 'address' | 'engine'>
+export type DirectRankOpening = Pick<DirectOpenOptions, 'address' | 'engine' | 'engineAt'>
 export type DirectTeamOpening = Pick<
   DirectOpenOptions,
   'layoutKey' | 'prepares' | 'buffers' | 'readings' | 'openMs' | 'deadlineMs'
->
+> & {
+  /** For the ranks of a node. */
+  memoryAt(node: number): Pick<DirectOpenOptions, 'away' | 'remotes'>
+}
 
 /** `connected`: whether a worker of the rank's engine has ever connected. */
 export type FailureListener = (failure: Failure, rank: RankInfo, connected: boolean) => void
@@ -59,6 +63,7 @@ interface Member {
   /** Of a direct update. */
   groups: number
   placedBytes: number
+  needs: SourceRanges
   memory: OpenAnswer | null
   bytesPeak: number | null
   bytesAfter: number | null
@@ -90,6 +95,8 @@ export class RankTeam {
   #opening = false
   #announced = false
   #released = false
+  /** Of a direct update: what each node reads of others' memory. */
+  #fetches: ReadonlyMap<number, FetchPlan | null> = new Map()
 
   constructor(run: number, links: readonly RankHandle[], onFailure: FailureListener) {
     this.#run = run
@@ -108,6 +115,7 @@ export class RankTeam {
       dialect: null,
       groups: 0,
       placedBytes: 0,
+      needs: new Float64Array(0),
       memory: null,
       bytesPeak: null,
       bytesAfter: null,
@@ -177,12 +185,18 @@ export class RankTeam {
 
   /** Sockets of every rank; throws as {@link RankTeam.open}. */
   async openDirect(
-    team: DirectTeamOpening,
+    { memoryAt, ...team }: DirectTeamOpening,
     ofRank: (rank: number) => DirectRankOpening,
   ): Promise<void> {
     this.#opening = true
+    const ranks = this.links.map(({ rank }) => rank.rank)
+    const nodes = this.links.map(({ node }) => node)
     await this.#openEach(0, (base, rank) => {
-      return { type: 'open_direct', options: { ...base, ...team, ...ofRank(rank), http: true } }
+      const member = ranks.indexOf(rank)
+      const node = nodes[member] as number
+      const group = { ranks, member, peers: this.#peersAt(node), ...memoryAt(node) }
+      const options = { ...base, ...team, ...group, ...ofRank(rank), http: true }
+      return { type: 'open_direct', options }
     })
   }
 
@@ -255,9 +269,37 @@ export class RankTeam {
     for (const { link } of this.#members) link.announce(this.#run)
   }
 
-  /** Every engine worker holds still. */
+  /**
+   * What is copied and read of a direct update, all of whose ranks have looked: what a node's ranks need of others' memory is read
+   * once for all of them.
+   */
+  placedBytes(ownerNodes: readonly number[]): PlacedBytes {
+    const nodes = [...new Set(this.links.map(({ node }) => node))]
+    this.#fetches = new Map(
+      nodes.map((node) => {
+        const members = this.#members.filter(({ link }) => link.node === node)
+        const needs = members.map((member) => member.needs)
+        return [node, planFetches(node, ownerNodes, needs)]
+      }),
+    )
+    return {
+      placed: this.#members.map(({ placedBytes }) => placedBytes),
+      fetched: new Map([...this.#fetches].map(([node, plan]) => [node, bytesOf(plan)])),
+    }
+  }
+
+  /** Every engine worker holds still, and what is read is planned. */
   copy(): void {
-    for (const { link } of this.#members) link.copy(this.#run)
+    for (const member of this.#members) {
+      const fetch = this.#fetches.get(member.link.node) ?? null
+      member.groups += fetch === null ? 0 : fetch.chunks.length - 1
+      member.link.copy(this.#run, fetch)
+    }
+  }
+
+  /** Of a direct update: bytes that all nodes read of other nodes' memory. */
+  get fetchedBytes(): number {
+    return [...this.#fetches.values()].reduce((sum, plan) => sum + bytesOf(plan), 0)
   }
 
   /** It will not be done directly; nothing was changed. */
@@ -324,6 +366,7 @@ export class RankTeam {
       case 'looked':
         member.groups = event.groups
         member.placedBytes = event.bytes
+        member.needs = event.needs
         // its worker is there, as one that has mapped a ring
         member.opened = true
         return this.#reach(member, 'looked')
@@ -454,4 +497,8 @@ export class RankTeam {
     }
     return most
   }
+}
+
+function bytesOf(plan: FetchPlan | null): number {
+  return plan === null ? 0 : fetchedBytes(plan)
 }

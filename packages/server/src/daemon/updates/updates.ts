@@ -29,6 +29,7 @@ import { enginesHere } from '../../engines/host.ts'
 import type { Ranks } from '../rank/handle.ts'
 import type { DaemonOptions, HeldVersion, RankInfo } from '../types.ts'
 import { Communicators, mostSharers } from './communicators.ts'
+import { DirectCosts } from './direct-costs.ts'
 import { engineKey } from './engine-key.ts'
 import { engineMap } from './engine-map.ts'
 import { EngineBook } from './engines.ts'
@@ -219,14 +220,16 @@ class DaemonUpdates implements Updates {
     const { options, library, registry, rates, journal, sockets } = this.#parts
     const communicators = new Communicators(options.idleCommunicatorMs)
     const { leader } = this
+    const ranks = this.#ranks
     return {
       options,
       library,
       rates,
+      directCosts: new DirectCosts(rates, () => ranks.links),
       journal,
       book: this.#book,
       planner: this.#planner,
-      pool: this.#ranks,
+      pool: ranks,
       sockets: leader?.ranks ?? sockets,
       lease: async (name, update) =>
         leader === null ? leaseGathered(registry, name) : leader.versions.lease(name, update),

@@ -1,0 +1,55 @@
+import { expect, test } from 'bun:test'
+import { DEFAULT_RATES } from '@ckpt/core'
+import type { RankHandle } from '../rank/handle.ts'
+import type { HeldVersion, NetworkDeviceInfo } from '../types.ts'
+import { DirectCosts } from './direct-costs.ts'
+import type { UpdateSpec } from './spec.ts'
+
+const GB = 1e9
+const RATES = { ...DEFAULT_RATES, h2dBytesPerSecond: 50 * GB, broadcastBytesPerSecond: 400 * GB }
+
+function link(rank: number, node: number, networkDevices?: NetworkDeviceInfo[]): RankHandle {
+  return { node, rank: { rank, networkDevices } } as unknown as RankHandle
+}
+
+/** Two owners of 8 GB each, on nodes 0 and 1. */
+const VERSION = {
+  bytes: 16 * GB,
+  layoutDigest: 'layout',
+  ownerNodes: [0, 1],
+  table: { names: ['a', 'b'], bytes: [8 * GB, 8 * GB], owners: [0, 1] },
+} as unknown as HeldVersion
+
+function spec(changed: Partial<UpdateSpec> = {}): UpdateSpec {
+  const engines = [{ key: 'http://engine', ranks: [0, 1] }]
+  return { mode: 'auto', ranks: [0, 1], engines, ...changed } as unknown as UpdateSpec
+}
+
+const costs = (...links: RankHandle[]) => new DirectCosts({ ratesOf: () => RATES }, () => links)
+
+test('ranks that hold slices are written directly, ranks that hold the same by broadcasts', () => {
+  const here = costs(link(0, 0), link(1, 0))
+  const version = { ...VERSION, ownerNodes: [0, 0] }
+  expect(here.against(version, spec())).toBeNull()
+  here.note(version, spec(), { placed: [8 * GB, 8 * GB], fetched: new Map([[0, 0]]) })
+  expect(here.against(version, spec())).toBeNull()
+  here.note(version, spec(), { placed: [16 * GB, 16 * GB], fetched: new Map([[0, 0]]) })
+  expect(here.against(version, spec())).toMatch(
+    /^a broadcast is expected to take 0\.1\d\d s, copies into each engine 0\.320 s$/,
+  )
+  // as asked for, and of another update nobody knows
+  expect(here.against(version, spec({ mode: 'direct' }))).toBeNull()
+  expect(here.against({ ...version, layoutDigest: 'other' }, spec())).toBeNull()
+  expect(here.against(version, spec({ ranks: [0] }))).toBeNull()
+})
+
+test('hosts that have to get all of it from each other get no more of it by broadcasts', () => {
+  const slow = [{ name: 'eth0', bytesPerSecond: GB }]
+  const apart = costs(link(0, 0, slow), link(1, 1, slow))
+  const fetched = new Map([
+    [0, 8 * GB],
+    [1, 8 * GB],
+  ])
+  apart.note(VERSION, spec(), { placed: [16 * GB, 16 * GB], fetched })
+  expect(apart.against(VERSION, spec())).toBeNull()
+})
