@@ -115,7 +115,7 @@ export const UpdateReport = type({
   },
   /** `read`: files into host memory, where that went on during the update. */
   stages: { 'read?': Stage, h2d: Stage, broadcast: Stage, reload: Stage },
-  /** What was read out of other hosts' memory, in a direct update by each host once, a part of the stage h2d, and how: `rdma`, `cma`, `shm` or `emulated` (TCP). */
+  /** What was read out of other hosts' memory, in a direct update by each host once, and how: a part of the stage h2d, whose `busy_s` has the reading too: `rdma`, `cma`, `shm` or `emulated` (TCP). */
   'p2p?': { bytes: Count, transports: 'string[]' },
   /**
    * The daemon's own part of a bucket, over all ranks: from the wake-up that brings the engine's reply, or

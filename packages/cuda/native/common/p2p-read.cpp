@@ -61,8 +61,10 @@ Ucx::Memory P2pRead::registered_for(P2p& p2p) try {
 }
 
 bool P2pRead::query() const {
+  // it may end between the two
+  if (!state_->completion.done()) return false;
   state_->completion.check();
-  return state_->completion.done();
+  return true;
 }
 
 void P2pRead::close() {

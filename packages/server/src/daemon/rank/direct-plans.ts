@@ -1,12 +1,17 @@
 import {
   CkptError,
+  cutAtRanges,
   type DirectPlan,
   decodePlacementMap,
+  type FetchedCopies,
+  type FetchPlan,
   type LookAnswer,
+  neededRanges,
   type NotDirect,
   type PlacementMap,
   tensorCopies,
   planDirect,
+  type SourceRanges,
   summariseMap,
 } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
@@ -40,12 +45,22 @@ interface PinnedMemory {
   readonly bytes: number
 }
 
+/** What was made of a plan for what its daemon fetches. */
+interface Cut {
+  readonly plan: DirectPlan
+  readonly fetch: FetchPlan
+  readonly copies: FetchedCopies
+}
+
 /** What a rank keeps for direct updates: the map that each engine has sent last, and what was planned from it. */
 export class DirectPlans {
   readonly #engines = new Map<string, KnownEngine>()
   readonly #layouts = new Map<string, SourceLayout>()
   #staging: PinnedMemory | null = null
   #slots: PinnedMemory | null = null
+  readonly #needs = new WeakMap<DirectPlan, SourceRanges>()
+  /** Of the last update. */
+  #cut: Cut | null = null
 
   /** Null: this engine has sent none. */
   map(engine: string): EngineMap | null {
@@ -130,6 +145,22 @@ export class DirectPlans {
     putLast(known.plans, key, plan, LAYOUTS_MAX)
     putLast(this.#layouts, layoutKey, layout, LAYOUTS_MAX)
     return plan
+  }
+
+  /** What of other daemons' memory it needs. */
+  needs(plan: DirectPlan): SourceRanges {
+    const known = this.#needs.get(plan) ?? neededRanges(plan.fetched, () => true)
+    this.#needs.set(plan, known)
+    return known
+  }
+
+  /** Its copies of what is fetched, which for most updates is the same as before. */
+  cut(plan: DirectPlan, fetch: FetchPlan): FetchedCopies {
+    const before = this.#cut
+    if (before?.plan === plan && Bun.deepEquals(before.fetch, fetch)) return before.copies
+    const copies = cutAtRanges(plan.fetched, fetch)
+    this.#cut = { plan, fetch, copies }
+    return copies
   }
 
   layout(layoutKey: string): SourceLayout {

@@ -7,8 +7,8 @@ import {
   type Failure,
   type FetchPlan,
   type LookAnswer,
-  neededRanges,
   type NotDirect,
+  SLOT_BYTES,
 } from '@ckpt/core'
 import { type Handle, SIGNAL_ABORT } from '@ckpt/cuda'
 import { clockMs } from '../clock.ts'
@@ -16,7 +16,7 @@ import { copyOrder, DirectCopies, groupCount } from './direct-copies.ts'
 import type { DirectPlans, KnownMemory } from './direct-plans.ts'
 import { EngineMemory } from './engine-memory.ts'
 import { EngineSocket } from './engine-socket.ts'
-import { Fetches } from './fetches.ts'
+import { Fetches, SLOTS } from './fetches.ts'
 import type { LeftConversation } from './keeper.ts'
 import {
   type DirectOpenOptions,
@@ -29,7 +29,7 @@ import {
 import { RankWait, takeEngineEvents } from './rank-wait.ts'
 import { LEAVE_MS_AT_DEADLINE, SETTLE_MS } from './run.ts'
 import type { RunHost } from './run-host.ts'
-import { SlotCopies } from './slot-copies.ts'
+import { copyFetched, SlotCopies } from './slot-copies.ts'
 import { SourceReads } from './source-reads.ts'
 
 const NOTHING = new Float64Array(0)
@@ -49,6 +49,8 @@ export class DirectRun {
   #started = false
   /** Why its memory could not be opened. */
   #closedToUs: string | null = null
+  /** Why other hosts' memory cannot be read. */
+  #unread: string | null = null
   #memory: EngineMemory | null = null
   #copies: DirectCopies | null = null
   /** What this rank reads of other daemons' memory; per owner. */
@@ -100,7 +102,7 @@ export class DirectRun {
     } catch (error) {
       const { code, message } = CkptError.wrap(error)
       if (code !== 'not_supported') throw error
-      this.#closedToUs = message
+      this.#unread = message
     }
   }
 
@@ -280,39 +282,45 @@ export class DirectRun {
     const target = { library, signal, plan, layout, buffers, staging }
     this.#copies = new DirectCopies(target, memory)
     if (fetch !== null) this.#startFetches(fetch, plan, memory, this.#copies)
+    else if (plan.fetched.length > 0) throw new Error('nothing says what is read of other hosts')
     this.#step({ type: 'copying', nowMs: clockMs() })
     this.#woken = true
   }
 
   #startFetches(
-    plan: FetchPlan,
-    { fetched }: DirectPlan,
+    fetch: FetchPlan,
+    plan: DirectPlan,
     memory: EngineMemory,
     { queue }: DirectCopies,
   ): void {
-    const { library, signal, rank } = this.#host
+    const { library, signal } = this.#host
     const { layoutKey, peers, member } = this.options
     const { sources } = this.#plans.layout(layoutKey)
-    const slots = (bytes: number) => this.#plans.slots(library, bytes, rank.numaNode)
+    const slots = (bytes: number) => this.#slots(bytes)
     const remotes = this.#remotes
-    const target = {
+    this.#fetches = new Fetches({
       library,
       signal,
-      plan,
+      plan: fetch,
       sources,
       remotes,
       peers,
       member,
       busy: queue.h2d,
       slots,
-    }
-    this.#fetches = new Fetches(target)
-    this.#slotCopies = new SlotCopies(fetched, plan, this.#fetches, memory, queue)
+    })
+    const cut = this.#plans.cut(plan, fetch)
+    this.#slotCopies = new SlotCopies(cut, this.#fetches, memory, queue)
   }
 
   #plan(): DirectPlan | NotDirect {
     const { engine, layoutKey, away } = this.options
     return this.#plans.plan(engine, layoutKey, away)
+  }
+
+  #slots(bytes: number): Handle {
+    const { library, rank } = this.#host
+    return this.#plans.slots(library, bytes, rank.numaNode)
   }
 
   #staging(bytes: number): Handle {
@@ -339,9 +347,9 @@ export class DirectRun {
     if (copies === null || reads === null || this.#failure !== null || this.#transferred) return
     // what its worker has left may be used again
     if (!this.#conversation.worker.connected) return
-    // what comes over the network makes room for more of it
-    this.#fetches?.step(clockMs())
-    this.#slotCopies?.enqueue(clockMs())
+    if (this.#fetches !== null && this.#slotCopies !== null) {
+      copyFetched(this.#fetches, this.#slotCopies, clockMs())
+    }
     copies.enqueue(reads.take(), clockMs())
     const fetched = (this.#fetches?.done ?? true) && (this.#slotCopies?.done ?? true)
     if (!copies.done || !fetched) return
@@ -419,8 +427,11 @@ export class DirectRun {
   }
 
   #looked(answer: LookAnswer): void {
-    const { run, engine, away } = this.options
+    const { run, engine } = this.options
     this.#host.openedAnew(engine)
+    if (this.#unread !== null) {
+      return this.#host.report(run, { type: 'not_direct', reason: this.#unread, lasts: true })
+    }
     const plan = this.#plans.take(engine, answer) ?? this.#plan()
     this.#checkGuess()
     if ('reason' in plan) {
@@ -430,12 +441,13 @@ export class DirectRun {
       // a device, a driver and pinned memory take longer the first time
       this.#openMemory()
       if (plan.staging.bytes > 0) this.#staging(plan.staging.bytes)
+      if (plan.fetched.length > 0) this.#slots(SLOTS * SLOT_BYTES)
     }
     if (this.#closedToUs !== null) {
       return this.#host.report(run, { type: 'not_direct', reason: this.#closedToUs })
     }
-    const { bytes, fetched } = plan
-    const needs = neededRanges(fetched, (owner) => away[owner] ?? false)
+    const { bytes } = plan
+    const needs = this.#plans.needs(plan)
     this.#host.report(run, { type: 'looked', groups: groupCount(plan), bytes, needs })
   }
 

@@ -1,19 +1,27 @@
 import { expect, test } from 'bun:test'
-import { type DirectCopy, neededRanges, planFetches, type SourceSpace } from '@ckpt/core'
+import {
+  cutAtRanges,
+  type DirectCopy,
+  neededRanges,
+  planFetches,
+  type SourceSpace,
+} from '@ckpt/core'
 import type { H2dPiece, Handle } from '@ckpt/cuda'
 import fc from 'fast-check'
 import { CopyQueue, type QueueCalls } from './copy-queue.ts'
 import type { EngineMemory } from './engine-memory.ts'
 import { type FetchCalls, Fetches } from './fetches.ts'
 import { type Peer, PROGRESS_BYTES } from './messages.ts'
-import { SlotCopies } from './slot-copies.ts'
+import { copyFetched, SlotCopies } from './slot-copies.ts'
 
 const NODE = 1
 const SLOT_BYTES = 1024
 const STEPS_MAX = 100_000
+/** Of the first rank; no handle is so large. */
+const SIGNALS = 1_000_000
 
 interface Work {
-  run(): void
+  run: () => void
   done: boolean
 }
 
@@ -24,6 +32,8 @@ class World {
   /** Of each stream, in order. */
   readonly streams = new Map<Handle, Work[]>()
   readonly events = new Map<Handle, Work>()
+  /** Signals that were raised and not taken. */
+  readonly raised = new Set<Handle>()
   #next = 1
 
   allocate(bytes: number): Handle {
@@ -40,12 +50,13 @@ class World {
 
   readonly fetchCalls = {
     p2p: {
-      readStart: (pieces, buffer) => {
+      readStart: (pieces, buffer, signal) => {
         const handle = this.#next++
         const run = () => {
           for (const { remote, remoteOffset, bufferOffset, bytes } of pieces) {
             this.at(buffer, bufferOffset, bytes).set(this.at(remote, remoteOffset, bytes))
           }
+          this.raised.add(signal)
         }
         this.reads.set(handle, { run, done: false })
         return handle
@@ -53,7 +64,7 @@ class World {
       readQuery: (read) => this.reads.get(read)?.done ?? false,
       readDestroy: (read) => void this.reads.delete(read),
     },
-    signalRaise: () => {},
+    signalRaise: (signal) => void this.raised.add(signal),
   } satisfies FetchCalls
 
   readonly queueCalls: QueueCalls = {
@@ -65,7 +76,10 @@ class World {
       this.#streamOf(stream).push(mark)
       this.events.set(event, mark)
     },
-    eventNotify: () => {},
+    eventNotify: (event: Handle, signal: Handle) => {
+      const mark = this.events.get(event) as Work
+      mark.run = () => void this.raised.add(signal)
+    },
     eventQuery: (event: Handle) => this.events.get(event)?.done ?? false,
   }
 
@@ -168,17 +182,22 @@ test('ranks that fetch in turns each get their bytes, whatever is late', () => {
       // a rank of another daemon is in the update, too
       const peers: (Peer | null)[] = [
         null,
-        ...ranks.map(() => ({ progress: new SharedArrayBuffer(PROGRESS_BYTES), signal: 1 })),
+        ...ranks.map((_, rank) => ({
+          progress: new SharedArrayBuffer(PROGRESS_BYTES),
+          signal: SIGNALS + rank,
+        })),
       ]
       const sources = OWNER_NODES.map(() => SOURCE)
       const all = ranks.map((own, rank) => {
         const memory = world.engineMemory(200_000)
         const library = world.fetchCalls
         const slots = (bytes: number) => world.allocate(bytes)
-        const queue = new CopyQueue(world.queueCalls, 1, memory)
+        const signal = SIGNALS + rank
+        world.raised.add(signal)
+        const queue = new CopyQueue(world.queueCalls, signal, memory)
         const fetches = new Fetches({
           library,
-          signal: 1,
+          signal,
           plan,
           sources,
           remotes,
@@ -187,8 +206,8 @@ test('ranks that fetch in turns each get their bytes, whatever is late', () => {
           busy: queue.h2d,
           slots,
         })
-        const slotCopies = new SlotCopies(own, plan, fetches, memory, queue)
-        return { own, memory, fetches, queue, slotCopies }
+        const slotCopies = new SlotCopies(cutAtRanges(own, plan), fetches, memory, queue)
+        return { own, memory, fetches, queue, slotCopies, signal }
       })
       let state = seed
       const below = (limit: number) => {
@@ -198,14 +217,16 @@ test('ranks that fetch in turns each get their bytes, whatever is late', () => {
       let steps = 0
       while (all.some(({ fetches, slotCopies }) => !fetches.done || !slotCopies.done)) {
         if (++steps > STEPS_MAX) throw new Error('it does not end')
-        const { pending } = world
-        const one = below(pending.length + all.length)
-        const rank = all[one - pending.length]
+        const { pending, raised } = world
+        const woken = all.filter(({ signal }) => raised.has(signal))
+        if (pending.length + woken.length === 0) throw new Error('nobody is woken')
+        const one = below(pending.length + woken.length)
+        const rank = woken[one - pending.length]
         if (rank === undefined) pending[one]!()
         else {
+          raised.delete(rank.signal)
           rank.queue.takeComplete(steps)
-          rank.fetches.step(steps)
-          rank.slotCopies.enqueue(steps)
+          copyFetched(rank.fetches, rank.slotCopies, steps)
         }
       }
       for (const { own, memory } of all) {

@@ -4,7 +4,7 @@ import type { BusyIntervals } from './intervals.ts'
 import { type Peer, PROGRESS_COPIED, PROGRESS_FETCHED, PROGRESS_SLOTS } from './messages.ts'
 
 /** Of each rank: one is copied from while the others are filled. */
-const SLOTS = 4
+export const SLOTS = 4
 
 /** What is called of the native library. */
 export interface FetchCalls {

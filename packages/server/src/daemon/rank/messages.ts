@@ -131,7 +131,7 @@ export interface ReadHandles {
   readonly remotes: readonly Handle[]
 }
 
-/** Index into {@link RunOptions.progress}: buckets acknowledged; of a direct update: groups of copies that are complete. */
+/** Index into {@link RunOptions.progress}: buckets acknowledged; of a direct update: groups of copies that are complete, and chunks that this rank needs no more. */
 export const PROGRESS_ACKED = 0
 /** Lists sent; 1 when an engine worker was told to hold still for a direct update. From 1 on a failure leaves the engine torn. */
 export const PROGRESS_SENT = 1
@@ -281,7 +281,8 @@ export type RankEvent =
   /** The engine's worker has mapped the ring. */
   | { readonly type: 'opened' }
   /**
-   * The engine's worker has said where its weights lie, and the copies are planned: so many groups of so many bytes in all.
+   * The engine's worker has said where its weights lie, and the copies are planned: so many groups out of its own host's memory,
+   * and bytes in all.
    * `needs`: what of other daemons' memory, see `SourceRanges`.
    */
   | {
@@ -292,8 +293,8 @@ export type RankEvent =
     }
   /** The engine's worker holds its weights still. `streams` will write them. */
   | { readonly type: 'begun'; readonly streams: readonly Handle[] }
-  /** Nothing was changed, and `leave` is to follow. */
-  | { readonly type: 'not_direct'; readonly reason: string }
+  /** Nothing was changed, and `leave` is to follow. `lasts`: no network leads to another host's memory. */
+  | { readonly type: 'not_direct'; readonly reason: string; readonly lasts?: boolean }
   /** Every bucket is acknowledged, or every copy complete. `readBy`: how other daemons' memory was read, see `P2p.transport`. */
   | { readonly type: 'transferred'; readonly readBy: readonly string[] }
   | { readonly type: 'finished'; readonly dialect: Dialect | null }

@@ -39,6 +39,14 @@ export class RemoteSources {
    * @throws CkptError `not_supported` where there is no UCX, or no network leads there
    */
   attach(remotes: readonly (RemoteBuffers | null)[]): (Uint32Array | null)[] {
+    try {
+      return this.#attach(remotes)
+    } finally {
+      if (this.#peers.size > 0) this.#changed(this.#handles)
+    }
+  }
+
+  #attach(remotes: readonly (RemoteBuffers | null)[]): (Uint32Array | null)[] {
     const wanted = new Map<string, Set<string>>()
     const handles = remotes.map((remote) => {
       if (remote === null) return null
@@ -50,7 +58,6 @@ export class RemoteSources {
       return Uint32Array.from(remote.keys, (key) => this.#handleOf(peer, key))
     })
     this.#prune(wanted)
-    if (wanted.size > 0) this.#changed(this.#handles)
     return handles
   }
 
@@ -122,9 +129,20 @@ export class RemoteSources {
   }
 }
 
-/** Also those that go on. */
+/** Also those that go on; all of them, whatever one says. @throws CkptError the first that failed */
 export function endReads(library: Library, { p2p, peers, remotes }: ReadHandles): void {
-  for (const peer of peers) library.p2p.disconnect(peer)
-  for (const remote of remotes) library.p2p.detach(remote)
-  if (p2p !== 0) library.p2p.close(p2p)
+  const ends = [
+    ...peers.map((peer) => () => library.p2p.disconnect(peer)),
+    ...remotes.map((remote) => () => library.p2p.detach(remote)),
+    ...(p2p === 0 ? [] : [() => library.p2p.close(p2p)]),
+  ]
+  let first: unknown = null
+  for (const end of ends) {
+    try {
+      end()
+    } catch (error) {
+      first ??= error
+    }
+  }
+  if (first !== null) throw first
 }

@@ -1,4 +1,4 @@
-import { cutAtRanges, type DirectCopy, type FetchedCopies, type FetchPlan } from '@ckpt/core'
+import type { DirectCopy, FetchedCopies } from '@ckpt/core'
 import type { H2dPiece } from '@ckpt/cuda'
 import type { CopyQueue } from './copy-queue.ts'
 import type { EngineMemory } from './engine-memory.ts'
@@ -16,15 +16,9 @@ export class SlotCopies {
   #left = 0
   #onTheirWay: number[] = []
 
-  /** @param copies of what other daemons have, see `DirectPlan` */
-  constructor(
-    copies: readonly DirectCopy[],
-    plan: FetchPlan,
-    fetches: Fetches,
-    memory: EngineMemory,
-    queue: CopyQueue,
-  ) {
-    this.#cut = cutAtRanges(copies, plan)
+  /** @param cut copies of what other daemons have */
+  constructor(cut: FetchedCopies, fetches: Fetches, memory: EngineMemory, queue: CopyQueue) {
+    this.#cut = cut
     this.#fetches = fetches
     this.#memory = memory
     this.#queue = queue
@@ -103,4 +97,10 @@ export class SlotCopies {
     this.#left = left
     this.#fetches.leave(left)
   }
+}
+
+/** What comes over the network makes room for more of it. */
+export function copyFetched(fetches: Fetches, copies: SlotCopies, nowMs: number): void {
+  fetches.step(nowMs)
+  copies.enqueue(nowMs)
 }

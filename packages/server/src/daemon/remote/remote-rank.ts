@@ -217,7 +217,7 @@ export class RemoteRank implements RankHandle {
     this.#tell(run, { type: 'abort', failure, leaveMs })
   }
 
-  /** Of a daemon that is gone at once: no other host's memory depends on what its ranks still read. */
+  /** Of a daemon that is gone at once: what its ranks still read of other hosts goes to engines that are torn. */
   settled(run: number): Promise<void> {
     if (this.#dead !== null) return Promise.resolve()
     const waiting = this.#settling.get(run) ?? Promise.withResolvers<void>()

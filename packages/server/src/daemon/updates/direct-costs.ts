@@ -1,12 +1,15 @@
 import { type DirectJob, directSeconds, type HostReads, ringSeconds } from '@ckpt/core'
 import type { RankHandle } from '../rank/handle.ts'
 import type { HeldVersion } from '../types.ts'
+import { clockMs } from '../clock.ts'
 import { networkRateOf } from './network.ts'
 import type { RateBook } from './rates.ts'
 import type { UpdateSpec } from './spec.ts'
 
 /** Updates whose figures are kept. */
 const KEPT_MAX = 64
+/** After this the ranks are asked anew: their engines may have been started again, hosts may have come. */
+const VALID_MS = 600_000
 /** A direct update takes no memory of the device and no work of the engine: a ring that is hardly faster is no reason against it. */
 const RING_SHARE_MOST = 0.8
 
@@ -17,6 +20,12 @@ export interface PlacedBytes {
   readonly fetched: ReadonlyMap<number, number>
 }
 
+interface Known {
+  readonly atMs: number
+  /** Or why they cannot be written directly as long as hosts and networks are the same. */
+  readonly said: PlacedBytes | string
+}
+
 /**
  * Whether engines that can be written directly had better be updated through the ring: ranks that hold the same, replicas, each copy
  * all of it over a link of their own, where a broadcast copies it once.
@@ -24,19 +33,25 @@ export interface PlacedBytes {
 export class DirectCosts {
   readonly #rates: Pick<RateBook, 'ratesOf'>
   readonly #links: () => readonly RankHandle[]
-  readonly #known = new Map<string, PlacedBytes>()
+  readonly #clockMs: () => number
+  readonly #known = new Map<string, Known>()
 
   /** @param links all ranks there are */
-  constructor(rates: Pick<RateBook, 'ratesOf'>, links: () => readonly RankHandle[]) {
+  constructor(
+    rates: Pick<RateBook, 'ratesOf'>,
+    links: () => readonly RankHandle[],
+    now: () => number = clockMs,
+  ) {
     this.#rates = rates
     this.#links = links
+    this.#clockMs = now
   }
 
-  /** What the ranks have said. */
-  note(version: HeldVersion, spec: UpdateSpec, placed: PlacedBytes): void {
+  /** What the ranks have said, or why they will go on to refuse. */
+  note(version: HeldVersion, spec: UpdateSpec, said: PlacedBytes | string): void {
     const key = keyOf(version, spec)
     this.#known.delete(key)
-    this.#known.set(key, placed)
+    this.#known.set(key, { atMs: this.#clockMs(), said })
     const oldest = this.#known.keys().next()
     if (this.#known.size > KEPT_MAX && !oldest.done) this.#known.delete(oldest.value)
   }
@@ -44,38 +59,49 @@ export class DirectCosts {
   /** Why it goes through the ring; null: it had better not, or nobody has looked yet. */
   against(version: HeldVersion, spec: UpdateSpec): string | null {
     const known = this.#known.get(keyOf(version, spec))
-    if (known === undefined || spec.mode !== 'auto' || spec.ranks.length === 1) return null
+    if (known === undefined || spec.mode !== 'auto') return null
+    if (this.#clockMs() - known.atMs > VALID_MS) return null
+    if (typeof known.said === 'string') return known.said
+    return spec.ranks.length === 1 ? null : this.#dearer(version, spec, known.said)
+  }
+
+  #dearer(version: HeldVersion, spec: UpdateSpec, said: PlacedBytes): string | null {
     const links = this.#links().filter(({ rank }) => spec.ranks.includes(rank.rank))
     const rates = this.#rates.ratesOf(
       links.map(({ rank }) => rank),
       spec.engines.map(({ key }) => key),
     )
-    const direct = directSeconds(this.#jobOf(known), rates)
+    const { broadcastBytesPerSecond } = rates
+    const reads = (node: number, bytes: number): HostReads => {
+      return { bytes, bytesPerSecond: networkRateOf(node, this.#links(), broadcastBytesPerSecond) }
+    }
+    const direct = directSeconds(jobOf(said, reads), rates)
     const { bytes: totalBytes, table } = version
     const job = { totalBytes, tensorCount: table.names.length, rankCount: links.length }
-    const ring = ringSeconds(job, this.#ringReads(version, links), rates)
+    const ring = ringSeconds(job, ringReads(version, links, reads), rates)
     if (ring >= RING_SHARE_MOST * direct) return null
     return `a broadcast is expected to take ${ring.toFixed(3)} s, copies into each engine ${direct.toFixed(3)} s`
   }
+}
 
-  #jobOf({ placed, fetched }: PlacedBytes): DirectJob {
-    const reads = [...fetched].map(([node, bytes]) => this.#readsOf(node, bytes))
-    return { placedBytes: placed, reads }
-  }
+type Reads = (node: number, bytes: number) => HostReads
 
-  #ringReads({ table, ownerNodes }: HeldVersion, links: readonly RankHandle[]): HostReads[] {
-    const nodes = [...new Set(links.map(({ node }) => node))]
-    return nodes.map((node) => {
-      const bytes = table.bytes.reduce((sum, size, row) => {
-        return ownerNodes[table.owners[row] as number] === node ? sum : sum + size
-      }, 0)
-      return this.#readsOf(node, bytes)
-    })
-  }
+function jobOf({ placed, fetched }: PlacedBytes, reads: Reads): DirectJob {
+  return { placedBytes: placed, reads: [...fetched].map(([node, bytes]) => reads(node, bytes)) }
+}
 
-  #readsOf(node: number, bytes: number): HostReads {
-    return { bytes, bytesPerSecond: networkRateOf(node, this.#links()) }
-  }
+function ringReads(
+  { table, ownerNodes }: HeldVersion,
+  links: readonly RankHandle[],
+  reads: Reads,
+): HostReads[] {
+  const nodes = [...new Set(links.map(({ node }) => node))]
+  return nodes.map((node) => {
+    const bytes = table.bytes.reduce((sum, size, row) => {
+      return ownerNodes[table.owners[row] as number] === node ? sum : sum + size
+    }, 0)
+    return reads(node, bytes)
+  })
 }
 
 function keyOf({ layoutDigest, ownerNodes }: HeldVersion, { ranks, engines }: UpdateSpec): string {

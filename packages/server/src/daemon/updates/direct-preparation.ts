@@ -83,6 +83,9 @@ async function lookAndPlan(
     await race(open(preparation, team, conversations, layoutKey, untilMs))
     answers = post(preparation, team, conversations, untilMs)
     const told = await race(team.reachedDirectly('looked'))
+    if (told === null || team.refusalLasts) {
+      context.directCosts.note(version, spec, told ?? team.planFetches(version.ownerNodes))
+    }
     team.leave(told ?? DONE, LEAVE_MS)
   } catch (error) {
     team.abort(CkptError.wrap(error).failure, LEAVE_MS)

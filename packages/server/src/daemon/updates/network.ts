@@ -36,14 +36,18 @@ export function networkOf(
   return { devices: devices.all, owners, receivers }
 }
 
-/** Bytes a second that the ranks of a host can read of other hosts' memory. */
-export function networkRateOf(node: number, all: readonly RankHandle[]): number {
+/**
+ * Bytes a second that the ranks of a host can read of other hosts' memory.
+ *
+ * @param most of a host whose ranks were told no device, as broadcasts have shown
+ */
+export function networkRateOf(node: number, all: readonly RankHandle[], most: number): number {
   const told = all
     .filter((link) => link.node === node)
     .flatMap(({ rank }) => rank.networkDevices ?? [])
   const byName = new Map(told.map((device) => [device.name, device.bytesPerSecond]))
   const sum = [...byName.values()].reduce((total, rate) => total + rate, 0)
-  return sum > 0 ? sum : UNKNOWN.bytesPerSecond
+  return sum > 0 ? sum : Math.min(UNKNOWN.bytesPerSecond, most)
 }
 
 /** How many hosts hold it or have one of these ranks. */

@@ -267,15 +267,17 @@ export class UpdateRun {
     const [layoutKey, memoryAt] = await this.#race(
       Promise.all([keepLayout(version, links), this.#memoryAt(links)]),
     )
+    // the engines need not be asked where their weights lie
+    this.#askedDirectly = true
     if ('told' in memoryAt) return memoryAt
     await this.#headStart()
     this.#contacts = contacts
     const team = this.#makeTeam(links, this.#run)
-    this.#askedDirectly = true
     await this.#openDirectly(version, team, { layoutKey, memoryAt }, prepared)
     const refused = await this.#race(team.reachedDirectly('looked'))
-    if (refused === null) {
-      this.#context.directCosts.note(version, this.#spec, team.placedBytes(version.ownerNodes))
+    if (refused === null || team.refusalLasts) {
+      const said = refused ?? team.planFetches(version.ownerNodes)
+      this.#context.directCosts.note(version, this.#spec, said)
     }
     const told = refused ?? this.#costsMore(version)?.told ?? (await this.#race(this.#hold(team)))
     if (told === null) {
@@ -300,6 +302,12 @@ export class UpdateRun {
 
   /** How the ranks get at what other hosts have. A host without a network for that, or with files in place, is no failure. */
   async #memoryAt(links: readonly RankHandle[]): Promise<MemoryAt | { readonly told: string }> {
+    const { version } = this.#lease as VersionLease
+    if (this.#reading.goesOn && this.#spec.mode === 'auto' && hostsOf(version, links) > 1) {
+      return {
+        told: 'other hosts read only what is wholly in memory, and files are still being read',
+      }
+    }
     try {
       return await memoryReadable(this.#lease as VersionLease, links)
     } catch (error) {

@@ -89,6 +89,7 @@ export class RankTeam {
     closed: Promise.withResolvers<void>(),
   }
   readonly #notDirect = Promise.withResolvers<string>()
+  #refusalLasts = false
   #group = 0
   #communicators: Communicators | null = null
   #aborted: Failure | null = null
@@ -269,11 +270,16 @@ export class RankTeam {
     for (const { link } of this.#members) link.announce(this.#run)
   }
 
+  /** Whether a rank will refuse later updates too, as long as hosts and networks are the same. */
+  get refusalLasts(): boolean {
+    return this.#refusalLasts
+  }
+
   /**
-   * What is copied and read of a direct update, all of whose ranks have looked: what a node's ranks need of others' memory is read
-   * once for all of them.
+   * Plans what is read of other nodes' memory in a direct update, all of whose ranks have looked: once for all ranks of a node.
+   * Before {@link RankTeam.copy}. Returns what is copied and read.
    */
-  placedBytes(ownerNodes: readonly number[]): PlacedBytes {
+  planFetches(ownerNodes: readonly number[]): PlacedBytes {
     const nodes = [...new Set(this.links.map(({ node }) => node))]
     this.#fetches = new Map(
       nodes.map((node) => {
@@ -288,9 +294,10 @@ export class RankTeam {
     }
   }
 
-  /** Every engine worker holds still, and what is read is planned. */
+  /** Every engine worker holds still. */
   copy(): void {
     for (const member of this.#members) {
+      if (!this.#fetches.has(member.link.node)) throw new Error('what is read is not planned')
       const fetch = this.#fetches.get(member.link.node) ?? null
       member.groups += fetch === null ? 0 : fetch.chunks.length - 1
       member.link.copy(this.#run, fetch)
@@ -371,6 +378,7 @@ export class RankTeam {
         member.opened = true
         return this.#reach(member, 'looked')
       case 'not_direct':
+        this.#refusalLasts ||= event.lasts ?? false
         return this.#notDirect.resolve(event.reason)
       case 'transferred':
         member.readBy = event.readBy
@@ -431,7 +439,7 @@ export class RankTeam {
     return Math.min(...done)
   }
 
-  /** Of a direct update: groups of copies of the rank that has most, bytes of all ranks, and the part of them that is there. */
+  /** Of a direct update: groups of copies, and chunks that are read, of the rank that has most, bytes of all ranks, and the part of them that is there. */
   get placed(): { readonly groups: number; readonly bytes: number; readonly part: number } {
     const parts = this.#members.map(({ groups, progress }) => {
       return groups === 0 ? 0 : Atomics.load(progress, PROGRESS_ACKED) / groups
