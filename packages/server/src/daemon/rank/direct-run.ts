@@ -33,6 +33,8 @@ import { copyFetched, SlotCopies } from './slot-copies.ts'
 import { SourceReads } from './source-reads.ts'
 
 const NOTHING = new Float64Array(0)
+/** Most allocations take 0.1 ms. The worker connects 4 ms after its engine was asked. */
+const SLOW_OPEN_MS = 2
 
 /** One update of one rank straight into its engine's memory, without a ring. */
 export class DirectRun {
@@ -46,6 +48,8 @@ export class DirectRun {
   readonly #waits: RankWait
   /** What is opened before its worker has said where it is. */
   #guessed: KnownMemory | null = null
+  /** An allocation has taken so long that the next one could keep the worker waiting. */
+  #opensSlowly = false
   #started = false
   /** Why its memory could not be opened. */
   #closedToUs: string | null = null
@@ -224,18 +228,20 @@ export class DirectRun {
   }
 
   /**
-   * One allocation between two looks at what else there is to do, for an allocation may take 5 ms: until its worker has connected,
-   * and while copies are on their way. In between the worker waits for every word.
+   * One allocation between two looks at what else there is to do, for an allocation may take 5 ms: until its worker has connected
+   * or one has taken long, and while copies are on their way. In between the worker waits for every word.
    */
   #openGuessed(): void {
     const memory = this.#memory
     if (this.#guessed === null || memory === null || memory.isOpen || this.#transferred) return
     const { phase, worker } = this.#conversation
-    const early = phase === 'open' && !worker.connected
+    const early = phase === 'open' && !worker.connected && !this.#opensSlowly
     if (!early && !(phase === 'copying' && worker.connected)) return
     this.#woken = true
+    const sinceMs = clockMs()
     try {
       memory.openNext()
+      this.#opensSlowly ||= clockMs() - sinceMs > SLOW_OPEN_MS
     } catch (error) {
       if (!early || CkptError.wrap(error).code === 'device_lost') throw error
       // perhaps of an engine that has ended: its worker says what there is now
