@@ -1,5 +1,14 @@
 import { expect, test } from 'bun:test'
-import { buildTable, dtypeIndex, encodePlacementMap, type LookAnswer } from '@ckpt/core'
+import {
+  buildTable,
+  type DirectPlan,
+  dtypeIndex,
+  encodePlacementMap,
+  type FetchPlan,
+  type LookAnswer,
+  planFetches,
+} from '@ckpt/core'
+import type { Library } from '@ckpt/cuda'
 import { DirectPlans } from './direct-plans.ts'
 
 const ENGINE = 'http://engine'
@@ -57,4 +66,41 @@ test.each([
 ])('a map that is %s is of no use, and the reason is told', (_, look, words) => {
   const plans = new DirectPlans()
   expect(plans.take(ENGINE, look)?.reason).toContain(words)
+})
+
+test('pinned memory is kept while it is large enough, of each kind', () => {
+  const held = new Map<number, number>()
+  let next = 1
+  const library = {
+    bufferAlloc(bytes: number) {
+      held.set(next, bytes)
+      return next++
+    },
+    bufferFree: (buffer: number) => void held.delete(buffer),
+  } as unknown as Library
+  const plans = new DirectPlans()
+  const slots = plans.slots(library, 100, -1)
+  expect([plans.staging(library, 50, -1), plans.slots(library, 60, -1)]).toEqual([2, slots])
+  expect(plans.slots(library, 200, -1)).toBe(3)
+  expect([...held]).toEqual([
+    [2, 50],
+    [3, 200],
+  ])
+  plans.free(library)
+  expect(held.size).toBe(0)
+})
+
+test('what was cut for a fetch is kept until that or the plan is another', () => {
+  const plans = new DirectPlans()
+  plans.keep('layout', LAYOUT)
+  plans.take(ENGINE, answer(MAP))
+  const plan = plans.plan(ENGINE, 'layout', [true]) as DirectPlan
+  const needs = plans.needs(plan)
+  expect([...needs]).toEqual([0, 0, 8])
+  expect(plans.needs(plan)).toBe(needs)
+  const fetch = planFetches(1, [0], [needs]) as FetchPlan
+  const cut = plans.cut(plan, fetch)
+  expect(plans.cut(plan, structuredClone(fetch))).toBe(cut)
+  const other = planFetches(1, [0], [needs], 4) as FetchPlan
+  expect(plans.cut(plan, other).copies).toHaveLength(2)
 })

@@ -388,8 +388,10 @@ export class DirectRun {
     this.#endFetches()
   }
 
+  /** Reads that go on are ended first: their end is waited for. */
   #endFetches(): void {
-    if (this.#failure !== null && this.#fetchesAny) this.#host.remoteSources.drop()
+    const goOn = this.#failure !== null || this.#fetches?.done === false
+    if (goOn && this.#fetchesAny) this.#host.remoteSources.drop()
     this.#fetches?.close()
     this.#fetches = null
   }
