@@ -1,5 +1,6 @@
 import { FetchedRanges, type FetchPlan, type SourceSpace } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
+import { bufferFrom } from './copies.ts'
 import type { BusyIntervals } from './intervals.ts'
 import { type Peer, PROGRESS_COPIED, PROGRESS_FETCHED, PROGRESS_SLOTS } from './messages.ts'
 
@@ -125,10 +126,11 @@ export class Fetches {
     const pieces = []
     for (let range = plan.chunks[chunk]!; range < plan.chunks[chunk + 1]!; range++) {
       const owner = plan.ranges[3 * range] as number
-      const { starts, bytes } = sources[owner] as SourceSpace
+      const source = sources[owner] as SourceSpace
+      const { starts, bytes } = source
       const [begin, end] = [this.ranges.begin(range), this.ranges.end(range)]
       const to = slotAt + this.ranges.offsetInSlot(range)
-      for (let index = bufferFrom(starts, begin); index < starts.length; index++) {
+      for (let index = bufferFrom(source, begin); index < starts.length; index++) {
         const start = starts[index] as number
         if (start >= end) break
         const from = Math.max(begin, start)
@@ -182,16 +184,4 @@ export class Fetches {
   close(): void {
     for (const read of this.#reads.splice(0)) this.#target.library.p2p.readDestroy(read)
   }
-}
-
-/** The last source buffer that begins at `offset` or before. */
-function bufferFrom(starts: Float64Array, offset: number): number {
-  let low = 0
-  let high = starts.length - 1
-  while (low < high) {
-    const middle = (low + high + 1) >> 1
-    if ((starts[middle] as number) <= offset) low = middle
-    else high = middle - 1
-  }
-  return low
 }

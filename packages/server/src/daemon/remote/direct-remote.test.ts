@@ -27,6 +27,14 @@ async function registerInTurns({ daemons }: Daemons, tensors: TestTensors): Prom
   await Promise.all(daemons.map((daemon, node) => daemon.register(parts[node] as TestTensors)))
 }
 
+/** Of two daemons with two ranks each. */
+async function anEngineEach({ engine }: Daemons) {
+  const options = { direct: true, tensorParallelSize: 2 }
+  const both = [await engine(options), await engine(options)] as const
+  const engines = both.map(({ url }, node) => ({ url, ranks: [2 * node, 2 * node + 1] }))
+  return { both, engines }
+}
+
 /** With what little lies between two tensors. */
 function requireReadOnce(report: UpdateReport | null, tensors: TestTensors): void {
   const wanted = bytesOf(tensors)
@@ -72,11 +80,7 @@ describe.skipIf(withoutUcx !== null)('a direct update of several daemons', () =>
     async () => {
       await withDaemons([2, 2], async (all) => {
         const [leader, follower] = all.daemons
-        const both = [
-          await all.engine({ direct: true, tensorParallelSize: 2 }),
-          await all.engine({ direct: true, tensorParallelSize: 2 }),
-        ]
-        const engines = both.map(({ url }, node) => ({ url, ranks: [2 * node, 2 * node + 1] }))
+        const { both, engines } = await anEngineEach(all)
         for (const seed of [1, 2, 3]) {
           // more than the slots of two ranks have room for, of lengths that two ranks do not divide
           const tensors = tensorsOf(40, 5 * MIB + 1, seed)
@@ -122,11 +126,7 @@ describe.skipIf(withoutUcx !== null)('a direct update of several daemons', () =>
     async () => {
       await withDaemons([2, 2], async (all) => {
         const [leader, follower] = all.daemons
-        const both = [
-          await all.engine({ direct: true, tensorParallelSize: 2 }),
-          await all.engine({ direct: true, tensorParallelSize: 2 }),
-        ]
-        const engines = both.map(({ url }, node) => ({ url, ranks: [2 * node, 2 * node + 1] }))
+        const { both, engines } = await anEngineEach(all)
         const update = (mode: 'pipelined' | 'direct') => {
           return leader!.updates.start(NAME, { ...REQUEST, engines, mode })
         }
@@ -139,7 +139,7 @@ describe.skipIf(withoutUcx !== null)('a direct update of several daemons', () =>
         const { failure, seconds } = await outcome
         expect(failure).toMatchObject({ code: 'node_lost', phase: 'transfer' })
         expect(seconds).toBeLessThan(15)
-        expect((await weightsOf(both[0]!)).torn).toBe(true)
+        expect((await weightsOf(both[0])).torn).toBe(true)
         await until(() => !follower!.updates.node?.busy)
         all.join(1)
         const tensors = tensorsOf(60, 4 * MIB, 2)
