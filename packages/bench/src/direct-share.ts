@@ -2,7 +2,7 @@ import { type DirectPlan, type PlacementMap, planDirect } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
 import { clockMs } from 'ckpt/daemon/clock'
 import { type CopyCalls, copyOrder, DirectCopies } from 'ckpt/daemon/rank/direct-copies'
-import { EngineMemory } from 'ckpt/daemon/rank/engine-memory'
+import { OwnMemory } from 'ckpt/daemon/rank/own-memory'
 import { spoil, SPOILED } from './device-bytes.ts'
 import type { Checked } from './measure.ts'
 import type { Model } from './models.ts'
@@ -18,20 +18,6 @@ export interface CopyMeans {
   readonly signal: Handle
   /** Pinned memory that holds the plan's staging. */
   readonly staging: Handle
-}
-
-/** CUDA opens no handle in the process that has exported it: the memory is this process's own. */
-class OwnMemory extends EngineMemory {
-  readonly #memories: readonly Handle[]
-
-  constructor(library: Library, device: number, memories: readonly Handle[]) {
-    super(library, device, [])
-    this.#memories = memories
-  }
-
-  override memory(allocation: number): Handle {
-    return this.#memories[allocation] as Handle
-  }
 }
 
 /** What one rank holds of a checkpoint, in device memory of its own. */

@@ -39,7 +39,7 @@ function piece(
 }
 
 /** A library that only notes what it is told; events complete when the test says so. */
-function play(plan: DirectPlan) {
+function play(plan: DirectPlan, isOpen = (_allocation: number) => true) {
   const calls: unknown[] = []
   const complete = new Set<number>()
   let events = 0
@@ -53,6 +53,7 @@ function play(plan: DirectPlan) {
   const memory = {
     stream: STREAM,
     rowsStream: ROWS_STREAM,
+    has: isOpen,
     memory: (allocation: number) => 100 + allocation,
     event: () => ++events,
     reuse: () => {},
@@ -136,6 +137,36 @@ test('only so much is on its way at a time, and only what was read', () => {
   complete.add(9)
   copies.takeComplete(0)
   expect([copies.complete, groupCount(plan), copies.done]).toEqual([9, 9, true])
+})
+
+/** In the source buffer, of each copy. */
+function offsetsOf(calls: readonly unknown[]): number[] {
+  return calls.flatMap((call) => {
+    const [kind, , pieces] = call as [string, number, H2dPiece[]]
+    return kind === 'copies' ? pieces.map(({ bufferOffset }) => bufferOffset) : []
+  })
+}
+
+test('what goes into memory that is open goes first, what is gathered last', () => {
+  const into = (allocation: number, i: number) => ({ ...row(i * 100, 0, 100), allocation })
+  const plan = {
+    copies: [into(0, 0), into(1, 1), into(0, 2), into(2, 3), into(1, 4)],
+    groups: [0, 1, 2, 3, 4, 5],
+    staging: NOTHING,
+    fetched: [],
+    bytes: 500,
+  }
+  const open = new Set([1])
+  const { copies, calls } = play(plan, (allocation) => open.has(allocation))
+  copies.enqueue(1, 0)
+  // nothing else is readable
+  expect(offsetsOf(calls)).toEqual([0])
+  copies.enqueue(4, 0)
+  expect(offsetsOf(calls)).toEqual([0, 100, 200, 300])
+  const all = play(plan, (allocation) => open.has(allocation))
+  all.copies.enqueue(6, 0)
+  expect(offsetsOf(all.calls)).toEqual([100, 400, 0, 200, 300])
+  expect([groupCount(plan), all.copies.done]).toEqual([6, false])
 })
 
 test('the order in which bytes are waited for', () => {

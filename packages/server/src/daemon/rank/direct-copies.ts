@@ -25,12 +25,14 @@ export class DirectCopies {
   readonly queue: CopyQueue
   readonly #target: DirectTarget
   readonly #memory: EngineMemory
-  #enqueued = 0
+  /** Groups that have not been enqueued. */
+  readonly #left: number[]
   #complete = 0
 
   constructor(target: DirectTarget, memory: EngineMemory) {
     this.#target = target
     this.#memory = memory
+    this.#left = [...target.plan.groups.keys()]
     this.queue = new CopyQueue(target.library, target.signal, memory)
   }
 
@@ -44,19 +46,39 @@ export class DirectCopies {
 
   /** Enqueues what is readable, of {@link copyOrder}, as far as that is not too much at a time. */
   enqueue(readable: number, nowMs: number): void {
-    const { plan, layout } = this.#target
-    const { groups, copies } = plan
-    while (this.queue.hasRoom && this.#enqueued < groupCount(plan)) {
-      const first = groups[this.#enqueued] as number
-      const end = groups[this.#enqueued + 1]
-      if (readable < (end ?? copyOrder(plan, layout).count)) return
-      const pieces =
-        end === undefined
-          ? this.#gathered()
-          : copies.slice(first, end).map((copy) => this.#pieceOf(copy))
+    while (this.queue.hasRoom) {
+      const next = this.#next(readable)
+      if (next === null) return
+      const [group] = this.#left.splice(next, 1)
+      const copies = this.#copiesOf(group as number)
+      const pieces = copies === null ? this.#gathered() : copies.map((copy) => this.#pieceOf(copy))
       this.queue.add(pieces, nowMs, () => this.#complete++)
-      this.#enqueued++
     }
+  }
+
+  /**
+   * Which of those that are left: the first whose memory is open, so that the device has work while more is opened, else the first.
+   * Null: nothing of them is readable.
+   */
+  #next(readable: number): number | null {
+    const { plan, layout } = this.#target
+    const end = (group: number) => plan.groups[group + 1] ?? copyOrder(plan, layout).count
+    for (const [index, group] of this.#left.entries()) {
+      if (readable < end(group)) break
+      const copies = this.#copiesOf(group)
+      // what is gathered comes last, while the others are on their way
+      if (copies === null) break
+      if (copies.every(({ allocation }) => this.#memory.has(allocation))) return index
+    }
+    const [first] = this.#left
+    return first === undefined || readable < end(first) ? null : 0
+  }
+
+  /** Null: what is gathered. */
+  #copiesOf(group: number): readonly DirectCopy[] | null {
+    const { groups, copies } = this.#target.plan
+    const end = groups[group + 1]
+    return end === undefined ? null : copies.slice(groups[group], end)
   }
 
   #pieceOf(copy: DirectCopy): H2dPiece {

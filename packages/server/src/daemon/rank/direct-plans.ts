@@ -15,7 +15,7 @@ import {
   summariseMap,
 } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
-import type { EngineAllocation, EngineMemory } from './engine-memory.ts'
+import { type EngineAllocation, type EngineMemory, SlowSizes } from './engine-memory.ts'
 import type { EngineMapSummary, SourceLayout } from './messages.ts'
 
 /** Engines whose map a rank keeps: one of a large model has some ten megabytes. */
@@ -54,6 +54,7 @@ interface Cut {
 
 /** What a rank keeps for direct updates: the map that each engine has sent last, and what was planned from it. */
 export class DirectPlans {
+  readonly slowSizes = new SlowSizes()
   readonly #engines = new Map<string, KnownEngine>()
   readonly #layouts = new Map<string, SourceLayout>()
   #staging: PinnedMemory | null = null

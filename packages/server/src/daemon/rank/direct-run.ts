@@ -33,8 +33,6 @@ import { copyFetched, SlotCopies } from './slot-copies.ts'
 import { SourceReads } from './source-reads.ts'
 
 const NOTHING = new Float64Array(0)
-/** Most allocations take 0.1 ms. The worker connects 4 ms after its engine was asked. */
-const SLOW_OPEN_MS = 2
 
 /** One update of one rank straight into its engine's memory, without a ring. */
 export class DirectRun {
@@ -48,8 +46,6 @@ export class DirectRun {
   readonly #waits: RankWait
   /** What is opened before its worker has said where it is. */
   #guessed: KnownMemory | null = null
-  /** An allocation has taken so long that the next one could keep the worker waiting. */
-  #opensSlowly = false
   #started = false
   /** Why its memory could not be opened. */
   #closedToUs: string | null = null
@@ -223,25 +219,23 @@ export class DirectRun {
     const known = this.#plans.memory(this.options.engine)
     if (known === null) return
     const { library, rank } = this.#host
-    this.#memory = new EngineMemory(library, rank.device, known.allocations)
+    this.#memory = new EngineMemory(library, rank.device, known.allocations, this.#plans.slowSizes)
     this.#guessed = known
   }
 
   /**
-   * One allocation between two looks at what else there is to do, for an allocation may take 5 ms: until its worker has connected
-   * or one has taken long, and while copies are on their way. In between the worker waits for every word.
+   * One allocation between two looks at what else there is to do: until its worker has connected those that do not take long, and
+   * while copies are on their way. In between the worker waits for every word.
    */
   #openGuessed(): void {
     const memory = this.#memory
     if (this.#guessed === null || memory === null || memory.isOpen || this.#transferred) return
     const { phase, worker } = this.#conversation
-    const early = phase === 'open' && !worker.connected && !this.#opensSlowly
+    const early = phase === 'open' && !worker.connected && !memory.nextIsSlow
     if (!early && !(phase === 'copying' && worker.connected)) return
     this.#woken = true
-    const sinceMs = clockMs()
     try {
       memory.openNext()
-      this.#opensSlowly ||= clockMs() - sinceMs > SLOW_OPEN_MS
     } catch (error) {
       if (!early || CkptError.wrap(error).code === 'device_lost') throw error
       // perhaps of an engine that has ended: its worker says what there is now
@@ -265,7 +259,7 @@ export class DirectRun {
     const { library, rank } = this.#host
     const { allocations } = this.#plans.memory(this.options.engine) as KnownMemory
     try {
-      this.#memory ??= new EngineMemory(library, rank.device, allocations)
+      this.#memory ??= new EngineMemory(library, rank.device, allocations, this.#plans.slowSizes)
       this.#memory.open()
     } catch (error) {
       const { code, message } = CkptError.wrap(error)

@@ -1,7 +1,7 @@
 import { expect, test } from 'bun:test'
 import { CkptError } from '@ckpt/core'
 import type { Library } from '@ckpt/cuda'
-import { EngineMemory } from './engine-memory.ts'
+import { EngineMemory, SlowSizes } from './engine-memory.ts'
 
 const ALLOCATIONS = ['00', '01', '02'].map((handle) => ({ handle, bytes: 16 }))
 
@@ -38,6 +38,24 @@ test('what a copy needs is opened when it is asked for, the rest in order, each 
   expect(calls).toEqual(['open 1', 'open 0', 'open 2'])
   memory.free()
   expect(calls.slice(3)).toEqual(['close 101', 'close 100', 'close 102', 'destroy 2', 'destroy 1'])
+})
+
+test('an allocation of a size that took long is opened last, and one that did not is as all others again', () => {
+  const { calls, library } = play({ streamsMax: 4 })
+  const allocations = ['00', '01', '02'].map((handle, i) => ({ handle, bytes: i === 0 ? 64 : 16 }))
+  const slow = new SlowSizes()
+  slow.took(64, 5)
+  const opened = () => {
+    const memory = new EngineMemory(library, 0, allocations, slow)
+    const slowAt: boolean[] = []
+    for (; !memory.isOpen; memory.openNext()) slowAt.push(memory.nextIsSlow)
+    expect(memory.nextIsSlow).toBe(false)
+    return slowAt
+  }
+  expect(opened()).toEqual([false, false, true])
+  expect(calls).toEqual(['open 1', 'open 2', 'open 0'])
+  expect(opened()).toEqual([false, false, false])
+  expect(calls.slice(3)).toEqual(['open 0', 'open 1', 'open 2'])
 })
 
 test('what is being closed is not opened again', () => {

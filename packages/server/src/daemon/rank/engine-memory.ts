@@ -1,12 +1,33 @@
 import { CkptError } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
+import { clockMs } from '../clock.ts'
 import { DeviceWork } from './device-work.ts'
+
+/** Most allocations take 0.1 ms. A worker connects 4 ms after its engine was asked. */
+const SLOW_OPEN_MS = 1
 
 /** One allocation of an engine worker. */
 export interface EngineAllocation {
   /** What it is opened with, hex. */
   readonly handle: string
   readonly bytes: number
+}
+
+/**
+ * Sizes of allocations that took long to open the last time, as one of 1.2 GB does that is no multiple of 2 MiB: 5 ms of an H200.
+ * How long goes by the size.
+ */
+export class SlowSizes {
+  readonly #sizes = new Set<number>()
+
+  has(bytes: number): boolean {
+    return this.#sizes.has(bytes)
+  }
+
+  took(bytes: number, ms: number): void {
+    if (ms > SLOW_OPEN_MS) this.#sizes.add(bytes)
+    else this.#sizes.delete(bytes)
+  }
 }
 
 /**
@@ -23,17 +44,28 @@ export class EngineMemory {
   readonly #device: number
   readonly #work: DeviceWork
   readonly #allocations: readonly EngineAllocation[]
+  readonly #slow: SlowSizes
   readonly #opened = new Map<number, Handle>()
-  /** All before it are open. */
+  /** In which they are opened: those that take long last. */
+  readonly #order: readonly number[]
+  /** All before it in the order are open. */
   #next = 0
   #closing = false
 
   /** With nothing open. */
-  constructor(library: Library, device: number, allocations: readonly EngineAllocation[]) {
+  constructor(
+    library: Library,
+    device: number,
+    allocations: readonly EngineAllocation[],
+    slow = new SlowSizes(),
+  ) {
     this.#library = library
     this.#device = device
     this.#work = new DeviceWork(library, device)
     this.#allocations = allocations
+    this.#slow = slow
+    const isSlow = (index: number) => Number(slow.has(allocations[index]?.bytes ?? 0))
+    this.#order = [...allocations.keys()].sort((a, b) => isSlow(a) - isSlow(b) || a - b)
     try {
       this.stream = this.#work.stream()
       this.rowsStream = this.#work.stream()
@@ -47,10 +79,25 @@ export class EngineMemory {
     return this.#opened.size === this.#allocations.length
   }
 
+  /** Whether {@link EngineMemory.openNext} takes long, as far as is known. */
+  get nextIsSlow(): boolean {
+    const allocation = this.#nextClosed()
+    return allocation !== null && this.#slow.has(this.#allocations[allocation]?.bytes ?? 0)
+  }
+
   /** One more allocation. @throws CkptError what the device says of it */
   openNext(): void {
-    while (this.#opened.has(this.#next)) this.#next++
-    if (this.#next < this.#allocations.length) this.memory(this.#next)
+    const allocation = this.#nextClosed()
+    if (allocation !== null) this.memory(allocation)
+  }
+
+  #nextClosed(): number | null {
+    while (this.#opened.has(this.#order[this.#next] ?? -1)) this.#next++
+    return this.#order[this.#next] ?? null
+  }
+
+  has(allocation: number): boolean {
+    return this.#opened.has(allocation)
   }
 
   /** One of those that are open, when nothing writes them any more; false: none is left. @throws CkptError what the device says of it */
@@ -82,8 +129,10 @@ export class EngineMemory {
     if (closed === undefined || this.#closing)
       throw new Error(`no allocation ${allocation} to open`)
     const handle = Uint8Array.fromHex(closed.handle)
+    const sinceMs = clockMs()
     try {
       const memory = this.#library.memoryOpen(this.#device, handle, closed.bytes)
+      this.#slow.took(closed.bytes, clockMs() - sinceMs)
       this.#opened.set(allocation, memory)
       return memory
     } catch (error) {

@@ -14,6 +14,7 @@ import {
 } from './messages.ts'
 import { HeldPlan } from './plans.ts'
 import type { KeptRun } from './quarantine.ts'
+import { COPIED_BYTES, rehearseCopies } from './rehearse-copies.ts'
 import { RankRun } from './run.ts'
 import type { RunHost } from './run-host.ts'
 import { uniformPlan } from './uniform-plan.ts'
@@ -52,7 +53,7 @@ type RehearsalHost = Pick<
 export function rehearse(host: RehearsalHost, address: string, stopped: () => boolean): number {
   const { library } = host
   using stack = new DisposableStack()
-  const buffer = library.bufferAlloc(BUCKETS * BUCKET_BYTES, 0)
+  const buffer = library.bufferAlloc(Math.max(BUCKETS * BUCKET_BYTES, COPIED_BYTES), 0)
   stack.defer(() => library.bufferFree(buffer))
   const signal = library.signalCreate()
   stack.defer(() => library.signalDestroy(signal))
@@ -62,6 +63,7 @@ export function rehearse(host: RehearsalHost, address: string, stopped: () => bo
     if (stopped()) return run
     if (!new Rehearsal(host, signal, stopped).run(held, buffer, address)) return run
   }
+  rehearseCopies(library, host.rank.device, buffer, RUNS, stopped)
   return RUNS
 }
 
