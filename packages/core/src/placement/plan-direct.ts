@@ -114,7 +114,8 @@ function narrowRows(copies: readonly DirectCopy[]): NotDirect | null {
   return { reason: `${bytes} bytes of it lie in rows of less than ${NARROW_ROW_BYTES} bytes` }
 }
 
-function groupsOf(copies: readonly DirectCopy[]): number[] {
+/** Index of the first copy of each group, and the number of copies. */
+export function groupsOf(copies: readonly DirectCopy[]): number[] {
   const groups: number[] = []
   let bytes = GROUP_BYTES
   for (const [index, { width, height }] of copies.entries()) {

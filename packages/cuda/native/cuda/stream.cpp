@@ -7,6 +7,7 @@
 #include "event.h"
 #include "h2d.h"
 #include "memory.h"
+#include "peers.h"
 #include "poller.h"
 #include "signals.h"
 
@@ -14,6 +15,19 @@ namespace ckpt {
 namespace {
 
 constexpr size_t kHeldMax = 1u << 20;
+
+// A kernel would need the other device's memory mapped; copy engines do without.
+void enqueue_between(cudaStream_t stream, const CudaMemory& to, const CudaMemory& from,
+                     const std::vector<ckpt_copy_piece>& pieces) {
+  let_devices_meet(to.device(), from.device());
+  use_device(to.device());
+  for (const ckpt_copy_piece& piece : pieces) {
+    check_cuda(cudaMemcpyPeerAsync(to.at(piece.dst_offset), static_cast<int>(to.device()),
+                                   from.at(piece.src_offset), static_cast<int>(from.device()),
+                                   piece.bytes, stream),
+               "copying between devices");
+  }
+}
 
 }  // namespace
 
@@ -189,8 +203,13 @@ void CudaStream::copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory>
   add({{After::success, [to = std::static_pointer_cast<CudaMemory>(std::move(to)),
                          from = std::static_pointer_cast<CudaMemory>(std::move(from)),
                          pieces = std::move(pieces)](Turn& turn) {
-          turn.use({to, from},
-                   [&] { enqueue_pieces(turn.stream, to->at(0), from->at(0), pieces); });
+          turn.use({to, from}, [&] {
+            if (to->device() == from->device()) {
+              enqueue_pieces(turn.stream, to->at(0), from->at(0), pieces);
+            } else {
+              enqueue_between(turn.stream, *to, *from, pieces);
+            }
+          });
         }}});
 }
 

@@ -18,6 +18,8 @@ export interface DirectTarget {
   readonly buffers: readonly Uint32Array[]
   /** Pinned memory of at least so many bytes, for this update alone. */
   staging(bytes: number): Handle
+  /** These copies of the plan are complete. */
+  copied?(first: number, end: number): void
 }
 
 /** Enqueues the copies of a direct update on one rank out of its own host's memory. Nothing here waits. */
@@ -52,7 +54,7 @@ export class DirectCopies {
       const [group] = this.#left.splice(next, 1)
       const copies = this.#copiesOf(group as number)
       const pieces = copies === null ? this.#gathered() : copies.map((copy) => this.#pieceOf(copy))
-      this.queue.add(pieces, nowMs, () => this.#complete++)
+      this.queue.add(pieces, nowMs, () => this.#completed(group as number))
     }
   }
 
@@ -72,6 +74,13 @@ export class DirectCopies {
     }
     const [first] = this.#left
     return first === undefined || readable < end(first) ? null : 0
+  }
+
+  #completed(group: number): void {
+    this.#complete++
+    const { plan, copied } = this.#target
+    const end = plan.groups[group + 1]
+    if (end !== undefined) copied?.(plan.groups[group] as number, end)
   }
 
   /** Null: what is gathered. */

@@ -1,20 +1,28 @@
 import {
   CkptError,
   cutAtRanges,
+  type DirectCopy,
   type DirectPlan,
   decodePlacementMap,
   type FetchedCopies,
   type FetchPlan,
+  type FragmentedPlan,
+  fragmentPlan,
   type LookAnswer,
   neededRanges,
   type NotDirect,
   type PlacementMap,
+  planShares,
+  type Share,
+  type SharedPlan,
+  sharePlan,
   tensorCopies,
   planDirect,
   type SourceRanges,
   summariseMap,
 } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
+import { ALLOCATIONS_MAX, type Board, FRAGMENTS_MAX } from './board.ts'
 import { type EngineAllocation, type EngineMemory, SlowSizes } from './engine-memory.ts'
 import type { EngineMapSummary, SourceLayout } from './messages.ts'
 
@@ -40,6 +48,22 @@ export interface KnownMemory {
   readonly allocations: readonly EngineAllocation[]
 }
 
+/** How one rank's plan is carried out together with other ranks of its daemon. */
+export interface Sharing {
+  readonly share: Share
+  readonly shared: SharedPlan
+  /** The copy of each fragment. */
+  readonly fragments: readonly DirectCopy[]
+}
+
+interface KnownSharing {
+  readonly plan: DirectPlan
+  readonly me: number
+  readonly boards: readonly Board[]
+  readonly versions: readonly number[]
+  readonly sharing: Sharing | null
+}
+
 interface PinnedMemory {
   readonly buffer: Handle
   readonly bytes: number
@@ -62,6 +86,10 @@ export class DirectPlans {
   readonly #needs = new WeakMap<DirectPlan, SourceRanges>()
   /** Of the last update. */
   #cut: Cut | null = null
+  readonly #fragmented = new WeakMap<DirectPlan, FragmentedPlan>()
+  #sharing: KnownSharing | null = null
+  /** What this rank's board says. */
+  #written: DirectPlan | null = null
 
   /** Null: this engine has sent none. */
   map(engine: string): EngineMap | null {
@@ -162,6 +190,46 @@ export class DirectPlans {
     const copies = cutAtRanges(plan.fetched, fetch)
     this.#cut = { plan, fetch, copies }
     return copies
+  }
+
+  /** Says on its board what this rank copies, and that nothing of it is there. */
+  write(board: Board, plan: DirectPlan, device: number): void {
+    board.clear()
+    if (this.#written === plan) return
+    const { fragments } = this.#fragments(plan)
+    const inThem = fragments.reduce((sum, { width }) => sum + width, 0)
+    board.write(fragments, plan.bytes - inThem, device)
+    this.#written = plan
+  }
+
+  /**
+   * What a rank copies itself, and takes from others, whose boards are written. Null: they have nothing in common with it.
+   *
+   * @param me its position among the sharers
+   */
+  sharing(plan: DirectPlan, boards: readonly Board[], me: number): Sharing | null {
+    const versions = boards.map(({ version }) => version)
+    const known = this.#sharing
+    const same = known?.boards.every((board, i) => board === boards[i]) ?? false
+    const fits = known?.plan === plan && known.me === me && same
+    if (fits && Bun.deepEquals(known.versions, versions)) return known.sharing
+    const share = planShares(boards.map(({ sharer }) => sharer))[me] as Share
+    const fragmented = this.#fragments(plan)
+    const none = share.taken.length === 0 && share.given.length === 0
+    const { fragments } = fragmented
+    const sharing = none ? null : { share, shared: sharePlan(plan, fragmented, share), fragments }
+    this.#sharing = { plan, me, boards, versions, sharing }
+    return sharing
+  }
+
+  #fragments(plan: DirectPlan): FragmentedPlan {
+    const known = this.#fragmented.get(plan)
+    if (known !== undefined) return known
+    const all = [...plan.copies, ...plan.fetched]
+    const fits = all.every(({ allocation }) => allocation < ALLOCATIONS_MAX)
+    const made = fragmentPlan(plan, fits ? FRAGMENTS_MAX : 0)
+    this.#fragmented.set(plan, made)
+    return made
   }
 
   layout(layoutKey: string): SourceLayout {

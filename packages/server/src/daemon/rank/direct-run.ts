@@ -13,7 +13,8 @@ import {
 import { type Handle, SIGNAL_ABORT } from '@ckpt/cuda'
 import { clockMs } from '../clock.ts'
 import { copyOrder, DirectCopies, groupCount } from './direct-copies.ts'
-import type { DirectPlans, KnownMemory } from './direct-plans.ts'
+import { Board } from './board.ts'
+import type { DirectPlans, KnownMemory, Sharing } from './direct-plans.ts'
 import { EngineMemory } from './engine-memory.ts'
 import { EngineSocket } from './engine-socket.ts'
 import { Fetches, SLOTS } from './fetches.ts'
@@ -29,6 +30,7 @@ import {
 import { RankWait, takeEngineEvents } from './rank-wait.ts'
 import { LEAVE_MS_AT_DEADLINE, SETTLE_MS } from './run.ts'
 import type { RunHost } from './run-host.ts'
+import { givenChunks, Replicas } from './replicas.ts'
 import { copyFetched, SlotCopies } from './slot-copies.ts'
 import { SourceReads } from './source-reads.ts'
 
@@ -57,6 +59,14 @@ export class DirectRun {
   #remotes: readonly (Uint32Array | null)[] = []
   #fetches: Fetches | null = null
   #slotCopies: SlotCopies | null = null
+  /** Of all of its daemon's ranks; this one's. */
+  readonly #boards: readonly Board[]
+  readonly #board: Board
+  #sharing: Sharing | null = null
+  /** Of the plan, as the main thread knows it. */
+  #groups = 0
+  #chunks = 0
+  #replicas: Replicas | null = null
   #reads: SourceReads | null = null
   #bytesPeak: number | null = null
   #endMs: number
@@ -80,6 +90,10 @@ export class DirectRun {
     this.#plans = plans
     this.#progress = new Int32Array(options.progress)
     this.#waits = new RankWait(host)
+    const { peers, member } = options
+    const boards = peers.map((peer) => (peer === null ? null : new Board(peer.board)))
+    this.#boards = boards.filter((board) => board !== null)
+    this.#board = boards[member] as Board
     this.#endMs = options.deadlineMs + LEAVE_MS_AT_DEADLINE
     library.signalReset(signal)
     this.bytesBefore = this.bytesInUse()
@@ -197,7 +211,7 @@ export class DirectRun {
         if (this.#guessed === null) this.#openMemory()
         return
       case 'copy':
-        return this.#startCopies(message.fetch)
+        return this.#startCopies(message.fetch, message.shares)
       case 'leave':
         this.#withdrawn = true
         this.#endMs = Math.min(this.#endMs, nowMs + message.leaveMs)
@@ -269,20 +283,26 @@ export class DirectRun {
   }
 
   /** From here on the engine is torn until it has all. */
-  #startCopies(fetch: FetchPlan | null): void {
+  #startCopies(fetch: FetchPlan | null, shares: boolean): void {
     if (this.#failure !== null) return
     const memory = this.#memory
     const { library, signal } = this.#host
     const { layoutKey, buffers, readings } = this.options
-    const plan = this.#plan()
-    if (memory === null || 'reason' in plan) throw new Error('nothing says where to copy')
+    const whole = this.#plan()
+    if (memory === null || 'reason' in whole) throw new Error('nothing says where to copy')
+    if (shares && this.#boards.length > 1) {
+      this.#sharing = this.#plans.sharing(whole, this.#boards, this.#boards.indexOf(this.#board))
+    }
+    const plan = this.#sharing?.shared.plan ?? whole
     const layout = this.#plans.layout(layoutKey)
     this.#reads = new SourceReads(library, signal, copyOrder(plan, layout), readings)
     const staging = (bytes: number) => this.#staging(bytes)
-    const target = { library, signal, plan, layout, buffers, staging }
+    const copied = (first: number, end: number) => this.#replicas?.copied(first, end)
+    const target = { library, signal, plan, layout, buffers, staging, copied }
     this.#copies = new DirectCopies(target, memory)
     if (fetch !== null) this.#startFetches(fetch, plan, memory, this.#copies)
     else if (plan.fetched.length > 0) throw new Error('nothing says what is read of other hosts')
+    this.#startReplicas(fetch, memory)
     this.#step({ type: 'copying', nowMs: clockMs() })
     this.#woken = true
   }
@@ -298,6 +318,7 @@ export class DirectRun {
     const { sources } = this.#plans.layout(layoutKey)
     const slots = (bytes: number) => this.#slots(bytes)
     const remotes = this.#remotes
+    this.#chunks = fetch.chunks.length - 1
     this.#fetches = new Fetches({
       library,
       signal,
@@ -310,7 +331,27 @@ export class DirectRun {
       slots,
     })
     const cut = this.#plans.cut(plan, fetch)
-    this.#slotCopies = new SlotCopies(cut, this.#fetches, memory, queue)
+    const copied = (chunks: number) => this.#replicas?.fetched(chunks)
+    this.#slotCopies = new SlotCopies(cut, this.#fetches, memory, queue, copied)
+  }
+
+  #startReplicas(fetch: FetchPlan | null, memory: EngineMemory): void {
+    const [sharing, fetches] = [this.#sharing, this.#fetches]
+    if (sharing === null) return
+    const { share, shared, fragments } = sharing
+    const ofChunks =
+      fetch === null || fetches === null
+        ? []
+        : givenChunks(shared.givenFetched, fragments, fetch, fetches.ranges)
+    const { library, signal } = this.#host
+    const others = this.options.peers.flatMap((peer, at) => {
+      return peer === null || at === this.options.member ? [] : peer.signal
+    })
+    const own = { share, shared, fragments, givenChunks: ofChunks, own: this.#board }
+    const target = { library, signal, ...own, boards: this.#boards, signals: others }
+    this.#replicas = new Replicas(target, memory)
+    // chunks of which this rank needs nothing
+    this.#replicas.fetched(this.#slotCopies?.complete ?? 0)
   }
 
   #plan(): DirectPlan | NotDirect {
@@ -333,13 +374,19 @@ export class DirectRun {
     if (copies === null || this.#failure !== null || this.#transferred) return
     const before = this.#complete
     copies.takeComplete(clockMs())
+    this.#replicas?.takeComplete(clockMs())
     if (this.#complete === before) return
     this.#waits.moved()
     Atomics.store(this.#progress, PROGRESS_ACKED, this.#complete)
   }
 
+  /** Of groups and chunks, as many as the main thread was told of. */
   get #complete(): number {
-    return (this.#copies?.complete ?? 0) + (this.#slotCopies?.complete ?? 0)
+    const done = (this.#copies?.complete ?? 0) + (this.#slotCopies?.complete ?? 0)
+    const [sharing, replicas] = [this.#sharing, this.#replicas]
+    if (sharing === null || replicas === null) return done
+    const all = groupCount(sharing.shared.plan) + this.#chunks + replicas.count
+    return Math.floor(((this.#groups + this.#chunks) * (done + replicas.complete)) / all)
   }
 
   #copy(): void {
@@ -351,12 +398,14 @@ export class DirectRun {
       copyFetched(this.#fetches, this.#slotCopies, clockMs())
     }
     copies.enqueue(reads.take(), clockMs())
+    this.#replicas?.enqueue(clockMs())
     const fetched = (this.#fetches?.done ?? true) && (this.#slotCopies?.done ?? true)
-    if (!copies.done || !fetched) return
+    if (!copies.done || !fetched || this.#replicas?.done === false) return
     this.#transferred = true
     this.#bytesPeak = this.bytesInUse()
     const readBy = this.#fetchesAny ? this.#host.remoteSources.transports() : []
-    this.#host.report(this.options.run, { type: 'transferred', readBy })
+    const takenBytes = this.#sharing?.shared.takenBytes ?? 0
+    this.#host.report(this.options.run, { type: 'transferred', readBy, takenBytes })
   }
 
   #release(): void {
@@ -450,7 +499,9 @@ export class DirectRun {
     }
     const { bytes } = plan
     const needs = this.#plans.needs(plan)
-    this.#host.report(run, { type: 'looked', groups: groupCount(plan), bytes, needs })
+    if (this.#boards.length > 1) this.#plans.write(this.#board, plan, this.#host.rank.device)
+    this.#groups = groupCount(plan)
+    this.#host.report(run, { type: 'looked', groups: this.#groups, bytes, needs })
   }
 
   /** Something of this rank failed: its engine must be told. */
@@ -519,7 +570,7 @@ export class DirectRun {
       bytesAfter: this.bytesInUse(),
       stages: {
         h2d: this.#copies?.queue.h2d.take(nowMs) ?? NOTHING,
-        broadcast: NOTHING,
+        broadcast: this.#replicas?.busy.take(nowMs) ?? NOTHING,
         reload: NOTHING,
       },
       turnaroundsMs: NOTHING,

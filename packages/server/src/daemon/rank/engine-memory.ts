@@ -46,6 +46,7 @@ export class EngineMemory {
   readonly #allocations: readonly EngineAllocation[]
   readonly #slow: SlowSizes
   readonly #opened = new Map<number, Handle>()
+  #peerStream: Handle | null = null
   /** In which they are opened: those that take long last. */
   readonly #order: readonly number[]
   /** All before it in the order are open. */
@@ -111,7 +112,13 @@ export class EngineMemory {
     return true
   }
 
-  /** All that write it. */
+  /** Of copies out of other engines' memory. */
+  get peerStream(): Handle {
+    this.#peerStream ??= this.#work.stream()
+    return this.#peerStream
+  }
+
+  /** All that write it and read the checkpoint. */
   get streams(): readonly Handle[] {
     return [this.stream, this.rowsStream]
   }

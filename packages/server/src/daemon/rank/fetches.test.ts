@@ -185,6 +185,7 @@ test('ranks that fetch in turns each get their bytes, whatever is late', () => {
         ...ranks.map((_, rank) => ({
           progress: new SharedArrayBuffer(PROGRESS_BYTES),
           signal: SIGNALS + rank,
+          board: new SharedArrayBuffer(0),
         })),
       ]
       const sources = OWNER_NODES.map(() => SOURCE)

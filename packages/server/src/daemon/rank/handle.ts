@@ -21,6 +21,8 @@ export interface RankHandle {
   readonly memory: MemoryAnswer
   /** What wakes its Worker; 0: nothing in this process does. */
   readonly signal: Handle
+  /** See `Board`; empty: its Worker is in another process. */
+  readonly board: SharedArrayBuffer
   request<T extends RankRequest['type']>(
     request: Extract<RankRequest, { type: T }>,
   ): Promise<RankAnswers[T]>
@@ -34,7 +36,7 @@ export interface RankHandle {
   unlisten(): void
   begin(run: number): void
   announce(run: number): void
-  copy(run: number, fetch: FetchPlan | null): void
+  copy(run: number, fetch: FetchPlan | null, shares: boolean): void
   leave(run: number, reason: string, leaveMs: number): void
   release(run: number): void
   http(run: number, result: { ok: boolean; status: number; message: string }): void

@@ -11,6 +11,7 @@ import {
 } from '@ckpt/cuda'
 import { log } from '../log.ts'
 import type { LibraryOptions, RankInfo } from '../types.ts'
+import { BOARD_BYTES } from './board.ts'
 import { isIdleWithin } from './device-work.ts'
 import { type RankHandle, type RankListener, tellGone } from './handle.ts'
 import type {
@@ -58,6 +59,7 @@ const NOBODY: RankWatcher = { dead: () => {}, left: () => {} }
 export class RankLink implements RankHandle {
   readonly rank: RankInfo
   readonly node = 0
+  readonly board = new SharedArrayBuffer(BOARD_BYTES)
   /** Bytes of rings in quarantine by run. */
   readonly quarantined = new Map<number, number>()
   /** Free and total bytes of the device when the Worker said them last. */
@@ -198,8 +200,8 @@ export class RankLink implements RankHandle {
     this.#post({ type: 'announce', run }, SIGNAL_USER)
   }
 
-  copy(run: number, fetch: FetchPlan | null): void {
-    this.#post({ type: 'copy', run, fetch }, SIGNAL_USER)
+  copy(run: number, fetch: FetchPlan | null, shares: boolean): void {
+    this.#post({ type: 'copy', run, fetch, shares }, SIGNAL_USER)
   }
 
   leave(run: number, reason: string, leaveMs: number): void {

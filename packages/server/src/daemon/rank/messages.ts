@@ -79,6 +79,8 @@ export interface Peer {
   readonly progress: SharedArrayBuffer
   /** Wakes it. */
   readonly signal: Handle
+  /** See `Board`. */
+  readonly board: SharedArrayBuffer
 }
 
 /** An update through a ring. */
@@ -249,8 +251,16 @@ export type RankMessage =
    * is torn by a failure.
    */
   | { readonly type: 'announce'; readonly run: number }
-  /** Every engine worker holds its weights still: copy. `fetch`: what this daemon's ranks read of others' for that; null: nothing. */
-  | { readonly type: 'copy'; readonly run: number; readonly fetch: FetchPlan | null }
+  /**
+   * Every engine worker holds its weights still: copy. `fetch`: what this daemon's ranks read of others' for that; null: nothing.
+   * `shares`: what several of them need one brings, and the others take it from that one's engine.
+   */
+  | {
+      readonly type: 'copy'
+      readonly run: number
+      readonly fetch: FetchPlan | null
+      readonly shares: boolean
+    }
   /** It will not be done directly. */
   | {
       readonly type: 'leave'
@@ -296,7 +306,12 @@ export type RankEvent =
   /** Nothing was changed, and `leave` is to follow. `lasts`: no network leads to another host's memory. */
   | { readonly type: 'not_direct'; readonly reason: string; readonly lasts?: boolean }
   /** Every bucket is acknowledged, or every copy complete. `readBy`: how other daemons' memory was read, see `P2p.transport`. */
-  | { readonly type: 'transferred'; readonly readBy: readonly string[] }
+  | {
+      readonly type: 'transferred'
+      readonly readBy: readonly string[]
+      /** That came from other ranks' engines, of a direct update. */
+      readonly takenBytes: number
+    }
   | { readonly type: 'finished'; readonly dialect: Dialect | null }
   /** `connected`: whether a worker of the engine has ever connected. */
   | { readonly type: 'failed'; readonly failure: Failure; readonly connected: boolean }

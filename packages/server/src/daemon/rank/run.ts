@@ -373,7 +373,11 @@ export class RankRun {
         return this.#announce(action.bucket)
       case 'finish':
         this.#bytesPeak = this.bytesInUse()
-        return this.#host.report(this.options.run, { type: 'transferred', readBy: this.#readBy() })
+        return this.#host.report(this.options.run, {
+          type: 'transferred',
+          readBy: this.#readBy(),
+          takenBytes: 0,
+        })
     }
   }
 

@@ -15,9 +15,20 @@ export class SlotCopies {
   /** Of those, before the first one that is on its way. */
   #left = 0
   #onTheirWay: number[] = []
+  readonly #copied: (chunks: number) => void
 
-  /** @param cut copies of what other daemons have */
-  constructor(cut: FetchedCopies, fetches: Fetches, memory: EngineMemory, queue: CopyQueue) {
+  /**
+   * @param cut copies of what other daemons have
+   * @param copied told of how many chunks, from the first one on, all is there that this rank copies
+   */
+  constructor(
+    cut: FetchedCopies,
+    fetches: Fetches,
+    memory: EngineMemory,
+    queue: CopyQueue,
+    copied: (chunks: number) => void = () => {},
+  ) {
+    this.#copied = copied
     this.#cut = cut
     this.#fetches = fetches
     this.#memory = memory
@@ -96,6 +107,7 @@ export class SlotCopies {
     if (left === this.#left) return
     this.#left = left
     this.#fetches.leave(left)
+    this.#copied(left)
   }
 }
 

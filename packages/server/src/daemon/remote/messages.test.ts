@@ -27,7 +27,7 @@ test('the messages between daemons are those of their version', async () => {
   }
   const found = digest.digest('hex').slice(0, DIGEST_CHARACTERS)
   expect({ version: CLUSTER_VERSION, digest: found }).toEqual({
-    version: 3,
-    digest: '162334bd51f73307',
+    version: 4,
+    digest: 'db9c04f3fac1303e',
   })
 })

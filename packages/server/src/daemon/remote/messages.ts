@@ -142,7 +142,7 @@ export interface LeaseAnswer {
 /** What the leader tells a rank of another daemon in a run, see `RankMessage`. */
 export type RemoteTell =
   | { readonly type: 'begin' | 'announce' | 'release' | 'raise_abort' }
-  | { readonly type: 'copy'; readonly fetch: FetchPlan | null }
+  | { readonly type: 'copy'; readonly fetch: FetchPlan | null; readonly shares: boolean }
   | { readonly type: 'leave'; readonly reason: string; readonly leaveMs: number }
   | { readonly type: 'abort'; readonly failure: Failure; readonly leaveMs: number }
   | {

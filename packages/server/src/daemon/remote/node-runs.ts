@@ -121,7 +121,7 @@ export class NodeRuns {
     const link = this.#parts.pool.links.find((one) => one.rank.rank === rank)
     if (link === undefined) throw new CkptError('bad_request', `there is no rank ${rank}`)
     const progress = this.#progressOf(this.#numberOf(run), link).buffer as SharedArrayBuffer
-    return { progress, signal: link.signal }
+    return { progress, signal: link.signal, board: link.board }
   }
 
   /** Of a rank in a run, whichever rank of this daemon is opened first. */
@@ -242,7 +242,7 @@ export class NodeRuns {
       case 'announce':
         return link.announce(own)
       case 'copy':
-        return link.copy(own, tell.fetch)
+        return link.copy(own, tell.fetch, tell.shares)
       case 'release':
         return link.release(own)
       case 'raise_abort':

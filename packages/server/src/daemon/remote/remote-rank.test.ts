@@ -32,7 +32,8 @@ test('a rank is told which others of its daemon are in the update, as that numbe
     ask: async (request: unknown) => void asked.push(request),
   } as unknown as NodeCalls
   const rank = new RemoteRank({ rank: 5 } as never, 1, calls, () => ({}) as never)
-  const peer: Peer = { progress: new SharedArrayBuffer(PROGRESS_BYTES), signal: 0 }
+  const board = new SharedArrayBuffer(0)
+  const peer: Peer = { progress: new SharedArrayBuffer(PROGRESS_BYTES), signal: 0, board }
   for (const peers of [
     [null, peer, peer],
     [null, null, peer],

@@ -54,6 +54,7 @@ export class RemoteRank implements RankHandle {
   readonly rank: RankInfo
   readonly node: number
   readonly signal = 0
+  readonly board = new SharedArrayBuffer(0)
   memory: MemoryAnswer = { freeBytes: 0, totalBytes: 0 }
   /** As its own daemon numbers it. */
   readonly #own: number
@@ -192,8 +193,8 @@ export class RemoteRank implements RankHandle {
     this.#tell(run, { type: 'announce' })
   }
 
-  copy(run: number, fetch: FetchPlan | null): void {
-    this.#tell(run, { type: 'copy', fetch })
+  copy(run: number, fetch: FetchPlan | null, shares: boolean): void {
+    this.#tell(run, { type: 'copy', fetch, shares })
   }
 
   leave(run: number, reason: string, leaveMs: number): void {

@@ -27,20 +27,39 @@ function spec(changed: Partial<UpdateSpec> = {}): UpdateSpec {
 
 const costs = (...links: RankHandle[]) => new DirectCosts({ ratesOf: () => RATES }, () => links)
 
-test('ranks that hold slices are written directly, ranks that hold the same by broadcasts', () => {
+test('ranks that hold slices are written directly, ranks of two hosts that hold the same by broadcasts', () => {
   const here = costs(link(0, 0), link(1, 0))
   const version = { ...VERSION, ownerNodes: [0, 0] }
   expect(here.against(version, spec())).toBeNull()
   here.note(version, spec(), { placed: [8 * GB, 8 * GB], fetched: new Map([[0, 0]]) })
   expect(here.against(version, spec())).toBeNull()
+  // on one host they take it from each other
   here.note(version, spec(), { placed: [16 * GB, 16 * GB], fetched: new Map([[0, 0]]) })
-  expect(here.against(version, spec())).toMatch(
+  expect(here.against(version, spec())).toBeNull()
+  const told = [{ name: 'mlx5_0', bytesPerSecond: 400 * GB }]
+  const apart = costs(link(0, 0, told), link(1, 1, told))
+  apart.note(VERSION, spec(), { placed: [16 * GB, 16 * GB], fetched: new Map() })
+  expect(apart.against(VERSION, spec())).toMatch(
     /^a broadcast is expected to take 0\.190 s, copies into each engine 0\.320 s$/,
   )
   // as asked for, and of another update nobody knows
-  expect(here.against(version, spec({ mode: 'direct' }))).toBeNull()
-  expect(here.against({ ...version, layoutDigest: 'other' }, spec())).toBeNull()
-  expect(here.against(version, spec({ ranks: [0] }))).toBeNull()
+  expect(apart.against(VERSION, spec({ mode: 'direct' }))).toBeNull()
+  expect(apart.against({ ...VERSION, layoutDigest: 'other' }, spec())).toBeNull()
+  expect(apart.against(VERSION, spec({ ranks: [0] }))).toBeNull()
+})
+
+test('ranks of a host share where broadcasts are faster than its links', () => {
+  const links = [link(0, 0), link(1, 0), link(2, 1)]
+  const at = (broadcastBytesPerSecond: number) => {
+    const rates = { ...RATES, broadcastBytesPerSecond }
+    return new DirectCosts({ ratesOf: () => rates }, () => links)
+  }
+  const all = spec({ ranks: [0, 1, 2] })
+  expect(at(400 * GB).shares(0, all)).toBe(true)
+  expect(at(50 * GB).shares(0, all)).toBe(false)
+  // one rank has nobody to share with
+  expect(at(400 * GB).shares(1, all)).toBe(false)
+  expect(at(400 * GB).shares(0, spec({ ranks: [1, 2] }))).toBe(false)
 })
 
 test('hosts that have to get all of it from each other get no more of it by broadcasts', () => {

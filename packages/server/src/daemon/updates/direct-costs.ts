@@ -12,6 +12,8 @@ const KEPT_MAX = 64
 const VALID_MS = 600_000
 /** A direct update takes no memory of the device and no work of the engine: a ring that is hardly faster is no reason against it. */
 const RING_SHARE_MOST = 0.8
+/** To wait for another rank costs some: a broadcast that is hardly faster than the link is no reason for it. */
+const SHARING_GAIN_LEAST = 1.1
 
 /** What each node of an update copies and reads, as its ranks have said when they looked. */
 export interface PlacedBytes {
@@ -65,8 +67,33 @@ export class DirectCosts {
     return spec.ranks.length === 1 ? null : this.#dearer(version, spec, known.said)
   }
 
+  /** Whether ranks of a node take from each other's engines what several of them need, instead of copying it over each one's link. */
+  shares(node: number, { ranks }: UpdateSpec): boolean {
+    const links = this.#linksOf(ranks).filter((link) => link.node === node)
+    if (links.length < 2) return false
+    const { h2dBytesPerSecond, broadcastBytesPerSecond } = this.#rates.ratesOf(
+      links.map(({ rank }) => rank),
+      [],
+    )
+    return broadcastBytesPerSecond >= SHARING_GAIN_LEAST * h2dBytesPerSecond
+  }
+
+  #linksOf(ranks: readonly number[]): RankHandle[] {
+    return this.#links().filter(({ rank }) => ranks.includes(rank.rank))
+  }
+
+  /** What each rank copies over its link where those of a node share: at least the checkpoint's bytes are once among theirs. */
+  #shared({ bytes }: HeldVersion, spec: UpdateSpec, placed: readonly number[]): number[] {
+    const links = this.#linksOf(spec.ranks)
+    return placed.map((own, index) => {
+      const node = links[index]?.node ?? 0
+      const all = placed.reduce((sum, one, i) => sum + (links[i]?.node === node ? one : 0), 0)
+      return all <= bytes || !this.shares(node, spec) ? own : (own * bytes) / all
+    })
+  }
+
   #dearer(version: HeldVersion, spec: UpdateSpec, said: PlacedBytes): string | null {
-    const links = this.#links().filter(({ rank }) => spec.ranks.includes(rank.rank))
+    const links = this.#linksOf(spec.ranks)
     const rates = this.#rates.ratesOf(
       links.map(({ rank }) => rank),
       spec.engines.map(({ key }) => key),
@@ -75,7 +102,8 @@ export class DirectCosts {
     const reads = (node: number, bytes: number): HostReads => {
       return { bytes, bytesPerSecond: networkRateOf(node, this.#links(), broadcastBytesPerSecond) }
     }
-    const direct = directSeconds(jobOf(said, reads), rates)
+    const placed = this.#shared(version, spec, said.placed)
+    const direct = directSeconds(jobOf({ ...said, placed }, reads), rates)
     const { bytes: totalBytes, table } = version
     const job = { totalBytes, tensorCount: table.names.length, rankCount: links.length }
     const ring = ringSeconds(job, ringReads(version, links, reads), rates)

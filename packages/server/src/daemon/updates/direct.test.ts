@@ -85,6 +85,44 @@ describe('a direct update', () => {
       ),
   )
 
+  test.each([
+    { each: 1, engines: 2 },
+    { each: 1, engines: 4 },
+    { each: 2, engines: 2 },
+  ])(
+    'of $engines engines with $each ranks that hold the same brings every byte over one link',
+    ({ each, engines: count }) =>
+      withUpdates(
+        async (bench) => {
+          const devices = `host:${each}`
+          const started = Array.from({ length: count }, () =>
+            bench.engine({ direct: true, tensorParallelSize: each, devices }),
+          )
+          const engines = await Promise.all(started)
+          const targets = engines.map(({ url }, i) => {
+            return { url, ranks: Array.from({ length: each }, (_, rank) => i * each + rank) }
+          })
+          for (const [seed, mode] of (['pipelined', 'auto', 'direct'] as const).entries()) {
+            const tensors = tensorsOf(COUNT, 2_000_000, seed)
+            await bench.register(tensors)
+            const request = { engines: targets, timeout: 20, mode }
+            const { report, failure } = await outcomeOf(bench.updates.start(NAME, request).done)
+            expect(failure).toBeNull()
+            for (const engine of engines) await requireWeights(engine, tensors)
+            if (mode === 'pipelined') continue
+            expect(report?.mode).toBe('direct')
+            const bytes = Object.values(tensors).reduce((sum, one) => sum + one.bytes.length, 0)
+            const { h2d, broadcast } = report!.stages
+            expect(h2d.bytes + broadcast.bytes).toBe(count * bytes)
+            // but for ends that are not worth waiting for
+            expect(h2d.bytes).toBeLessThan(1.02 * bytes)
+          }
+        },
+        // where each has one rank all are on one device
+        { rankCount: each * count, ...(each === 1 ? { devices: 'host:1' } : {}) },
+      ),
+  )
+
   test('of two engines, and of one of them through the ring as asked', () =>
     withUpdates(
       async (bench) => {

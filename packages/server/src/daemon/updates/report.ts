@@ -115,7 +115,7 @@ export function makeReport(parts: ReportParts): UpdateReport {
       h2d: { busy_s: of('h2d'), bytes: transferred.h2dBytes },
       broadcast: {
         busy_s: of('broadcast'),
-        bytes: spec.ranks.length > 1 && mode !== 'direct' ? bytes : 0,
+        bytes: mode === 'direct' ? team.takenBytes : spec.ranks.length > 1 ? bytes : 0,
       },
       reload: {
         busy_s: of('reload'),

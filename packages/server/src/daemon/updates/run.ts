@@ -282,7 +282,7 @@ export class UpdateRun {
     const told = refused ?? this.#costsMore(version)?.told ?? (await this.#race(this.#hold(team)))
     if (told === null) {
       this.#transferred = () => this.#directly(version, team)
-      team.copy()
+      team.copy((node) => this.#context.directCosts.shares(node, this.#spec))
       this.#record.size(team.placed.groups, version.bytes)
       return null
     }
@@ -358,7 +358,7 @@ export class UpdateRun {
       buckets: team.placed.groups,
       ringBytes: 0,
       bucketBytes: 0,
-      h2dBytes: team.placed.bytes,
+      h2dBytes: team.placed.bytes - team.takenBytes,
     }
   }
 

@@ -70,6 +70,7 @@ interface Member {
   stages: StageIntervals | null
   turnaroundsMs: Float64Array
   readBy: readonly string[]
+  takenBytes: number
 }
 
 type OpenRequest = Extract<RankRequest, { type: 'open' | 'open_direct' }>
@@ -123,6 +124,7 @@ export class RankTeam {
       stages: null,
       turnaroundsMs: new Float64Array(0),
       readBy: [],
+      takenBytes: 0,
     }))
   }
 
@@ -179,8 +181,9 @@ export class RankTeam {
   /** For a rank of this daemon. */
   #peersAt(node: number): (Peer | null)[] {
     return this.#members.map(({ link, progress }) => {
-      const { signal } = link
-      return link.node === node ? { progress: progress.buffer as SharedArrayBuffer, signal } : null
+      const { signal, board } = link
+      const buffer = progress.buffer as SharedArrayBuffer
+      return link.node === node ? { progress: buffer, signal, board } : null
     })
   }
 
@@ -294,19 +297,24 @@ export class RankTeam {
     }
   }
 
-  /** Every engine worker holds still. */
-  copy(): void {
+  /** Every engine worker holds still. `shares`: of a node's ranks one brings what several need, see {@link RankMessage}. */
+  copy(shares: (node: number) => boolean): void {
     for (const member of this.#members) {
       if (!this.#fetches.has(member.link.node)) throw new Error('what is read is not planned')
       const fetch = this.#fetches.get(member.link.node) ?? null
       member.groups += fetch === null ? 0 : fetch.chunks.length - 1
-      member.link.copy(this.#run, fetch)
+      member.link.copy(this.#run, fetch, shares(member.link.node))
     }
   }
 
   /** Of a direct update: bytes that all nodes read of other nodes' memory. */
   get fetchedBytes(): number {
     return [...this.#fetches.values()].reduce((sum, plan) => sum + bytesOf(plan), 0)
+  }
+
+  /** Of the same: bytes that ranks took out of each other's engines. */
+  get takenBytes(): number {
+    return this.#members.reduce((sum, { takenBytes }) => sum + takenBytes, 0)
   }
 
   /** It will not be done directly; nothing was changed. */
@@ -382,6 +390,7 @@ export class RankTeam {
         return this.#notDirect.resolve(event.reason)
       case 'transferred':
         member.readBy = event.readBy
+        member.takenBytes = event.takenBytes
         return this.#reach(member, 'transferred')
       case 'finished':
         member.dialect = event.dialect
