@@ -11,6 +11,7 @@ import { pickle } from './pickle.ts'
 import { plan } from './plan.ts'
 import { ranks } from './ranks.ts'
 import { register } from './register.ts'
+import { replicas } from './replicas.ts'
 import { reload } from './reload.ts'
 import { trace } from './trace.ts'
 import { trainer } from './trainer.ts'
@@ -29,6 +30,7 @@ export const BENCHES: readonly Bench[] = [
   direct,
   update,
   ranks,
+  replicas,
   p2p,
   fresh,
   peers,

@@ -34,10 +34,11 @@ export async function startEngine(
   stack: AsyncDisposableStack,
   devices: string,
   ranks: number,
+  flags: readonly string[] = [],
 ): Promise<string> {
   const where = ['--listen', '127.0.0.1:0', '--devices', devices]
   const engine = await startCommand(
-    ['engine', ...where, '--tensor-parallel-size', String(ranks)],
+    ['engine', ...where, '--tensor-parallel-size', String(ranks), ...flags],
     /"url": ?"([^"]+)"/,
   )
   stack.defer(() => engine.stop())

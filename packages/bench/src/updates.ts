@@ -4,43 +4,55 @@ import { type Checked, type Timed } from './measure.ts'
 import { type DaemonProcess, startDaemon, targetOf, TIMEOUT_SECONDS } from './service.ts'
 import type { Versions } from './versions.ts'
 
-/** Updates of an engine from a daemon that holds both versions, which take turns. */
+/** One that runs, at a base URL, and which ranks of the daemon it has. */
+export interface EngineAtRanks {
+  readonly url: string
+  readonly ranks: readonly number[]
+}
+
+/** Updates of engines from a daemon that holds both versions, which take turns. */
 export class Updates {
   readonly versions: Versions
   readonly daemon: DaemonProcess
   readonly reports: UpdateReport[] = []
-  readonly #engine: string
-  readonly #ranks: number
+  readonly #engines: readonly EngineAtRanks[]
 
-  private constructor(versions: Versions, daemon: DaemonProcess, engine: string, ranks: number) {
+  private constructor(
+    versions: Versions,
+    daemon: DaemonProcess,
+    engines: readonly EngineAtRanks[],
+  ) {
     this.versions = versions
     this.daemon = daemon
-    this.#engine = engine
-    this.#ranks = ranks
+    this.#engines = engines
   }
 
-  /** The daemon, started with these flags too, ends with `stack`. `engine` is where it listens. */
+  /** The daemon, started with these flags too, ends with `stack`. A single engine, told by where it listens, has all ranks. */
   static async start(
     stack: AsyncDisposableStack,
     devices: string,
     ranks: number,
     dir: string,
     versions: Versions,
-    engine: string,
+    engine: string | readonly EngineAtRanks[],
     flags: readonly string[] = [],
   ): Promise<Updates> {
     const daemon = await startDaemon(stack, devices, ranks, dir, flags)
     for (const { name, files } of versions.both) {
       await daemon.client.register(name, { files: [...files] })
     }
-    return new Updates(versions, daemon, engine, ranks)
+    const engines = typeof engine === 'string' ? [{ url: engine, ranks: allOf(ranks) }] : engine
+    return new Updates(versions, daemon, engines)
   }
 
   timed(mode: NonNullable<UpdateRequest['mode']>): Timed {
     return {
       prepare: () => this.versions.next(),
       run: async () => {
-        const engines = [targetOf(this.#engine, this.#ranks)]
+        const engines = this.#engines.map(({ url, ranks }) => ({
+          ...targetOf(url, 0),
+          ranks: [...ranks],
+        }))
         const request = { engines, mode, timeout: TIMEOUT_SECONDS }
         this.reports.push(await this.daemon.client.update(this.versions.present.name, request))
       },
@@ -48,12 +60,21 @@ export class Updates {
     }
   }
 
-  /** Compares the engine with the version that it was updated with last. */
+  /** Compares the engines with the version that they were updated with last. */
   async check(): Promise<Checked> {
-    return compareWeights(
-      await weightsOf(this.#engine),
-      this.versions.present.expected,
-      this.#ranks,
+    const { expected } = this.versions.present
+    const each = await Promise.all(
+      this.#engines.map(async ({ url, ranks }) => {
+        return compareWeights(await weightsOf(url), expected, ranks.length)
+      }),
     )
+    return each.reduce((all, one) => ({
+      compared: all.compared + one.compared,
+      wrong: all.wrong + one.wrong,
+    }))
   }
+}
+
+function allOf(ranks: number): number[] {
+  return Array.from({ length: ranks }, (_, rank) => rank)
 }
