@@ -65,6 +65,24 @@ test('LMDeploy says itself when it is ready', async () => {
   expect(waits).toHaveLength(2)
 })
 
+test('LMDeploy that is awake says that it is not ready, and can be put to sleep for an update', async () => {
+  const message = 'Engine must be sleeping with kv_cache unavailable.'
+  let version: string | null = null
+  const none = 'checkpoint-engine is not installed'
+  await using server = engine({
+    '/update_weights_from_ipc': () => {
+      const words = version === null ? none : message
+      return Response.json({ ready: false, message: words, checkpoint_engine_version: version })
+    },
+  })
+  const { done, waits } = wait({ url: server.url, engine: 'lmdeploy' })
+  setTimeout(() => {
+    version = '0.4.2'
+  }, 250)
+  await done
+  expect(waits[0]).toContain(none)
+})
+
 test('an engine that starts later is waited for', async () => {
   let healthy = false
   await using server = engine({

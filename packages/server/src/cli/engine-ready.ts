@@ -1,5 +1,6 @@
 import type { EngineTarget } from '@ckpt/core'
 import { CkptError } from '@ckpt/core'
+import { lmdeployObstacle } from '../engines/lmdeploy.ts'
 import { splitEngineUrl } from '../engines/url.ts'
 
 export interface ReadyOptions {
@@ -36,9 +37,13 @@ export async function waitForEngine(target: EngineTarget, options: ReadyOptions)
   }
 }
 
+/** Where an engine listens, for messages. */
+export function whereOf({ url, uds }: EngineTarget): string {
+  return uds === undefined ? url : `${url} (its socket ${uds})`
+}
+
 function unreachable(target: EngineTarget, waitedMs: number, reason: string): string {
-  const where = target.uds === undefined ? target.url : `${target.url} (${target.uds})`
-  return `the engine at ${where} did not become ready in ${(waitedMs / 1000).toFixed(1)} s: ${reason}`
+  return `the engine at ${whereOf(target)} did not become ready in ${(waitedMs / 1000).toFixed(1)} s: ${reason}`
 }
 
 /** Null when ready, else why not. */
@@ -91,8 +96,8 @@ function lmdeployRefusal(answer: Answer | string): string | null {
   const refused = refusal('/update_weights_from_ipc', answer)
   if (refused !== null || typeof answer === 'string') return refused
   try {
-    const { ready } = JSON.parse(answer.text) as { ready?: boolean }
-    return ready === true ? null : '/update_weights_from_ipc says that it is not ready'
+    const obstacle = lmdeployObstacle(JSON.parse(answer.text))
+    return obstacle === null ? null : `/update_weights_from_ipc: ${obstacle}`
   } catch {
     return '/update_weights_from_ipc answered no JSON'
   }

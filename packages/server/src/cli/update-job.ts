@@ -11,7 +11,7 @@ import type {
 } from '@ckpt/core'
 import { CkptError } from '@ckpt/core'
 import { type DaemonClient, SilenceError } from './client.ts'
-import { waitForEngine } from './engine-ready.ts'
+import { waitForEngine, whereOf } from './engine-ready.ts'
 import { CommandError } from './exit.ts'
 import { formatBytes, formatRate, formatSeconds } from './format.ts'
 import type { Progress } from './progress.ts'
@@ -176,8 +176,9 @@ async function waitForEngines(
         signal: interrupt.signal,
         onWait: (reason, waitedMs) => {
           const waited = formatSeconds(waitedMs / 1000)
-          progress.show('ready', `waiting for ${engine.url}, ${waited}: ${reason}`)
-          progress.waits(engine.url, `waiting for the engine at ${engine.url}${most}: ${reason}`)
+          const where = whereOf(engine)
+          progress.show('ready', `waiting for ${where}, ${waited}: ${reason}`)
+          progress.waits(engine.url, `waiting for the engine at ${where}${most}: ${reason}`)
         },
       }),
     ),

@@ -37,7 +37,8 @@ async function callEngine(
   signal: AbortSignal,
 ): Promise<EngineAnswer> {
   const headers: Record<string, string> = {}
-  if (body !== null) headers['content-type'] = 'application/json'
+  // LMDeploy refuses others with 415, also where nothing is sent
+  if (method === 'POST') headers['content-type'] = 'application/json'
   if (token !== null) headers.authorization = `Bearer ${token}`
   try {
     const response = await fetch(url, {

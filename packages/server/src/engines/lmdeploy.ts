@@ -2,6 +2,27 @@ import type { EngineAdapter, Readiness } from './adapter.ts'
 import type { EngineClient } from './client.ts'
 import { judgeSuccess, must } from './routes.ts'
 
+/** What LMDeploy 0.18 says of updates, and its versions before it leave out. */
+interface LmdeployStatus {
+  readonly ready?: unknown
+  readonly message?: unknown
+  readonly device_uuids?: unknown
+  /** Null: checkpoint-engine is not installed where it runs. */
+  readonly checkpoint_engine_version?: unknown
+}
+
+/**
+ * Whether it can take updates once it is put to sleep: until then it says that it is not ready.
+ *
+ * @param status its answer to `GET /update_weights_from_ipc`
+ * @returns null: it can; else why not
+ */
+export function lmdeployObstacle(status: unknown): string | null {
+  const { ready, message, checkpoint_engine_version: version } = Object(status) as LmdeployStatus
+  if (ready !== false || typeof version === 'string') return null
+  return typeof message === 'string' ? message : 'it says that it is not ready'
+}
+
 /** LMDeploy: it tells its devices before anything is sent. */
 export const lmdeploy: EngineAdapter = {
   kind: 'lmdeploy',
@@ -9,12 +30,11 @@ export const lmdeploy: EngineAdapter = {
 
   async look(client: EngineClient, signal: AbortSignal): Promise<Readiness> {
     const reply = await client.get('/update_weights_from_ipc', signal)
-    const fields = (reply.json ?? {}) as { ready?: unknown; device_uuids?: unknown }
-    const ready = reply.ok && fields.ready !== false
-    const uuids = Array.isArray(fields.device_uuids) ? fields.device_uuids.map(String) : null
-    const words = ready
-      ? ''
-      : `GET /update_weights_from_ipc answered ${reply.status}: ${reply.words}`
+    const { device_uuids: told } = Object(reply.json) as LmdeployStatus
+    const uuids = Array.isArray(told) ? told.map(String) : null
+    const obstacle = reply.ok ? lmdeployObstacle(reply.json) : reply.words
+    const ready = obstacle === null
+    const words = ready ? '' : `GET /update_weights_from_ipc answered ${reply.status}: ${obstacle}`
     return { ready, words, deviceUuids: uuids }
   },
 

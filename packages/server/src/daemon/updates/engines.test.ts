@@ -313,16 +313,21 @@ test('LMDeploy tells its devices: another set is refused before anything is sent
     const tensors = tensorsOf(8, 100_000, 1)
     await register(tensors)
     const engine = await start({ tellDevices: true })
-    const slept: string[] = []
-    const proxy = proxyOf(engine, {
-      'POST /sleep': ({ url }) => new Response(`${slept.push(new URL(url).search)}`),
-      'POST /wakeup': ({ url }) => new Response(`${slept.push(new URL(url).search)}`),
-    })
+    const proxy = proxyOf(engine)
     // without a path the server's routes tell what it is
     const request = { update_url: proxy.url, timeout: 20 }
     await updates.start(NAME, { ...request, pause: 'wait' }).done
-    expect(slept).toEqual(['?level=2', '?tags=weights', '?tags=kv_cache'])
+    expect(proxy.calls.filter((one) => one.startsWith('POST'))).toEqual([
+      'POST /sleep?level=2',
+      'POST /wakeup?tags=weights',
+      'POST /update_weights_from_ipc',
+      'POST /wakeup?tags=kv_cache',
+    ])
     await requireWeights(engine, tensors)
+    // it takes none while it serves
+    const awake = await outcomeOf(updates.start(NAME, request).done)
+    expect(awake.failure).toMatchObject({ code: 'engine_failed' })
+    expect(awake.failure?.message).toContain('must be sleeping')
     const before = proxy.calls.length
     const { failure } = await outcomeOf(updates.start(NAME, { ...request, ranks: [1] }).done)
     expect(failure).toMatchObject({ code: 'engine_device_missing', phase: 'open', rank: 1 })

@@ -101,15 +101,15 @@ test('an LMDeploy that an operator has put to sleep stays asleep', async () => {
   await withUpdates(async ({ updates, register, engine: start }) => {
     await register(tensorsOf(4, 100_000, 1))
     const engine = await start({ tellDevices: true })
-    const slept: string[] = []
-    const note = ({ url }: Request) => new Response(`${slept.push(new URL(url).search)}`)
-    const proxy = proxyOf(engine, {
-      'GET /is_sleeping': () => Response.json({ is_sleeping: true }),
-      'POST /sleep': note,
-      'POST /wakeup': note,
-    })
+    const proxy = proxyOf(engine)
+    const headers = { 'content-type': 'application/json' }
+    await fetch(`${engine.url}/sleep?level=1`, { method: 'POST', headers })
     await updates.start(NAME, { update_url: proxy.url, timeout: 20, pause: 'wait' }).done
-    expect(slept).toEqual(['?tags=weights'])
+    expect(proxy.calls.filter((one) => one.startsWith('POST'))).toEqual([
+      'POST /wakeup?tags=weights',
+      'POST /update_weights_from_ipc',
+    ])
+    expect(await isPaused(engine)).toBe(true)
     await proxy.close()
   })
 })

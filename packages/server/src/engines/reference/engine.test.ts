@@ -347,7 +347,7 @@ test('wrong requests and options are refused by name', async () => {
   expect((await post(engine, '/collective_rpc', {})).status).toBe(400)
   expect((await post(engine, '/update_weights_from_ipc', {})).status).toBe(400)
   const told = await (await fetch(`${engine.url}/update_weights_from_ipc`)).json()
-  expect(told).toMatchObject({ ready: true, device_uuids: engine.keys })
+  expect(told).toMatchObject({ ready: false, device_uuids: engine.keys, is_sleeping: false })
   for (const path of ['/sleep?level=2', '/wakeup?tags=weights', '/wakeup?tags=kv_cache']) {
     expect((await post(engine, path, {})).status).toBe(200)
     const paused = await (await fetch(`${engine.url}/is_paused`)).json()

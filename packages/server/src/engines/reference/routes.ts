@@ -18,6 +18,8 @@ const FAILED = 'Some workers failed to update weights'
 /** What `GET /update_weights_from_ipc` tells about a worker of each dialect. */
 const VERSIONS = { D1: '0.2.0', D2: '0.2.1', D3: '0.3.4', D4: '0.4.2' } as const
 
+const ASLEEP = 'the engine must be sleeping: POST /sleep, then POST /wakeup?tags=weights'
+
 /** An error answer in the form of vLLM. */
 function vllmError(c: Context, status: 400 | 404 | 500, message: string): Response {
   const kind = status === 500 ? 'InternalServerError' : 'BadRequestError'
@@ -41,9 +43,9 @@ export function engineRoutes(engine: ReferenceEngine, tellDevices: boolean): Hon
   app.get('/v1/weights', async (c) => c.json(await engine.weights()))
   app.get('/v1/faults', (c) => c.json({ holding: engine.holding }))
   app.post('/v1/faults', (c) => armFaults(c, engine))
+  if (tellDevices) addLmdeployRoutes(app, engine)
   app.post('/collective_rpc', (c) => collectiveRpc(c, engine))
   app.post('/update_weights_from_ipc', (c) => updateFromIpc(c, engine))
-  if (tellDevices) addLmdeployRoutes(app, engine)
   addPauseRoutes(app, engine)
   // As FastAPI: 405 where the path exists with another method, by which clients tell the engines apart.
   app.notFound((c) => {
@@ -54,14 +56,27 @@ export function engineRoutes(engine: ReferenceEngine, tellDevices: boolean): Hon
   return app
 }
 
+/** As LMDeploy 0.18: it takes updates only while it sleeps, and POSTs only of JSON, also those without a body. */
 function addLmdeployRoutes(app: Hono, engine: ReferenceEngine): void {
+  app.use(async (c, next) => {
+    const json = c.req.header('content-type')?.startsWith('application/json') ?? false
+    if (c.req.method !== 'POST' || json) return await next()
+    return vllmError(c, 400, "Unsupported Media Type: Only 'application/json' is allowed")
+  })
   app.get('/update_weights_from_ipc', (c) =>
     c.json({
-      ready: true,
+      ready: engine.paused,
+      message: engine.paused ? 'ready' : ASLEEP,
       device_uuids: engine.keys,
       checkpoint_engine_version: VERSIONS[engine.dialect],
+      is_sleeping: engine.paused,
     }),
   )
+  app.get('/is_sleeping', (c) => c.json({ is_sleeping: engine.paused }))
+  app.use('/update_weights_from_ipc', async (c, next) => {
+    if (engine.paused) return await next()
+    return c.json({ success: false, message: ASLEEP }, 400)
+  })
   app.post('/sleep', (c) => {
     engine.paused = true
     return c.body(null, 200)

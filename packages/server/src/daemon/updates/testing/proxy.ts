@@ -30,7 +30,10 @@ export function proxyOf(engine: RunningEngine, own: OwnAnswers = {}, port = 0): 
       if (text) bodies.set(pathname, JSON.parse(text))
       const answer = own[`${request.method} ${pathname}`]
       if (answer !== undefined) return answer(request)
-      return fetch(`${engine.url}${pathname}${search}`, { method: request.method, body: text })
+      const type = request.headers.get('content-type')
+      const headers: Record<string, string> = type === null ? {} : { 'content-type': type }
+      const { method } = request
+      return fetch(`${engine.url}${pathname}${search}`, { method, headers, body: text })
     },
   })
   return {
