@@ -1,4 +1,4 @@
-import { mkdirSync } from 'node:fs'
+import { mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import {
   compareWeights,
@@ -9,51 +9,65 @@ import {
 } from '../support/checkpoint.ts'
 import type { EngineWeights } from '@ckpt/core'
 
-const TENSORS = 32
-/** With the daemons' bucket of half a MiB two fit. */
-const BYTES = 200_000
-/** Buckets of one update. */
-export const BUCKETS = TENSORS / 2
+/** What versions look like, and who holds which of their tensors. */
+export interface CheckpointShape {
+  readonly tensors: number
+  /** Of the first tensor; each is two bytes larger than the one before it. */
+  readonly bytes: number
+  /** Of each node: which of the parts it holds that the tensors are divided into. */
+  readonly held: readonly (readonly number[])[]
+}
 
-/**
- * One version as the daemons hold it: the first of three has the first third of the tensors, the second one the second, and the
- * third one all of them, so that the first and the third, or the third alone, have every tensor.
- */
+/** One version as the daemons hold it, a file for each part of the tensors. */
 export class TestVersion {
   readonly #dir: string
   readonly #seed: number
+  readonly #shape: CheckpointShape
+  readonly #files: readonly string[]
   /** What the daemons know it by: several hold the same tensors. */
   readonly name: string
 
-  constructor(dir: string, seed: number) {
+  constructor(dir: string, seed: number, shape: CheckpointShape) {
     this.#dir = join(dir, `version-${seed}`)
     this.#seed = seed
+    this.#shape = shape
     this.name = `v${seed}`
     mkdirSync(this.#dir)
-    const third = Math.floor(TENSORS / 3)
-    this.#write(0, this.#tensors(0, third))
-    this.#write(1, this.#tensors(third, 2 * third))
-    this.#write(2, this.#tensors(0, TENSORS))
+    const count = Math.max(...shape.held.flat()) + 1
+    this.#files = Array.from({ length: count }, (_, part) => this.#write(part, count))
   }
 
-  #tensors(begin: number, end: number): WrittenTensor[] {
-    return Array.from({ length: end - begin }, (_, i) => {
-      const name = `layer.${begin + i}.weight`
-      return randomTensor(this.#seed, name, 'U8', 1, BYTES + 2 * (begin + i))
-    })
+  #write(part: number, count: number): string {
+    const { tensors, bytes } = this.#shape
+    const [begin, end] = [part, part + 1].map((one) => Math.floor((one * tensors) / count))
+    const written: WrittenTensor[] = []
+    for (let i = begin as number; i < (end as number); i++) {
+      written.push(randomTensor(this.#seed, `layer.${i}.weight`, 'U8', 1, bytes + 2 * i))
+    }
+    const file = join(this.#dir, `part-${part}.safetensors`)
+    writeSafetensors(file, written)
+    return file
   }
 
-  #write(node: number, tensors: readonly WrittenTensor[]): void {
-    writeSafetensors(this.file(node), tensors)
+  /** With every tensor. */
+  get files(): readonly string[] {
+    return this.#files
   }
 
-  file(node: number): string {
-    return join(this.#dir, `node-${node}.safetensors`)
+  /** That a node holds. */
+  filesOf(node: number): readonly string[] {
+    const parts = this.#shape.held[node] ?? []
+    return parts.map((part) => this.#files[part] as string)
   }
 
   /** @throws Error with a readable difference between what an engine holds and what the files say */
   compare({ ranks, torn }: EngineWeights): void {
     if (torn) throw new Error('it is torn')
-    compareWeights(ranks, readSafetensors([this.file(2)]), 1)
+    compareWeights(ranks, readSafetensors(this.#files), 1)
+  }
+
+  /** Of which no engine has anything any more. */
+  remove(): void {
+    rmSync(this.#dir, { recursive: true })
   }
 }

@@ -7,29 +7,33 @@ import { TestCluster } from './cluster.ts'
 const TIMEOUT_MS = 60_000
 
 const CASES: readonly MatrixCase[] = [
-  { who: 'follower', how: 'kill', when: 'gather' },
-  { who: 'follower', how: 'kill', when: 'middle' },
-  { who: 'leader', how: 'kill', when: 'first' },
-  { who: 'leader', how: 'kill', when: 'release' },
-  { who: 'engine', how: 'kill', when: 'middle' },
-  { who: 'rank', how: 'throw', when: 'meet' },
-  { who: 'follower', how: 'stop', when: 'last' },
+  { way: 'ring', who: 'follower', how: 'kill', when: 'gather' },
+  { way: 'ring', who: 'follower', how: 'kill', when: 'middle' },
+  { way: 'ring', who: 'leader', how: 'kill', when: 'first' },
+  { way: 'ring', who: 'leader', how: 'kill', when: 'release' },
+  { way: 'ring', who: 'engine', how: 'kill', when: 'middle' },
+  { way: 'ring', who: 'rank', how: 'throw', when: 'meet' },
+  { way: 'ring', who: 'follower', how: 'stop', when: 'last' },
+  { way: 'direct', who: 'follower', how: 'kill', when: 'middle' },
+  { way: 'direct', who: 'leader', how: 'kill', when: 'begun' },
+  { way: 'direct', who: 'engine', how: 'kill', when: 'first' },
+  { way: 'direct', who: 'follower', how: 'stop', when: 'first' },
 ]
 
-describe.skipIf(withoutUcx !== null)(
-  'three daemons with an engine each, of which one is lost',
-  () => {
+describe.skipIf(withoutUcx !== null).each(['ring', 'direct'] as const)(
+  'daemons with an engine each, of which one is lost: %s',
+  (way) => {
     let cluster: TestCluster | null = null
 
     afterAll(async () => {
       expect((await cluster?.end()) ?? []).toEqual([])
     })
 
-    for (const one of CASES) {
+    for (const one of CASES.filter((each) => each.way === way)) {
       test(
         nameOf(one),
         async () => {
-          cluster ??= await TestCluster.start()
+          cluster ??= await TestCluster.start(way)
           try {
             await runCase(cluster, one)
           } catch (error) {

@@ -1,4 +1,4 @@
-/** Three daemons of one rank each and an engine for each rank, as processes of their own on the host library. */
+/** Daemons of one rank each and an engine for each rank, as processes of their own on the host library. */
 import { mkdirSync, readdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { EngineReport, Failure, StatusAnswer, UpdateState } from '@ckpt/core'
@@ -7,10 +7,11 @@ import { type Scratch, scratch } from '../support/process.ts'
 import { TestVersion } from './checkpoint.ts'
 import { TestDaemon } from './daemon.ts'
 import { TestEngine } from './engine.ts'
+import { type ClusterKind, KINDS, type Way } from './kinds.ts'
 import { until } from './until.ts'
 
-export const NODES = 3
 export const NAME = 'model'
+const KEPT_VERSIONS = 2
 const JOIN_MS = 15_000
 const END_MS = 10_000
 
@@ -45,18 +46,21 @@ export interface Answer {
 
 export class TestCluster {
   readonly network: Network
+  readonly kind: ClusterKind
   readonly daemons: readonly TestDaemon[]
   readonly engines: readonly TestEngine[]
   readonly #dir: Scratch
+  readonly #versions: TestVersion[] = []
   #seed = 0
   #updates = 0
 
-  static async start(network: Network = LOOPBACK): Promise<TestCluster> {
-    const cluster = new TestCluster(network, freePort())
+  static async start(way: Way, network: Network = LOOPBACK): Promise<TestCluster> {
+    const cluster = new TestCluster(KINDS[way], network, freePort())
     try {
       const children = [...cluster.daemons, ...cluster.engines].map(({ child }) => child)
       await Promise.all(children.map((child) => child.start()))
       await cluster.joined()
+      if (way === 'direct') await cluster.#meetEngines()
       return cluster
     } catch (error) {
       await cluster.end()
@@ -64,20 +68,30 @@ export class TestCluster {
     }
   }
 
-  private constructor(network: Network, port: number) {
+  /** What an engine answers to one update tells how the next one may go. */
+  async #meetEngines(): Promise<void> {
+    await this.register()
+    const { failure } = await this.update(0, this.nextUpdateId(), { mode: 'pipelined' })
+    if (failure !== null) throw new Error(JSON.stringify(failure))
+  }
+
+  private constructor(kind: ClusterKind, network: Network, port: number) {
+    const { nodes } = kind
+    this.kind = kind
     this.network = network
     this.#dir = scratch()
     const tokenFile = join(this.#dir.path, 'token')
     writeFileSync(tokenFile, `${crypto.randomUUID()}${crypto.randomUUID()}\n`, { mode: 0o600 })
     const leader = `${network.leader}:${port}`
-    this.daemons = Array.from({ length: NODES }, (_, nodeRank) => {
+    this.daemons = Array.from({ length: nodes }, (_, nodeRank) => {
       const dir = join(this.#dir.path, `n${nodeRank}`)
       mkdirSync(dir, { mode: 0o700 })
       const within = network.within(nodeRank)
-      return new TestDaemon({ dir, nodeRank, nodes: NODES, leader, tokenFile, within })
+      return new TestDaemon({ dir, nodeRank, nodes, leader, tokenFile, within, kind })
     })
     this.engines = this.daemons.map(({ dir, nodeRank }) => {
-      return new TestEngine(nodeRank, join(dir, 'engine.sock'), network.within(nodeRank))
+      const socket = join(dir, 'engine.sock')
+      return new TestEngine(nodeRank, socket, network.within(nodeRank), kind.engine)
     })
   }
 
@@ -107,7 +121,7 @@ export class TestCluster {
   async joined(): Promise<void> {
     await until('every daemon to have joined', JOIN_MS, async () => {
       const { ranks, cluster } = await this.status(0)
-      if (ranks.length !== NODES) return false
+      if (ranks.length !== this.kind.nodes) return false
       const own = await Promise.all(
         (cluster?.peers ?? []).map((peer) => this.status(peer.node_rank)),
       )
@@ -116,7 +130,10 @@ export class TestCluster {
   }
 
   makeVersion(): TestVersion {
-    return new TestVersion(this.#dir.path, ++this.#seed)
+    const version = new TestVersion(this.#dir.path, ++this.#seed, this.kind.shape)
+    // an engine may have the one before
+    if (this.#versions.push(version) > KEPT_VERSIONS) this.#versions.shift()?.remove()
+    return version
   }
 
   /** A new version, of which every daemon registers its part. */
@@ -126,8 +143,12 @@ export class TestCluster {
     return version
   }
 
-  async registerAt(node: number, version: TestVersion): Promise<void> {
-    await this.daemon(node).register(NAME, [version.file(node)], version.name)
+  async registerAt(
+    node: number,
+    version: TestVersion,
+    files = version.filesOf(node),
+  ): Promise<void> {
+    await this.daemon(node).register(NAME, files, version.name)
   }
 
   nextUpdateId(): string {
@@ -137,7 +158,8 @@ export class TestCluster {
   /** Asked of this daemon. */
   async update(node: number, id: string, more: object = {}): Promise<Answer> {
     const engines = this.engines.map(({ target }) => target)
-    const body = { update_id: id, engines, timeout: 20, open_timeout: 10, ...more }
+    const { mode } = this.kind
+    const body = { update_id: id, engines, mode, timeout: 20, open_timeout: 10, ...more }
     const beganMs = performance.now()
     const { status, body: told } = await this.daemon(node).ask(
       'POST',

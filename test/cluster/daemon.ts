@@ -4,10 +4,9 @@ import { STAY_MS } from '../../packages/server/src/daemon/rank/keeper.ts'
 import type { FaultStep } from '../../packages/server/src/daemon/rank/injected.ts'
 import { CKPT, request } from '../support/process.ts'
 import { Child } from './child.ts'
+import type { ClusterKind } from './kinds.ts'
 import { until } from './until.ts'
 
-/** So that an update has many buckets, and a rank that stands still is soon missed by the others. */
-const SIZES = ['--ring-gib', String(2 ** -9), '--bucket-mib', '0.5']
 /** A communicator is made for every update. */
 const IDLE = ['--idle-communicator-seconds', '0.05']
 const STRUCK_MS = 10_000
@@ -23,6 +22,7 @@ export interface DaemonPlace {
   readonly tokenFile: string
   /** What its command begins with, such as `ip netns exec NAME`. */
   readonly within: readonly string[]
+  readonly kind: ClusterKind
 }
 
 /** One `ckpt serve` among several. */
@@ -36,7 +36,7 @@ export class TestDaemon {
   readonly tokenFile: string
   readonly #faults: string
 
-  constructor({ dir, nodeRank, nodes, leader, tokenFile, within }: DaemonPlace) {
+  constructor({ dir, nodeRank, nodes, leader, tokenFile, within, kind }: DaemonPlace) {
     this.dir = dir
     this.leader = leader
     this.tokenFile = tokenFile
@@ -47,8 +47,9 @@ export class TestDaemon {
     const place = ['--leader', leader, '--node-rank', `${nodeRank}`, '--nodes', `${nodes}`]
     const token = ['--cluster-token-file', tokenFile]
     const where = ['--uds', this.socket, '--state-dir', join(dir, 'state'), '--devices', 'host:2']
-    const command = [...within, ...CKPT, 'serve', ...where, '--ranks', '1', ...SIZES, ...IDLE]
+    const command = [...within, ...CKPT, 'serve', ...where, '--ranks', '1', ...kind.serve, ...IDLE]
     this.child = new Child(`node ${nodeRank}`, [...command, ...place, ...token], {
+      ...kind.env,
       CKPT_FAULT_DIR: this.#faults,
     })
   }

@@ -12,11 +12,16 @@ export class TestEngine {
   /** Of the rank that updates it. */
   readonly rank: number
 
-  constructor(rank: number, socket: string, within: readonly string[] = []) {
+  constructor(
+    rank: number,
+    socket: string,
+    within: readonly string[] = [],
+    more: readonly string[] = [],
+  ) {
     this.rank = rank
     this.socket = socket
     const where = ['--listen', `unix:${socket}`, '--devices', 'host:2']
-    this.child = new Child(`engine ${rank}`, [...within, ...CKPT, 'engine', ...where])
+    this.child = new Child(`engine ${rank}`, [...within, ...CKPT, 'engine', ...where, ...more])
   }
 
   get target(): { url: string; uds: string; ranks: number[] } {

@@ -1,13 +1,13 @@
 import { join } from 'node:path'
 import { ROOT, run } from '../support/process.ts'
-import { NODES, type Network } from './cluster.ts'
+import type { Network } from './cluster.ts'
 
 const SCRIPT = join(ROOT, 'scripts/cluster')
 const SKIPPED = 77
 
 /** Every daemon on a host of its own, as far as the network goes. A text: why this machine does not permit it. */
-export async function namespaces(): Promise<Network | string> {
-  const { status, stdout, stderr } = await run([SCRIPT, 'up', `${NODES}`])
+export async function namespaces(nodes: number): Promise<Network | string> {
+  const { status, stdout, stderr } = await run([SCRIPT, 'up', `${nodes}`])
   if (status === SKIPPED) return stderr.trim()
   if (status !== 0) throw new Error(`scripts/cluster up: ${stderr}`)
   const id = stdout.trim()

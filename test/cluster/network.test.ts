@@ -7,12 +7,13 @@ import { withoutUcx } from '../support/ucx.ts'
 import type { TestVersion } from './checkpoint.ts'
 import { NAME, type Network, TestCluster } from './cluster.ts'
 import { TestEngine } from './engine.ts'
+import { KINDS } from './kinds.ts'
 import { namespaces } from './namespaces.ts'
 
 setDefaultTimeout(120_000)
 
 const WEIGHTS_MS = 10_000
-const found = withoutUcx ?? (await namespaces())
+const found = withoutUcx ?? (await namespaces(KINDS.ring.nodes))
 if (typeof found === 'string') console.log(`skipped, daemons on hosts of their own: ${found}`)
 const network = typeof found === 'string' ? null : overTcp(found)
 let cluster: TestCluster | null = null
@@ -27,7 +28,7 @@ afterAll(async () => {
 })
 
 test.skipIf(network === null)('updates, reads and joining across hosts', async () => {
-  cluster = await TestCluster.start(network as Network)
+  cluster = await TestCluster.start('ring', network as Network)
   const first = await cluster.register()
   const all = await cluster.update(1, cluster.nextUpdateId())
   expect(all).toMatchObject({ status: 200, failure: null })

@@ -9,7 +9,7 @@ const GB = 1e9
 const RATES = { ...DEFAULT_RATES, h2dBytesPerSecond: 50 * GB, broadcastBytesPerSecond: 400 * GB }
 
 function link(rank: number, node: number, networkDevices?: NetworkDeviceInfo[]): RankHandle {
-  return { node, rank: { rank, networkDevices } } as unknown as RankHandle
+  return { node, rank: { rank, device: rank, networkDevices } } as unknown as RankHandle
 }
 
 /** Two owners of 8 GB each, on nodes 0 and 1. */
@@ -57,6 +57,10 @@ test('ranks of a host share where broadcasts are faster than its links', () => {
   const all = spec({ ranks: [0, 1, 2] })
   expect(at(400 * GB).shares(0, all)).toBe(true)
   expect(at(50 * GB).shares(0, all)).toBe(false)
+  // of one device it does not matter what its link was seen to keep up with
+  const sharing = links.map(({ node, rank }) => ({ node, rank: { ...rank, device: 0 } }))
+  const slow = { ratesOf: () => ({ ...RATES, broadcastBytesPerSecond: 50 * GB }) }
+  expect(new DirectCosts(slow, () => sharing as never).shares(0, all)).toBe(true)
   // one rank has nobody to share with
   expect(at(400 * GB).shares(1, all)).toBe(false)
   expect(at(400 * GB).shares(0, spec({ ranks: [1, 2] }))).toBe(false)

@@ -67,10 +67,14 @@ export class DirectCosts {
     return spec.ranks.length === 1 ? null : this.#dearer(version, spec, known.said)
   }
 
-  /** Whether ranks of a node take from each other's engines what several of them need, instead of copying it over each one's link. */
+  /**
+   * Whether ranks of a node take from each other's engines what several of them need, instead of copying it over each one's link.
+   * Ranks of one device always do, whose broadcasts have been seen at no more than the rate of their one link.
+   */
   shares(node: number, { ranks }: UpdateSpec): boolean {
     const links = this.#linksOf(ranks).filter((link) => link.node === node)
     if (links.length < 2) return false
+    if (new Set(links.map(({ rank }) => rank.device)).size === 1) return true
     const { h2dBytesPerSecond, broadcastBytesPerSecond } = this.#rates.ratesOf(
       links.map(({ rank }) => rank),
       [],
