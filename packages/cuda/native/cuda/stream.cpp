@@ -16,16 +16,32 @@ namespace {
 
 constexpr size_t kHeldMax = 1u << 20;
 
-// A kernel would need the other device's memory mapped; copy engines do without.
-void enqueue_between(cudaStream_t stream, const CudaMemory& to, const CudaMemory& from,
-                     const std::vector<ckpt_copy_piece>& pieces) {
-  let_devices_meet(to.device(), from.device());
-  use_device(to.device());
+// From this on a piece is worth a call.
+constexpr uint64_t kLargePieceBytes = 64 << 10;
+
+bool all_large(const std::vector<ckpt_copy_piece>& pieces) {
+  return std::all_of(pieces.begin(), pieces.end(), [](const ckpt_copy_piece& piece) {
+    return piece.bytes >= kLargePieceBytes;
+  });
+}
+
+// The kernel's table of pieces goes to the device behind whatever else host memory is copied there,
+// and would need the other device's memory mapped; calls do without.
+void enqueue_each(cudaStream_t stream, const CudaMemory& to, const CudaMemory& from,
+                  const std::vector<ckpt_copy_piece>& pieces) {
+  const int target = static_cast<int>(to.device());
+  const int source = static_cast<int>(from.device());
+  if (target != source) {
+    let_devices_meet(to.device(), from.device());
+    use_device(to.device());
+  }
   for (const ckpt_copy_piece& piece : pieces) {
-    check_cuda(cudaMemcpyPeerAsync(to.at(piece.dst_offset), static_cast<int>(to.device()),
-                                   from.at(piece.src_offset), static_cast<int>(from.device()),
-                                   piece.bytes, stream),
-               "copying between devices");
+    uint8_t* const there = to.at(piece.dst_offset);
+    const uint8_t* const here = from.at(piece.src_offset);
+    check_cuda(target == source
+                   ? cudaMemcpyAsync(there, here, piece.bytes, cudaMemcpyDeviceToDevice, stream)
+                   : cudaMemcpyPeerAsync(there, target, here, source, piece.bytes, stream),
+               "copying between device allocations");
   }
 }
 
@@ -204,10 +220,10 @@ void CudaStream::copy_device(std::shared_ptr<Memory> to, std::shared_ptr<Memory>
                          from = std::static_pointer_cast<CudaMemory>(std::move(from)),
                          pieces = std::move(pieces)](Turn& turn) {
           turn.use({to, from}, [&] {
-            if (to->device() == from->device()) {
-              enqueue_pieces(turn.stream, to->at(0), from->at(0), pieces);
+            if (to->device() != from->device() || all_large(pieces)) {
+              enqueue_each(turn.stream, *to, *from, pieces);
             } else {
-              enqueue_between(turn.stream, *to, *from, pieces);
+              enqueue_pieces(turn.stream, to->at(0), from->at(0), pieces);
             }
           });
         }}});
