@@ -25,7 +25,7 @@ const AFTER_MS = 2000
 const SLACK_MS = 1000
 
 interface Expected {
-  /** Whom the failure names by rank; default: the lost one. */
+  /** It names the engine and no rank. */
   readonly nobody?: true
   readonly codes: readonly ErrorCode[]
   readonly phases: readonly Phase[]
@@ -242,10 +242,7 @@ class CaseRun {
   }
 
   #isUnsure(rank: number): boolean {
-    const { unsure = [] } = this.#facts
-    const { who, how } = this.#case
-    // of what has died nothing is heard later
-    return rank === this.#node && how !== 'kill' && unsure.some((one) => one === who)
+    return rank === this.#node && this.#facts.unsure?.some((who) => who === this.#case.who) === true
   }
 
   /**

@@ -50,8 +50,8 @@ const ENDING = { killed: ['release', 'post'], stopped: ['release', 'post'] } as 
 const WRITTEN = { stopped: ['release'], unsure: ['engine'] } as const
 /** Nothing is changed yet: it cannot be written directly. */
 const UNWRITTEN = { killed: ['plan'] } as const
-/** It holds still, and perhaps hears later that nothing was copied. */
-const UNTOUCHED = { unsure: ['follower', 'engine'] } as const
+/** It may hear later what its daemon has said last, that nothing was copied or that all is there, and nobody hears its answer. */
+const UNHEARD = { unsure: ['follower', 'engine'] } as const
 
 const RING = {
   gather: { phase: 'gather', ...EARLY },
@@ -74,19 +74,21 @@ const DIRECT = {
   gather: { phase: 'gather', ...EARLY },
   look: { phase: 'open', engineFault: 'hold@open', ...UNWRITTEN },
   looked: { phase: 'open', elsewhere: 'hold@open', ...UNWRITTEN },
-  begin: { phase: 'open', engineFault: 'hold@0', tears: true, ...UNTOUCHED, ...UNWRITTEN },
+  begin: { phase: 'open', engineFault: 'hold@0', tears: true, ...UNHEARD, ...UNWRITTEN },
   begun: {
     phase: 'open',
     engineFault: 'hold@1',
     elsewhere: 'hold@0',
     tears: true,
     ...WRITTEN,
-    ...UNTOUCHED,
+    ...UNHEARD,
+    // the other one goes on before it is missed
+    killed: ['transfer', 'open'],
   },
   first: { phase: 'transfer', copied: 0, tears: true, ...WRITTEN },
   middle: { phase: 'transfer', copied: 0.5, tears: true, ...WRITTEN },
   last: { phase: 'transfer', copied: 0.7, tears: true, ...WRITTEN },
-  release: { phase: 'release', engineFault: 'hold@1', tears: true, ...ENDING, unsure: ['engine'] },
+  release: { phase: 'release', engineFault: 'hold@1', tears: true, ...ENDING, ...UNHEARD },
   post: { phase: 'post', engineFault: 'hold@flush' },
 } satisfies Partial<Record<Place, PlaceFacts>>
 

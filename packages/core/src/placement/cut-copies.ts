@@ -29,13 +29,18 @@ function singleRows(copy: DirectCopy): DirectCopy[] {
   })
 }
 
+/** At multiples of the size in its owner's source space: of two ranks that need the same the parts are the same. */
 function cutRow(copy: DirectCopy): DirectCopy[] {
-  return Array.from({ length: Math.ceil(copy.width / GROUP_BYTES) }, (_, part) => {
-    const at = part * GROUP_BYTES
-    const width = Math.min(GROUP_BYTES, copy.width - at)
+  const parts: DirectCopy[] = []
+  for (let at = 0; at < copy.width; ) {
+    const spare = GROUP_BYTES - ((copy.source + at) % GROUP_BYTES)
+    const width = Math.min(spare, copy.width - at)
     const [source, destination] = [copy.source + at, copy.destination + at]
-    return { ...copy, source, destination, width, sourcePitch: width, destinationPitch: width }
-  })
+    const pitches = { sourcePitch: width, destinationPitch: width }
+    parts.push({ ...copy, source, destination, width, ...pitches })
+    at += width
+  }
+  return parts
 }
 
 /** A copy may not cross from one source buffer into the next: there it is cut, also within a row. */

@@ -190,8 +190,11 @@ describe('a direct update with one worker', () => {
       [
         ...begun,
         { type: 'end' },
-        'engine_timeout in release',
-        left("timed out waiting for the engine's processing after the copies", false),
+        'update_timeout in release',
+        left(
+          "the update's timeout has passed: timed out waiting for the engine's processing after the copies",
+          false,
+        ),
         'close',
       ],
     ],
@@ -232,7 +235,7 @@ describe('a direct update with one worker', () => {
     [
       'an abort when the worker has all, and its engine does not answer',
       [...toBegun, copying, end, reply(OK), abort, 50, 50],
-      [...begun, { type: 'end' }, 'engine_timeout in release', 'close'],
+      [...begun, { type: 'end' }, 'update_timeout in release', 'close'],
     ],
     [
       'it comes back after bytes were copied',

@@ -347,8 +347,11 @@ export class DirectConversation {
     }
     if (this.phase === 'closed' || nowMs < this.#limitMs()) return
     if (this.#phase === 'withdrawn' || this.#phase === 'failed') return this.#close()
-    const what = WAITS_FOR[this.#phase] ?? 'the copies'
-    this.#fail(this.#failure('engine_timeout', `timed out waiting for ${what}`), nowMs)
+    const waited = `timed out waiting for ${WAITS_FOR[this.#phase] ?? 'the copies'}`
+    const isOver = nowMs >= this.#endMs
+    const words = isOver ? `the update's timeout has passed: ${waited}` : waited
+    // then the slowest rank is to say what the update has waited for
+    this.#fail(this.#failure(isOver ? 'update_timeout' : 'engine_timeout', words), nowMs)
   }
 
   /** Where another worker of its engine still waits, the engine's answer does not come to explain it. */

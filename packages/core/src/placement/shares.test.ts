@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test'
 import fc from 'fast-check'
+import { cutLarge } from './cut-copies.ts'
 import type { DirectCopy } from './direct-copy.ts'
 import { FRAGMENT_BYTES, FRAGMENT_BYTES_LEAST, type Fragments, fragment } from './fragments.ts'
 import { planShares, type Share, type Sharer } from './shares.ts'
@@ -143,6 +144,14 @@ test('fragments of ranks that need the same are the same, wherever their copies 
     [2 * FRAGMENT_BYTES, 2 * FRAGMENT_BYTES + 7, FRAGMENT_BYTES],
     [3 * FRAGMENT_BYTES, 3 * FRAGMENT_BYTES + 7, 100],
   ])
+  // also when they were cut before, as those of a plan are
+  const [early, late] = [5, 30].map((begin) => {
+    const at = begin * 1024 * KIB
+    const cut = cutLarge([copy(at, 1000 * 1024 * KIB - at)])
+    return new Set(fragment(cut, 0, 1000).copies.map(({ source, width }) => `${source} ${width}`))
+  })
+  const apart = [...late!].filter((one) => !early!.has(one))
+  expect(apart).toEqual([`${30 * 1024 * KIB} ${2 * 1024 * KIB}`])
   // what is small, or of rows, is none
   expect([...whole.fragments]).toEqual([0, 1, 2, -1])
   const rows = fragment([copy(0, 128 * KIB, 4), copy(FRAGMENT_BYTES, FRAGMENT_BYTES)], 5, 10)

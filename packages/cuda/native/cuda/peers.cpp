@@ -1,5 +1,7 @@
 #include "peers.h"
 
+#include <mutex>
+#include <set>
 #include <utility>
 
 #include "cuda-api.h"
@@ -8,6 +10,10 @@ namespace ckpt {
 
 void let_devices_meet(uint32_t one, uint32_t other) {
   if (one == other) return;
+  static std::mutex mutex;
+  static std::set<std::pair<uint32_t, uint32_t>> met;
+  const std::lock_guard lock(mutex);
+  if (met.count(std::minmax(one, other)) > 0) return;
   for (const auto& [from, to] : {std::pair{one, other}, std::pair{other, one}}) {
     int able = 0;
     check_cuda(cudaDeviceCanAccessPeer(&able, static_cast<int>(from), static_cast<int>(to)),
@@ -21,6 +27,7 @@ void let_devices_meet(uint32_t one, uint32_t other) {
       check_cuda(error, "cudaDeviceEnablePeerAccess");
     }
   }
+  met.insert(std::minmax(one, other));
 }
 
 }  // namespace ckpt

@@ -25,8 +25,8 @@ bool all_large(const std::vector<ckpt_copy_piece>& pieces) {
   });
 }
 
-// The kernel's table of pieces goes to the device behind whatever else host memory is copied there,
-// and would need the other device's memory mapped; calls do without.
+// The kernel's table of pieces goes to the device behind whatever else host memory is copied there;
+// calls have none.
 void enqueue_each(cudaStream_t stream, const CudaMemory& to, const CudaMemory& from,
                   const std::vector<ckpt_copy_piece>& pieces) {
   const int target = static_cast<int>(to.device());

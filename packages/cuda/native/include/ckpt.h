@@ -282,8 +282,8 @@ CKPT_API int32_t ckpt_copy_h2d_2d(uint32_t stream, uint32_t memory, uint64_t mem
 /* As many calls of ckpt_copy_h2d_2d, for one wait of the device instead of one each (3 us). They are copied in any order, several
  * at once: none may overlap what another writes. The message says which piece is refused; then none is copied. */
 CKPT_API int32_t ckpt_copy_h2d_batch(uint32_t stream, const ckpt_h2d_piece* pieces, uint32_t count);
-/* The pieces are copied in any order, several at once: none may overlap what another writes. The stream is of the device of
- * `dst_memory`; `src_memory` may be of another one. */
+/* The pieces are copied in any order, several at once: none may overlap what another writes. `src_memory` may be of
+ * another device than the stream and `dst_memory`. */
 CKPT_API int32_t ckpt_copy_device(uint32_t stream, uint32_t dst_memory, uint32_t src_memory, const ckpt_copy_piece* pieces, uint32_t count);
 
 /* --- broadcast among the ranks of one process --- */

@@ -37,7 +37,7 @@ async function callEngine(
   signal: AbortSignal,
 ): Promise<EngineAnswer> {
   const headers: Record<string, string> = {}
-  // LMDeploy refuses others with 415, also where nothing is sent
+  // LMDeploy refuses others, also where nothing is sent
   if (method === 'POST') headers['content-type'] = 'application/json'
   if (token !== null) headers.authorization = `Bearer ${token}`
   try {

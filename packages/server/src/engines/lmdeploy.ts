@@ -18,8 +18,10 @@ interface LmdeployStatus {
  * @returns null: it can; else why not
  */
 export function lmdeployObstacle(status: unknown): string | null {
-  const { ready, message, checkpoint_engine_version: version } = Object(status) as LmdeployStatus
-  if (ready !== false || typeof version === 'string') return null
+  const told = Object(status) as LmdeployStatus
+  const { ready, message, device_uuids: uuids, checkpoint_engine_version: version } = told
+  if (ready === true || typeof version === 'string') return null
+  if (ready === undefined && Array.isArray(uuids)) return null
   return typeof message === 'string' ? message : 'it says that it is not ready'
 }
 

@@ -2,27 +2,28 @@ import type { DirectCopy, Fragments, Sharer } from '@ckpt/core'
 import type { Handle } from '@ckpt/cuda'
 
 /** Of what is larger the rest is copied by every rank itself. */
-export const FRAGMENTS_MAX = 8192
+export const FRAGMENTS_MAX = 32_768
 export const ALLOCATIONS_MAX = 8192
 const COLUMNS = 5
-const HEAD_BYTES = 24
+const HEAD_BYTES = 32
 const COLUMN_BYTES = FRAGMENTS_MAX * 8
 const HANDLES_AT = HEAD_BYTES + COLUMNS * COLUMN_BYTES
 const GIVEN_AT = HANDLES_AT + ALLOCATIONS_MAX * 4
 export const BOARD_BYTES = GIVEN_AT + FRAGMENTS_MAX
 
-const VERSION = 0
-const COUNT = 1
-const LINK = 2
+const COUNT = 0
+const LINK = 1
+const STAMP_MAX = 2 ** 52
 
 /**
  * Where one rank says what it copies in a direct update, and what of it is there, to the other ranks of its daemon. It is written by
  * that rank alone: the fragments before it says that it has looked, so that all are read by when any rank is told to copy.
  */
 export class Board {
-  /** Version, number of fragments, number of the device. */
+  /** Number of fragments, number of the device. */
   readonly #head: Int32Array
   readonly #otherBytes: Float64Array
+  readonly #stamp: Float64Array
   readonly #columns: readonly Float64Array[]
   /** Of each allocation; 0: it is not open yet. */
   readonly #handles: Int32Array
@@ -32,6 +33,7 @@ export class Board {
   constructor(buffer: SharedArrayBuffer) {
     this.#head = new Int32Array(buffer, 0, 4)
     this.#otherBytes = new Float64Array(buffer, 16, 1)
+    this.#stamp = new Float64Array(buffer, 24, 1)
     this.#columns = Array.from({ length: COLUMNS }, (_, column) => {
       return new Float64Array(buffer, HEAD_BYTES + column * COLUMN_BYTES, FRAGMENTS_MAX)
     })
@@ -39,9 +41,9 @@ export class Board {
     this.#given = new Uint8Array(buffer, GIVEN_AT, FRAGMENTS_MAX)
   }
 
-  /** Ascends whenever other fragments are written. */
-  get version(): number {
-    return Atomics.load(this.#head, VERSION)
+  /** Another one whenever fragments are written, whoever writes them: a Worker may be replaced, and its board. */
+  get stamp(): number {
+    return this.#stamp[0] as number
   }
 
   /** @param otherBytes what it copies beside them */
@@ -57,7 +59,7 @@ export class Board {
     this.#otherBytes[0] = otherBytes
     Atomics.store(this.#head, COUNT, fragments.length)
     Atomics.store(this.#head, LINK, device)
-    Atomics.add(this.#head, VERSION, 1)
+    this.#stamp[0] = Math.floor(Math.random() * STAMP_MAX)
   }
 
   /** Nothing is there. */

@@ -59,8 +59,8 @@ export interface Sharing {
 interface KnownSharing {
   readonly plan: DirectPlan
   readonly me: number
-  readonly boards: readonly Board[]
-  readonly versions: readonly number[]
+  /** Of all boards. */
+  readonly stamps: readonly number[]
   readonly sharing: Sharing | null
 }
 
@@ -192,14 +192,14 @@ export class DirectPlans {
     return copies
   }
 
-  /** Says on its board what this rank copies, and that nothing of it is there. */
-  write(board: Board, plan: DirectPlan, device: number): void {
+  /** Says on its board what this rank copies, and that nothing of it is there. Returns bytes of it that others could bring. */
+  write(board: Board, plan: DirectPlan, device: number): number {
     board.clear()
-    if (this.#written === plan) return
     const { fragments } = this.#fragments(plan)
-    const inThem = fragments.reduce((sum, { width }) => sum + width, 0)
-    board.write(fragments, plan.bytes - inThem, device)
+    const bytes = fragments.reduce((sum, { width }) => sum + width, 0)
+    if (this.#written !== plan) board.write(fragments, plan.bytes - bytes, device)
     this.#written = plan
+    return bytes
   }
 
   /**
@@ -208,17 +208,16 @@ export class DirectPlans {
    * @param me its position among the sharers
    */
   sharing(plan: DirectPlan, boards: readonly Board[], me: number): Sharing | null {
-    const versions = boards.map(({ version }) => version)
+    const stamps = boards.map(({ stamp }) => stamp)
     const known = this.#sharing
-    const same = known?.boards.every((board, i) => board === boards[i]) ?? false
-    const fits = known?.plan === plan && known.me === me && same
-    if (fits && Bun.deepEquals(known.versions, versions)) return known.sharing
+    const same = known?.plan === plan && known.me === me
+    if (same && Bun.deepEquals(known.stamps, stamps)) return known.sharing
     const share = planShares(boards.map(({ sharer }) => sharer))[me] as Share
     const fragmented = this.#fragments(plan)
     const none = share.taken.length === 0 && share.given.length === 0
     const { fragments } = fragmented
     const sharing = none ? null : { share, shared: sharePlan(plan, fragmented, share), fragments }
-    this.#sharing = { plan, me, boards, versions, sharing }
+    this.#sharing = { plan, me, stamps, sharing }
     return sharing
   }
 

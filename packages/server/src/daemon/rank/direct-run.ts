@@ -77,6 +77,8 @@ export class DirectRun {
   #finished = false
   #withdrawn = false
   #failure: Failure | null = null
+  /** Ranks are being told to stop: others' memory may go. */
+  #aborting = false
   /** The main thread has told every rank to stop. */
   #stopped = false
   #closed = false
@@ -166,11 +168,11 @@ export class DirectRun {
     this.#takeComplete()
     // drained before anything is looked at: what arrives from here on wakes the next wait
     this.#woken = false
-    const aborting = (this.#host.library.signalTake(this.#host.signal) & SIGNAL_ABORT) !== 0
+    this.#aborting ||= (this.#host.library.signalTake(this.#host.signal) & SIGNAL_ABORT) !== 0
     this.#host.tend()
     for (const message of this.#host.takeMessages()) this.handle(message)
     this.#takeComplete()
-    if (!aborting) this.#copy()
+    if (!this.#aborting) this.#copy()
     this.#openGuessed()
     this.#closeReleased()
     const { deadlineMs } = this.#conversation
@@ -214,6 +216,7 @@ export class DirectRun {
         return this.#startCopies(message.fetch, message.shares)
       case 'leave':
         this.#withdrawn = true
+        if (this.options.prepares) this.#share()
         this.#endMs = Math.min(this.#endMs, nowMs + message.leaveMs)
         return this.#step({ type: 'leave', reason: message.reason, nowMs })
       case 'release':
@@ -232,8 +235,7 @@ export class DirectRun {
   #guess(): void {
     const known = this.#plans.memory(this.options.engine)
     if (known === null) return
-    const { library, rank } = this.#host
-    this.#memory = new EngineMemory(library, rank.device, known.allocations, this.#plans.slowSizes)
+    this.#memory = this.#makeMemory(known)
     this.#guessed = known
   }
 
@@ -269,11 +271,16 @@ export class DirectRun {
     if (this.#guessed !== null && !Bun.deepEquals(this.#guessed, now)) this.#forgetGuess()
   }
 
-  #openMemory(): void {
+  #makeMemory({ allocations }: KnownMemory): EngineMemory {
     const { library, rank } = this.#host
-    const { allocations } = this.#plans.memory(this.options.engine) as KnownMemory
+    const sharers = this.#boards.length > 1
+    return new EngineMemory(library, rank.device, allocations, this.#plans.slowSizes, sharers)
+  }
+
+  #openMemory(): void {
+    const known = this.#plans.memory(this.options.engine) as KnownMemory
     try {
-      this.#memory ??= new EngineMemory(library, rank.device, allocations, this.#plans.slowSizes)
+      this.#memory ??= this.#makeMemory(known)
       this.#memory.open()
     } catch (error) {
       const { code, message } = CkptError.wrap(error)
@@ -290,9 +297,7 @@ export class DirectRun {
     const { layoutKey, buffers, readings } = this.options
     const whole = this.#plan()
     if (memory === null || 'reason' in whole) throw new Error('nothing says where to copy')
-    if (shares && this.#boards.length > 1) {
-      this.#sharing = this.#plans.sharing(whole, this.#boards, this.#boards.indexOf(this.#board))
-    }
+    if (shares) this.#share()
     const plan = this.#sharing?.shared.plan ?? whole
     const layout = this.#plans.layout(layoutKey)
     this.#reads = new SourceReads(library, signal, copyOrder(plan, layout), readings)
@@ -302,7 +307,7 @@ export class DirectRun {
     this.#copies = new DirectCopies(target, memory)
     if (fetch !== null) this.#startFetches(fetch, plan, memory, this.#copies)
     else if (plan.fetched.length > 0) throw new Error('nothing says what is read of other hosts')
-    this.#startReplicas(fetch, memory)
+    this.#startReplicas(memory)
     this.#step({ type: 'copying', nowMs: clockMs() })
     this.#woken = true
   }
@@ -335,14 +340,19 @@ export class DirectRun {
     this.#slotCopies = new SlotCopies(cut, this.#fetches, memory, queue, copied)
   }
 
-  #startReplicas(fetch: FetchPlan | null, memory: EngineMemory): void {
+  /** Works out what ranks take from each other, all of which have said what they copy. */
+  #share(): void {
+    const plan = this.#plan()
+    if (this.#boards.length < 2 || 'reason' in plan) return
+    this.#sharing = this.#plans.sharing(plan, this.#boards, this.#boards.indexOf(this.#board))
+  }
+
+  #startReplicas(memory: EngineMemory): void {
     const [sharing, fetches] = [this.#sharing, this.#fetches]
     if (sharing === null) return
     const { share, shared, fragments } = sharing
     const ofChunks =
-      fetch === null || fetches === null
-        ? []
-        : givenChunks(shared.givenFetched, fragments, fetch, fetches.ranges)
+      fetches === null ? [] : givenChunks(shared.givenFetched, fragments, fetches.ranges)
     const { library, signal } = this.#host
     const others = this.options.peers.flatMap((peer, at) => {
       return peer === null || at === this.options.member ? [] : peer.signal
@@ -499,9 +509,11 @@ export class DirectRun {
     }
     const { bytes } = plan
     const needs = this.#plans.needs(plan)
-    if (this.#boards.length > 1) this.#plans.write(this.#board, plan, this.#host.rank.device)
-    this.#groups = groupCount(plan)
-    this.#host.report(run, { type: 'looked', groups: this.#groups, bytes, needs })
+    const shareableBytes =
+      this.#boards.length > 1 ? this.#plans.write(this.#board, plan, this.#host.rank.device) : 0
+    const groups = groupCount(plan)
+    this.#groups = groups
+    this.#host.report(run, { type: 'looked', groups, bytes, shareableBytes, needs })
   }
 
   /** Something of this rank failed: its engine must be told. */

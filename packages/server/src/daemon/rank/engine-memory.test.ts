@@ -84,6 +84,15 @@ test('an allocation that cannot be opened says so, and the others are closed', (
   expect(calls).toEqual(['open 0', 'close 100', 'destroy 2', 'destroy 1'])
 })
 
+test('all streams that write it are told, also that of copies out of other engines', () => {
+  const { library } = play({ streamsMax: 5 })
+  const alone = new EngineMemory(library, 0, ALLOCATIONS)
+  expect(alone.streams).toEqual([alone.stream, alone.rowsStream])
+  expect(() => alone.peerStream).toThrow('nothing is taken')
+  const sharer = new EngineMemory(library, 0, ALLOCATIONS, new SlowSizes(), true)
+  expect(sharer.streams).toEqual([sharer.stream, sharer.rowsStream, sharer.peerStream])
+})
+
 test('where there is only one stream none is left', () => {
   const { calls, made } = play({ streamsMax: 1 })
   expect(made).toThrow('no stream')

@@ -46,19 +46,25 @@ export class EngineMemory {
   readonly #allocations: readonly EngineAllocation[]
   readonly #slow: SlowSizes
   readonly #opened = new Map<number, Handle>()
-  #peerStream: Handle | null = null
+  /** Of copies out of other engines' memory; null: there are none. */
+  readonly #peerStream: Handle | null
   /** In which they are opened: those that take long last. */
   readonly #order: readonly number[]
   /** All before it in the order are open. */
   #next = 0
   #closing = false
 
-  /** With nothing open. */
+  /**
+   * With nothing open.
+   *
+   * @param sharers whether it can take from other engines' memory
+   */
   constructor(
     library: Library,
     device: number,
     allocations: readonly EngineAllocation[],
     slow = new SlowSizes(),
+    sharers = false,
   ) {
     this.#library = library
     this.#device = device
@@ -70,6 +76,7 @@ export class EngineMemory {
     try {
       this.stream = this.#work.stream()
       this.rowsStream = this.#work.stream()
+      this.#peerStream = sharers ? this.#work.stream() : null
     } catch (error) {
       this.#work.free()
       throw error
@@ -114,13 +121,14 @@ export class EngineMemory {
 
   /** Of copies out of other engines' memory. */
   get peerStream(): Handle {
-    this.#peerStream ??= this.#work.stream()
+    if (this.#peerStream === null) throw new Error('nothing is taken from other engines')
     return this.#peerStream
   }
 
-  /** All that write it and read the checkpoint. */
+  /** All that write it. */
   get streams(): readonly Handle[] {
-    return [this.stream, this.rowsStream]
+    const own = [this.stream, this.rowsStream]
+    return this.#peerStream === null ? own : [...own, this.#peerStream]
   }
 
   /** The rest. @throws CkptError what the device says of an allocation */

@@ -292,13 +292,14 @@ export type RankEvent =
   | { readonly type: 'opened' }
   /**
    * The engine's worker has said where its weights lie, and the copies are planned: so many groups out of its own host's memory,
-   * and bytes in all.
+   * and bytes in all, of which `shareableBytes` can come from other ranks of its host that need the same.
    * `needs`: what of other daemons' memory, see `SourceRanges`.
    */
   | {
       readonly type: 'looked'
       readonly groups: number
       readonly bytes: number
+      readonly shareableBytes: number
       readonly needs: Float64Array
     }
   /** The engine's worker holds its weights still. `streams` will write them. */

@@ -64,6 +64,7 @@ export function rehearse(host: RehearsalHost, address: string, stopped: () => bo
     if (!new Rehearsal(host, signal, stopped).run(held, buffer, address)) return run
   }
   rehearseCopies(library, host.rank.device, buffer, RUNS, stopped)
+  // of rings: these may have been stopped
   return RUNS
 }
 

@@ -1,12 +1,18 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
-import type { DirectCopy, DirectPlan } from '@ckpt/core'
+import {
+  type DirectCopy,
+  type DirectPlan,
+  FetchedRanges,
+  neededRanges,
+  planFetches,
+} from '@ckpt/core'
 import type { CopyPiece, H2dPiece, Handle, Library } from '@ckpt/cuda'
 import fc from 'fast-check'
 import { Board, BOARD_BYTES } from './board.ts'
 import { copyOrder, DirectCopies } from './direct-copies.ts'
 import { DirectPlans } from './direct-plans.ts'
 import type { EngineMemory } from './engine-memory.ts'
-import { Replicas } from './replicas.ts'
+import { givenChunks, Replicas } from './replicas.ts'
 
 setDefaultTimeout(60_000)
 
@@ -205,22 +211,48 @@ test('ranks that take from each other all get their bytes, each over one link, w
 })
 
 test('what is shared is worked out again when a rank copies something else', () => {
-  const boards = [0, 1].map(() => new Board(new SharedArrayBuffer(BOARD_BYTES)))
+  const buffers = [0, 1].map(() => new SharedArrayBuffer(BOARD_BYTES))
+  // of each run anew
+  const wrapped = () => buffers.map((buffer) => new Board(buffer))
+  const boards = wrapped()
   const all = planOf(TENSOR_BYTES.map(() => [true, 0, 0]))
   const half = planOf(TENSOR_BYTES.map((_, tensor) => [tensor < TENSORS / 2, 0, 0]))
   const [first, second] = [new DirectPlans(), new DirectPlans()]
   first.write(boards[0]!, all, 0)
   second.write(boards[1]!, all, 1)
   const before = first.sharing(all, boards, 0)
-  expect(first.sharing(all, boards, 0)).toBe(before)
+  expect(first.sharing(all, wrapped(), 0)).toBe(before)
   const own = before!.shared.plan.bytes + before!.shared.takenBytes
   expect(own).toBe(all.bytes)
   second.write(boards[1]!, half, 1)
-  const after = first.sharing(all, boards, 0)
+  const after = first.sharing(all, wrapped(), 0)
   expect(after!.shared.takenBytes).toBeLessThan(before!.shared.takenBytes)
+  // a Worker that replaces the other one writes a board of its own
+  buffers[1] = new SharedArrayBuffer(BOARD_BYTES)
+  new DirectPlans().write(wrapped()[1]!, all, 1)
+  expect(first.sharing(all, wrapped(), 0)!.shared.takenBytes).toBe(before!.shared.takenBytes)
   // nothing is there at first, whatever was the last time
   boards[0]!.give(0, 7)
   expect(boards[0]!.placeOf(0)).toEqual({ memory: 7, offset: 0 })
   first.write(boards[0]!, all, 0)
   expect(boards[0]!.placeOf(0)).toBeNull()
+})
+
+test('a fragment of what is fetched is there with the last chunk that has some of it', () => {
+  const copies = planOf(TENSOR_BYTES.map(() => [true, 0, 0])).copies
+  const needs = neededRanges(copies, () => true)
+  const fetch = planFetches(0, [1], [needs], 100 * KIB)!
+  const ranges = new FetchedRanges(fetch)
+  const given = [4, 0, 2]
+  const chunks = givenChunks(given, copies, ranges)
+  expect(chunks.map(({ chunk }) => chunk)).toEqual(
+    chunks.map(({ chunk }) => chunk).toSorted((a, b) => a - b),
+  )
+  for (const { fragment, chunk } of chunks) {
+    const { source, width } = copies[fragment]!
+    expect(chunk).toBe(Math.floor((source + width - 1) / (100 * KIB)))
+  }
+  expect(new Set(chunks.map(({ fragment }) => fragment))).toEqual(new Set(given))
+  const elsewhere = [{ ...copies[0]!, source: SOURCE_BYTES + KIB }]
+  expect(() => givenChunks([0], elsewhere, ranges)).toThrow('is not fetched')
 })

@@ -1,4 +1,4 @@
-import type { DirectCopy, FetchedRanges, FetchPlan, Share, SharedPlan, Taken } from '@ckpt/core'
+import type { DirectCopy, FetchedRanges, Share, SharedPlan, Taken } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
 import type { Board } from './board.ts'
 import type { EngineMemory } from './engine-memory.ts'
@@ -6,8 +6,8 @@ import { BusyIntervals } from './intervals.ts'
 
 /** Batches of copies on their way at a time. */
 const IN_FLIGHT_MAX = 8
-/** Fragments of a batch: another rank's group has some of them. */
-const BATCH = 32
+/** Of a batch: what is on its way cannot be called back. */
+const BATCH_BYTES = 64 * 2 ** 20
 /** How far it is looked ahead of what is not there yet: other ranks bring theirs in about the same order. */
 const AHEAD = 256
 
@@ -119,11 +119,13 @@ export class Replicas {
   #takeBatch(nowMs: number): boolean {
     const { library, signal } = this.#target
     const stream = this.#memory.peerStream
-    let count = 0
-    for (let at = 0; at < Math.min(AHEAD, this.#left.length) && count < BATCH; ) {
-      if (this.#take(this.#left[at] as Taken, stream)) {
+    let [count, bytes] = [0, 0]
+    for (let at = 0; at < Math.min(AHEAD, this.#left.length) && bytes < BATCH_BYTES; ) {
+      const taken = this.#left[at] as Taken
+      if (this.#take(taken, stream)) {
         this.#left.splice(at, 1)
         count++
+        bytes += this.#copyOf(taken.fragment).width
       } else at++
     }
     if (count === 0) return false
@@ -150,14 +152,17 @@ export class Replicas {
 export function givenChunks(
   given: readonly number[],
   fragments: readonly DirectCopy[],
-  { chunks }: FetchPlan,
   ranges: FetchedRanges,
 ): GivenChunk[] {
-  const chunkOf = (range: number) => chunks.findLastIndex((first) => first <= range)
+  const chunkOf = (owner: number, offset: number) => {
+    const range = ranges.rangeAt(owner, offset)
+    if (range === -1) throw new Error(`byte ${offset} of owner ${owner} is not fetched`)
+    return ranges.chunkOf(range)
+  }
   return given
     .map((fragment) => {
       const { owner, source, width } = fragments[fragment] as DirectCopy
-      return { fragment, chunk: chunkOf(ranges.rangeAt(owner, source + width - 1)) }
+      return { fragment, chunk: chunkOf(owner, source + width - 1) }
     })
     .sort((a, b) => a.chunk - b.chunk)
 }

@@ -31,14 +31,26 @@ test('ranks that hold slices are written directly, ranks of two hosts that hold 
   const here = costs(link(0, 0), link(1, 0))
   const version = { ...VERSION, ownerNodes: [0, 0] }
   expect(here.against(version, spec())).toBeNull()
-  here.note(version, spec(), { placed: [8 * GB, 8 * GB], fetched: new Map([[0, 0]]) })
+  here.note(version, spec(), {
+    placed: [8 * GB, 8 * GB],
+    shareable: [8 * GB, 8 * GB],
+    fetched: new Map([[0, 0]]),
+  })
   expect(here.against(version, spec())).toBeNull()
   // on one host they take it from each other
-  here.note(version, spec(), { placed: [16 * GB, 16 * GB], fetched: new Map([[0, 0]]) })
+  here.note(version, spec(), {
+    placed: [16 * GB, 16 * GB],
+    shareable: [16 * GB, 16 * GB],
+    fetched: new Map([[0, 0]]),
+  })
   expect(here.against(version, spec())).toBeNull()
   const told = [{ name: 'mlx5_0', bytesPerSecond: 400 * GB }]
   const apart = costs(link(0, 0, told), link(1, 1, told))
-  apart.note(VERSION, spec(), { placed: [16 * GB, 16 * GB], fetched: new Map() })
+  apart.note(VERSION, spec(), {
+    placed: [16 * GB, 16 * GB],
+    shareable: [16 * GB, 16 * GB],
+    fetched: new Map(),
+  })
   expect(apart.against(VERSION, spec())).toMatch(
     /^a broadcast is expected to take 0\.190 s, copies into each engine 0\.320 s$/,
   )
@@ -46,6 +58,18 @@ test('ranks that hold slices are written directly, ranks of two hosts that hold 
   expect(apart.against(VERSION, spec({ mode: 'direct' }))).toBeNull()
   expect(apart.against({ ...VERSION, layoutDigest: 'other' }, spec())).toBeNull()
   expect(apart.against(VERSION, spec({ ranks: [0] }))).toBeNull()
+})
+
+test('what ranks of a host cannot bring each other each copies itself', () => {
+  const here = costs(link(0, 0), link(1, 0))
+  const version = { ...VERSION, ownerNodes: [0, 0] }
+  const placed = [16 * GB, 16 * GB]
+  here.note(version, spec(), { placed, shareable: [0, 0], fetched: new Map() })
+  // 0.320 s over each link
+  expect(here.against(version, spec())).toContain('copies into each engine 0.320 s')
+  here.note(version, spec(), { placed, shareable: [14 * GB, 14 * GB], fetched: new Map() })
+  // 2 GB each, and of 28 GB at most 16 once
+  expect(here.against(version, spec())).toBeNull()
 })
 
 test('ranks of a host share where broadcasts are faster than its links', () => {
@@ -73,7 +97,11 @@ test('hosts that have to get all of it from each other get no more of it by broa
     [0, 8 * GB],
     [1, 8 * GB],
   ])
-  apart.note(VERSION, spec(), { placed: [16 * GB, 16 * GB], fetched })
+  apart.note(VERSION, spec(), {
+    placed: [16 * GB, 16 * GB],
+    shareable: [16 * GB, 16 * GB],
+    fetched,
+  })
   expect(apart.against(VERSION, spec())).toBeNull()
 })
 
@@ -99,11 +127,15 @@ test('a network that nobody has told of is no faster than broadcasts were', () =
     [0, 8 * GB],
     [1, 8 * GB],
   ])
-  apart.note(VERSION, spec(), { placed: [16 * GB, 16 * GB], fetched })
+  apart.note(VERSION, spec(), {
+    placed: [16 * GB, 16 * GB],
+    shareable: [16 * GB, 16 * GB],
+    fetched,
+  })
   expect(apart.against(VERSION, spec())).toBeNull()
   const fast = { ...RATES, broadcastBytesPerSecond: 100 * GB }
   const told = [{ name: 'mlx5_0', bytesPerSecond: 50 * GB }]
   const near = new DirectCosts({ ratesOf: () => fast }, () => [link(0, 0, told), link(1, 1, told)])
-  near.note(VERSION, spec(), { placed: [64 * GB, 64 * GB], fetched })
+  near.note(VERSION, spec(), { placed: [64 * GB, 64 * GB], shareable: [64 * GB, 64 * GB], fetched })
   expect(near.against(VERSION, spec())).toContain('a broadcast is expected')
 })

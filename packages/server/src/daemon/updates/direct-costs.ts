@@ -19,6 +19,8 @@ const SHARING_GAIN_LEAST = 1.1
 export interface PlacedBytes {
   /** Of each rank. */
   readonly placed: readonly number[]
+  /** Of each rank: the part of it that ranks of its host can bring each other. */
+  readonly shareable: readonly number[]
   readonly fetched: ReadonlyMap<number, number>
 }
 
@@ -86,13 +88,18 @@ export class DirectCosts {
     return this.#links().filter(({ rank }) => ranks.includes(rank.rank))
   }
 
-  /** What each rank copies over its link where those of a node share: at least the checkpoint's bytes are once among theirs. */
-  #shared({ bytes }: HeldVersion, spec: UpdateSpec, placed: readonly number[]): number[] {
+  /** What each rank copies over its link where those of a node share: of what they could, no more is once among theirs than the checkpoint has. */
+  #shared(
+    { bytes }: HeldVersion,
+    spec: UpdateSpec,
+    { placed, shareable }: Pick<PlacedBytes, 'placed' | 'shareable'>,
+  ): number[] {
     const links = this.#linksOf(spec.ranks)
     return placed.map((own, index) => {
       const node = links[index]?.node ?? 0
-      const all = placed.reduce((sum, one, i) => sum + (links[i]?.node === node ? one : 0), 0)
-      return all <= bytes || !this.shares(node, spec) ? own : (own * bytes) / all
+      const all = shareable.reduce((sum, one, i) => sum + (links[i]?.node === node ? one : 0), 0)
+      if (all <= bytes || !this.shares(node, spec)) return own
+      return own - (shareable[index] as number) * (1 - bytes / all)
     })
   }
 
@@ -106,7 +113,7 @@ export class DirectCosts {
     const reads = (node: number, bytes: number): HostReads => {
       return { bytes, bytesPerSecond: networkRateOf(node, this.#links(), broadcastBytesPerSecond) }
     }
-    const placed = this.#shared(version, spec, said.placed)
+    const placed = this.#shared(version, spec, said)
     const direct = directSeconds(jobOf({ ...said, placed }, reads), rates)
     const { bytes: totalBytes, table } = version
     const job = { totalBytes, tensorCount: table.names.length, rankCount: links.length }

@@ -241,6 +241,37 @@ const FAULTS: readonly Expected[] = [
   },
 ]
 
+test.each(['close@1', 'hang@1'])(
+  'of two engines that take from each other one fails (%s): who has a part is torn, and the next update brings all',
+  (fault) =>
+    withUpdates(
+      async (bench) => {
+        const devices = 'host:1'
+        const one = { direct: true, tensorParallelSize: 1, devices }
+        const [good, bad] = [await bench.engine(one), await bench.engine(one)]
+        const engines = [good, bad]
+        await bench.register(tensorsOf(COUNT, 2_000_000, 1))
+        expect((await update(bench, engines)).report).toMatchObject({ mode: 'pipelined' })
+        await bench.register(tensorsOf(COUNT, 2_000_000, 2))
+        const armed = await fetch(`${bad.url}/v1/faults`, {
+          method: 'POST',
+          body: JSON.stringify({ faults: [`${fault}:once`] }),
+        })
+        expect(armed.ok).toBe(true)
+        const { report, failure } = await update(bench, engines, { mode: 'direct', timeout: 6 })
+        expect({ report, rank: failure?.rank }).toEqual({ report: null, rank: 1 })
+        const torn = bench.updates.status().engines.map((engine) => engine.torn)
+        expect(torn).toContain(true)
+        await bench.register(tensorsOf(COUNT, 2_000_000, 3))
+        for (const mode of ['auto', 'direct'] as const) {
+          expect((await update(bench, engines, { mode })).failure).toBeNull()
+          for (const engine of engines) await requireWeights(engine, tensorsOf(COUNT, 2_000_000, 3))
+        }
+      },
+      { devices: 'host:1' },
+    ),
+)
+
 describe('a direct update of which one rank fails', () => {
   test.each(FAULTS)('$fault', ({ fault, code, phase, words, torn, timeout }) =>
     withUpdates(async (bench) => {

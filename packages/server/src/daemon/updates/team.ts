@@ -63,6 +63,7 @@ interface Member {
   /** Of a direct update. */
   groups: number
   placedBytes: number
+  shareableBytes: number
   needs: SourceRanges
   memory: OpenAnswer | null
   bytesPeak: number | null
@@ -117,6 +118,7 @@ export class RankTeam {
       dialect: null,
       groups: 0,
       placedBytes: 0,
+      shareableBytes: 0,
       needs: new Float64Array(0),
       memory: null,
       bytesPeak: null,
@@ -293,6 +295,7 @@ export class RankTeam {
     )
     return {
       placed: this.#members.map(({ placedBytes }) => placedBytes),
+      shareable: this.#members.map(({ shareableBytes }) => shareableBytes),
       fetched: new Map([...this.#fetches].map(([node, plan]) => [node, bytesOf(plan)])),
     }
   }
@@ -381,6 +384,7 @@ export class RankTeam {
       case 'looked':
         member.groups = event.groups
         member.placedBytes = event.bytes
+        member.shareableBytes = event.shareableBytes
         member.needs = event.needs
         // its worker is there, as one that has mapped a ring
         member.opened = true
@@ -465,8 +469,12 @@ export class RankTeam {
    * that makes no progress waits for.
    */
   get slowestRank(): number | undefined {
-    const taken = ({ opened, progress }: Member) =>
-      opened ? Atomics.load(progress, PROGRESS_ACKED) + Atomics.load(progress, PROGRESS_LEFT) : -1
+    const taken = ({ opened, looked, begun, progress }: Member) => {
+      if (!opened) return -2
+      // of a direct update: its worker does not hold still yet
+      if (looked && !begun) return -1
+      return Atomics.load(progress, PROGRESS_ACKED) + Atomics.load(progress, PROGRESS_LEFT)
+    }
     const waiting = this.#members.filter((member) => !member.finished)
     return waiting.sort((a, b) => taken(a) - taken(b))[0]?.link.rank.rank
   }
