@@ -1,5 +1,6 @@
 #include "peers.h"
 
+#include <algorithm>
 #include <mutex>
 #include <set>
 #include <utility>
@@ -12,8 +13,9 @@ void let_devices_meet(uint32_t one, uint32_t other) {
   if (one == other) return;
   static std::mutex mutex;
   static std::set<std::pair<uint32_t, uint32_t>> met;
+  const std::pair<uint32_t, uint32_t> both(std::minmax(one, other));
   const std::lock_guard lock(mutex);
-  if (met.count(std::minmax(one, other)) > 0) return;
+  if (met.count(both) > 0) return;
   for (const auto& [from, to] : {std::pair{one, other}, std::pair{other, one}}) {
     int able = 0;
     check_cuda(cudaDeviceCanAccessPeer(&able, static_cast<int>(from), static_cast<int>(to)),
@@ -27,7 +29,7 @@ void let_devices_meet(uint32_t one, uint32_t other) {
       check_cuda(error, "cudaDeviceEnablePeerAccess");
     }
   }
-  met.insert(std::minmax(one, other));
+  met.insert(both);
 }
 
 }  // namespace ckpt
