@@ -48,8 +48,8 @@ const EARLY = { killed: ['open'], stopped: ['open'] } as const
 const ENDING = { killed: ['release', 'post'], stopped: ['release', 'post'] } as const
 /** It is written to whether it stands still or not, until it is to say that it has all, which it may find when it goes on. */
 const WRITTEN = { stopped: ['release'], unsure: ['engine'] } as const
-/** Nothing is changed yet: it cannot be written directly. */
-const UNWRITTEN = { killed: ['plan'] } as const
+/** Nothing is changed yet. */
+const UNWRITTEN = { killed: ['open'] } as const
 /** It may hear later what its daemon has said last, that nothing was copied or that all is there, and nobody hears its answer. */
 const UNHEARD = { unsure: ['follower', 'engine'] } as const
 

@@ -251,7 +251,11 @@ export class UpdateRun {
     if (refused === null) return null
     if (this.#spec.mode !== 'direct') return refused
     const message = `the engines cannot be updated directly: ${refused.told}`
-    throw new CkptError('not_supported', message, { phase: 'plan' })
+    const gone = contacts.find(({ result }) => result?.status === 0)
+    if (gone === undefined) throw new CkptError('not_supported', message, { phase: 'plan' })
+    const rank = gone.ranks[0]?.rank
+    const whose = rank === undefined ? {} : { rank }
+    throw new CkptError('engine_unreachable', message, { phase: 'open', ...whose })
   }
 
   async #holdEngines(
