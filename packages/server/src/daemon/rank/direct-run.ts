@@ -216,7 +216,7 @@ export class DirectRun {
         return this.#startCopies(message.fetch, message.shares)
       case 'leave':
         this.#withdrawn = true
-        if (this.options.prepares) this.#share()
+        if (this.options.prepares && this.#conversation.phase === 'looked') this.#share()
         this.#endMs = Math.min(this.#endMs, nowMs + message.leaveMs)
         return this.#step({ type: 'leave', reason: message.reason, nowMs })
       case 'release':
