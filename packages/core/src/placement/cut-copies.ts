@@ -10,7 +10,8 @@ export function cutLarge(copies: readonly DirectCopy[]): readonly DirectCopy[] {
   return copies.flatMap((copy) => {
     const { width, height } = copy
     if (width * height <= GROUP_BYTES) return copy
-    if (width > GROUP_BYTES) return singleRows(copy).flatMap(cutRow)
+    if (width > GROUP_BYTES)
+      return singleRows(copy).flatMap((row) => cutAtMultiples(row, GROUP_BYTES))
     const rows = Math.floor(GROUP_BYTES / width)
     return Array.from({ length: Math.ceil(height / rows) }, (_, part) => ({
       ...copy,
@@ -29,11 +30,11 @@ function singleRows(copy: DirectCopy): DirectCopy[] {
   })
 }
 
-/** At multiples of the size in its owner's source space: of two ranks that need the same the parts are the same. */
-function cutRow(copy: DirectCopy): DirectCopy[] {
+/** A single row at multiples of `bytes` in its owner's source space: of two ranks that need the same the parts are the same. */
+export function cutAtMultiples(copy: DirectCopy, bytes: number): DirectCopy[] {
   const parts: DirectCopy[] = []
   for (let at = 0; at < copy.width; ) {
-    const spare = GROUP_BYTES - ((copy.source + at) % GROUP_BYTES)
+    const spare = bytes - ((copy.source + at) % bytes)
     const width = Math.min(spare, copy.width - at)
     const [source, destination] = [copy.source + at, copy.destination + at]
     const pitches = { sourcePitch: width, destinationPitch: width }

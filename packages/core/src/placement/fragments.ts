@@ -1,3 +1,4 @@
+import { cutAtMultiples } from './cut-copies.ts'
 import type { DirectCopy } from './direct-copy.ts'
 
 /** Fragments end at its multiples in their owner's source space, so that those of two ranks that need the same are the same. */
@@ -33,25 +34,11 @@ export function fragment(
   const fragments: number[] = []
   let next = first
   for (const copy of copies) {
-    for (const part of copy.height === 1 ? cutAtGrid(copy) : [copy]) {
+    for (const part of copy.height === 1 ? cutAtMultiples(copy, FRAGMENT_BYTES) : [copy]) {
       const isOne = part.height === 1 && part.width >= FRAGMENT_BYTES_LEAST && next < countMax
       parts.push(part)
       fragments.push(isOne ? next++ : -1)
     }
   }
   return { copies: parts, fragments: Int32Array.from(fragments) }
-}
-
-function cutAtGrid(copy: DirectCopy): DirectCopy[] {
-  const { source, destination, width } = copy
-  const parts: DirectCopy[] = []
-  for (let at = 0; at < width; ) {
-    const spare = FRAGMENT_BYTES - ((source + at) % FRAGMENT_BYTES)
-    const bytes = Math.min(spare, width - at)
-    const pitches = { sourcePitch: bytes, destinationPitch: bytes }
-    const to = { source: source + at, destination: destination + at }
-    parts.push({ ...copy, ...to, ...pitches, width: bytes })
-    at += bytes
-  }
-  return parts
 }

@@ -2,7 +2,8 @@ import type { DirectCopy, FetchedRanges, Share, SharedPlan, Taken } from '@ckpt/
 import type { Handle, Library } from '@ckpt/cuda'
 import type { Board } from './board.ts'
 import type { EngineMemory } from './engine-memory.ts'
-import { BusyIntervals } from './intervals.ts'
+import { InFlight, type InFlightCalls } from './in-flight.ts'
+import type { BusyIntervals } from './intervals.ts'
 
 /** Batches of copies on their way at a time. */
 const IN_FLIGHT_MAX = 8
@@ -12,10 +13,7 @@ const BATCH_BYTES = 64 * 2 ** 20
 const AHEAD = 256
 
 /** What is called of the native library. */
-export type ReplicaCalls = Pick<
-  Library,
-  'copyDevice' | 'eventRecord' | 'eventNotify' | 'eventQuery' | 'signalRaise'
->
+export type ReplicaCalls = InFlightCalls & Pick<Library, 'copyDevice' | 'signalRaise'>
 
 export interface GivenChunk {
   readonly chunk: number
@@ -38,19 +36,13 @@ export interface ReplicaTarget {
   readonly signals: readonly Handle[]
 }
 
-interface Batch {
-  readonly event: Handle
-  readonly count: number
-}
-
 /** What one rank takes out of the memory of the engines of its daemon's other ranks, and what it says that they can take. Nothing here waits. */
 export class Replicas {
-  readonly busy = new BusyIntervals()
   readonly #target: ReplicaTarget
   readonly #memory: EngineMemory
   /** In the order in which they are brought, as far as others are as fast as this rank. */
   readonly #left: Taken[]
-  readonly #inFlight: Batch[] = []
+  readonly #inFlight: InFlight
   #complete = 0
   /** Of `givenChunks`. */
   #fetchedGiven = 0
@@ -59,6 +51,11 @@ export class Replicas {
     this.#target = target
     this.#memory = memory
     this.#left = [...target.share.taken]
+    this.#inFlight = new InFlight(target.library, target.signal, memory, IN_FLIGHT_MAX)
+  }
+
+  get busy(): BusyIntervals {
+    return this.#inFlight.busy
   }
 
   get count(): number {
@@ -100,24 +97,16 @@ export class Replicas {
 
   /** @throws NativeError what failed in a copy */
   takeComplete(nowMs: number): void {
-    const { library } = this.#target
-    for (let batch = this.#inFlight[0]; batch !== undefined; batch = this.#inFlight[0]) {
-      if (!library.eventQuery(batch.event)) break
-      this.#inFlight.shift()
-      this.#memory.reuse(batch.event)
-      this.#complete += batch.count
-      this.busy.end(nowMs)
-    }
+    this.#inFlight.takeComplete(nowMs)
   }
 
   /** Takes what is there. */
   enqueue(nowMs: number): void {
-    while (this.#inFlight.length < IN_FLIGHT_MAX && this.#takeBatch(nowMs)) {}
+    while (this.#inFlight.hasRoom && this.#takeBatch(nowMs)) {}
   }
 
   /** Whether there was something to take. */
   #takeBatch(nowMs: number): boolean {
-    const { library, signal } = this.#target
     const stream = this.#memory.peerStream
     let [count, bytes] = [0, 0]
     for (let at = 0; at < Math.min(AHEAD, this.#left.length) && bytes < BATCH_BYTES; ) {
@@ -129,11 +118,7 @@ export class Replicas {
       } else at++
     }
     if (count === 0) return false
-    const event = this.#memory.event()
-    library.eventRecord(event, stream)
-    library.eventNotify(event, signal)
-    this.#inFlight.push({ event, count })
-    this.busy.begin(nowMs)
+    this.#inFlight.add([stream], nowMs, () => (this.#complete += count))
     return true
   }
 

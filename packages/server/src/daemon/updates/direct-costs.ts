@@ -94,12 +94,16 @@ export class DirectCosts {
     spec: UpdateSpec,
     { placed, shareable }: Pick<PlacedBytes, 'placed' | 'shareable'>,
   ): number[] {
-    const links = this.#linksOf(spec.ranks)
+    const nodes = this.#linksOf(spec.ranks).map(({ node }) => node)
+    const left = new Map(
+      [...new Set(nodes)].map((node) => {
+        const all = shareable.reduce((sum, one, i) => sum + (nodes[i] === node ? one : 0), 0)
+        return [node, all <= bytes || !this.shares(node, spec) ? 1 : bytes / all]
+      }),
+    )
     return placed.map((own, index) => {
-      const node = links[index]?.node ?? 0
-      const all = shareable.reduce((sum, one, i) => sum + (links[i]?.node === node ? one : 0), 0)
-      if (all <= bytes || !this.shares(node, spec)) return own
-      return own - (shareable[index] as number) * (1 - bytes / all)
+      const part = left.get(nodes[index] as number) ?? 1
+      return own - (shareable[index] as number) * (1 - part)
     })
   }
 

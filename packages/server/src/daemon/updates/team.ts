@@ -302,11 +302,14 @@ export class RankTeam {
 
   /** Every engine worker holds still. `shares`: of a node's ranks one brings what several need, see {@link RankMessage}. */
   copy(shares: (node: number) => boolean): void {
+    const sharing = new Map([...this.#fetches.keys()].map((node) => [node, shares(node)]))
     for (const member of this.#members) {
-      if (!this.#fetches.has(member.link.node)) throw new Error('what is read is not planned')
-      const fetch = this.#fetches.get(member.link.node) ?? null
+      const { node } = member.link
+      const [fetch, shared] = [this.#fetches.get(node), sharing.get(node)]
+      if (fetch === undefined || shared === undefined)
+        throw new Error('what is read is not planned')
       member.groups += fetch === null ? 0 : fetch.chunks.length - 1
-      member.link.copy(this.#run, fetch, shares(member.link.node))
+      member.link.copy(this.#run, fetch, shared)
     }
   }
 
