@@ -53,11 +53,12 @@ def main() -> int:
     with working_folder("gpu-lmdeploy-", options) as folder:
         files = [_write_version(model, folder / f"files-{version}", version) for version in range(_VERSIONS)]
         limit = pinned_rate()
-        expected: list[Answers] = []
-        with _server(files[1], folder, options, 1) as server:
-            expected = [server.answers()]
-        with _server(files[0], folder, options, 0) as server:
-            expected = [server.answers(), *expected]
+        with _server(files[1], folder, options) as server:
+            server.wait()
+            second = server.answers()
+        with _server(files[0], folder, options) as server:
+            server.wait()
+            expected = [server.answers(), second]
             rows = _measure(server, model, files, limit, expected, folder, options)
     if options.json is not None:
         told = {"model": model.name, "bytes": model.bytes, "tensors": len(model.shapes), "limit_gb_per_s": limit}
@@ -84,14 +85,8 @@ def _write_version(model: Model, folder: Path, version: int) -> Path:
     return folder
 
 
-def _server(files: Path, folder: Path, options: argparse.Namespace, version: int) -> LmdeployServer:
-    server = LmdeployServer(files, options.port, folder / f"lmdeploy-{version}.log", options.arguments)
-    try:
-        server.wait()
-    except BaseException:
-        server.__exit__(None, None, None)
-        raise
-    return server
+def _server(files: Path, folder: Path, options: argparse.Namespace) -> LmdeployServer:
+    return LmdeployServer(files, options.port, folder / f"lmdeploy-{files.name}.log", options.arguments)
 
 
 def _measure(
