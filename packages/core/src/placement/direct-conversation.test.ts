@@ -119,6 +119,11 @@ describe('a direct update with one worker', () => {
       ['refused: the engine answered 500: no method', 'close'],
     ],
     [
+      'the engine dies',
+      [{ type: 'http', ok: false, status: 0, message: 'ECONNRESET' }],
+      ['refused: the engine did not answer: ECONNRESET', 'close'],
+    ],
+    [
       'the worker leaves before it begins',
       [connected, disconnected, http(false, 'KeyError')],
       [look, 'refused: the engine answered KeyError', 'close'],

@@ -15,6 +15,8 @@ import {
   readLookAnswer,
 } from './direct-messages.ts'
 
+type HttpEvent = Extract<DirectEvent, { type: 'http' }>
+
 /** After a disconnect: how long the engine's answer, which says more, may still take. */
 const GRACE_MS = 2000
 /** After the engine's answer: how long the last reply, which was sent before it, may take to be seen. */
@@ -120,7 +122,7 @@ export class DirectConversation {
       case 'reply':
         return this.#onReply(event.body, nowMs)
       case 'http':
-        return this.#onHttp(event.ok, event.message, nowMs)
+        return this.#onHttp(event, nowMs)
       case 'begin':
         this.#held ||= this.#phase === 'looked'
         return this.#command('looked', 'beginning', packBegin(this.#generation))
@@ -238,7 +240,7 @@ export class DirectConversation {
     this.#mayFinish()
   }
 
-  #onHttp(ok: boolean, message: string, nowMs: number): void {
+  #onHttp({ ok, status, message }: HttpEvent, nowMs: number): void {
     if (!this.#options.http || this.#http !== null) return
     const words = ok ? 'success' : message
     this.#http = { ok, words }
@@ -248,7 +250,11 @@ export class DirectConversation {
       case 'looked':
       case 'beginning':
         // its worker has left without having begun
-        return this.#refuse(`the engine answered ${words}`, false, nowMs)
+        return this.#refuse(
+          status === 0 ? `the engine did not answer: ${words}` : `the engine answered ${words}`,
+          false,
+          nowMs,
+        )
       case 'begun':
       case 'copying':
       case 'ending': {

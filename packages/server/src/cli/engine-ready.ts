@@ -39,7 +39,7 @@ export async function waitForEngine(target: EngineTarget, options: ReadyOptions)
 
 /** Where an engine listens, for messages. */
 export function whereOf({ url, uds }: EngineTarget): string {
-  return uds === undefined ? url : `${url} (its socket ${uds})`
+  return uds === undefined ? url : `${url} by the socket ${uds}`
 }
 
 function unreachable(target: EngineTarget, waitedMs: number, reason: string): string {
