@@ -23,7 +23,7 @@ import {
 } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
 import { ALLOCATIONS_MAX, type Board, FRAGMENTS_MAX } from './board.ts'
-import { type EngineAllocation, type EngineMemory, SlowSizes } from './engine-memory.ts'
+import { type EngineAllocation, EngineMemory, SlowSizes } from './engine-memory.ts'
 import type { EngineMapSummary, SourceLayout } from './messages.ts'
 
 /** Engines whose map a rank keeps: one of a large model has some ten megabytes. */
@@ -78,7 +78,7 @@ interface Cut {
 
 /** What a rank keeps for direct updates: the map that each engine has sent last, and what was planned from it. */
 export class DirectPlans {
-  readonly slowSizes = new SlowSizes()
+  readonly #slowSizes = new SlowSizes()
   readonly #engines = new Map<string, KnownEngine>()
   readonly #layouts = new Map<string, SourceLayout>()
   #staging: PinnedMemory | null = null
@@ -99,6 +99,20 @@ export class DirectPlans {
   /** Of its last answer that could be planned; null: there was none. */
   memory(engine: string): KnownMemory | null {
     return this.#engines.get(engine)?.memory ?? null
+  }
+
+  /**
+   * The same memory for one update, with nothing open.
+   *
+   * @param sharers whether it can take from other engines' memory
+   */
+  engineMemory(
+    library: Library,
+    device: number,
+    { allocations }: KnownMemory,
+    sharers: boolean,
+  ): EngineMemory {
+    return new EngineMemory(library, device, allocations, this.#slowSizes, sharers)
   }
 
   /** It is not opened any more before its worker has said where it is. */

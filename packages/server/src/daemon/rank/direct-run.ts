@@ -15,7 +15,7 @@ import { clockMs } from '../clock.ts'
 import { copyOrder, DirectCopies, groupCount } from './direct-copies.ts'
 import { Board } from './board.ts'
 import type { DirectPlans, KnownMemory, Sharing } from './direct-plans.ts'
-import { EngineMemory } from './engine-memory.ts'
+import type { EngineMemory } from './engine-memory.ts'
 import { EngineSocket } from './engine-socket.ts'
 import { Fetches, SLOTS } from './fetches.ts'
 import type { LeftConversation } from './keeper.ts'
@@ -271,10 +271,9 @@ export class DirectRun {
     if (this.#guessed !== null && !Bun.deepEquals(this.#guessed, now)) this.#forgetGuess()
   }
 
-  #makeMemory({ allocations }: KnownMemory): EngineMemory {
+  #makeMemory(known: KnownMemory): EngineMemory {
     const { library, rank } = this.#host
-    const sharers = this.#boards.length > 1
-    return new EngineMemory(library, rank.device, allocations, this.#plans.slowSizes, sharers)
+    return this.#plans.engineMemory(library, rank.device, known, this.#boards.length > 1)
   }
 
   #openMemory(): void {
