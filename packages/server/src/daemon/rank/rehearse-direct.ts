@@ -88,7 +88,9 @@ class DirectRehearsal extends RehearsedHost {
   protected work(worker: ZmqSocket): void {
     const body = worker.recv()?.at(-1)
     if (body === undefined) return
-    const { type, map } = unpackFrame(body)?.head as { type: string; map?: unknown }
+    const frame = unpackFrame(body)
+    if (frame === null) throw new Error('the run says what is no message')
+    const { type, map } = frame.head as { type: string; map?: unknown }
     worker.send([type === 'look' ? looked(map) : DONE])
     if (type === 'end') this.leave()
   }
