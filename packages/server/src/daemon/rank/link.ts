@@ -74,8 +74,10 @@ export class RankLink implements RankHandle {
   readonly #streams = new Map<number, readonly Handle[]>()
   /** What copies out of the checkpoint for the run through a ring that goes on. */
   #copying: { readonly run: number; readonly streams: readonly Handle[] } | null = null
-  /** Direct runs whose copies could not be stopped. */
-  readonly #writing = new Map<number, Promise<void>>()
+  /** Direct runs whose copies could not be stopped: when they have ended. */
+  readonly #writing = new Map<number, PromiseWithResolvers<void>>()
+  /** The Worker in place of this one is ending their streams. */
+  #ending: Promise<void> = Promise.resolve()
   readonly #exited: Promise<void>
   #signal = 0
   /** Its Worker's, which outlives it. */
@@ -243,11 +245,31 @@ export class RankLink implements RankHandle {
 
   /** Resolves when no copy of an earlier direct update writes an engine's memory any more. */
   async quiet(): Promise<void> {
-    await Promise.all(this.#writing.values())
+    await Promise.all([...this.#writing.values()].map(({ promise }) => promise))
+  }
+
+  /**
+   * This Worker has died, and may never come back out of a native call: the one in its place ends what its runs write engines' memory
+   * with, so that they write nothing more if it does.
+   */
+  endCopies(fresh: RankLink): void {
+    this.#ending = this.#endCopies(fresh).catch(() => {}) // it has died too: then the next one
+  }
+
+  async #endCopies(fresh: RankLink): Promise<void> {
+    for (const [run, { resolve }] of this.#writing) {
+      const streams = this.#streams.get(run) ?? []
+      while (!(await fresh.request({ type: 'end_streams', streams })).ended) {
+        await Bun.sleep(IDLE_AGAIN_MS)
+      }
+      this.#writing.delete(run)
+      resolve()
+    }
   }
 
   /** The streams of a run outlive its Worker. */
   async #idle(run: number): Promise<void> {
+    await this.#ending
     const copying = this.#copying?.run === run ? this.#copying.streams : []
     for (const stream of [...(this.#streams.get(run) ?? []), ...copying]) {
       // it does not block: other updates are served here
@@ -318,6 +340,8 @@ export class RankLink implements RankHandle {
 
   #takeEvent(run: number, event: RankEvent): void {
     if (event.type === 'begun') this.#streams.set(run, event.streams)
+    // every copy is complete
+    if (event.type === 'transferred') this.#streams.delete(run)
     if (event.type === 'closed') {
       if (event.settled) this.#streams.delete(run)
       if (event.quarantinedBytes > 0) this.quarantined.set(run, event.quarantinedBytes)
@@ -334,8 +358,12 @@ export class RankLink implements RankHandle {
 
   #watchWriting(run: number): void {
     if (!this.#streams.has(run)) return
-    const settled = this.settled(run).then(() => void this.#writing.delete(run))
-    this.#writing.set(run, settled)
+    const writing = Promise.withResolvers<void>()
+    this.#writing.set(run, writing)
+    void this.settled(run).then(() => {
+      this.#writing.delete(run)
+      writing.resolve()
+    })
   }
 
   #die(message: string): void {

@@ -169,6 +169,8 @@ export type RankRequest =
   | { readonly type: 'layout'; readonly key: string; readonly input: SourceLayout | null }
   /** Binds the engine's address. */
   | { readonly type: 'open_direct'; readonly options: DirectOpenOptions }
+  /** Streams of a Worker that has died: nothing is enqueued in them any more when they have ended. */
+  | { readonly type: 'end_streams'; readonly streams: readonly Handle[] }
   /** What the map is about that this engine's worker has sent last, and where this tensor lies. */
   | { readonly type: 'engine_map'; readonly engine: string; readonly tensor: string | null }
   /** Sends the abort message to whoever still waits at these addresses, until they are gone. */
@@ -229,6 +231,8 @@ export interface RankAnswers {
   open: OpenAnswer
   layout: boolean
   open_direct: OpenAnswer
+  /** False: something is left in them. */
+  end_streams: { readonly ended: boolean }
   /** null: this engine has sent none. */
   engine_map: EngineMapSummary | null
   release_left: { readonly left: readonly string[] }

@@ -16,6 +16,7 @@ import {
   type RankRequest,
 } from './messages.ts'
 import type { EngineSocket } from './engine-socket.ts'
+import { endStreams } from './device-work.ts'
 import { inject } from './injected.ts'
 import { KeptCommunicator } from './kept-communicator.ts'
 import { measureH2d } from './measure.ts'
@@ -29,6 +30,8 @@ import type { RunHost } from './run-host.ts'
 import { StopFlag } from './stop-flag.ts'
 
 const SWEEP_MS = 100
+/** For a stream that is idle to say so. */
+const END_MS = 5
 /** Messages of a run that goes on. */
 const FOR_RUN: readonly RankMessage['type'][] = [
   'announce',
@@ -269,6 +272,8 @@ export class RankWorker implements RunHost {
         return this.#directPlans.holds(request.key)
       case 'open_direct':
         return this.#openDirect(request.options)
+      case 'end_streams':
+        return { ended: endStreams(this.library, request.streams, END_MS) }
       case 'engine_map':
         return this.#directPlans.summary(request.engine, request.tensor)
       case 'release_left':

@@ -468,15 +468,18 @@ export class RankTeam {
   }
 
   /**
-   * The rank that has taken the fewest buckets, or has not opened its ring yet, or whose worker has not left: what an update
-   * that makes no progress waits for.
+   * The rank that has taken the fewest buckets, or the least part of its copies, or has not opened its ring yet, or whose worker has
+   * not left: what an update that makes no progress waits for.
    */
   get slowestRank(): number | undefined {
-    const taken = ({ opened, looked, begun, progress }: Member) => {
+    const taken = ({ opened, looked, begun, groups, transferred, progress }: Member) => {
       if (!opened) return -2
       // of a direct update: its worker does not hold still yet
       if (looked && !begun) return -1
-      return Atomics.load(progress, PROGRESS_ACKED) + Atomics.load(progress, PROGRESS_LEFT)
+      const acked = Atomics.load(progress, PROGRESS_ACKED)
+      // of a direct update each has its own number of copies
+      const part = groups === 0 ? acked : acked / groups
+      return part + Number(transferred) + Atomics.load(progress, PROGRESS_LEFT)
     }
     const waiting = this.#members.filter((member) => !member.finished)
     return waiting.sort((a, b) => taken(a) - taken(b))[0]?.link.rank.rank
