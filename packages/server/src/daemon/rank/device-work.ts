@@ -70,27 +70,6 @@ export class DeviceWork {
   }
 }
 
-/**
- * Ends streams in which nothing is left, or will be within this time; who enqueues something in them later is refused. False: something
- * is. Blocks.
- */
-export function endStreams(
-  library: Library,
-  streams: readonly Handle[],
-  timeoutMs: number,
-): boolean {
-  if (!streams.every((stream) => isIdleWithin(library, stream, timeoutMs))) return false
-  for (const stream of streams) {
-    try {
-      library.streamDestroy(stream)
-    } catch (error) {
-      // what has failed in one that was there has ended, as it has
-      if (CkptError.wrap(error).code === 'device_lost') throw error
-    }
-  }
-  return true
-}
-
 /** Whether nothing is left in a stream, or will be within this time. What failed in it has ended. Blocks. */
 export function isIdleWithin(library: Library, stream: Handle, timeoutMs: number): boolean {
   try {

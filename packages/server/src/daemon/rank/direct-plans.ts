@@ -90,6 +90,12 @@ export class DirectPlans {
   #sharing: KnownSharing | null = null
   /** What this rank's board says. */
   #written: DirectPlan | null = null
+  readonly #pinned: (buffers: readonly Handle[]) => void
+
+  /** @param pinned is told what pinned memory there is: whoever outlives the rank can free it */
+  constructor(pinned: (buffers: readonly Handle[]) => void = () => {}) {
+    this.#pinned = pinned
+  }
 
   /** Null: this engine has sent none. */
   map(engine: string): EngineMap | null {
@@ -239,28 +245,35 @@ export class DirectPlans {
 
   /** Pinned memory in which small tensors are gathered; the same for every update that it is large enough for. */
   staging(library: Library, bytes: number, node: number): Handle {
-    this.#staging = larger(this.#staging, library, bytes, node)
-    return this.#staging.buffer
+    const staging = larger(this.#staging, library, bytes, node)
+    if (staging !== this.#staging) this.#keepPinned(staging, this.#slots)
+    return staging.buffer
   }
 
   /** As {@link DirectPlans.staging}, of what is fetched from other daemons. */
   slots(library: Library, bytes: number, node: number): Handle {
-    this.#slots = larger(this.#slots, library, bytes, node)
-    return this.#slots.buffer
+    const slots = larger(this.#slots, library, bytes, node)
+    if (slots !== this.#slots) this.#keepPinned(this.#staging, slots)
+    return slots.buffer
+  }
+
+  #keepPinned(staging: PinnedMemory | null, slots: PinnedMemory | null): void {
+    this.#staging = staging
+    this.#slots = slots
+    this.#pinned([staging, slots].flatMap((memory) => memory?.buffer ?? []))
   }
 
   /** A copy that could not be stopped may still read it: it goes with the memory that it writes. */
   leaveStaging(memory: EngineMemory | null): void {
     if (this.#staging !== null) memory?.own(this.#staging.buffer)
-    if (memory !== null) this.#staging = null
+    if (memory !== null) this.#keepPinned(null, this.#slots)
   }
 
   free(library: Library): void {
     for (const memory of [this.#staging, this.#slots]) {
       if (memory !== null) library.bufferFree(memory.buffer)
     }
-    this.#staging = null
-    this.#slots = null
+    this.#keepPinned(null, null)
   }
 }
 

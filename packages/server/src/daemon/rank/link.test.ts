@@ -187,6 +187,28 @@ test('later updates wait for a Worker that hangs while it copies until another o
   expect(await isQuiet(hanging.link)).toBe(true)
 })
 
+test('pinned memory that a Worker leaves is freed by the one in its place when its thread has ended', async () => {
+  const dead = await startedLink(BUSY)
+  dead.report({ type: 'pinned', buffers: [4] })
+  dead.report({ type: 'pinned', buffers: [4, 6] })
+  dead.link.giveUp(1)
+  const lost = await startedLink(BUSY)
+  const handedOn = dead.link.freePinned(lost.link)
+  await Bun.sleep(20)
+  expect(lost.posted).toEqual([])
+  dead.exit()
+  await until(() => lost.posted.length === 1)
+  lost.exit()
+  await handedOn
+  const fresh = await startedLink(BUSY)
+  const freed = lost.link.freePinned(fresh.link)
+  await until(() => fresh.posted.length === 1)
+  const request = { type: 'free_buffers', buffers: [4, 6] } as const
+  expect(fresh.posted).toEqual([{ type: 'request', id: 0, request }])
+  fresh.report({ type: 'answer', id: 0, value: null })
+  await freed
+})
+
 async function startedLink(library: Library) {
   const started = Promise.withResolvers<ThreadEvents>()
   const posted: RankMessage[] = []

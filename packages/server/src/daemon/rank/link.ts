@@ -83,6 +83,7 @@ export class RankLink implements RankHandle {
   /** Its Worker's, which outlives it. */
   #communicator: Handle = 0
   #reads: ReadHandles = NO_READS
+  #pinned: readonly Handle[] = []
   #nextId = 0
   /** That its Worker has bound last. */
   #address: string | null = null
@@ -256,6 +257,20 @@ export class RankLink implements RankHandle {
     this.#ending = this.#endCopies(fresh).catch(() => {}) // it has died too: then the next one
   }
 
+  /** As {@link RankLink.endCopies}: what its thread, when that has ended, has left of pinned memory, which copies hold that go on. */
+  async freePinned(fresh: RankLink): Promise<void> {
+    await this.#exited
+    const buffers = this.#pinned
+    this.#pinned = []
+    if (buffers.length === 0) return
+    try {
+      await fresh.request({ type: 'free_buffers', buffers })
+    } catch {
+      // then the one in its place has more to free
+      if (fresh.#dead !== null) fresh.#pinned = [...fresh.#pinned, ...buffers]
+    }
+  }
+
   async #endCopies(fresh: RankLink): Promise<void> {
     for (const [run, { resolve }] of this.#writing) {
       const streams = this.#streams.get(run) ?? []
@@ -326,6 +341,9 @@ export class RankLink implements RankHandle {
         return
       case 'reads':
         this.#reads = report.handles
+        return
+      case 'pinned':
+        this.#pinned = report.buffers
         return
       case 'kept':
         this.kept.add(report.address)

@@ -110,6 +110,7 @@ export class RankPool implements Ranks {
   }
 
   #replace(link: RankLink, fresh: RankLink): void {
+    void link.freePinned(fresh)
     this.#replaced.add(link)
     void link.quiet().then(() => this.#replaced.delete(link))
     for (const one of this.#replaced) if (one.rank.rank === link.rank.rank) one.endCopies(fresh)

@@ -16,8 +16,8 @@ import {
   type RankRequest,
 } from './messages.ts'
 import type { EngineSocket } from './engine-socket.ts'
-import { endStreams } from './device-work.ts'
 import { inject } from './injected.ts'
+import { endStreams, freeBuffers } from './left-behind.ts'
 import { KeptCommunicator } from './kept-communicator.ts'
 import { measureH2d } from './measure.ts'
 import { PlanShelf } from './plans.ts'
@@ -75,7 +75,7 @@ export class RankWorker implements RunHost {
   readonly remoteSources: RemoteSources
   readonly #thread: RankWorkerThread
   readonly #plans = new PlanShelf()
-  readonly #directPlans = new DirectPlans()
+  readonly #directPlans = new DirectPlans((buffers) => this.#send({ type: 'pinned', buffers }))
   readonly #quarantine: Quarantine
   readonly #later: RankMessage[] = []
   #sweeper: ReturnType<typeof setInterval> | null = null
@@ -272,6 +272,9 @@ export class RankWorker implements RunHost {
         return this.#directPlans.holds(request.key)
       case 'open_direct':
         return this.#openDirect(request.options)
+      case 'free_buffers':
+        freeBuffers(this.library, request.buffers)
+        return null
       case 'end_streams':
         return { ended: endStreams(this.library, request.streams, END_MS) }
       case 'engine_map':

@@ -1,6 +1,6 @@
 import { expect, test } from 'bun:test'
 import { openLibrary } from '@ckpt/cuda'
-import { endStreams } from './device-work.ts'
+import { endStreams, freeBuffers } from './left-behind.ts'
 
 test('streams end when nothing is left in them, and take nothing more', () => {
   const library = openLibrary({ kind: 'host', hostDevices: 1 })
@@ -32,4 +32,13 @@ test('none of them ends while one has something left', () => {
   library.groupDestroy(group)
   expect(endStreams(library, [idle, busy], 5000)).toBe(true)
   library.memoryFree(memory)
+})
+
+test('buffers are freed though some are gone', () => {
+  const library = openLibrary({ kind: 'host', hostDevices: 1 })
+  const before = library.liveObjects()
+  const [gone, there] = [library.bufferAlloc(4096, 0), library.bufferAlloc(4096, 0)]
+  library.bufferFree(gone)
+  freeBuffers(library, [gone, there])
+  expect(library.liveObjects()).toBe(before)
 })
