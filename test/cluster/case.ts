@@ -202,7 +202,9 @@ class CaseRun {
       }
       if (failure.rank !== this.#node) throw new Error(`not of rank ${this.#node}: ${told}`)
     }
-    if (tookMs > limitMs) throw new Error(`the client was told after ${Math.round(tookMs)} ms`)
+    if (tookMs > limitMs) {
+      throw new Error(`the client was told after ${Math.round(tookMs)} ms: ${told}`)
+    }
     if (this.#case.who !== 'leader') await this.#takeReport()
     await this.#checkEngines((rank) => rank !== this.#node)
   }
