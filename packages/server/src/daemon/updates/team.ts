@@ -53,6 +53,7 @@ interface Member {
   /** Resolves when no copy of it reads the checkpoint any more. */
   readonly settled: PromiseWithResolvers<void>
   isSettled: boolean
+  readonly left: PromiseWithResolvers<void>
   opened: boolean
   looked: boolean
   begun: boolean
@@ -109,6 +110,7 @@ export class RankTeam {
       progress: new Int32Array(new SharedArrayBuffer(PROGRESS_BYTES)),
       settled: Promise.withResolvers<void>(),
       isSettled: false,
+      left: Promise.withResolvers<void>(),
       opened: false,
       looked: false,
       begun: false,
@@ -369,6 +371,11 @@ export class RankTeam {
     await Promise.race([destroyed.catch(() => {}), Bun.sleep(GROUP_MS)])
   }
 
+  /** Resolves when these ranks use nothing of this update any more. */
+  async leftBy(ranks: readonly RankInfo[]): Promise<void> {
+    if (this.#opening) await Promise.all(this.#of(ranks).map(({ left }) => left.promise))
+  }
+
   /** What must be waited for before the checkpoint may go, a rank that has not closed included; null: nothing. */
   get settling(): Promise<unknown> | null {
     if (!this.#opening || this.#members.every((member) => member.isSettled)) return null
@@ -417,6 +424,7 @@ export class RankTeam {
 
   #reach(member: Member, step: Step): void {
     member[step] = true
+    if (step === 'closed') member.left.resolve()
     if (this.#members.every((one) => one[step])) this.#steps[step].resolve()
   }
 
