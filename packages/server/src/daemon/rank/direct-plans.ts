@@ -245,16 +245,18 @@ export class DirectPlans {
 
   /** Pinned memory in which small tensors are gathered; the same for every update that it is large enough for. */
   staging(library: Library, bytes: number, node: number): Handle {
-    const staging = larger(this.#staging, library, bytes, node)
-    if (staging !== this.#staging) this.#keepPinned(staging, this.#slots)
-    return staging.buffer
+    const { buffer } = larger(this.#staging, library, bytes, node, (staging) =>
+      this.#keepPinned(staging, this.#slots),
+    )
+    return buffer
   }
 
   /** As {@link DirectPlans.staging}, of what is fetched from other daemons. */
   slots(library: Library, bytes: number, node: number): Handle {
-    const slots = larger(this.#slots, library, bytes, node)
-    if (slots !== this.#slots) this.#keepPinned(this.#staging, slots)
-    return slots.buffer
+    const { buffer } = larger(this.#slots, library, bytes, node, (slots) =>
+      this.#keepPinned(this.#staging, slots),
+    )
+    return buffer
   }
 
   #keepPinned(staging: PinnedMemory | null, slots: PinnedMemory | null): void {
@@ -277,18 +279,28 @@ export class DirectPlans {
   }
 }
 
-/** What is there, where it has so many bytes; else it is freed, and there is more. */
+/**
+ * What is there, where it has so many bytes; else it is freed, and there is more.
+ *
+ * @param changed is told that nothing is there any more, and then what is
+ */
 function larger(
   memory: PinnedMemory | null,
   library: Library,
   bytes: number,
   node: number,
+  changed: (memory: PinnedMemory | null) => void,
 ): PinnedMemory {
   if (memory !== null && memory.bytes >= bytes) return memory
-  if (memory !== null) library.bufferFree(memory.buffer)
+  if (memory !== null) {
+    changed(null)
+    library.bufferFree(memory.buffer)
+  }
   const buffer =
     node < 0 ? library.bufferAlloc(bytes, 0) : library.bufferAllocNear(bytes, node).buffer
-  return { buffer, bytes }
+  const more = { buffer, bytes }
+  changed(more)
+  return more
 }
 
 /** A Map keeps the order of insertion: the first is the one used longest ago. */
