@@ -18,6 +18,7 @@ import {
 } from './messages.ts'
 import type { EngineSocket } from './engine-socket.ts'
 import { inject } from './injected.ts'
+import { endStreams, freeBuffers } from './left-behind.ts'
 import { KeptCommunicator } from './kept-communicator.ts'
 import { measureH2d } from './measure.ts'
 import { PlanShelf } from './plans.ts'
@@ -30,6 +31,8 @@ import type { RunHost } from './run-host.ts'
 import { StopFlag } from './stop-flag.ts'
 
 const SWEEP_MS = 100
+/** For a stream that is idle to say so. */
+const END_MS = 5
 /** Messages of a run that goes on. */
 const FOR_RUN: readonly RankMessage['type'][] = [
   'announce',
@@ -73,7 +76,7 @@ export class RankWorker implements RunHost {
   readonly remoteSources: RemoteSources
   readonly #thread: RankWorkerThread
   readonly #plans = new PlanShelf()
-  readonly #directPlans = new DirectPlans()
+  readonly #directPlans = new DirectPlans((buffers) => this.#send({ type: 'pinned', buffers }))
   readonly #quarantine: Quarantine
   readonly #later: RankMessage[] = []
   /** Else it is done in the middle of a later run, which stands still: 3 ms of each direct one with 14,000 tensors. */
@@ -271,6 +274,11 @@ export class RankWorker implements RunHost {
         return this.#directPlans.holds(request.key)
       case 'open_direct':
         return this.#openDirect(request.options)
+      case 'free_buffers':
+        freeBuffers(this.library, request.buffers)
+        return null
+      case 'end_streams':
+        return { ended: endStreams(this.library, request.streams, END_MS) }
       case 'engine_map':
         return this.#directPlans.summary(request.engine, request.tensor)
       case 'release_left':

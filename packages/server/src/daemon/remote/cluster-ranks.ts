@@ -179,9 +179,12 @@ export class ClusterRanks implements Ranks {
     throw new CkptError('bad_request', `there is no rank ${rank}`)
   }
 
-  async quiet(): Promise<void> {
+  async quiet(ranks: readonly number[] = []): Promise<void> {
     // a guest's engine is in no update of others
-    const asked = this.members.map((node) => node.ask({ op: 'quiet' }))
+    const guests = this.#guests.filter((guest) => {
+      return guest.ranks.some(({ rank }) => ranks.includes(rank.rank))
+    })
+    const asked = [...this.members, ...guests].map((node) => node.ask({ op: 'quiet' }))
     await Promise.all([this.#local.quiet(), ...asked])
   }
 
