@@ -138,6 +138,7 @@ export class HostMemory {
     this.#watch.update()
     endReading(this.#library, part)
     for (const file of part.mapped) {
+      this.#served.forget(file.buffer)
       unmap(this.#library, this.#arena, file)
       this.#library.fileClose(file.file)
     }
