@@ -304,7 +304,7 @@ export class UpdateRun {
     return told === null ? null : { told }
   }
 
-  /** How the ranks get at what other hosts have. A host without a network for that, or with files in place, is no failure. */
+  /** How the ranks get at what other hosts have. A host without a network for that is no failure. */
   async #memoryAt(links: readonly RankHandle[]): Promise<MemoryAt | { readonly told: string }> {
     const { version } = this.#lease as VersionLease
     if (this.#reading.goesOn && this.#spec.mode === 'auto' && hostsOf(version, links) > 1) {
