@@ -8,6 +8,7 @@ import {
 } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
 import type { RankHandle } from '../rank/handle.ts'
+import { requireVersion } from '../registry/lease.ts'
 import type { HeldVersion, RankInfo, VersionLease } from '../types.ts'
 import { abortOf, EngineContact } from './contact.ts'
 import { UpdateConversations } from './conversations.ts'
@@ -644,14 +645,6 @@ export class UpdateRun {
       times: this.#times,
     })
   }
-}
-
-/** @throws CkptError `checkpoint_not_found` */
-function requireVersion({ name, version }: HeldVersion, wanted: string | null): void {
-  if (wanted === null || version === wanted) return
-  const held = version === null ? 'without a version' : `as version ${version}`
-  const message = `checkpoint '${name}' is held ${held}, not as version ${wanted}`
-  throw new CkptError('checkpoint_not_found', message)
 }
 
 /** What fails in it belongs to that phase, whatever else is going on. */
