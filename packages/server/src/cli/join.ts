@@ -1,4 +1,4 @@
-import { CkptError, type EngineTarget, type StatusAnswer } from '@ckpt/core'
+import { CkptError, type EngineTarget, type StatusAnswer, UPDATE_TIMEOUT_SECONDS } from '@ckpt/core'
 import { type Command, Option } from 'commander'
 import { configureLogging } from '../daemon/log.ts'
 import type { DaemonClient } from './client.ts'
@@ -59,7 +59,11 @@ export function addJoinCommand(program: Command): void {
         .choices(['none', 'wait', 'keep', 'abort'])
         .default('wait'),
     )
-    .option('--timeout <s>', 'seconds that the update may take', positiveNumber)
+    .option(
+      '--timeout <s>',
+      `seconds that the update may take, and with --keep the copy before it (default: ${UPDATE_TIMEOUT_SECONDS})`,
+      positiveNumber,
+    )
     .option('--ready-timeout <s>', 'seconds until the engine answers, 0: for ever', seconds, 0)
     .option('--join-timeout <s>', 'seconds until the leader answers', positiveNumber, 30)
     .option('--ring-gib <n>', 'most device memory that the ring takes', positiveNumber)

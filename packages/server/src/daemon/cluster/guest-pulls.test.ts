@@ -164,7 +164,7 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
     }
     const slow = await failureOf(guest(toTheEnd).pull('m', asked({ timeout: 0.5 })))
     expect(slow.code).toBe('update_timeout')
-    expect(slow.message).toContain('longer than 0.5 s')
+    expect(slow.message).toContain('longer than its timeout of 0.5 s')
     await until(async () => !(await inUse(0)) && !(await inUse(1)))
     const closing = guest(toTheEnd)
     const ended = failureOf(closing.pull('m', asked()))

@@ -89,7 +89,7 @@ class GuestSession {
   ) {
     this.#joinSeconds = join_timeout ?? JOIN_TIMEOUT_SECONDS
     this.#joinUntilMs = performance.now() + this.#joinSeconds * 1000
-    const message = `it took longer than ${timeout} s`
+    const message = `it took longer than its timeout of ${timeout} s`
     const late = () => this.#gone.abort(new CkptError('update_timeout', message))
     this.#timer = setTimeout(late, timeout * 1000)
     this.#joined.promise.catch(() => {}) // thrown to whoever waits for it

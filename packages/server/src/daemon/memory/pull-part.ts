@@ -50,7 +50,7 @@ const WAIT_SLICE_MS = 10
  *   owner holds in place, and what `stopped` throws
  */
 export async function pullPart(context: PullContext, request: PullPartRequest): Promise<Part> {
-  const { library, arena } = context
+  const { arena } = context
   const { table } = request
   const order = [...naturalOrder(table.names)]
   const { offsets, totalBytes } = arrange(order.map((row) => table.bytes[row] as number))

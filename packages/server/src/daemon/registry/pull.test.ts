@@ -121,7 +121,7 @@ describe.skipIf(withoutUcx !== null)('a copy of what another daemon holds', () =
 
   test('without the memory for it nothing is read and nothing is held', () =>
     withSides(
-      async ({ owner, taker, dir, library }) => {
+      async ({ owner, taker, dir }) => {
         await owner.register(
           'm',
           { files: [dir.write('a', safetensors({ w: u8(9 * MIB, 1) }))] },
@@ -139,7 +139,7 @@ describe.skipIf(withoutUcx !== null)('a copy of what another daemon holds', () =
     ))
 
   test('ends where the daemons hold it no more, before or amid the reads, and leaves nothing', () =>
-    withSides(async ({ owner, taker, dir, library }) => {
+    withSides(async ({ owner, taker, dir }) => {
       await owner.register(
         'm',
         { files: [dir.write('a', safetensors({ w: u8(64 * MIB, 1) }))] },
@@ -164,7 +164,7 @@ describe.skipIf(withoutUcx !== null)('a copy of what another daemon holds', () =
     }))
 
   test('of a file in place that is written to meanwhile fails with its name', () =>
-    withSides(async ({ owner, taker, dir, library }) => {
+    withSides(async ({ owner, taker, dir }) => {
       const path = dir.write('a.safetensors', safetensors({ w: u8(5 * MIB, 1) }))
       await owner.register('m', { files: [path], in_place: true }, null)
       const { offer, release } = await offered(owner)
