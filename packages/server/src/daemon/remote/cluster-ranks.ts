@@ -141,6 +141,12 @@ export class ClusterRanks implements Ranks {
     return missing
   }
 
+  /** What a daemon holds that has never come nobody knows. @throws CkptError `node_lost` */
+  requireKnown(): void {
+    const unknown = this.missing.find(({ node }) => this.#known[node] === undefined)
+    if (unknown !== undefined) throw new CkptError('node_lost', unknown.message)
+  }
+
   #numbersOf({ node, rankCount }: KnownNode): number[] {
     const first = this.#firstRank(node.node)
     if (first === null) return []

@@ -8,6 +8,7 @@ import {
 } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
 import type { RankHandle } from '../rank/handle.ts'
+import { requireVersion } from '../registry/lease.ts'
 import type { HeldVersion, RankInfo, VersionLease } from '../types.ts'
 import { abortOf, EngineContact } from './contact.ts'
 import { UpdateConversations } from './conversations.ts'
@@ -296,7 +297,7 @@ export class UpdateRun {
     return told === null ? null : { told }
   }
 
-  /** How the ranks get at what other hosts have. A host without a network for that, or with files in place, is no failure. */
+  /** How the ranks get at what other hosts have. A host without a network for that is no failure. */
   async #memoryAt(links: readonly RankHandle[]): Promise<MemoryAt | { readonly told: string }> {
     const { version } = this.#lease as VersionLease
     if (this.#reading.goesOn && this.#spec.mode === 'auto' && hostsOf(version, links) > 1) {
@@ -591,14 +592,6 @@ export class UpdateRun {
       times: this.#times,
     })
   }
-}
-
-/** @throws CkptError `checkpoint_not_found` */
-function requireVersion({ name, version }: HeldVersion, wanted: string | null): void {
-  if (wanted === null || version === wanted) return
-  const held = version === null ? 'without a version' : `as version ${version}`
-  const message = `checkpoint '${name}' is held ${held}, not as version ${wanted}`
-  throw new CkptError('checkpoint_not_found', message)
 }
 
 /** What fails in it belongs to that phase, whatever else is going on. */
