@@ -165,7 +165,9 @@ class Measured:
         last = state.get("last") or {}
         tensors = last.get("replayed", 0) + last.get("ordinary", 0)
         rate = self._model.bytes / seconds / 1e9
-        busy = last["busy_seconds"] / tensors * 1e6 if tensors and isinstance(daemon, CkptWay) else None
+        # another way's worker may have told it before
+        told = isinstance(daemon, CkptWay) and daemon.method is None
+        busy = last["busy_seconds"] / tensors * 1e6 if tensors and told else None
         row = Row(
             way,
             number,
@@ -175,7 +177,7 @@ class Measured:
             100 * rate / self._limit,
             memory.bytes / 2**20,
             busy,
-            last.get("replayed", 0) if isinstance(daemon, CkptWay) else 0,
+            last.get("replayed", 0) if told else 0,
             len(different),
             len(self._expected),
             {"report": report, "state": state, "different": different[:20]},
