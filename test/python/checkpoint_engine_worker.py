@@ -1,19 +1,22 @@
-"""An inference engine whose worker is checkpoint-engine's own, unmodified.
+"""An inference engine whose worker is checkpoint-engine's own, unmodified, of the version that Python finds: 0.1.1 to 0.4.2.
 
 HTTP in front (`/health`, `/collective_rpc` as vLLM answers it, `/v1/weights` as the reference engine answers it), and behind
 it `checkpoint_engine.worker.update_weights_from_ipc`, one thread for each key of the posted map.
 
-    python checkpoint_engine_worker.py --device shm|cuda --listen 127.0.0.1:0 [--fault error@K|post|hang@K] [--worker ckpt_worker]
+    python checkpoint_engine_worker.py --device shm|cuda --listen 127.0.0.1:0 [--fault FAULT] [--worker ckpt_worker]
 
 It prints `ready http://HOST:PORT` on standard output. With `--device shm` the 64-byte handle is the name of POSIX shared memory
 (libckpt_host.so): only torch's `rebuild_cuda_tensor` and checkpoint-engine's device module are replaced. With `--device cuda`
 nothing is replaced at all. With `--worker ckpt_worker` it is our own worker instead, which replays what it has recorded.
+
+A fault is `handle` (the ring cannot be mapped), `error@K` (list K is refused), `hang@K` (in list K, until there is another
+fault or none) or `post` (the post hook fails), of the worker of every key or of one: `error@1#0`. `POST /v1/fault
+{"fault": "post"}` puts another in its place.
 """
 
 import argparse
 import hashlib
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import ThreadingHTTPServer
 
@@ -39,6 +42,10 @@ DTYPE_NAMES = {
 }
 
 
+# the worker of a key with this device cannot map the ring
+NO_DEVICE = 99
+
+
 class HostModule:
     """What checkpoint-engine's worker calls of `torch.cuda`, on a machine without one."""
 
@@ -57,10 +64,22 @@ class HostDeviceManager:
     device_module = HostModule()
 
 
+def replace_device():
+    """In place of CUDA's device there is the host library's."""
+    reductions.rebuild_cuda_tensor = rebuild_from_shared_memory
+    if hasattr(worker, "DeviceManager"):
+        worker.DeviceManager = HostDeviceManager
+    else:
+        # before 0.2.1 the worker calls torch.cuda itself
+        torch.cuda.synchronize, torch.cuda.empty_cache = HostModule().synchronize, HostModule().empty_cache
+
+
 def rebuild_from_shared_memory(*args):
     """Maps the allocation that the raw 64-byte handle names; args are the 15 of torch's rebuild_cuda_tensor."""
     assert len(args) == 15, len(args)
-    size, dtype, handle, handle_bytes = args[1], args[5], args[7], args[8]
+    size, dtype, device, handle, handle_bytes = args[1], args[5], args[6], args[7], args[8]
+    if device == NO_DEVICE:
+        raise RuntimeError("the ring cannot be mapped")
     assert dtype is torch.uint8 and size == (handle_bytes,), (dtype, size, handle_bytes)
     assert len(handle) == 64, len(handle)
     check_refcounter(args[11])
@@ -75,25 +94,42 @@ def check_refcounter(name):
     assert counters[0] == 1 and (counters[8:] == 1).all() and counters.numel() == 8 + 10_000, counters[:9]
 
 
+class Fault:
+    """What goes wrong, in which of the engine's workers."""
+
+    def __init__(self, text):
+        self.over = threading.Event()
+        kind, _, rank = text.partition("#")
+        self.kind, _, at = kind.partition("@")
+        self.at = int(at) if at else None
+        self.rank = int(rank) if rank else None
+
+    def strikes(self, kind, rank, at=None):
+        return self.kind == kind and self.at == at and self.rank in (None, rank)
+
+
 class Engine:
     def __init__(self, device, fault, in_place, own):
-        self.device, self.fault, self.in_place, self.own = device, fault, in_place or own, own
+        self.device, self.in_place, self.own = device, in_place or own, own
+        self.fault = Fault(fault)
         self.ranks, self.updates, self.torn = {}, 0, False
         self.reloads, self.results = {}, {}
 
-    def run(self, key, timeout, address, index):
+    def arm(self, fault):
+        before, self.fault = self.fault, Fault(fault)
+        before.over.set()
+
+    def run(self, key, timeout, address, rank):
         held = self.ranks.get(key, {}) if self.in_place else {}
-        tensors, lists = {}, 0
+        tensors, lists, fault = {}, 0, self.fault
 
         def load(weights):
             nonlocal lists
-            kind, _, at = self.fault.partition("@")
-            if at and int(at) == lists:
-                if kind == "error":
-                    raise ValueError("the engine refuses this bucket")
-                if kind == "hang":
-                    time.sleep(timeout)
-                    raise TimeoutError("hung")
+            if fault.strikes("error", rank, lists):
+                raise ValueError("the engine refuses this bucket")
+            if fault.strikes("hang", rank, lists):
+                fault.over.wait()
+                raise TimeoutError("hung")
             lists += 1
             self.torn = True
             for name, tensor in weights:
@@ -104,13 +140,14 @@ class Engine:
                 tensors[name] = parameter
 
         def post_hook():
-            if self.fault == "post":
+            if fault.strikes("post", rank):
                 raise RuntimeError("the post hook failed")
             # what was replayed did not come by
             self.ranks[key] = {**held, **tensors}
 
+        device = NO_DEVICE if fault.strikes("handle", rank) else 0
         if not self.own:
-            return worker.update_weights_from_ipc(zmq.Context.instance(), address, index, run=load, post_hook=post_hook)
+            return worker.update_weights_from_ipc(zmq.Context.instance(), address, device, run=load, post_hook=post_hook)
         import ckpt_worker
 
         reload = self.reloads.get(key)
@@ -118,7 +155,7 @@ class Engine:
             reload = self.reloads[key] = ckpt_worker.Reload(lambda: list(self.ranks.get(key, {}).items()))
         tally = ckpt_worker.Tally()
         ckpt_worker.update_weights_from_ipc(
-            zmq.Context.instance(), address, index, run=load, post_hook=post_hook, reload=reload,
+            zmq.Context.instance(), address, device, run=load, post_hook=post_hook, reload=reload,
             limits=ckpt_worker.Limits(total=timeout), tally=tally,
         )
         self.results[key] = {"ok": True, **vars(tally)}
@@ -126,13 +163,13 @@ class Engine:
     def update(self, handles, timeout):
         errors = []
 
-        def target(key, address):
+        def target(rank, key, address):
             try:
-                self.run(key, timeout, address, 0)
+                self.run(key, timeout, address, rank)
             except BaseException as error:  # noqa: BLE001 - the test wants every reason
                 errors.append(f"{type(error).__name__}: {error}")
 
-        threads = [threading.Thread(target=target, args=pair, daemon=True) for pair in handles.items()]
+        threads = [threading.Thread(target=target, args=(rank, *pair), daemon=True) for rank, pair in enumerate(handles.items())]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -173,6 +210,9 @@ def handler_of(engine):
 
         def do_POST(self):
             body = self.body()
+            if self.path == "/v1/fault":
+                engine.arm(body["fault"])
+                return self.answer(200, {})
             if self.path != "/collective_rpc":
                 return self.answer(404, {"error": "no such route"})
             assert body["method"] == "update_weights_from_ipc", body
@@ -193,8 +233,7 @@ def main():
     parser.add_argument("--worker", choices=["checkpoint_engine", "ckpt_worker"], default="checkpoint_engine")
     args = parser.parse_args()
     if args.device == "shm":
-        reductions.rebuild_cuda_tensor = rebuild_from_shared_memory
-        worker.DeviceManager = HostDeviceManager
+        replace_device()
     else:
         torch.cuda.init()
     host, _, port = args.listen.rpartition(":")
