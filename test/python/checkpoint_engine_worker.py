@@ -7,7 +7,8 @@ it `checkpoint_engine.worker.update_weights_from_ipc`, one thread for each key o
 
 It prints `ready http://HOST:PORT` on standard output. With `--device shm` the 64-byte handle is the name of POSIX shared memory
 (libckpt_host.so): only torch's `rebuild_cuda_tensor` and checkpoint-engine's device module are replaced. With `--device cuda`
-nothing is replaced at all. With `--worker ckpt_worker` it is our own worker instead, which replays what it has recorded.
+nothing is replaced at all. `--server` says whether our daemon makes the pickles or checkpoint-engine's ParameterServer
+(`parameter_server.py`). With `--worker ckpt_worker` it is our own worker instead, which replays what it has recorded.
 
 A fault is `handle` (the ring cannot be mapped), `error@K` (list K is refused), `hang@K` (in list K, until there is another
 fault or none) or `post` (the post hook fails), of the worker of every key or of one: `error@1#0`. `POST /v1/fault
@@ -16,7 +17,10 @@ fault or none) or `post` (the post hook fails), of the worker of every key or of
 
 import argparse
 import hashlib
+import os
+import struct
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from http.server import ThreadingHTTPServer
 
@@ -64,9 +68,9 @@ class HostDeviceManager:
     device_module = HostModule()
 
 
-def replace_device():
+def replace_device(server):
     """In place of CUDA's device there is the host library's."""
-    reductions.rebuild_cuda_tensor = rebuild_from_shared_memory
+    reductions.rebuild_cuda_tensor = rebuild_from_shared_memory if server == "ckpt" else rebuild_as_shared_by_torch
     if hasattr(worker, "DeviceManager"):
         worker.DeviceManager = HostDeviceManager
     else:
@@ -77,13 +81,39 @@ def replace_device():
 def rebuild_from_shared_memory(*args):
     """Maps the allocation that the raw 64-byte handle names; args are the 15 of torch's rebuild_cuda_tensor."""
     assert len(args) == 15, len(args)
-    size, dtype, device, handle, handle_bytes = args[1], args[5], args[6], args[7], args[8]
-    if device == NO_DEVICE:
-        raise RuntimeError("the ring cannot be mapped")
+    check_device(args[6])
+    size, dtype, handle, handle_bytes = args[1], args[5], args[7], args[8]
     assert dtype is torch.uint8 and size == (handle_bytes,), (dtype, size, handle_bytes)
     assert len(handle) == 64, len(handle)
     check_refcounter(args[11])
     return map_shared_memory(handle, handle_bytes)
+
+
+def rebuild_as_shared_by_torch(*args):
+    """The same of what torch's own `reduce_tensor` makes: a part of the allocation, and a counter that goes down at its end."""
+    size, stride, offset, storage, dtype, device, handle, size_bytes, place = args[1:10]
+    check_device(device)
+    counters, index, event, must_wait = args[11:]
+    assert (size, stride, offset, dtype) == (torch.Size([size_bytes]), (1,), 0, torch.uint8), args
+    assert storage is torch.storage.TypedStorage and handle[:2] == b"\x03c" and len(handle) == 66, (storage, handle)
+    assert len(event) == 64 and must_wait is True, (event, must_wait)
+    allocation = map_shared_memory(handle[2:], place + size_bytes)
+    # the tensors that are made of it hold its storage, and not it
+    weakref.finalize(allocation.untyped_storage(), count_down, counters, index)
+    return allocation[place:]
+
+
+def count_down(counters, index):
+    with open("/dev/shm" + counters.decode("ascii"), "rb+") as file:
+        file.seek(64 + 8 * index)
+        (count,) = struct.unpack("<q", file.read(8))
+        file.seek(-8, os.SEEK_CUR)
+        file.write(struct.pack("<q", count - 1))
+
+
+def check_device(device):
+    if device == NO_DEVICE:
+        raise RuntimeError("the ring cannot be mapped")
 
 
 def check_refcounter(name):
@@ -229,11 +259,12 @@ def main():
     parser.add_argument("--device", choices=["shm", "cuda"], required=True)
     parser.add_argument("--listen", default="127.0.0.1:0")
     parser.add_argument("--fault", default="")
+    parser.add_argument("--server", choices=["ckpt", "checkpoint_engine"], default="ckpt", help="who makes the pickles, of shm")
     parser.add_argument("--in-place", action="store_true", help="copy into the parameters of the update before")
     parser.add_argument("--worker", choices=["checkpoint_engine", "ckpt_worker"], default="checkpoint_engine")
     args = parser.parse_args()
     if args.device == "shm":
-        replace_device()
+        replace_device(args.server)
     else:
         torch.cuda.init()
     host, _, port = args.listen.rpartition(":")

@@ -90,7 +90,9 @@ const listed: fc.Arbitrary<Listed> = fc
 describe('what is written is read', () => {
   test('a handle', () => {
     const message = readEngineMessage(pickleHandle(RING))
-    expect(message).toEqual({ type: 'handle', handle: RING.handle, bytes: RING.bytes })
+    const { handle, bytes, refcounter } = RING
+    const counter = { file: refcounter, index: 0 }
+    expect(message).toEqual({ type: 'handle', handle, offset: 0, bytes, counter })
   })
 
   test('None and a RuntimeError', () => {
@@ -330,7 +332,8 @@ describe.skipIf(TORCH === null)(`torch (${TORCH ?? 'no Python with torch was fou
     for (let first = 0; first < messages.length; first += kinds.length) {
       const [handle, tensors, none, error] = messages.slice(first)
       const raw = Uint8Array.from({ length: 64 }, (_, index) => index)
-      expect(handle).toEqual({ type: 'handle', handle: raw, bytes: 4096 })
+      const counter = { file: '/x', index: 0 }
+      expect(handle).toEqual({ type: 'handle', handle: raw, offset: 0, bytes: 4096, counter })
       expect(none).toEqual({ type: 'none' })
       expect(error).toEqual({ type: 'error', text: 'Some workers failed to update weights' })
       const read = (tensors as Extract<EngineMessage, { type: 'list' }>).tensors
@@ -392,16 +395,32 @@ describe('what the reader refuses', () => {
     refuse(tensor('N', 'K\x07'), /tensor x has a shape/)
   })
 
-  test('a handle that is not a whole plain allocation', () => {
+  test('a handle of something else than a ring', () => {
     expect(readEngineMessage(handleWith({}))).toMatchObject({ type: 'handle', bytes: 4096 })
     const versioned = Uint8Array.from({ length: 66 }, (_, index) => [3, 0x63][index] ?? index)
     expect(readEngineMessage(handleWith({ handle: versioned }))).toMatchObject({
       handle: versioned.subarray(2),
     })
-    const plain = /one contiguous allocation from its start/
-    refuse(handleWith({ size: 4095 }), plain)
-    refuse(handleWith({ stride: 2 }), plain)
-    refuse(handleWith({ storageOffset: 512 }), plain)
+    const whole = /contiguous, and the whole of its storage/
+    refuse(handleWith({ size: 4095 }), whole)
+    refuse(handleWith({ stride: 2 }), whole)
+    expect(readEngineMessage(handleWith({ storageOffset: 512 }))).toMatchObject({ offset: 512 })
+    const before = handleWith({ storageOffset: 2 ** 31 - 1 })
+    const place = before.findLastIndex((byte, i) => byte === 0x7f && before[i - 4] === OP.BININT)
+    refuse(before.with(place, 0xff), /a place in its allocation/)
+    for (const counter of [
+      'x',
+      '',
+      '/',
+      '/..',
+      '/a/b',
+      '/a b',
+      '/a\n',
+      `/${'a'.repeat(251)}`,
+      `/${'a'.repeat(1e6)}`,
+    ]) {
+      refuse(handleWith({ counter }), /the reference counters have a file/)
+    }
     refuse(handleWith({ dtype: 'int8' }), /the ring is of torch.uint8/)
     refuse(handleWith({ handle: new Uint8Array(63) }), /has 64 bytes, not 63/)
     refuse(handleWith({ handle: versioned.with(1, 0x65) }), /has 64 bytes, not 66/)
@@ -459,6 +478,7 @@ interface HandleFaults {
   readonly size?: number
   readonly stride?: number
   readonly storageOffset?: number
+  readonly counter?: string
   readonly dtype?: string
   readonly handle?: Uint8Array
   readonly more?: boolean
@@ -480,7 +500,7 @@ function handleWith(faults: HandleFaults): Uint8Array {
   stream.int(4096)
   stream.int(faults.storageOffset ?? 0)
   stream.bool(false)
-  stream.bytes(Uint8Array.of(0x2f, 0x61))
+  stream.bytes(new TextEncoder().encode(faults.counter ?? '/a'))
   stream.int(0)
   stream.bytes(new Uint8Array(0))
   stream.bool(false)

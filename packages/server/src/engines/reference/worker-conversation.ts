@@ -1,11 +1,16 @@
 // Not the whole of core: a Worker that loads the schemas too takes half a second to start.
 import { CkptError } from '@ckpt/core/api/errors'
-import { type EngineMessage, readEngineMessage } from '@ckpt/core/engine/pickle-reader'
+import {
+  type EngineMessage,
+  readEngineMessage,
+  type RingCounter,
+} from '@ckpt/core/engine/pickle-reader'
 import { pickleRuntimeError } from '@ckpt/core/engine/pickle-writer'
-import type { Handle, Library } from '@ckpt/cuda'
+import type { Library } from '@ckpt/cuda'
 import type { DaemonSocket } from './daemon-socket.ts'
 import { strikes } from './faults.ts'
-import type { Parameters } from './parameters.ts'
+import type { Parameters, Ring } from './parameters.ts'
+import { countDown } from './ring-counter.ts'
 import {
   hold,
   misbehave,
@@ -27,7 +32,7 @@ export class WorkerConversation {
   readonly #parameters: Parameters
   readonly #task: UpdateTask
   readonly #hooks: UpdateHooks
-  #ring: { memory: Handle; bytes: number } | null = null
+  #ring: (Ring & { readonly counter: RingCounter }) | null = null
   #leftOpen = false
 
   constructor(
@@ -78,8 +83,9 @@ export class WorkerConversation {
       if (strikes(this.#task.faults, 'refuse-handle', 'open')) {
         throw new CkptError('device_error', 'injected: the IPC handle cannot be opened')
       }
-      const memory = this.#library.memoryOpen(this.#task.device, message.handle, message.bytes)
-      this.#ring = { memory, bytes: message.bytes }
+      const { handle, offset, bytes, counter } = message
+      const memory = this.#library.memoryOpen(this.#task.device, handle, offset + bytes)
+      this.#ring = { memory, offset, bytes, counter }
     } catch (error) {
       this.#leftOpen = true
       if (this.#task.dialect === 'D1') throw error
@@ -183,8 +189,10 @@ export class WorkerConversation {
 
   #freeRing(): void {
     if (this.#ring === null) return
-    this.#library.memoryFree(this.#ring.memory)
+    const { memory, counter } = this.#ring
     this.#ring = null
+    this.#library.memoryFree(memory)
+    countDown(counter)
   }
 
   #read(what: string): EngineMessage {
