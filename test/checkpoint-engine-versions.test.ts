@@ -133,9 +133,9 @@ class Engine {
     return this.#worker.ready[1]!
   }
 
-  async arm(fault: string): Promise<void> {
-    const init = { method: 'POST', body: JSON.stringify({ fault }) }
-    expect((await fetch(`${this.url}/v1/fault`, init)).status).toBe(200)
+  async arm(...faults: string[]): Promise<void> {
+    const init = { method: 'POST', body: JSON.stringify({ faults }) }
+    expect((await fetch(`${this.url}/v1/faults`, init)).status).toBe(200)
   }
 
   async update(timeout: number) {
@@ -196,7 +196,7 @@ for (const { version, told, error, handle } of VERSIONS) {
       expect(failure.message).toContain(handle.words)
       expect(seconds).toBeLessThan(10)
       expect(status).toEqual({ dialect: told.error, torn: false, quarantinedBytes: 0 })
-      await engine.arm('')
+      await engine.arm()
       await engine.expectUpdate(told.error)
     }, 60_000)
 
@@ -206,7 +206,7 @@ for (const { version, told, error, handle } of VERSIONS) {
       expect(failure.message).toContain(error.words)
       expect(seconds).toBeLessThan(10)
       expect(status).toEqual({ dialect: told.error, torn: true, quarantinedBytes: 0 })
-      await engine.arm('')
+      await engine.arm()
       await engine.expectUpdate(told.error)
     }, 60_000)
 
@@ -218,7 +218,7 @@ for (const { version, told, error, handle } of VERSIONS) {
       )
       expect(seconds).toBeLessThan(10)
       expect(status).toEqual({ dialect: told.error, torn: true, quarantinedBytes: 0 })
-      await engine.arm('')
+      await engine.arm()
       await engine.expectUpdate(told.error)
     }, 60_000)
 
@@ -229,7 +229,7 @@ for (const { version, told, error, handle } of VERSIONS) {
       expect(seconds).toBeLessThan(4)
       expect(status).toMatchObject({ dialect: told.error, torn: true })
       expect(status.quarantinedBytes).toBeGreaterThan(0)
-      await engine.arm('')
+      await engine.arm()
       await engine.expectUpdate(told.error)
     }, 60_000)
   })

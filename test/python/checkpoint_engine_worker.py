@@ -11,8 +11,8 @@ nothing is replaced at all. `--server` says whether our daemon makes the pickles
 (`parameter_server.py`). With `--worker ckpt_worker` it is our own worker instead, which replays what it has recorded.
 
 A fault is `handle` (the ring cannot be mapped), `error@K` (list K is refused), `hang@K` (in list K, until there is another
-fault or none) or `post` (the post hook fails), of the worker of every key or of one: `error@1#0`. `POST /v1/fault
-{"fault": "post"}` puts another in its place.
+fault or none) or `post` (the post hook fails), of the worker of every key or of one: `error@1#0`. `POST /v1/faults
+{"faults": ["post"]}` puts another in its place, `[]` none.
 """
 
 import argparse
@@ -199,7 +199,8 @@ class Engine:
             except BaseException as error:  # noqa: BLE001 - the test wants every reason
                 errors.append(f"{type(error).__name__}: {error}")
 
-        threads = [threading.Thread(target=target, args=(rank, *pair), daemon=True) for rank, pair in enumerate(handles.items())]
+        pairs = enumerate(handles.items())
+        threads = [threading.Thread(target=target, args=(rank, *pair), daemon=True) for rank, pair in pairs]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -240,8 +241,8 @@ def handler_of(engine):
 
         def do_POST(self):
             body = self.body()
-            if self.path == "/v1/fault":
-                engine.arm(body["fault"])
+            if self.path == "/v1/faults":
+                engine.arm("".join(body["faults"]))
                 return self.answer(200, {})
             if self.path != "/collective_rpc":
                 return self.answer(404, {"error": "no such route"})

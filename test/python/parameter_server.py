@@ -3,8 +3,9 @@
     python parameter_server.py --device shm|cuda [--uuid UUID] [--port N]
 
 It prints `ready` on standard output, reads jobs from standard input, one JSON object a line, and answers each with one:
-{"url", "files": [...], "timeout"} -> {"ok": true, "messages": [hex of what went to the worker, ...], "held": N} or {"ok":
-false, "error": "..."} with the same; `held` counts the buffers that it has shared and that somebody has not given back.
+{"url", "files": [...], "timeout"} -> {"ok", "error": "..." if it is not ok, "messages", "held", "device_bytes"}; `messages` is
+what went to the worker, in hexadecimal, `held` counts the buffers that it has shared and that somebody has not given back,
+`device_bytes` is what it still has allocated on a GPU, which such buffers are a part of.
 
 With `--device cuda` nothing is replaced. With `--device shm` there is no CUDA: its device manager is replaced, its buffers are
 POSIX shared memory that libckpt_host.so can open, and torch's `reduce_tensor` is told that they are on a GPU, at an offset in
@@ -12,6 +13,7 @@ their allocation. What it makes of that, and everything that is sent, is torch's
 """
 
 import argparse
+import gc
 import json
 import mmap
 import os
@@ -161,6 +163,14 @@ def registered(server, files):
         server.unregister_checkpoint("recorded")
 
 
+def left(host):
+    if host is not None:
+        return {"held": host.counters.held(), "device_bytes": 0}
+    gc.collect()
+    torch.cuda.ipc_collect()
+    return {"held": None, "device_bytes": torch.cuda.memory_allocated()}
+
+
 def update(server, job):
     def request(socket_paths):
         api.request_inference_to_update(job["url"], dict(socket_paths), timeout=job["timeout"])
@@ -193,7 +203,7 @@ def main():
     print("ready", flush=True)
     for line in sys.stdin:
         answer = update(server, json.loads(line))
-        answer |= {"messages": RecordingSocket.messages, "held": None if host is None else host.counters.held()}
+        answer |= {"messages": RecordingSocket.messages, **left(host)}
         print(json.dumps(answer), flush=True)
 
 

@@ -21,6 +21,8 @@ export interface ServerAnswer {
   readonly messages: readonly string[]
   /** Buffers that were shared and that the worker has not given back; null: on a GPU, where torch counts. */
   readonly held: number | null
+  /** That it still has allocated on a GPU. */
+  readonly device_bytes: number
 }
 
 /** A port that nobody listens on now. */

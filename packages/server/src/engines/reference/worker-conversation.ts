@@ -23,7 +23,8 @@ const SUCCESS = new Uint8Array(0)
 
 /**
  * The worker's side of one conversation, as `update_weights_from_ipc` of checkpoint-engine's `worker.py` does it, in the dialects
- * D1 (0.1.1) to D4 (0.4.2); deviations are only the deadline and that a vanished daemon is noticed. Blocks the thread.
+ * D1 (0.1.1) to D4 (0.4.2); deviations are only the deadline, that a vanished daemon is noticed, and that an update which goes on
+ * after a list has failed is not a good one. Blocks the thread.
  */
 export class WorkerConversation {
   readonly progress: UpdateProgress = { phase: 'begin', tensors: 0, placed: false }
@@ -34,6 +35,8 @@ export class WorkerConversation {
   readonly #hooks: UpdateHooks
   #ring: (Ring & { readonly counter: RingCounter }) | null = null
   #leftOpen = false
+  /** Why a list was not loaded. */
+  #failed: unknown = null
 
   constructor(
     socket: DaemonSocket,
@@ -116,6 +119,7 @@ export class WorkerConversation {
         return this.#post(list)
       }
       if (message.type === 'none') {
+        if (this.#failed !== null) return this.#refuseEnd(this.#failed)
         if (this.#task.dialect !== 'D4') return this.#post(list)
         this.#freeRing()
         this.#socket.reply(SUCCESS)
@@ -127,6 +131,24 @@ export class WorkerConversation {
         this.#raise(message)
       }
     }
+  }
+
+  /**
+   * checkpoint-engine's server (0.4.2) does not look at the reply to its last list, and waits for those that follow without a
+   * deadline: each is the error again.
+   */
+  #refuseEnd(failed: unknown): never {
+    this.#freeRing()
+    this.#socket.reply(this.#errorReply(failed))
+    if (this.#task.dialect === 'D4') {
+      this.#read('the second None')
+      this.#socket.reply(this.#errorReply(failed))
+    }
+    const text = failed instanceof Error ? failed.message : String(failed)
+    throw new CkptError(
+      'engine_protocol',
+      `the daemon goes on after a list that has failed: ${text}`,
+    )
   }
 
   /** X of the protocol, or something that does not belong here. D1 fails an assertion that the payload is a list. */
@@ -157,6 +179,7 @@ export class WorkerConversation {
         this.#leftOpen = true
         throw error
       }
+      this.#failed = error
       return this.#socket.reply(this.#errorReply(error))
     }
     this.#socket.reply(SUCCESS)
