@@ -76,7 +76,6 @@ class _Failed(NamedTuple):
         _let_go(error)
         return failed
 
-
     def repeat(self, talk: Conversation) -> NoReturn:
         """To the last word of a daemon that has taken no notice."""
         talk.reply(self.trace.encode())
@@ -150,8 +149,8 @@ def _take_weights(talk: Conversation, device_id: int, engine: _Engine) -> tuple[
 
 
 def _take_lists(talk: Conversation, ring: torch.Tensor, engine: _Engine) -> _Failed | None:
-    """Returns a list's failure after which the daemon has ended the lists as if there was none: checkpoint-engine's (0.4.2) does
-    not look at the reply to its last list, and waits without a deadline for those that follow."""
+    """Returns a list's failure after which the daemon has ended the lists as if there was none: checkpoint-engine's (0.4.2)
+    does not look at the reply to its last list, and waits without a deadline for those that follow."""
     count = 0
     failed: _Failed | None = None
     ended = False

@@ -68,9 +68,7 @@ class TestParameterServer(DaemonTest):
         daemon = Daemon(self.context, self.address, [lambda body=body: self.write(body) for body in bodies])  # type: ignore[misc]
         daemon.start()
         try:
-            update_weights_from_ipc(
-                self.context, self.address, 3, run=self.load, post_hook=self.hook, reload=None, limits=SOON
-            )
+            update_weights_from_ipc(self.context, self.address, 3, run=self.load, post_hook=self.hook, reload=None, limits=SOON)
         finally:
             daemon.worker_left.set()
             daemon.join()
