@@ -6,7 +6,7 @@ import gc
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 import zmq
@@ -43,10 +43,12 @@ def update_weights_from_ipc(
     engine = _Engine(run, post_hook or (lambda: None), reload, tally or Tally())
     try:
         with Conversation(zmq_ctx, zmq_handle, limits or Limits()) as talk:
-            device = _take_weights(talk, device_id, engine)
+            device, failed = _take_weights(talk, device_id, engine)
             body = talk.next("the end of the update")
             if talk.read(body) is not None:
                 raise RuntimeError(f"the daemon sends a list of {len(body)} bytes after the last one")
+            if failed is not None:
+                failed.repeat(talk)
             try:
                 engine.process()
                 synchronize(device)
@@ -73,6 +75,11 @@ class _Failed(NamedTuple):
         failed = cls(f"{type(error).__name__}: {error}", trace_of(error))
         _let_go(error)
         return failed
+
+    def repeat(self, talk: Conversation) -> NoReturn:
+        """To the last word of a daemon that has taken no notice."""
+        talk.reply(self.trace.encode())
+        raise ProtocolError(f"the daemon goes on after a list that has failed: {self.words}")
 
 
 @dataclass
@@ -117,8 +124,8 @@ class _Engine:
             self.reload.process(self.post_hook)
 
 
-def _take_weights(talk: Conversation, device_id: int, engine: _Engine) -> torch.device:
-    """From the handle of the ring to its release. Returns the ring's device."""
+def _take_weights(talk: Conversation, device_id: int, engine: _Engine) -> tuple[torch.device, _Failed | None]:
+    """From the handle of the ring to its release. Returns the ring's device, and what the daemon has taken no notice of."""
     try:
         handle = talk.handle()
         ring = handle.open(device_id)
@@ -129,7 +136,7 @@ def _take_weights(talk: Conversation, device_id: int, engine: _Engine) -> torch.
     try:
         if engine.reload is not None:
             engine.reload.begin(ring, engine.tally)
-        _take_lists(talk, ring, engine)
+        failed = _take_lists(talk, ring, engine)
     finally:
         if engine.reload is not None:
             engine.reload.release()
@@ -137,13 +144,16 @@ def _take_weights(talk: Conversation, device_id: int, engine: _Engine) -> torch.
         # the mapping ends with its last tensor
         del ring, handle
         _release(weak, device)
-    talk.ok()
-    return device
+    talk.reply(b"" if failed is None else failed.trace.encode())
+    return device, failed
 
 
-def _take_lists(talk: Conversation, ring: torch.Tensor, engine: _Engine) -> None:
+def _take_lists(talk: Conversation, ring: torch.Tensor, engine: _Engine) -> _Failed | None:
+    """Returns a list's failure after which the daemon has ended the lists as if there was none: checkpoint-engine's (0.4.2)
+    does not look at the reply to its last list, and waits without a deadline for those that follow."""
     count = 0
-    failed: str | None = None
+    failed: _Failed | None = None
+    ended = False
     # what failed between two lists
     owed: _Failed | None = None
     try:
@@ -154,19 +164,21 @@ def _take_lists(talk: Conversation, ring: torch.Tensor, engine: _Engine) -> None
             listed = None if known else talk.read(body)
             over = listed is None and not known
             if over and failed is not None:
-                raise ProtocolError(f"the daemon goes on after a list that has failed: {failed}")
+                if ended:
+                    failed.repeat(talk)
+                return failed
             now = owed or _take_list(engine, None if over else body, listed, ring)
             owed = None
             if now is None:
                 if over:
-                    return
+                    return None
                 talk.ok()
                 # the daemon goes on meanwhile
                 owed = engine.process_early(body, ring) if count > 0 else None
             else:
                 # not raised: the daemon tells every worker of the engine to stop, and this one with them
                 talk.reply(now.trace.encode())
-                failed = now.words
+                failed, ended = now, over
             engine.tally.busy_seconds += time.perf_counter() - begin
             count += 1
     except (DaemonError, DaemonGone, ProtocolError, TimeoutError) as error:

@@ -254,6 +254,12 @@ describe('a fault at each step', () => {
     expect(failureOf(perform(play)).message).toContain('without a reply to the second None')
   })
 
+  test('D4 that is known and closes in its post hook is not taken for an older one', () => {
+    const fault = { kind: 'error', step: 'post' } as const
+    const { conversation } = perform({ script: script('D4', fault), buckets: 1, remembered: 'D4' })
+    expect(conversation.dialect).toBe('D4')
+  })
+
   test('a disconnect that no HTTP result explains is reported after two seconds', () => {
     const fault = { kind: 'close', step: 'list', bucket: 1 } as const
     const play = {

@@ -79,6 +79,8 @@ export class Conversation {
   #waiting: { readonly bucket: number; readonly list: Uint8Array } | null = null
   #endRequested = false
   #http: HttpResult | null = null
+  /** It has closed its connection without a reply to the second None. */
+  #leftUnanswered = false
   #failed = false
   #ringFree = false
   /** A failure that becomes final at `atMs` unless something explains it better. */
@@ -213,7 +215,7 @@ export class Conversation {
 
   /** D1 to D3 have left in good order, or D4's post hook failed: only the HTTP result can tell. */
   #onLeftAfterLastSend(nowMs: number): void {
-    if (this.#dialect === 'D4') this.#dialect = 'D3'
+    this.#leftUnanswered = true
     if (this.#options.http) {
       if (this.#http !== null) this.#finish()
     } else if (this.#options.dialect === 'D4') {
@@ -391,7 +393,9 @@ export class Conversation {
 
   #finish(): void {
     this.#freeRing()
-    this.#dialect ??= 'D3'
+    if (this.#dialect === null || (this.#dialect === 'D4' && this.#leftUnanswered)) {
+      this.#dialect = 'D3'
+    }
     this.#out.push({ type: 'finished', dialect: this.#dialect })
     this.#close()
   }

@@ -7,11 +7,21 @@ import {
   PickleTuple,
   loadPickle,
 } from './pickle-machine.ts'
-import { IPC_HANDLE_BYTES, type RingHandle } from './pickle-writer.ts'
+import { IPC_HANDLE_BYTES } from './pickle-writer.ts'
 
 /** A message of the conversation as the reference engine understands it. */
 export type EngineMessage =
-  | ({ readonly type: 'handle' } & RingHandle)
+  | {
+      readonly type: 'handle'
+      /** Of the allocation in which the ring lies, 64 bytes. */
+      readonly handle: Uint8Array
+      /** Where the ring begins in the allocation, in bytes. torch shares what its caching allocator has given it. */
+      readonly offset: number
+      /** Of the ring. */
+      readonly bytes: number
+      /** What its owner waits for before it uses the memory anew. */
+      readonly counter: RingCounter
+    }
   | {
       readonly type: 'list'
       /** `dtype` is an index into DTYPES, `offset` in bytes from the start of the ring. */
@@ -24,6 +34,13 @@ export type EngineMessage =
     }
   | { readonly type: 'none' }
   | { readonly type: 'error'; readonly text: string }
+
+/** One of the counters in a file of POSIX shared memory: whoever has mapped the ring counts it down when it is done. */
+export interface RingCounter {
+  /** `/name`. */
+  readonly file: string
+  readonly index: number
+}
 
 type ListedTensor = Extract<EngineMessage, { type: 'list' }>['tensors'][number]
 
@@ -38,6 +55,9 @@ const GLOBALS = new Set([
 const CALLABLES = new Set(['torch.Size', 'builtins.RuntimeError'])
 
 const HANDLE_ARGUMENTS = 15
+/** A name of POSIX shared memory, and of no other file. */
+const COUNTER_FILE = /^\/(?!\.)[\x21-\x2e\x30-\x7e]+$/
+const COUNTER_FILE_BYTES_MAX = 251
 /**
  * torch puts a version and a kind before the handle: `c` for cudaMalloc memory (`e`, expandable
  * segments, is no IPC handle).
@@ -81,18 +101,35 @@ function readHandle(pair: PickleTuple): EngineMessage {
       `rebuild_cuda_tensor takes ${HANDLE_ARGUMENTS} arguments, not ${args.items.length}`,
     )
   }
-  const [, size, stride, offset, , dtype, , handle, bytes, storageOffset, , counter] = args.items
+  const [, size, stride, offset, , dtype, , handle, bytes, storageOffset, , ...counter] = args.items
   if (!(dtype instanceof PickleGlobal) || dtype.name !== 'torch.uint8') {
     throw refused('the ring is of torch.uint8')
   }
   const shape = integers(size)
-  const plain = offset === 0 && storageOffset === 0 && shape?.length === 1 && shape[0] === bytes
-  if (!plain || integers(stride)?.join() !== '1') {
-    throw refused('the ring is one contiguous allocation from its start')
+  const whole = offset === 0 && shape?.length === 1 && shape[0] === bytes
+  if (!whole || integers(stride)?.join() !== '1') {
+    throw refused('the ring is contiguous, and the whole of its storage')
+  }
+  if (typeof storageOffset !== 'number' || storageOffset < 0) {
+    throw refused('the ring has a place in its allocation')
   }
   if (!(handle instanceof Uint8Array)) throw refused('the IPC handle is bytes')
-  const refcounter = counter instanceof Uint8Array ? new TextDecoder().decode(counter) : ''
-  return { type: 'handle', handle: rawHandle(handle), bytes: bytes as number, refcounter }
+  return {
+    type: 'handle',
+    handle: rawHandle(handle),
+    offset: storageOffset,
+    bytes: bytes as number,
+    counter: readCounter(counter),
+  }
+}
+
+/** @param file and what follows it: the last four arguments */
+function readCounter([file, index]: readonly PickleValue[]): RingCounter {
+  const isShort = file instanceof Uint8Array && file.length <= COUNTER_FILE_BYTES_MAX
+  const name = isShort ? String.fromCharCode(...file) : ''
+  if (!COUNTER_FILE.test(name)) throw refused('the reference counters have a file')
+  if (typeof index !== 'number' || index < 0) throw refused('a reference counter has an index')
+  return { file: name, index }
 }
 
 function rawHandle(handle: Uint8Array): Uint8Array {

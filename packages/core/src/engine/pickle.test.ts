@@ -5,9 +5,12 @@ import type { TensorTable } from '../checkpoint/table.ts'
 import { makePlan } from '../plan/make-plan.ts'
 import type { Plan } from '../plan/plan.ts'
 import { DTYPES, dtypeIndex, tensorBytes, torchView } from '../safetensors/dtypes.ts'
+import { ABORT_TEXT } from './conversation.ts'
 import { type EngineMessage, readEngineMessage } from './pickle-reader.ts'
 import { OP, PickleStream } from './pickle-stream.ts'
 import { pickleHandle, pickleList, pickleNone, pickleRuntimeError } from './pickle-writer.ts'
+// written by `scripts/gpu-parameter-server --record`
+import recorded from './testing/parameter-server-0.4.2.json' with { type: 'json' }
 
 const TORCH_DTYPES = DTYPES.flatMap((dtype, index) => (dtype.torch === null ? [] : [index]))
 
@@ -90,7 +93,9 @@ const listed: fc.Arbitrary<Listed> = fc
 describe('what is written is read', () => {
   test('a handle', () => {
     const message = readEngineMessage(pickleHandle(RING))
-    expect(message).toEqual({ type: 'handle', ...RING })
+    const { handle, bytes, refcounter } = RING
+    const counter = { file: refcounter, index: 0 }
+    expect(message).toEqual({ type: 'handle', handle, offset: 0, bytes, counter })
   })
 
   test('None and a RuntimeError', () => {
@@ -330,7 +335,8 @@ describe.skipIf(TORCH === null)(`torch (${TORCH ?? 'no Python with torch was fou
     for (let first = 0; first < messages.length; first += kinds.length) {
       const [handle, tensors, none, error] = messages.slice(first)
       const raw = Uint8Array.from({ length: 64 }, (_, index) => index)
-      expect(handle).toMatchObject({ type: 'handle', handle: raw, bytes: 4096 })
+      const counter = { file: '/x', index: 0 }
+      expect(handle).toEqual({ type: 'handle', handle: raw, offset: 0, bytes: 4096, counter })
       expect(none).toEqual({ type: 'none' })
       expect(error).toEqual({ type: 'error', text: 'Some workers failed to update weights' })
       const read = (tensors as Extract<EngineMessage, { type: 'list' }>).tensors
@@ -343,6 +349,42 @@ describe.skipIf(TORCH === null)(`torch (${TORCH ?? 'no Python with torch was fou
       })
     }
   }, 60_000)
+})
+
+describe("what checkpoint-engine's own ParameterServer 0.4.2 has sent", () => {
+  const read = (bodies: readonly string[]) =>
+    bodies.map((body) => readEngineMessage(Uint8Array.fromHex(body)))
+
+  test('an update: names, dtypes, shapes, and offsets in two halves of a ring that is a part of its allocation', () => {
+    const [handle, ...rest] = read(recorded.updated)
+    expect(handle).toMatchObject({ type: 'handle', offset: 4096, bytes: 16_384 })
+    expect(handle).toHaveProperty('handle.byteLength', 64)
+    expect(handle).toHaveProperty('counter.index', 1)
+    const lists = rest.slice(0, -2) as Extract<EngineMessage, { type: 'list' }>[]
+    expect(rest.slice(-2)).toEqual([{ type: 'none' }, { type: 'none' }])
+    const shown = lists.map(({ tensors }) =>
+      tensors.map(({ name, dtype, shape, offset }) => {
+        return `${name} ${DTYPES[dtype]?.name}[${shape.join()}] ${offset}`
+      }),
+    )
+    const layer = (index: number, offset: number) => [
+      `layers.${index}.large BF16[1,2048] ${offset}`,
+      `layers.${index}.norm F32[77] ${offset + 4096}`,
+      `layers.${index}.scale F8_E4M3[33,7] ${offset + 4608}`,
+    ]
+    expect(shown).toEqual([
+      ['empty F16[0,5] 0', 'größe U8[13] 0', ...layer(0, 256)],
+      layer(1, 8192),
+      layer(2, 0),
+      [...layer(3, 8192), 'scalar I64[] 13056'],
+    ])
+  })
+
+  test('the end of one in which a list was refused', () => {
+    const messages = read(recorded.failed)
+    expect(messages.map(({ type }) => type)).toEqual(['handle', 'list', 'list', 'error'])
+    expect(messages.at(-1)).toEqual({ type: 'error', text: ABORT_TEXT })
+  })
 })
 
 describe('what the reader refuses', () => {
@@ -392,16 +434,22 @@ describe('what the reader refuses', () => {
     refuse(tensor('N', 'K\x07'), /tensor x has a shape/)
   })
 
-  test('a handle that is not a whole plain allocation', () => {
+  test('a handle of something else than a ring', () => {
     expect(readEngineMessage(handleWith({}))).toMatchObject({ type: 'handle', bytes: 4096 })
     const versioned = Uint8Array.from({ length: 66 }, (_, index) => [3, 0x63][index] ?? index)
     expect(readEngineMessage(handleWith({ handle: versioned }))).toMatchObject({
       handle: versioned.subarray(2),
     })
-    const plain = /one contiguous allocation from its start/
-    refuse(handleWith({ size: 4095 }), plain)
-    refuse(handleWith({ stride: 2 }), plain)
-    refuse(handleWith({ storageOffset: 512 }), plain)
+    const whole = /contiguous, and the whole of its storage/
+    refuse(handleWith({ size: 4095 }), whole)
+    refuse(handleWith({ stride: 2 }), whole)
+    expect(readEngineMessage(handleWith({ storageOffset: 512 }))).toMatchObject({ offset: 512 })
+    const before = handleWith({ storageOffset: 2 ** 31 - 1 })
+    const place = before.findLastIndex((byte, i) => byte === 0x7f && before[i - 4] === OP.BININT)
+    refuse(before.with(place, 0xff), /a place in its allocation/)
+    for (const counter of ['x', '', '/', '/..', '/a/b', '/a b', '/a\n', `/${'a'.repeat(251)}`]) {
+      refuse(handleWith({ counter }), /the reference counters have a file/)
+    }
     refuse(handleWith({ dtype: 'int8' }), /the ring is of torch.uint8/)
     refuse(handleWith({ handle: new Uint8Array(63) }), /has 64 bytes, not 63/)
     refuse(handleWith({ handle: versioned.with(1, 0x65) }), /has 64 bytes, not 66/)
@@ -459,6 +507,7 @@ interface HandleFaults {
   readonly size?: number
   readonly stride?: number
   readonly storageOffset?: number
+  readonly counter?: string
   readonly dtype?: string
   readonly handle?: Uint8Array
   readonly more?: boolean
@@ -480,7 +529,7 @@ function handleWith(faults: HandleFaults): Uint8Array {
   stream.int(4096)
   stream.int(faults.storageOffset ?? 0)
   stream.bool(false)
-  stream.bytes(Uint8Array.of(0x2f, 0x61))
+  stream.bytes(new TextEncoder().encode(faults.counter ?? '/a'))
   stream.int(0)
   stream.bytes(new Uint8Array(0))
   stream.bool(false)

@@ -78,12 +78,13 @@ class NativeTransfer {
 
   async run(): Promise<void> {
     const { client } = this.#update
-    const ring = await this.#rank.next(this.#signal)
-    if (ring.type !== 'handle') throw unexpected(ring)
+    const opened = await this.#rank.next(this.#signal)
+    if (opened.type !== 'handle') throw unexpected(opened)
+    const { handle, bytes, counter } = opened
     this.#version = await versionOf(client, this.#signal)
     await this.#init()
     this.#rank.reply(SUCCESS)
-    await this.#transfer(ring)
+    await this.#transfer({ handle, bytes, refcounter: counter.file })
     // the ring may go; vLLM has cloned what it still needs of it
     this.#rank.reply(SUCCESS)
     const last = await this.#rank.next(this.#signal)

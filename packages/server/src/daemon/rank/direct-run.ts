@@ -543,7 +543,8 @@ export class DirectRun {
     // perhaps its memory could not be opened while copies were made: the next update opens all of it before it begins
     this.#plans.forgetMemory(this.options.engine)
     const connected = this.#conversation.everConnected
-    this.#host.report(this.options.run, { type: 'failed', failure: this.#failure, connected })
+    const told = { failure: this.#failure, connected, dialect: null }
+    this.#host.report(this.options.run, { type: 'failed', ...told })
   }
 
   /** Whether no copy writes the engine's memory any more. Blocks shortly. */

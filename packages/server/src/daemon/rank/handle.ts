@@ -58,7 +58,7 @@ export function tellGone(
   failure: Failure,
   left: { readonly quarantinedBytes: number; readonly settled: boolean },
 ): void {
-  listener({ type: 'failed', failure, connected: true }, rank)
+  listener({ type: 'failed', failure, connected: true, dialect: null }, rank)
   const none = new Float64Array(0)
   const stages = { h2d: none, broadcast: none, reload: none }
   const unknown = { bytesPeak: null, bytesAfter: null, turnaroundsMs: none, stages }

@@ -321,8 +321,16 @@ export type RankEvent =
       readonly takenBytes: number
     }
   | { readonly type: 'finished'; readonly dialect: Dialect | null }
-  /** `connected`: whether a worker of the engine has ever connected. */
-  | { readonly type: 'failed'; readonly failure: Failure; readonly connected: boolean }
+  /**
+   * `connected`: whether a worker of the engine has ever connected; `dialect`: what its error has
+   * told of it, null: nothing that was not known.
+   */
+  | {
+      readonly type: 'failed'
+      readonly failure: Failure
+      readonly connected: boolean
+      readonly dialect: Dialect | null
+    }
   | {
       readonly type: 'closed'
       /** Bytes of a ring that an engine or a copy may still use; 0 when it was freed. */

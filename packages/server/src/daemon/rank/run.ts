@@ -476,7 +476,10 @@ export class RankRun {
     const { rank } = this.#host.rank
     this.#failure = { rank, phase: this.#phase(), ...failure }
     const connected = this.#conversation?.everConnected ?? true
-    this.#host.report(this.options.run, { type: 'failed', failure: this.#failure, connected })
+    const seen = this.#conversation?.dialect ?? null
+    const dialect = seen === this.options.dialect ? null : seen
+    const told = { failure: this.#failure, connected, dialect }
+    this.#host.report(this.options.run, { type: 'failed', ...told })
   }
 
   #phase(): Failure['phase'] {

@@ -390,6 +390,7 @@ export class RankTeam {
   #take(member: Member, event: RankEvent): void {
     switch (event.type) {
       case 'failed':
+        member.dialect = event.dialect ?? member.dialect
         return this.#onFailure(event.failure, member.link.rank, event.connected)
       case 'looked':
         member.groups = event.groups

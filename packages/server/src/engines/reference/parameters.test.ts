@@ -30,7 +30,7 @@ test('tensors that shrink and grow under their names are hashed over their own b
         offset += Math.ceil(bytes / 256) * 256
         return tensor
       })
-      parameters.load(list, { memory, bytes: RING_BYTES }, signal, 5000)
+      parameters.load(list, { memory, offset: 0, bytes: RING_BYTES }, signal, 5000)
       const held = parameters.hash()
       for (const [i, bytes] of sizes.entries()) {
         const content = new Uint8Array(bytes).fill(16 * round + i + 1)
@@ -60,7 +60,7 @@ test('a tensor that torch cannot hold has no place in a map, which says which on
   const F6 = dtypeIndex('F6_E2M3')
   const update = (...list: { name: string; dtype: number; shape: number[]; offset: number }[]) => {
     parameters.beginUpdate()
-    parameters.load(list, { memory, bytes: RING_BYTES }, signal, 5000)
+    parameters.load(list, { memory, offset: 0, bytes: RING_BYTES }, signal, 5000)
     parameters.endUpdate()
   }
   try {

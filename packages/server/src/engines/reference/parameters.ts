@@ -14,6 +14,14 @@ export interface ListedTensor {
   readonly offset: number
 }
 
+/** Where the weights of an update lie for a moment. */
+export interface Ring {
+  readonly memory: Handle
+  /** Where it begins in the memory, in bytes. */
+  readonly offset: number
+  readonly bytes: number
+}
+
 /** Where a tensor's part lies that this rank holds. */
 export interface Place {
   readonly name: string
@@ -118,12 +126,7 @@ export class Parameters {
    * Copies this rank's part of each listed tensor out of the ring and waits for the copies. Throws `engine_protocol` when an
    * entry does not lie in the ring, and what the device says.
    */
-  load(
-    list: readonly ListedTensor[],
-    ring: { readonly memory: Handle; readonly bytes: number },
-    signal: Handle,
-    timeoutMs: number,
-  ): void {
+  load(list: readonly ListedTensor[], ring: Ring, signal: Handle, timeoutMs: number): void {
     this.#reserve(list)
     const piecesOf = new Map<Chunk, CopyPiece[]>()
     for (const tensor of list) {
@@ -137,7 +140,7 @@ export class Parameters {
       for (let row = 0; row < height; row++) {
         pieces.push({
           dstOffset: slot.offset + row * width,
-          srcOffset: tensor.offset + offset + row * pitch,
+          srcOffset: ring.offset + tensor.offset + offset + row * pitch,
           bytes: width,
         })
       }

@@ -1,11 +1,16 @@
 // Not the whole of core: a Worker that loads the schemas too takes half a second to start.
 import { CkptError } from '@ckpt/core/api/errors'
-import { type EngineMessage, readEngineMessage } from '@ckpt/core/engine/pickle-reader'
+import {
+  type EngineMessage,
+  readEngineMessage,
+  type RingCounter,
+} from '@ckpt/core/engine/pickle-reader'
 import { pickleRuntimeError } from '@ckpt/core/engine/pickle-writer'
-import type { Handle, Library } from '@ckpt/cuda'
+import type { Library } from '@ckpt/cuda'
 import type { DaemonSocket } from './daemon-socket.ts'
 import { strikes } from './faults.ts'
-import type { Parameters } from './parameters.ts'
+import type { Parameters, Ring } from './parameters.ts'
+import { countDown } from './ring-counter.ts'
 import {
   hold,
   misbehave,
@@ -18,7 +23,8 @@ const SUCCESS = new Uint8Array(0)
 
 /**
  * The worker's side of one conversation, as `update_weights_from_ipc` of checkpoint-engine's `worker.py` does it, in the dialects
- * D1 (0.1.1) to D4 (0.4.2); deviations are only the deadline and that a vanished daemon is noticed. Blocks the thread.
+ * D1 (0.1.1) to D4 (0.4.2); deviations are only the deadline, that a vanished daemon is noticed, and that an update which goes on
+ * after a list has failed is not a good one. Blocks the thread.
  */
 export class WorkerConversation {
   readonly progress: UpdateProgress = { phase: 'begin', tensors: 0, placed: false }
@@ -27,8 +33,10 @@ export class WorkerConversation {
   readonly #parameters: Parameters
   readonly #task: UpdateTask
   readonly #hooks: UpdateHooks
-  #ring: { memory: Handle; bytes: number } | null = null
+  #ring: (Ring & { readonly counter: RingCounter }) | null = null
   #leftOpen = false
+  /** Why a list was not loaded. */
+  #failed: unknown = null
 
   constructor(
     socket: DaemonSocket,
@@ -78,8 +86,9 @@ export class WorkerConversation {
       if (strikes(this.#task.faults, 'refuse-handle', 'open')) {
         throw new CkptError('device_error', 'injected: the IPC handle cannot be opened')
       }
-      const memory = this.#library.memoryOpen(this.#task.device, message.handle, message.bytes)
-      this.#ring = { memory, bytes: message.bytes }
+      const { handle, offset, bytes, counter } = message
+      const memory = this.#library.memoryOpen(this.#task.device, handle, offset + bytes)
+      this.#ring = { memory, offset, bytes, counter }
     } catch (error) {
       this.#leftOpen = true
       if (this.#task.dialect === 'D1') throw error
@@ -110,6 +119,7 @@ export class WorkerConversation {
         return this.#post(list)
       }
       if (message.type === 'none') {
+        if (this.#failed !== null) return this.#refuseEnd(this.#failed)
         if (this.#task.dialect !== 'D4') return this.#post(list)
         this.#freeRing()
         this.#socket.reply(SUCCESS)
@@ -121,6 +131,24 @@ export class WorkerConversation {
         this.#raise(message)
       }
     }
+  }
+
+  /**
+   * checkpoint-engine's server (0.4.2) does not look at the reply to its last list, and waits for those that follow without a
+   * deadline: each is the error again.
+   */
+  #refuseEnd(failed: unknown): never {
+    this.#freeRing()
+    this.#socket.reply(this.#errorReply(failed))
+    if (this.#task.dialect === 'D4') {
+      this.#read('the second None')
+      this.#socket.reply(this.#errorReply(failed))
+    }
+    const text = failed instanceof Error ? failed.message : String(failed)
+    throw new CkptError(
+      'engine_protocol',
+      `the daemon goes on after a list that has failed: ${text}`,
+    )
   }
 
   /** X of the protocol, or something that does not belong here. D1 fails an assertion that the payload is a list. */
@@ -151,6 +179,7 @@ export class WorkerConversation {
         this.#leftOpen = true
         throw error
       }
+      this.#failed = error
       return this.#socket.reply(this.#errorReply(error))
     }
     this.#socket.reply(SUCCESS)
@@ -183,8 +212,10 @@ export class WorkerConversation {
 
   #freeRing(): void {
     if (this.#ring === null) return
-    this.#library.memoryFree(this.#ring.memory)
+    const { memory, counter } = this.#ring
     this.#ring = null
+    this.#library.memoryFree(memory)
+    countDown(counter)
   }
 
   #read(what: string): EngineMessage {
