@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { withoutUcx } from '../../../test/support/ucx.ts'
 import { MIB } from './bench.ts'
-import { reloadSeconds } from './calibration.ts'
+import { timelineOf } from './calibration.ts'
 import { layersOf } from './checkpoint.ts'
 import { ClusterUpdates } from './cluster-updates.ts'
 import { layoutOfFiles, simulateUpdate } from './simulated-update.ts'
@@ -17,6 +17,7 @@ const RATES = {
   broadcastSeconds: 0,
   reloadBytesPerSecond: 1e9,
   bucketSeconds: 0,
+  openSeconds: 0,
 }
 
 test.skipIf(withoutUcx !== null)(
@@ -36,8 +37,9 @@ test.skipIf(withoutUcx !== null)(
       expect(await updates.check(versions)).toEqual({ compared: 32, wrong: 0 })
       const { buckets } = simulateUpdate(layout, report, RATES)
       expect(report.buckets).toBe(buckets)
-      const spans = reloadSeconds(await updates.trace(report))
-      expect(spans.map(({ length }) => length)).toEqual([buckets, buckets])
+      const { reloadSeconds, totalSeconds } = timelineOf(await updates.trace(report))
+      expect(reloadSeconds.map(({ length }) => length)).toEqual([buckets, buckets])
+      expect(totalSeconds).toBeLessThan(report.seconds.total)
     }
   },
   120_000,

@@ -1,6 +1,5 @@
 /**
- * One of several processes that do what the stages of an update do with the library alone: no plan, no list, and no stage waits for
- * another. A line of JSON on its input is a task, and is answered by a line of JSON.
+ * One of several processes that do what the stages of an update do with the library alone: no plan, no list, no engine. A line of JSON on its input is a task, and is answered by a line of JSON.
  */
 import { createInterface } from 'node:readline'
 import { type Handle, type Library, openLibrary, selectDevices } from '@ckpt/cuda'
@@ -16,7 +15,10 @@ export type PlainTask =
       readonly members: number
       readonly member: number
     }
-  /** Copies and broadcasts of these sizes one behind another. Answered when they are done, with {@link PlainSeconds}. */
+  /**
+   * Copies and broadcasts of these sizes one behind another. Where there are broadcasts, each has a copy of its root before it and one
+   * of each engine behind it, as far as these go. Answered when all are done, with {@link PlainSeconds}.
+   */
   | { readonly type: 'run'; readonly stages: PlainSizes }
 
 /** Bytes that this process copies to its device; of the broadcasts of all; that its engine would take. 0: the stage does nothing. */
@@ -46,7 +48,11 @@ export class PlainStages {
   readonly #library: Library
   readonly #stack: DisposableStack
   readonly #signal: Handle
-  #communicator: { readonly handle: Handle; readonly members: number } | null = null
+  #communicator: {
+    readonly handle: Handle
+    readonly members: number
+    readonly member: number
+  } | null = null
   #ring: { readonly memory: Handle; readonly mapped: Handle; readonly bytes: number } | null = null
   #source: { readonly buffer: Handle; readonly bytes: number } | null = null
   #parameters: { readonly memory: Handle; readonly bytes: number } | null = null
@@ -67,7 +73,7 @@ export class PlainStages {
     const place = { id, device: DEVICE, members, member, sharers: 1 }
     const handle = this.#library.communicatorCreate(place, this.#signal, WAIT_MS)
     this.#stack.defer(() => this.#library.communicatorDestroy(handle))
-    this.#communicator = { handle, members }
+    this.#communicator = { handle, members, member }
     return null
   }
 
@@ -84,20 +90,40 @@ export class PlainStages {
       broadcast: openLane(library, stack, DEVICE),
       reload: openLane(library, stack, DEVICE),
     }
+    // of what the one has done by now the other waits
+    const follow = (first: Handle, then: Handle) => {
+      const event = library.eventCreate(DEVICE)
+      stack.defer(() => library.eventDestroy(event))
+      library.eventRecord(event, first)
+      library.streamWaitEvent(then, event)
+    }
     const beginMs = performance.now()
-    for (const { at, offset, bytes } of pieces(sizes.h2d)) {
-      const from = at % (source.bytes - bytes + 1)
-      library.copyH2d(lanes.h2d.stream, ring, offset, source.buffer, from, bytes)
+    const copied = [...pieces(sizes.h2d)]
+    const copy = (piece: Piece | undefined) => {
+      if (piece === undefined) return
+      const from = piece.at % (source.bytes - piece.bytes + 1)
+      library.copyH2d(lanes.h2d.stream, ring, piece.offset, source.buffer, from, piece.bytes)
+    }
+    const loaded = [...pieces(sizes.reload)]
+    const load = (piece: Piece | undefined) => {
+      if (piece === undefined) return
+      const { at: dstOffset, offset: srcOffset, bytes } = piece
+      library.copyDevice(lanes.reload.stream, parameters, mapped, [{ dstOffset, srcOffset, bytes }])
     }
     for (const { index, offset, bytes } of pieces(sizes.broadcast)) {
-      const { handle, members } = this.#joined
+      const { handle, members, member } = this.#joined
       const { stream } = lanes.broadcast
-      library.communicatorBroadcast(handle, stream, ring, index % members, offset, bytes)
+      const root = index % members
+      if (root === member) {
+        copy(copied.shift())
+        follow(lanes.h2d.stream, stream)
+      }
+      library.communicatorBroadcast(handle, stream, ring, root, offset, bytes)
+      follow(stream, lanes.reload.stream)
+      load(loaded.shift())
     }
-    for (const { at, offset, bytes } of pieces(sizes.reload)) {
-      const piece = { dstOffset: at, srcOffset: offset, bytes }
-      library.copyDevice(lanes.reload.stream, parameters, mapped, [piece])
-    }
+    for (const piece of copied) copy(piece)
+    for (const piece of loaded) load(piece)
     return this.#secondsOf(lanes, beginMs, sizes)
   }
 

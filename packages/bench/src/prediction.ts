@@ -1,7 +1,7 @@
 import { join } from 'node:path'
 import type { UpdateReport } from '@ckpt/core'
 import { type Bench, type BenchContext, GIB, KIB, MIB, sizeName } from './bench.ts'
-import { Calibration } from './calibration.ts'
+import { Calibration, timelineOf } from './calibration.ts'
 import { layersOf } from './checkpoint.ts'
 import { atMost, shown } from './claims.ts'
 import { ClusterUpdates } from './cluster-updates.ts'
@@ -15,7 +15,6 @@ import {
   type StageRates,
 } from './simulated-update.ts'
 import { type Versions, writePair } from './versions.ts'
-import type { Workload } from './workloads.ts'
 
 const DAEMONS = 4
 
@@ -27,6 +26,10 @@ interface Layout {
   readonly bucketBytes: number
   /** Of a bucket: as many layers as fit, each a matrix of 1 MiB and a vector of 2 KiB. */
   readonly pieceBytes: number
+  /** Of each plain stage: so many that their beginning, which is not at once in all processes, does not count. */
+  readonly pieces: number
+  /** Of each daemon, of the update that shows what a bucket takes beside its bytes. */
+  readonly calibratedBuckets: number
 }
 
 const LAYER_BYTES = MIB + 2 * KIB
@@ -42,6 +45,8 @@ const LAYOUTS: readonly Layout[] = [
     ringBytes: 32 * MIB,
     bucketBytes: 8 * MIB,
     pieceBytes: 7 * LAYER_BYTES,
+    pieces: 8,
+    calibratedBuckets: 1,
   },
   {
     name: 'no limit',
@@ -49,18 +54,10 @@ const LAYOUTS: readonly Layout[] = [
     ringBytes: 16 * MIB,
     bucketBytes: 4 * MIB,
     pieceBytes: 3 * LAYER_BYTES,
+    pieces: 32,
+    calibratedBuckets: 3,
   },
 ]
-/** Of what the plain stages move: less than any update that is predicted. */
-const CALIBRATED_PIECES = 8
-/** Of each daemon a bucket. */
-const EMPTY: Workload = {
-  name: 'empty buckets',
-  tensors: Array.from({ length: 2 * DAEMONS }, (_, i) => {
-    return { name: `layers.${i}.norm.weight`, dtype: 'BF16', shape: [1024] }
-  }),
-  model: false,
-}
 const WARM_UPS = 1
 const ROUNDS = 5
 /** Percent of what was measured. */
@@ -84,20 +81,23 @@ interface Job {
   readonly name: string
   readonly versions: Versions
   readonly layout: OwnedLayout
-  readonly reports: UpdateReport[]
+  readonly made: { readonly report: UpdateReport; readonly seconds: number }[]
 }
 
 async function* layoutRows(
   { devices, sizes, dir, note }: BenchContext,
-  { name: layout, env, ringBytes, bucketBytes, pieceBytes }: Layout,
+  { name: layout, env, ringBytes, bucketBytes, pieceBytes, pieces, calibratedBuckets }: Layout,
 ): AsyncGenerator<Row> {
   await using stack = new AsyncDisposableStack()
   const ring = ['--ring-gib', String(ringBytes / GIB)]
   const flags = [...ring, '--bucket-mib', String(bucketBytes / MIB)]
   const own = join(dir, layout.replaceAll(/\W+/g, '-'))
   const updates = await ClusterUpdates.start(stack, devices, DAEMONS, own, flags, env)
-  const empty = await writePair(stack, EMPTY, 1, SHM, DAEMONS)
-  await updates.register(empty)
+  // each daemon has whole buckets of it
+  const layers = (DAEMONS * calibratedBuckets * pieceBytes) / LAYER_BYTES
+  const known = { name: 'calibrated', tensors: layersOf(layers * MIB), model: false }
+  const small = await writePair(stack, known, 1, SHM, DAEMONS)
+  await updates.register(small)
   const jobs: Job[] = []
   for (const bytes of sizes) {
     const name = `${DAEMONS} daemons, ${sizeName(bytes)}, ${layout}`
@@ -105,13 +105,13 @@ async function* layoutRows(
     const versions = await writePair(stack, workload, 1, SHM, DAEMONS)
     const owned = await layoutOfFiles(versions.present.files)
     await updates.register(versions)
-    jobs.push({ name, versions, layout: owned, reports: [] })
+    jobs.push({ name, versions, layout: owned, made: [] })
   }
   const plain = await PlainCluster.start(stack, devices, DAEMONS, env)
-  const calibrated = { bytes: CALIBRATED_PIECES * pieceBytes, pieceBytes, ringBytes }
+  const calibrated = { bytes: pieces * pieceBytes, pieceBytes, ringBytes }
   const calibration = new Calibration(plain, DAEMONS, calibrated)
   for (let round = -WARM_UPS; round < ROUNDS; round++) {
-    await playRound({ updates, calibration, empty, jobs }, round >= 0)
+    await playRound({ updates, calibration, small, jobs }, round >= 0)
   }
   note(`${layout}, measured beside the updates: ${ratesText(calibration.rates)}`)
   for (const job of jobs) yield await jobRow(updates, job, calibration.rates)
@@ -121,34 +121,35 @@ async function playRound(
   {
     updates,
     calibration,
-    empty,
+    small,
     jobs,
   }: {
     readonly updates: ClusterUpdates
     readonly calibration: Calibration
-    readonly empty: Versions
+    readonly small: Versions
     readonly jobs: readonly Job[]
   },
   counts: boolean,
 ): Promise<void> {
   if (counts) await calibration.time()
-  const report = await updates.update(empty)
-  if (counts) calibration.takeEmpty(await updates.trace(report))
-  for (const { versions, reports } of jobs) {
+  const report = await updates.update(small)
+  if (counts) calibration.takeUpdate(timelineOf(await updates.trace(report)))
+  for (const { versions, made } of jobs) {
     const told = await updates.update(versions)
-    if (counts) reports.push(told)
+    const { totalSeconds } = timelineOf(await updates.trace(told))
+    if (counts) made.push({ report: told, seconds: totalSeconds })
   }
 }
 
 /** The last update of each is made again, so that every byte is looked at. */
 async function jobRow(updates: ClusterUpdates, job: Job, rates: StageRates): Promise<Row> {
-  const { name, versions, layout, reports } = job
-  const [sizes] = reports
+  const { name, versions, layout, made } = job
+  const sizes = made[0]?.report
   if (sizes === undefined) throw new Error('no update was made')
   const { buckets, seconds: predicted } = simulateUpdate(layout, sizes, rates)
   if (buckets !== sizes.buckets)
     throw new Error(`${buckets} buckets are predicted, not ${sizes.buckets}`)
-  const measured = reports.map(({ seconds }) => seconds.transfer)
+  const measured = made.map(({ seconds }) => seconds)
   await updates.update(versions)
   const head = versions.head('prediction', name)
   const limitGbPerSecond = versions.bytes / predicted / 1e9
@@ -167,5 +168,6 @@ function ratesText(rates: StageRates): string {
     `h2d ${mb(h2dBytesPerSecond)} each`,
     `broadcasts ${mb(broadcastBytesPerSecond)} and ${ms(rates.broadcastSeconds)}`,
     `reload ${mb(reloadBytesPerSecond)} and ${ms(rates.bucketSeconds)} a bucket`,
+    `engines open after ${ms(rates.openSeconds)}`,
   ].join(', ')
 }

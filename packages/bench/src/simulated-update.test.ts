@@ -13,6 +13,7 @@ const FAST = {
   broadcastSeconds: 0,
   reloadBytesPerSecond: 1e15,
   bucketSeconds: 0,
+  openSeconds: 0,
 }
 
 test('an update of files that daemons hold each', async () => {
@@ -37,6 +38,7 @@ test('an update of files that daemons hold each', async () => {
     expect(seconds({ broadcastSeconds: 0.1 })).toBeCloseTo(0.8)
     expect(seconds({ reloadBytesPerSecond: bytes / 2 })).toBeCloseTo(2)
     expect(seconds({ bucketSeconds: 0.1 })).toBeCloseTo(0.8)
+    expect(seconds({ openSeconds: 3 })).toBeCloseTo(3)
     // and together they overlap but for the first broadcast and the last reload
     const both = { broadcastBytesPerSecond: bytes, reloadBytesPerSecond: bytes }
     expect(seconds(both)).toBeCloseTo(1 + 1 / 8)

@@ -18,6 +18,8 @@ export interface StageRates {
   readonly reloadBytesPerSecond: number
   /** What a bucket takes beside its bytes. */
   readonly bucketSeconds: number
+  /** From the first copy until every engine has opened its ring. */
+  readonly openSeconds: number
 }
 
 /** Where the tensors of files lie that each were registered at one daemon. */
@@ -68,8 +70,8 @@ export function simulateUpdate(
     bucketBytes,
     segmentBytes: Math.min(SEGMENT_BYTES, bucketBytes),
   })
-  const { broadcastBytesPerSecond, broadcastSeconds } = rates
-  const cluster: Cluster = { ranks, broadcastBytesPerSecond, broadcastSeconds }
+  const { broadcastBytesPerSecond, broadcastSeconds, openSeconds } = rates
+  const cluster: Cluster = { ranks, broadcastBytesPerSecond, broadcastSeconds, openSeconds }
   const { totalSeconds } = simulate(plan, table, cluster)
   return { buckets: plan.bucketCount, seconds: totalSeconds }
 }
