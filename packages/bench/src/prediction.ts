@@ -1,11 +1,12 @@
 import { join } from 'node:path'
 import type { UpdateReport } from '@ckpt/core'
-import { type Bench, type BenchContext, GIB, KIB, MIB, sizeName } from './bench.ts'
+import { type Bench, type BenchContext, GIB, MIB, sizeName } from './bench.ts'
 import { Calibration, timelineOf } from './calibration.ts'
 import { layersOf } from './checkpoint.ts'
 import { atMost, shown } from './claims.ts'
 import { ClusterUpdates } from './cluster-updates.ts'
 import { SHM } from './places.ts'
+import { LAYER_BYTES, LAYOUTS, type PredictedLayout } from './prediction-layouts.ts'
 import { PlainCluster } from './plain-cluster.ts'
 import { type Row, rowOf } from './row.ts'
 import {
@@ -18,46 +19,6 @@ import { type Versions, writePair } from './versions.ts'
 
 const DAEMONS = 4
 
-interface Layout {
-  readonly name: string
-  /** Of the daemons, the engines and the processes that measure. */
-  readonly env: Readonly<Record<string, string>>
-  readonly ringBytes: number
-  readonly bucketBytes: number
-  /** Of a bucket: as many layers as fit, each a matrix of 1 MiB and a vector of 2 KiB. */
-  readonly pieceBytes: number
-  /** Of each plain stage: so many that their beginning, which is not at once in all processes, does not count. */
-  readonly pieces: number
-  /** Of each daemon, of the update that shows what a bucket takes beside its bytes. */
-  readonly calibratedBuckets: number
-}
-
-const LAYER_BYTES = MIB + 2 * KIB
-
-/**
- * With links far below what two cores can do for all devices and engines the stages do not take processors from each other. A link
- * makes up for a gap of 5 ms between two copies, so copies take many times that.
- */
-const LAYOUTS: readonly Layout[] = [
-  {
-    name: 'links of 50 MB/s',
-    env: { CKPT_HOST_COPY_BYTES_PER_SECOND: String(50e6) },
-    ringBytes: 32 * MIB,
-    bucketBytes: 8 * MIB,
-    pieceBytes: 7 * LAYER_BYTES,
-    pieces: 8,
-    calibratedBuckets: 1,
-  },
-  {
-    name: 'no limit',
-    env: {},
-    ringBytes: 16 * MIB,
-    bucketBytes: 4 * MIB,
-    pieceBytes: 3 * LAYER_BYTES,
-    pieces: 32,
-    calibratedBuckets: 3,
-  },
-]
 const WARM_UPS = 1
 const ROUNDS = 5
 /** Percent of what was measured. */
@@ -86,12 +47,13 @@ interface Job {
 
 async function* layoutRows(
   { devices, sizes, dir, note }: BenchContext,
-  { name: layout, env, ringBytes, bucketBytes, pieceBytes, pieces, calibratedBuckets }: Layout,
+  layout: PredictedLayout,
 ): AsyncGenerator<Row> {
+  const { env, ringBytes, bucketBytes, pieceBytes, pieces, calibratedBuckets } = layout
   await using stack = new AsyncDisposableStack()
   const ring = ['--ring-gib', String(ringBytes / GIB)]
   const flags = [...ring, '--bucket-mib', String(bucketBytes / MIB)]
-  const own = join(dir, layout.replaceAll(/\W+/g, '-'))
+  const own = join(dir, layout.name.replaceAll(/\W+/g, '-'))
   const updates = await ClusterUpdates.start(stack, devices, DAEMONS, own, flags, env)
   // each daemon has whole buckets of it
   const layers = (DAEMONS * calibratedBuckets * pieceBytes) / LAYER_BYTES
@@ -100,7 +62,7 @@ async function* layoutRows(
   await updates.register(small)
   const jobs: Job[] = []
   for (const bytes of sizes) {
-    const name = `${DAEMONS} daemons, ${sizeName(bytes)}, ${layout}`
+    const name = `${DAEMONS} daemons, ${sizeName(bytes)}, ${layout.name}`
     const workload = { name, tensors: layersOf(bytes), model: false }
     const versions = await writePair(stack, workload, 1, SHM, DAEMONS)
     const owned = await layoutOfFiles(versions.present.files)
@@ -113,8 +75,11 @@ async function* layoutRows(
   for (let round = -WARM_UPS; round < ROUNDS; round++) {
     await playRound({ updates, calibration, small, jobs }, round >= 0)
   }
-  note(`${layout}, measured beside the updates: ${ratesText(calibration.rates)}`)
-  for (const job of jobs) yield await jobRow(updates, job, calibration.rates)
+  note(`${layout.name}, measured beside the updates: ${ratesText(calibration.rates)}`)
+  for (const job of jobs) {
+    note(`${job.name}: ${job.made.map(({ seconds }) => shown(seconds)).join(', ')} s`)
+    yield await jobRow(updates, job, calibration.rates, layout.claims)
+  }
 }
 
 async function playRound(
@@ -142,7 +107,12 @@ async function playRound(
 }
 
 /** The last update of each is made again, so that every byte is looked at. */
-async function jobRow(updates: ClusterUpdates, job: Job, rates: StageRates): Promise<Row> {
+async function jobRow(
+  updates: ClusterUpdates,
+  job: Job,
+  rates: StageRates,
+  claims: boolean,
+): Promise<Row> {
   const { name, versions, layout, made } = job
   const sizes = made[0]?.report
   if (sizes === undefined) throw new Error('no update was made')
@@ -154,6 +124,7 @@ async function jobRow(updates: ClusterUpdates, job: Job, rates: StageRates): Pro
   const head = versions.head('prediction', name)
   const limitGbPerSecond = versions.bytes / predicted / 1e9
   const row = rowOf({ ...head, limitGbPerSecond }, measured, await updates.check(versions))
+  if (!claims) return row
   const apart = 100 * Math.abs(predicted / row.p50_s - 1)
   const range = `${shown(Math.min(...measured))} to ${shown(Math.max(...measured))}`
   const what = `${shown(predicted)} s predicted, ${shown(row.p50_s)} s measured (${range})`
