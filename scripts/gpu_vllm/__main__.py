@@ -15,11 +15,12 @@ from command import common_options, model_of, working_folder
 from measure import DeviceMemory, header, pinned_rate
 from models import Model
 from vllm_server import VllmServer
-from ways import CkptWay, DirectWay, PeerWay, VllmIpcWay
+from ways import CkptWay, DirectWay, NativeWay, PeerWay, VllmIpcWay
 
 _WAYS = {
     "checkpoint-engine": PeerWay,
     "vllm-ipc": VllmIpcWay,
+    "native": NativeWay,
     "ordinary": CkptWay,
     "layerwise": CkptWay,
     "recorded": CkptWay,
@@ -30,7 +31,7 @@ _UNQUANTISED = ("ordinary", "direct")
 # of an engine whose every layer can be loaded as it is there is no need
 _QUANTISED = ("layerwise",)
 # these know one rank
-_ONE_RANK = ("checkpoint-engine", "vllm-ipc")
+_ONE_RANK = ("checkpoint-engine", "vllm-ipc", "native")
 _IPC = ["--weight-transfer-config", '{"backend":"ipc"}']
 _COLUMNS = ("round", "s", "GB/s", "percent", "apart s", "MiB", "us/tensor", "replayed", "wrong")
 # its own 51 sizes take longer than everything else
@@ -95,7 +96,7 @@ def _run(stack: ExitStack, model: Model, folder: Path, options: argparse.Namespa
     if options.tensor_parallel > 1:
         arguments = [*arguments, "--tensor-parallel-size", str(options.tensor_parallel), "--disable-custom-all-reduce"]
     load = [] if options.fresh else _DUMMY
-    ipc = _IPC if "vllm-ipc" in options.ways else []
+    ipc = _IPC if {"vllm-ipc", "native"} & {*options.ways.split(",")} else []
     server = stack.enter_context(VllmServer(config, options.port, folder / "vllm.log", [*load, *ipc, *arguments]))
     # while the server starts
     files = model.write_files(folder / "files", 1)

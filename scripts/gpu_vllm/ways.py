@@ -25,6 +25,8 @@ class CkptWay:
 
     #: of the first update, and of the others
     first_mode = mode = "pipelined"
+    #: None: the daemon's own choice
+    method: str | None = None
 
     def __init__(self, stack: ExitStack, server: VllmServer, files: list[Path], folder: Path, ranks: int):
         self._server = server
@@ -37,7 +39,8 @@ class CkptWay:
         url = f"{self._server.url}/collective_rpc"
         engines = [{"url": url, "ranks": self._ranks, "engine": "vllm"}]
         mode = self.mode if number > 0 else self.first_mode
-        return self._daemon.update(_CHECKPOINT, engines=engines, pause="none", timeout=_UPDATE_SECONDS, mode=mode)
+        method = {} if self.method is None else {"engine_method": self.method}
+        return self._daemon.update(_CHECKPOINT, engines=engines, pause="none", timeout=_UPDATE_SECONDS, mode=mode, **method)
 
     def close(self) -> None:
         self._daemon.delete(_CHECKPOINT, force=True)
@@ -54,6 +57,12 @@ class DirectWay(CkptWay):
         if number > 0 and report["mode"] != "direct":
             raise RuntimeError(f"the update was not direct: {report['mode_reason']}")
         return report
+
+
+class NativeWay(CkptWay):
+    """`ckpt serve`, through its ring and vLLM's own weight transfer: no extension takes part."""
+
+    method = "native-ipc"
 
 
 class PeerWay:

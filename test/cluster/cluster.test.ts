@@ -18,6 +18,8 @@ const CASES: readonly MatrixCase[] = [
   { way: 'direct', who: 'leader', how: 'kill', when: 'begun' },
   { way: 'direct', who: 'engine', how: 'kill', when: 'first' },
   { way: 'direct', who: 'follower', how: 'stop', when: 'first' },
+  { way: 'direct', who: 'rank', how: 'throw', when: 'last' },
+  { way: 'direct', who: 'rank', how: 'hang', when: 'middle' },
 ]
 
 describe.skipIf(withoutUcx !== null).each(['ring', 'direct'] as const)(

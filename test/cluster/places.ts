@@ -17,6 +17,7 @@ export type Place =
   | 'first'
   | 'middle'
   | 'last'
+  | 'copied'
   | 'release'
   | 'post'
 
@@ -72,11 +73,20 @@ const RING = {
 
 const DIRECT = {
   gather: { phase: 'gather', ...EARLY },
-  look: { phase: 'open', engineFault: 'hold@open', ...UNWRITTEN },
-  looked: { phase: 'open', elsewhere: 'hold@open', ...UNWRITTEN },
-  begin: { phase: 'open', engineFault: 'hold@0', tears: true, ...UNHEARD, ...UNWRITTEN },
+  open: { phase: 'open', step: 'open', ...UNWRITTEN },
+  look: { phase: 'open', step: 'look', engineFault: 'hold@open', ...UNWRITTEN },
+  looked: { phase: 'open', step: 'looked', elsewhere: 'hold@open', ...UNWRITTEN },
+  begin: {
+    phase: 'open',
+    step: 'begin',
+    engineFault: 'hold@0',
+    tears: true,
+    ...UNHEARD,
+    ...UNWRITTEN,
+  },
   begun: {
     phase: 'open',
+    step: 'begun',
     engineFault: 'hold@1',
     elsewhere: 'hold@0',
     tears: true,
@@ -85,10 +95,18 @@ const DIRECT = {
     // the other one goes on before it is missed
     killed: ['transfer', 'open'],
   },
-  first: { phase: 'transfer', copied: 0, tears: true, ...WRITTEN },
-  middle: { phase: 'transfer', copied: 0.5, tears: true, ...WRITTEN },
-  last: { phase: 'transfer', copied: 0.7, tears: true, ...WRITTEN },
-  release: { phase: 'release', engineFault: 'hold@1', tears: true, ...ENDING, ...UNHEARD },
+  first: { phase: 'transfer', step: 'copied-0', copied: 0, tears: true, ...WRITTEN },
+  middle: { phase: 'transfer', step: 'copied-50', copied: 0.5, tears: true, ...WRITTEN },
+  last: { phase: 'transfer', step: 'copied-70', copied: 0.7, tears: true, ...WRITTEN },
+  copied: { phase: 'transfer', step: 'copied-100', tears: true, ...WRITTEN },
+  release: {
+    phase: 'release',
+    step: 'release',
+    engineFault: 'hold@1',
+    tears: true,
+    ...ENDING,
+    ...UNHEARD,
+  },
   post: { phase: 'post', engineFault: 'hold@flush' },
 } satisfies Partial<Record<Place, PlaceFacts>>
 

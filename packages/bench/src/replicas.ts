@@ -1,4 +1,5 @@
 import type { UpdateReport } from '@ckpt/core'
+import { selectDevices } from '@ckpt/cuda'
 import { type Bench, type BenchContext } from './bench.ts'
 import { atLeast, atMost, type Claim } from './claims.ts'
 import { secondsOfRun } from './measure.ts'
@@ -19,7 +20,10 @@ const BROUGHT_MOST = 102
 /** The engines have their memory, and say where it is. */
 const WARM_UPS = 3
 
-/** Whole updates of engines with a rank each on one device, which all hold the same, as a client sees them: each byte goes over its link once. */
+/**
+ * Whole updates of engines with a rank each, on the devices in turn, which all hold the same, as a client sees them: each byte goes
+ * over one link once.
+ */
 export const replicas: Bench = {
   name: 'replicas',
   onRequest: true,
@@ -31,21 +35,30 @@ export const replicas: Bench = {
 }
 
 async function* countRows(
-  { devices, dir, open }: BenchContext,
+  { devices: all, dir, open }: BenchContext,
   workload: Workload,
   count: number,
 ): AsyncGenerator<Row> {
+  // an engine of one rank knows the first device of the host library only
+  const devices = selectDevices(all, count).library.kind === 'host' ? 'host:1' : all
   await using stack = new AsyncDisposableStack()
   const copies = new PinnedCopies(stack, devices, open)
   const versions = await writePair(stack, workload, 1, SHM)
   const engines = await Promise.all(
     Array.from({ length: count }, async (_, rank) => {
-      return { url: await startEngine(stack, devices, 1, ['--direct']), ranks: [rank] }
+      const on = deviceOfRank(devices, count, rank)
+      return { url: await startEngine(stack, on, 1, ['--direct']), ranks: [rank] }
     }),
   )
   const updates = await Updates.start(stack, devices, count, dir, versions, engines)
   versions.removeFiles()
   for (const mode of MODES) yield await modeRow(copies, versions, updates, mode, workload, count)
+}
+
+/** Of an engine: the device that the daemon gives its rank. */
+function deviceOfRank(devices: string, ranks: number, rank: number): string {
+  const { library, ranks: infos } = selectDevices(devices, ranks)
+  return library.kind === 'cuda' ? `cuda:${infos[rank]?.device}` : devices
 }
 
 async function modeRow(

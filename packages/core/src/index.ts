@@ -1,3 +1,4 @@
+export { NATIVE_IPC } from './api/bounds.ts'
 export * from './api/errors.ts'
 export * from './api/openapi.ts'
 export * from './api/schemas.ts'

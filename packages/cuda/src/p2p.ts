@@ -32,7 +32,10 @@ export interface P2p {
   /** Ends every read, from any thread. */
   close(p2p: Handle): void
   address(p2p: Handle): Uint8Array
-  /** Registers a whole buffer (none that maps a file) and gives the key to it. Blocks. */
+  /**
+   * Registers a whole buffer and gives the key to it. What maps a file is read for its peers by messages, whatever the transport: once
+   * its lease is broken they get `file_changed`. Blocks.
+   */
   share(p2p: Handle, buffer: Handle): Uint8Array
   unshare(p2p: Handle, buffer: Handle): void
   /** Does not wait for the peer. */

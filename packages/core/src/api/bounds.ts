@@ -54,6 +54,11 @@ export const MethodName = type(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/).describe(
   'a name of at most 128 letters, digits and underscores',
 )
 
+/** vLLM's own weight transfer in place of a worker extension's method. */
+export const NATIVE_IPC = 'native-ipc'
+
+export const EngineMethod = MethodName.or("'native-ipc'")
+
 export const DialectName = type("'D1' | 'D2' | 'D3' | 'D4'")
 export const EngineKind = type("'auto' | 'vllm' | 'sglang' | 'lmdeploy'")
 export const PhaseName = type(

@@ -6,6 +6,7 @@ import {
   Elapsed,
   FILES_MAX,
   Path,
+  Seconds,
   Shape,
   TENSORS_MAX,
   TensorName,
@@ -66,6 +67,26 @@ export const RegisterAnswer = type({
   'notes?': 'string[]',
 })
 export type RegisterAnswer = typeof RegisterAnswer.infer
+
+/**
+ * `POST /v1/checkpoints/:name/pull`, over a Unix socket only: a copy of what the daemons of a cluster
+ * hold, which this one does not belong to, is read out of their memory.
+ */
+export const PullRequest = type({
+  '+': 'reject',
+  /** Where the leader of the cluster listens: `HOST:PORT`. */
+  leader: '1 <= string <= 300',
+  /** File of the daemon's host with the token that all daemons of the cluster have. */
+  cluster_token_file: Path,
+  /** Another one fails. */
+  'version?': Version,
+  'replace?': 'boolean',
+  /** Until the leader has answered. */
+  'join_timeout?': Seconds,
+  /** All of it may take. */
+  'timeout?': Seconds,
+})
+export type PullRequest = typeof PullRequest.infer
 
 /** `DELETE /v1/checkpoints/:name`: 200 also when there was none. */
 export const DropAnswer = type({ name: 'string', existed: 'boolean' })

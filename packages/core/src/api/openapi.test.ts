@@ -31,6 +31,7 @@ describe('the OpenAPI document', () => {
       'post /v1/checkpoints/{name}/buffers',
       'post /v1/checkpoints/{name}/files',
       'post /v1/checkpoints/{name}/gather-metas',
+      'post /v1/checkpoints/{name}/pull',
       'post /v1/checkpoints/{name}/tensors',
       'post /v1/checkpoints/{name}/update',
       'post /v1/metas',

@@ -31,6 +31,7 @@ export interface Route {
 const SCHEMAS = {
   RegisterRequest: checkpoint.RegisterRequest,
   RegisterAnswer: checkpoint.RegisterAnswer,
+  PullRequest: checkpoint.PullRequest,
   DropAnswer: checkpoint.DropAnswer,
   GatherAnswer: checkpoint.GatherAnswer,
   CheckpointsAnswer: checkpoint.CheckpointsAnswer,
@@ -117,6 +118,13 @@ export const ROUTES: readonly Route[] = [
     path: `${CHECKPOINT}/tensors`,
     summary: 'Register what a trainer has written into its regions',
     request: 'TensorsRequest',
+    answers: { 200: 'RegisterAnswer' },
+  },
+  {
+    method: 'post',
+    path: `${CHECKPOINT}/pull`,
+    summary: 'Keep a copy of what the daemons of a cluster hold; over a Unix socket only',
+    request: 'PullRequest',
     answers: { 200: 'RegisterAnswer' },
   },
   {

@@ -4,8 +4,8 @@ import {
   DialectName,
   Elapsed,
   EngineKind,
+  EngineMethod,
   FailureBody,
-  MethodName,
   PhaseName,
   RANKS_MAX,
   Ranks,
@@ -42,8 +42,8 @@ export const UpdateRequest = type({
   'uds?': Path.or('null'),
   'engines?': EngineTarget.array().atMostLength(RANKS_MAX),
   'engine?': EngineKind,
-  /** Method of vLLM's `/collective_rpc` to call. */
-  'engine_method?': MethodName,
+  /** Method of vLLM's `/collective_rpc` to call, or `native-ipc`: its own weight transfer through CUDA IPC. */
+  'engine_method?': EngineMethod,
   'mode?': "'auto' | 'pipelined' | 'serial' | 'direct'",
   'pause?': "'none' | 'wait' | 'keep' | 'abort'",
   'pause_timeout?': Seconds,

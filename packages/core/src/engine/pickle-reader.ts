@@ -7,11 +7,11 @@ import {
   PickleTuple,
   loadPickle,
 } from './pickle-machine.ts'
-import { IPC_HANDLE_BYTES } from './pickle-writer.ts'
+import { IPC_HANDLE_BYTES, type RingHandle } from './pickle-writer.ts'
 
 /** A message of the conversation as the reference engine understands it. */
 export type EngineMessage =
-  | { readonly type: 'handle'; readonly handle: Uint8Array; readonly bytes: number }
+  | ({ readonly type: 'handle' } & RingHandle)
   | {
       readonly type: 'list'
       /** `dtype` is an index into DTYPES, `offset` in bytes from the start of the ring. */
@@ -81,7 +81,7 @@ function readHandle(pair: PickleTuple): EngineMessage {
       `rebuild_cuda_tensor takes ${HANDLE_ARGUMENTS} arguments, not ${args.items.length}`,
     )
   }
-  const [, size, stride, offset, , dtype, , handle, bytes, storageOffset] = args.items
+  const [, size, stride, offset, , dtype, , handle, bytes, storageOffset, , counter] = args.items
   if (!(dtype instanceof PickleGlobal) || dtype.name !== 'torch.uint8') {
     throw refused('the ring is of torch.uint8')
   }
@@ -91,7 +91,8 @@ function readHandle(pair: PickleTuple): EngineMessage {
     throw refused('the ring is one contiguous allocation from its start')
   }
   if (!(handle instanceof Uint8Array)) throw refused('the IPC handle is bytes')
-  return { type: 'handle', handle: rawHandle(handle), bytes: bytes as number }
+  const refcounter = counter instanceof Uint8Array ? new TextDecoder().decode(counter) : ''
+  return { type: 'handle', handle: rawHandle(handle), bytes: bytes as number, refcounter }
 }
 
 function rawHandle(handle: Uint8Array): Uint8Array {

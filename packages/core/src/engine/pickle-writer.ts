@@ -29,15 +29,49 @@ export interface RingHandle {
  * the raw one, which every torch takes; no event is waited for.
  */
 export function pickleHandle(ring: RingHandle): Uint8Array {
-  assert(ring.handle.length === IPC_HANDLE_BYTES, 'an IPC handle has 64 bytes')
-  assert(/^\/[\x21-\x2e\x30-\x7e]{1,254}$/.test(ring.refcounter), 'a shared memory name is /name')
   const stream = new PickleStream()
   stream.global('torch.multiprocessing.reductions', 'rebuild_cuda_tensor')
+  writeRebuildArguments(stream, ring, { offset: 0, bytes: ring.bytes })
+  stream.op(OP.TUPLE2)
+  return stream.finish()
+}
+
+/**
+ * What vLLM's own weight transfer takes as `ipc_handles_pickled`: `{uuid: args}` of a part of the ring, or, where `withFunction`,
+ * `{uuid: (rebuild_cuda_tensor, args)}`, as its versions before 0.24 want it.
+ *
+ * @param uuid of the device, without `GPU-`
+ */
+export function pickleTransferHandle(
+  uuid: string,
+  ring: RingHandle,
+  part: RingPart,
+  withFunction: boolean,
+): Uint8Array {
+  const stream = new PickleStream()
+  stream.op(OP.EMPTY_DICT)
+  stream.text(uuid)
+  if (withFunction) stream.global('torch.multiprocessing.reductions', 'rebuild_cuda_tensor')
+  writeRebuildArguments(stream, ring, part)
+  if (withFunction) stream.op(OP.TUPLE2)
+  stream.op(OP.SETITEM)
+  return stream.finish()
+}
+
+/** Bytes `[offset, offset + bytes)` of the ring. */
+export interface RingPart {
+  readonly offset: number
+  readonly bytes: number
+}
+
+function writeRebuildArguments(stream: PickleStream, ring: RingHandle, part: RingPart): void {
+  assert(ring.handle.length === IPC_HANDLE_BYTES, 'an IPC handle has 64 bytes')
+  assert(/^\/[\x21-\x2e\x30-\x7e]{1,254}$/.test(ring.refcounter), 'a shared memory name is /name')
   stream.op(OP.MARK)
   stream.global('torch', 'Tensor')
-  stream.intTuple([ring.bytes]) // size
+  stream.intTuple([part.bytes]) // size
   stream.intTuple([1]) // stride
-  stream.int(0) // offset
+  stream.int(part.offset)
   stream.global('torch.storage', 'UntypedStorage')
   stream.global('torch', 'uint8')
   stream.int(0) // device
@@ -50,8 +84,6 @@ export function pickleHandle(ring: RingHandle): Uint8Array {
   stream.bytes(new Uint8Array(0)) // event handle
   stream.bool(false) // event_sync_required
   stream.op(OP.TUPLE)
-  stream.op(OP.TUPLE2)
-  return stream.finish()
 }
 
 /**

@@ -73,6 +73,27 @@ RemoteRange read_key(const uint8_t* bytes, uint32_t length) {
   return {header.address, header.bytes, {bytes + sizeof header, bytes + length}};
 }
 
+// A status, and a text that ends with a zero or is cut.
+std::vector<uint8_t> frame_refusal(const Error& error, uint64_t bytes) {
+  std::vector<uint8_t> out(bytes == kRefusalBytesMax ? bytes - 1 : kRefusalBytesMax);
+  const int32_t status = error.status();
+  std::memcpy(out.data(), &status, sizeof status);
+  const size_t text_bytes = std::min(error.text().size(), out.size() - sizeof status);
+  std::memcpy(out.data() + sizeof status, error.text().data(), text_bytes);
+  return out;
+}
+
+Error read_refusal(const uint8_t* bytes, uint64_t length) {
+  int32_t status = 0;
+  if (length < kRefusalBytesMax - 1 || length > kRefusalBytesMax)
+    return Error(CKPT_ERR_IO, "the peer does not share what was to be read");
+  std::memcpy(&status, bytes, sizeof status);
+  const auto* text = reinterpret_cast<const char*>(bytes) + sizeof status;
+  const bool known = status > CKPT_NOT_READY && status <= CKPT_ERR_STATE;
+  return Error(known ? static_cast<ckpt_status>(status) : CKPT_ERR_IO,
+               std::string(text, strnlen(text, length - sizeof status)));
+}
+
 // A lane is printed as "lane[1]:  4:posix/memory.0 md[3] -> md[3]/posix/sysdev[255] am am_bw#0":
 // the name of a transport is behind the second colon, and what it is for at the end.
 std::string transport_of(const std::string& description) {

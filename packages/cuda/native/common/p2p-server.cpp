@@ -1,6 +1,10 @@
 #include "p2p-server.h"
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
+
+#include "p2p-frames.h"
 
 namespace ckpt {
 namespace {
@@ -8,6 +12,8 @@ namespace {
 constexpr const char* kServe = "serve a peer's read";
 // Far more than there are processes that read: what is above comes from none of ours.
 constexpr size_t kReadersMax = 4096;
+constexpr size_t kWantedMax = 65536;
+constexpr uint64_t kChunkBytes = 4ull << 20;
 
 }  // namespace
 
@@ -35,6 +41,7 @@ void P2pServer::step() {
   try {
     receive();
     end_sends();
+    answer_from_files();
   } catch (const std::exception&) {
     // the worker ends, or there is no memory: readers see that the connection does not answer
   }
@@ -74,18 +81,63 @@ void P2pServer::meet(const uint8_t* message, size_t length) {
 }
 
 void P2pServer::answer(const ReadMessage& message) {
-  const auto reader = readers_.find(message.reader);
-  if (reader == readers_.end()) return;
+  if (readers_.count(message.reader) == 0) return;
   const auto buffer = find(message.address, message.bytes);
+  if (buffer == nullptr) {
+    refuse(message, Error(CKPT_ERR_IO, "the peer does not share what was to be read"));
+  } else if (buffer->file() == nullptr) {
+    send(message, reinterpret_cast<const void*>(message.address), message.bytes, buffer);
+  } else if (message.bytes > kChunkBytes || wanted_.size() == kWantedMax) {
+    refuse(message, Error(CKPT_ERR_INVALID, "more than the peer reads of a file at a time"));
+  } else {
+    wanted_.push_back({message, buffer});
+  }
+}
+
+std::shared_ptr<std::vector<uint8_t>> P2pServer::free_chunk() {
+  for (auto& chunk : chunks_) {
+    if (chunk == nullptr) chunk = std::make_shared<std::vector<uint8_t>>(kChunkBytes);
+    if (chunk.use_count() == 1) return chunk;
+  }
+  return nullptr;
+}
+
+// What is sent makes the thread come back for the rest when a chunk is free again.
+void P2pServer::answer_from_files() {
+  while (!wanted_.empty()) {
+    const auto chunk = free_chunk();
+    if (chunk == nullptr) return;
+    const Wanted next = std::move(wanted_.front());
+    wanted_.pop_front();
+    const ReadMessage& message = next.message;
+    const uint64_t first = reinterpret_cast<uint64_t>(next.buffer->address());
+    try {
+      next.buffer->file()->read_leased(message.address - first, message.bytes, chunk->data());
+    } catch (const Error& error) {
+      refuse(message, error);
+      continue;
+    }
+    send(message, chunk->data(), message.bytes, chunk);
+  }
+}
+
+void P2pServer::refuse(const ReadMessage& message, const Error& error) {
+  const auto refusal =
+      std::make_shared<const std::vector<uint8_t>>(frame_refusal(error, message.bytes));
+  send(message, refusal->data(), refusal->size(), refusal);
+}
+
+void P2pServer::send(const ReadMessage& message, const void* from, uint64_t bytes,
+                     std::shared_ptr<const void> keeps) {
+  const auto reader = readers_.find(message.reader);
+  if (reader == readers_.end()) return;  // it went while it waited
   UcxWorker::Peer* peer = reader->second;
-  const uint64_t bytes = buffer == nullptr ? 0 : message.bytes;  // none: it is not shared
   const uint64_t number = message.number & ~(kReadTag | kReaderTag);
   try {
     const auto pending = worker_.send(peer, kServe, [&](const Ucx::RequestParams& params) {
-      return ucx_.tag_send_nbx(peer->endpoint, reinterpret_cast<const void*>(message.address),
-                               bytes, number, &params);
+      return ucx_.tag_send_nbx(peer->endpoint, from, bytes, number, &params);
     });
-    sends_.push_back({pending, buffer, message.reader});
+    sends_.push_back({pending, std::move(keeps), message.reader});
   } catch (const Error&) {
     worker_.disconnect(peer);
     readers_.erase(reader);

@@ -5,9 +5,14 @@
 // ended when a reader goes in the middle of a read ("Fatal: unexpected error: Endpoint timeout",
 // 1.13), and UCX_PROTO_ENABLE=y ends the reader's. What goes in these messages goes eagerly, so
 // that nothing has to be answered to a process that is gone.
+//
+// What maps a file is always read so: a network card, or a process that reads this one, would not let
+// go of its pages when the file's lease is broken. The thread reads the file under its lease into
+// chunks of its own (File::read_leased), which are sent.
 #pragma once
 
 #include <array>
+#include <deque>
 #include <list>
 #include <map>
 #include <memory>
@@ -47,12 +52,22 @@ class P2pServer {
  private:
   struct Send {
     UcxWorker::Pending pending;
-    std::shared_ptr<Buffer> buffer;
+    std::shared_ptr<const void> keeps;
     uint64_t reader;
+  };
+  // From a file.
+  struct Wanted {
+    ReadMessage message;
+    std::shared_ptr<Buffer> buffer;
   };
   void receive();
   void meet(const uint8_t* message, size_t length);
   void answer(const ReadMessage& message);
+  void answer_from_files();
+  std::shared_ptr<std::vector<uint8_t>> free_chunk();
+  void refuse(const ReadMessage& message, const Error& error);
+  void send(const ReadMessage& message, const void* from, uint64_t bytes,
+            std::shared_ptr<const void> keeps);
   void end_sends();
   std::shared_ptr<Buffer> find(uint64_t address, uint64_t bytes);
 
@@ -69,6 +84,10 @@ class P2pServer {
   UcxWorker::Pending meeting_;
   std::map<uint64_t, UcxWorker::Peer*> readers_;
   std::list<Send> sends_;
+  std::deque<Wanted> wanted_;
+  // Free when nobody else has it. 32 MiB are one reader's reads at a time.
+  static constexpr size_t kChunks = 8;
+  std::array<std::shared_ptr<std::vector<uint8_t>>, kChunks> chunks_;
 };
 
 }  // namespace ckpt

@@ -35,14 +35,13 @@ P2p::~P2p() { worker_.set_step(nullptr); }
 std::vector<uint8_t> P2p::address() const { return frame_address(worker_.address()); }
 
 std::vector<uint8_t> P2p::share(std::shared_ptr<Buffer> buffer) {
-  // A peer would not hear of a broken lease.
-  if (buffer->file() != nullptr)
-    fail(CKPT_ERR_UNSUPPORTED, "the mapping of a file cannot be shared with peers");
   std::lock_guard lock(mutex_);
   if (shares_.count(buffer.get()) != 0) fail(CKPT_ERR_STATE, "the buffer is shared already");
-  auto memory = std::make_shared<P2pMemory>(worker_, buffer->address(), buffer->bytes(), true);
+  std::shared_ptr<P2pMemory> memory;
+  if (buffer->file() == nullptr)
+    memory = std::make_shared<P2pMemory>(worker_, buffer->address(), buffer->bytes(), true);
   auto key = frame_key(reinterpret_cast<uint64_t>(buffer->address()), buffer->bytes(),
-                       worker_.pack(memory->get()));
+                       memory == nullptr ? std::vector<uint8_t>() : worker_.pack(memory->get()));
   const Buffer* of = buffer.get();
   server_.share(buffer);
   shares_.emplace(of, Share{std::move(buffer), std::move(memory)});
@@ -80,6 +79,10 @@ P2pPeer::P2pPeer(std::shared_ptr<P2p> p2p, const uint8_t* address, uint32_t leng
 }
 
 void P2pPeer::introduce() {
+  std::call_once(introduced_, [this] { send_address(); });
+}
+
+void P2pPeer::send_address() {
   fill_random(&reader_, sizeof reader_);
   const ReaderMessage head{reader_};
   const std::vector<uint8_t>& address = p2p_->worker().address();
@@ -101,8 +104,11 @@ P2pRemote::P2pRemote(std::shared_ptr<P2pPeer> peer, const uint8_t* key, uint32_t
   const RemoteRange range = read_key(key, length);
   address_ = range.address;
   bytes_ = range.bytes;
-  if (peer_->reads_itself())
+  if (range.packed.empty()) {
+    peer_->introduce();
+  } else if (peer_->reads_itself()) {
     key_ = peer_->p2p().worker().unpack(peer_->peer(), range.packed);
+  }
 }
 
 P2pRemote::~P2pRemote() { peer_->p2p().worker().release(key_); }
@@ -131,7 +137,7 @@ UcxWorker::Pending P2pRemote::ask(uint64_t address, void* to, uint64_t bytes) {
 
 UcxWorker::Pending P2pRemote::get(uint64_t offset, void* to, uint64_t bytes,
                                   Ucx::Memory registered) {
-  if (!peer_->reads_itself()) return ask(address_ + offset, to, bytes);
+  if (key_ == nullptr) return ask(address_ + offset, to, bytes);
   UcxWorker::Peer* peer = peer_->peer();
   return peer_->p2p().worker().send(peer, kRead, [&](const Ucx::RequestParams& given) {
     Ucx::RequestParams params = given;

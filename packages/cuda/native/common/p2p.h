@@ -39,8 +39,7 @@ class P2p : public Object {
 
   // What a peer's connect() takes.
   std::vector<uint8_t> address() const;
-  // What a peer's attach() takes. CKPT_ERR_STATE when it is shared already, CKPT_ERR_UNSUPPORTED
-  // for a file's mapping.
+  // What a peer's attach() takes. CKPT_ERR_STATE when it is shared already.
   std::vector<uint8_t> share(std::shared_ptr<Buffer> buffer);
   void unshare(const Buffer& buffer);
   // For reads into a range of a buffer: what share() has registered, else the range alone.
@@ -62,7 +61,7 @@ class P2p : public Object {
  private:
   struct Share {
     std::shared_ptr<Buffer> buffer;
-    std::shared_ptr<P2pMemory> memory;
+    std::shared_ptr<P2pMemory> memory;  // null: it maps a file, see p2p-server.h
   };
   std::mutex mutex_;
   std::atomic<uint64_t> next_read_{0};
@@ -79,11 +78,13 @@ class P2pPeer : public Object {
   static constexpr Kind kKind = Kind::p2p_peer;
   // `address` is what P2p::address() has given: CKPT_ERR_INVALID when it cannot be.
   P2pPeer(std::shared_ptr<P2p> p2p, const uint8_t* address, uint32_t length);
+  // Lets it be asked for what is read, from the first call on.
+  void introduce();
   // Ends what reads from it.
   void close() override { p2p_->worker().disconnect(peer_); }
   // "rdma", "cma", "shm" or "emulated".
   const std::string& transport() const noexcept { return transport_; }
-  // UCX reads; else it is asked for what is read.
+  // UCX reads, but for what maps a file; else it is asked for what is read.
   bool reads_itself() const noexcept { return transport_ == "rdma" || transport_ == "cma"; }
 
   P2p& p2p() noexcept { return *p2p_; }
@@ -92,10 +93,11 @@ class P2pPeer : public Object {
   uint64_t reader() const noexcept { return reader_; }
 
  private:
-  void introduce();
+  void send_address();
   const std::shared_ptr<P2p> p2p_;
   UcxWorker::Peer* peer_;
   std::string transport_;
+  std::once_flag introduced_;
   uint64_t reader_ = 0;
 };
 
@@ -124,7 +126,7 @@ class P2pRemote : public Object {
   const std::shared_ptr<P2pPeer> peer_;
   uint64_t address_ = 0;
   uint64_t bytes_ = 0;
-  Ucx::RemoteKey key_ = nullptr;
+  Ucx::RemoteKey key_ = nullptr;  // null: the peer is asked
 };
 
 }  // namespace ckpt

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "p2p-frames.h"
 #include "threads.h"
 
 namespace ckpt {
@@ -197,12 +198,14 @@ uint64_t UcxWorker::datatype() {
     calls.start_pack = [](void*, const void*, size_t) -> void* { return nullptr; };
     calls.start_unpack = [](void*, void* request, size_t) { return request; };
     calls.packed_bytes = [](void* request) -> size_t {
-      return static_cast<Request*>(request)->length;
+      return std::max<uint64_t>(static_cast<Request*>(request)->length, kRefusalBytesMax);
     };
     calls.pack = [](void*, size_t, void*, size_t) -> size_t { return 0; };
     calls.unpack = [](void* request, size_t offset, const void* from, size_t bytes) {
-      const Request& into = *static_cast<Request*>(request);
-      if (into.to != nullptr) std::memcpy(into.to + offset, from, bytes);
+      Request& into = *static_cast<Request*>(request);
+      if (into.to == nullptr) return Ucx::kOk;
+      uint8_t* to = into.aside.empty() ? into.to : into.aside.data();
+      std::memcpy(to + offset, from, bytes);
       return Ucx::kOk;
     };
     calls.finish = [](void*) {};
@@ -224,7 +227,9 @@ UcxWorker::Pending UcxWorker::receive_into(Peer* peer, const char* what, void* t
         params.datatype = datatype();
         auto& request = *static_cast<Request*>(params.user_data);
         request.to = static_cast<uint8_t*>(to);
-        return ucx_.tag_recv_nbx(worker_, &request, bytes, tag, UINT64_MAX, &params);
+        if (bytes < kRefusalBytesMax) request.aside.resize(kRefusalBytesMax);
+        const uint64_t room = std::max<uint64_t>(bytes, kRefusalBytesMax);
+        return ucx_.tag_recv_nbx(worker_, &request, room, tag, UINT64_MAX, &params);
       },
       bytes);
 }
@@ -234,20 +239,30 @@ void UcxWorker::finish_locked(Request& request, Ucx::Status status) {
   if (found == pending_.end()) return;
   const Pending kept = std::move(found->second);
   pending_.erase(found);
-  request.to = nullptr;
+  uint8_t* to = std::exchange(request.to, nullptr);
   any_ended_ = true;
   // Whoever has ended it knows better why than UCX, to which it was canceled.
   const Peer& peer = *request.peer;
-  if (status >= 0 && request.length != kAnyLength && request.received.length != request.length) {
-    request.completion.complete(CKPT_ERR_IO, "the peer does not share what was to be read");
-  } else if (status >= 0) {
-    request.completion.complete(CKPT_OK, "");
+  if (status >= 0) {
+    finish_received(request, to);
   } else if (ending_ || peer.failure) {
     const Error& why = ending_ ? *ending_ : *peer.failure;
     request.completion.complete(why.status(), why.text());
   } else {
     const Error error = ucx_.error_of(status, request.what);
     request.completion.complete(error.status(), error.text());
+  }
+}
+
+void UcxWorker::finish_received(Request& request, uint8_t* to) {
+  const std::vector<uint8_t>& aside = request.aside;
+  const uint64_t came = request.received.length;
+  if (request.length == kAnyLength || request.length == came) {
+    if (!aside.empty()) std::memcpy(to, aside.data(), came);
+    request.completion.complete(CKPT_OK, "");
+  } else {
+    const Error why = read_refusal(aside.empty() ? to : aside.data(), to == nullptr ? 0 : came);
+    request.completion.complete(why.status(), why.text());
   }
 }
 

@@ -42,7 +42,8 @@ class UcxWorker {
     Peer* peer = nullptr;
     bool receives = false;
     uint8_t* to = nullptr;  // of receive_into(), while it goes on
-    uint64_t length = kAnyLength;   // of a receive; another one is CKPT_ERR_IO
+    std::vector<uint8_t> aside;  // where it goes first: it has no room for a refusal
+    uint64_t length = kAnyLength;   // of a receive; what has another one is a refusal
     std::shared_ptr<const void> keeps;  // what UCX reads until it is complete
     bool posted = false;  // the call that posts has returned
     void* native = nullptr;
@@ -70,8 +71,9 @@ class UcxWorker {
   Pending receive(Peer* peer, const char* what, const Post& post, uint64_t length = kAnyLength) {
     return start(peer, what, post, true, length);
   }
-  // A message with this tag and of this length. It ends with its peer at once, even when half of it
-  // is there: UCX cannot cancel it then, but what still comes is dropped.
+  // A message with this tag and of this length, or a refusal (p2p-frames.h), whose error it ends with:
+  // what is at `to` is nothing then. It ends with its peer at once, even when half of it is there: UCX
+  // cannot cancel it then, but what still comes is dropped.
   Pending receive_into(Peer* peer, const char* what, void* to, uint64_t bytes, uint64_t tag);
   // Of a receive that nothing has come for.
   void cancel(const Pending& request);
@@ -132,6 +134,7 @@ class UcxWorker {
   void cancel_receives_locked(const Peer* peer);
   void cancel_locked(const Pending& request);
   void finish_locked(Request& request, Ucx::Status status);
+  static void finish_received(Request& request, uint8_t* to);
   static uint64_t datatype();
   static void on_sent(void* native, Ucx::Status status, void* user_data);
   static void on_received(void* native, Ucx::Status status, const Ucx::TagInfo*, void* user_data);

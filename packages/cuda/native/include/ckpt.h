@@ -331,7 +331,9 @@ CKPT_API int32_t ckpt_p2p_close(uint32_t p2p);
 /* What a peer connects to. CKPT_ERR_INVALID when it is more than `capacity` bytes (64 KiB is enough for any), with the length. */
 CKPT_API int32_t ckpt_p2p_address(uint32_t p2p, uint8_t* bytes_p, uint32_t capacity, uint32_t* length_p);
 /* Registers a whole buffer and gives the key to it, as ckpt_p2p_address does. The memory lives on until ckpt_p2p_unshare, or where the
- * buffer's handle is freed before that until ckpt_p2p_close. Once for each buffer (CKPT_ERR_STATE); CKPT_ERR_UNSUPPORTED for the mapping of a file, whose lease a peer does not see. Blocks. */
+ * buffer's handle is freed before that until ckpt_p2p_close. Once for each buffer (CKPT_ERR_STATE). What maps a file is not registered:
+ * a thread here reads the file for its peers, whatever the transport, and where its lease is broken their reads end with
+ * CKPT_ERR_CHANGED and the file's name. Blocks. */
 CKPT_API int32_t ckpt_p2p_share(uint32_t p2p, uint32_t buffer, uint8_t* key_p, uint32_t capacity, uint32_t* length_p);
 /* Peers must not read it any more: a read gives an error or old bytes. */
 CKPT_API int32_t ckpt_p2p_unshare(uint32_t p2p, uint32_t buffer);

@@ -1,4 +1,7 @@
 // Reads of another process's memory.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -175,7 +178,93 @@ TEST("p2p: one process may be owner and receiver, and several may read") {
   for (const uint32_t one : {p2p, other}) OK(ckpt_p2p_close(one));
 }
 
-TEST("p2p: what is no address, no key or no memory to share is refused") {
+namespace {
+
+// A file in place that a process shares with itself.
+struct SharedFile {
+  explicit SharedFile(const std::vector<uint8_t>& content)
+      : file(content), opened(open_file(file.path())), buffer(mapped_buffer(opened)) {
+    std::vector<uint8_t> address(65536), key(65536);
+    uint32_t address_bytes = 0, key_bytes = 0;
+    OK(ckpt_p2p_share(owner.p2p, buffer, key.data(), 65536, &key_bytes));
+    OK(ckpt_p2p_address(owner.p2p, address.data(), 65536, &address_bytes));
+    OK(ckpt_p2p_connect(reader.p2p, address.data(), address_bytes, &peer));
+    OK(ckpt_p2p_attach(peer, key.data(), key_bytes, &remote));
+  }
+  ~SharedFile() {
+    ckpt_p2p_detach(remote);
+    ckpt_p2p_disconnect(peer);
+    ckpt_p2p_unshare(owner.p2p, buffer);
+    ckpt_buffer_free(buffer);
+    ckpt_file_close(opened);
+  }
+  // Like a writer that waits until nobody reads.
+  void write() const {
+    const int fd = open(file.path().c_str(), O_WRONLY);
+    CHECK(fd >= 0);
+    CHECK(ftruncate(fd, 0) == 0);
+    close(fd);
+  }
+
+  const Opened owner, reader;
+  const TempFile file;
+  uint32_t opened, buffer, peer = 0, remote = 0;
+};
+
+}  // namespace
+
+TEST("p2p: every byte of a file in place, also when it is unlinked meanwhile") {
+  const std::vector<uint8_t> content = random_bytes(kSharedBytes, 5);
+  for (const char* way : kWays) {
+    const Environment setting("UCX_TLS", way);
+    const SharedFile shared(content);
+    const Target to;
+    std::vector<uint8_t> expected(kMemoryBytes, 9);
+    OK(ckpt_memory_fill(to.memory, 0, kMemoryBytes, 9));
+    uint64_t at = 5, from = 3;
+    for (uint64_t bytes : {1ull, 1023ull, 1024ull, 1025ull, 1026ull, 65537ull, 20971521ull}) {
+      OK(ckpt_copy_remote(to.stream, to.memory, at, shared.remote, from, bytes));
+      memcpy(expected.data() + at, content.data() + from, bytes);
+      at += bytes + 11;
+      from += 1001;
+    }
+    unlink(shared.file.path().c_str());
+    OK(ckpt_stream_sync(to.stream, 0, 60000));
+    CHECK_EQ(memory_sha256(to.memory, 0, kMemoryBytes), sha256_of(expected));
+  }
+}
+
+TEST("p2p: reads of a file that somebody writes to end with its name, of whatever size they are") {
+  for (const char* way : kWays) {
+    const Environment setting("UCX_TLS", way);
+    const SharedFile shared(random_bytes(kSharedBytes, 6));
+    const uint32_t memory = new_memory(kMemoryBytes, 0);
+    const auto read = [&](uint64_t bytes) {
+      const uint32_t stream = new_stream(0);
+      OK(ckpt_copy_remote(stream, memory, 0, shared.remote, 0, bytes));
+      const int32_t status = ckpt_stream_sync(stream, 0, 20000);
+      OK(ckpt_stream_destroy(stream));
+      return status;
+    };
+    OK(read(kSharedBytes));
+    // amid reads, which go on until they have seen it
+    std::atomic<bool> written{false};
+    Thread writes([&] {
+      shared.write();
+      written = true;
+    });
+    CHECK(eventually([&] { return read(kSharedBytes) == CKPT_ERR_CHANGED; }));
+    writes.join();
+    CHECK(written);
+    for (uint64_t bytes : {1ull, 1024ull, 1025ull, 100000ull}) {
+      GIVES(CKPT_ERR_CHANGED, read(bytes));
+      CHECK(last_error().find(shared.file.path()) != std::string::npos);
+    }
+    OK(ckpt_memory_free(memory));
+  }
+}
+
+TEST("p2p: what is no address or no key is refused") {
   const uint32_t p2p = open_p2p();
   const Owner owner(4096);
   uint32_t peer = 0, remote = 0;
@@ -195,12 +284,6 @@ TEST("p2p: what is no address, no key or no memory to share is refused") {
   GIVES(CKPT_ERR_INVALID, ckpt_p2p_attach(peer, key.data(), length(key), &remote));
   GIVES(CKPT_ERR_INVALID, ckpt_p2p_attach(peer, address.data(), length(address), &remote));
   GIVES(CKPT_ERR_HANDLE, ckpt_p2p_attach(p2p, key.data(), length(key), &remote));
-  const TempFile file(random_bytes(4096, 1));
-  const uint32_t opened = open_file(file.path()), buffer = mapped_buffer(opened);
-  uint32_t bytes = 0;
-  GIVES(CKPT_ERR_UNSUPPORTED, ckpt_p2p_share(p2p, buffer, key.data(), length(key), &bytes));
-  OK(ckpt_buffer_free(buffer));
-  OK(ckpt_file_close(opened));
   OK(ckpt_p2p_disconnect(peer));
   OK(ckpt_p2p_close(p2p));
 }

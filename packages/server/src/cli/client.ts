@@ -9,6 +9,7 @@ import type {
   ErrorBody,
   GatherAnswer,
   Metas,
+  PullRequest,
   RegisterAnswer,
   RegisterRequest,
   StatusAnswer,
@@ -95,6 +96,11 @@ export class DaemonClient {
 
   register(name: string, request: RegisterRequest): Promise<RegisterAnswer> {
     return this.#json('POST', `${checkpoint(name)}/files`, request)
+  }
+
+  /** Over a Unix socket only. */
+  pull(name: string, request: PullRequest): Promise<RegisterAnswer> {
+    return this.#json('POST', `${checkpoint(name)}/pull`, request)
   }
 
   gather(name: string): Promise<GatherAnswer> {

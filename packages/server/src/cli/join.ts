@@ -1,10 +1,11 @@
-import { CkptError, type EngineTarget, type StatusAnswer } from '@ckpt/core'
+import { CkptError, type EngineTarget, type StatusAnswer, UPDATE_TIMEOUT_SECONDS } from '@ckpt/core'
 import { type Command, Option } from 'commander'
 import { configureLogging } from '../daemon/log.ts'
 import type { DaemonClient } from './client.ts'
-import { EXIT } from './exit.ts'
+import { EXIT, usageError } from './exit.ts'
 import { formatSeconds } from './format.ts'
 import { interruptBySignal } from './interrupt.ts'
+import { joinAndKeep } from './join-keep.ts'
 import { startLocalDaemon } from './local-daemon.ts'
 import { positiveNumber, seconds, wholeNumber, withJson } from './options.ts'
 import { print } from './output.ts'
@@ -13,7 +14,7 @@ import { missingReasons } from './require-daemons.ts'
 import { type Interrupt, runUpdateJob } from './update-job.ts'
 import { resultText } from './update-text.ts'
 
-interface JoinFlags {
+export interface JoinFlags {
   readonly leader: string
   readonly clusterTokenFile: string
   readonly endpoint: string
@@ -27,6 +28,9 @@ interface JoinFlags {
   readonly readyTimeout: number
   readonly joinTimeout: number
   readonly ringGib?: number
+  readonly keep?: boolean
+  readonly daemon?: string
+  readonly hostMemoryGib?: number
   readonly json?: boolean
 }
 
@@ -35,7 +39,7 @@ const ASK_MS = 100
 export function addJoinCommand(program: Command): void {
   withJson(program.command('join'))
     .description(
-      "bring a checkpoint that a cluster's daemons hold into an engine of this host, which has nothing: it is read out of their memory, and no copy stays",
+      "bring a checkpoint that a cluster's daemons hold into an engine of this host, which has nothing: it is read out of their memory, and without --keep no copy stays",
     )
     .argument('<name>', 'a checkpoint that the daemons of the cluster hold')
     .requiredOption('--leader <host:port>', 'where the daemon of node rank 0 listens')
@@ -55,17 +59,41 @@ export function addJoinCommand(program: Command): void {
         .choices(['none', 'wait', 'keep', 'abort'])
         .default('wait'),
     )
-    .option('--timeout <s>', 'seconds that the update may take', positiveNumber)
+    .option(
+      '--timeout <s>',
+      `seconds that the update may take, and with --keep the copy before it (default: ${UPDATE_TIMEOUT_SECONDS})`,
+      positiveNumber,
+    )
     .option('--ready-timeout <s>', 'seconds until the engine answers, 0: for ever', seconds, 0)
     .option('--join-timeout <s>', 'seconds until the leader answers', positiveNumber, 30)
     .option('--ring-gib <n>', 'most device memory that the ring takes', positiveNumber)
+    .optionsGroup('With a copy:')
+    .option(
+      '--keep',
+      'copy it into pinned memory first, in a daemon that does without the others afterwards: the one that runs, else this command until it is ended',
+    )
+    .option(
+      '--daemon <path>',
+      'Unix socket of that daemon (default: the private socket, as of the other commands)',
+    )
+    .option('--host-memory-gib <n>', 'most GiB of pinned host memory', positiveNumber)
     .action(async (name: string, flags: JoinFlags) => {
-      process.exitCode = await join(name, flags)
+      configureLogging({ format: 'text', level: 'fatal' })
+      requireKeep(flags)
+      process.exitCode = await (flags.keep ? joinAndKeep(name, flags) : join(name, flags))
     })
 }
 
+/** What would be of no effect. */
+function requireKeep({ keep, daemon, hostMemoryGib }: JoinFlags): void {
+  if (keep === true) return
+  if (daemon !== undefined) throw usageError('--daemon needs --keep: else no daemon stays')
+  if (hostMemoryGib !== undefined) {
+    throw usageError('--host-memory-gib needs --keep: else nothing stays in host memory')
+  }
+}
+
 async function join(name: string, flags: JoinFlags): Promise<number> {
-  configureLogging({ format: 'text', level: 'fatal' })
   const startMs = performance.now()
   const progress = new Progress()
   const interrupt = interruptBySignal()

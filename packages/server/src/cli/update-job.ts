@@ -282,7 +282,7 @@ function throwIfInterrupted(interrupt: Interrupt): void {
 }
 
 /** Stops waiting at an interrupt; a running daemon finishes what it has begun, which disturbs no engine. */
-async function orInterrupt<T>({ signal }: Interrupt, work: Promise<T>): Promise<T> {
+export async function orInterrupt<T>({ signal }: Interrupt, work: Promise<T>): Promise<T> {
   const interrupted = Promise.withResolvers<never>()
   const onAbort = () => interrupted.reject(new CkptError('aborted', 'interrupted'))
   signal.addEventListener('abort', onAbort)

@@ -1,4 +1,5 @@
 import type { Server } from 'bun'
+import type { GuestPulls } from './cluster/guest-pulls.ts'
 import type { DaemonCluster } from './cluster/serving.ts'
 import type { BufferHolds } from './http/buffer-holds.ts'
 import type { RankCalls } from './http/rank-sockets.ts'
@@ -43,6 +44,8 @@ export interface Daemon {
   readonly rankCalls: RankCalls
   /** null: the daemon works alone. */
   readonly cluster: DaemonCluster | null
+  /** Copies of what the daemons of other clusters hold. */
+  readonly pulls: GuestPulls
   /** Connections of trainers that write into buffers. */
   readonly bufferHolds: BufferHolds
   /** null: nobody said, so any file may be registered over Unix sockets and none over TCP. */

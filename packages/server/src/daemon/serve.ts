@@ -4,6 +4,7 @@ import { dirname, join, resolve } from 'node:path'
 import { CkptError, type Failure, type UpdateRequest } from '@ckpt/core'
 import { selectDevices } from '@ckpt/cuda'
 import { version } from '../../package.json'
+import { GuestPulls } from './cluster/guest-pulls.ts'
 import { clusterOptions } from './cluster/options.ts'
 import { DaemonCluster } from './cluster/serving.ts'
 import { createApp, type DaemonApp } from './http/app.ts'
@@ -89,6 +90,7 @@ export async function serve(options: Partial<ServeOptions>): Promise<RunningDaem
   await openListeners(listeners, app, daemonOptions, listen, token)
   undo.defer(() => {
     daemon.bufferHolds.close()
+    daemon.pulls.close()
     daemon.rankCalls.close(new CkptError('shutting_down', 'the daemon is shutting down'))
     for (const listener of listeners) listener.refuse()
   })
@@ -154,6 +156,7 @@ function wire(
     rankCalls,
     gather,
     cluster,
+    pulls: new GuestPulls({ library: options.library, ranks: options.ranks, registry }),
     bufferHolds: new BufferHolds((ids) => registry.abandon(ids)),
     allowedDirs: options.allowedDirs,
     heartbeatMs: HEARTBEAT_MS,

@@ -58,7 +58,7 @@ export interface VersionLease {
    *
    * @param nodes node ranks of owners' daemons
    * @returns per owner of the version; null: of another daemon
-   * @throws CkptError `not_supported` where there is no UCX, or files are held in place
+   * @throws CkptError `not_supported` where there is no UCX
    */
   serve(nodes: ReadonlySet<number>): Promise<(RemoteBuffers | null)[]>
   /** `succeeded`: older versions of the name are dropped now. */

@@ -16,6 +16,7 @@ import {
   NodeDescription,
   type NodePost,
   type NodeRequest,
+  type PullRequest,
   UPDATE_LIMIT_MS,
 } from '../remote/messages.ts'
 import { pack, unpack } from '../remote/pack.ts'
@@ -36,7 +37,7 @@ const STATUS_LIMIT_MS = 2000
 /** No stream answers it. */
 const STATUS_CALL = -1
 
-type Request = NodeRequest | ApiRequest | { readonly op: 'describe' }
+type Request = NodeRequest | ApiRequest | PullRequest | { readonly op: 'describe' }
 type Post = NodePost | LeaderPost | ApiPost | ApiCancel
 
 /** What the daemon does for the others, and they for it. */
@@ -111,7 +112,8 @@ export class DaemonCluster {
       const versions = { nodeRank, theirs, version }
       log.warn('node {nodeRank} runs ckpt {theirs}, this one {version}', versions)
     }
-    if (this.forwarder !== null) return
+    // a guest without ranks takes part in no update
+    if (this.forwarder !== null || info.ranks.length === 0) return
     void this.#describe(node).catch((error: unknown) => {
       const { message } = CkptError.wrap(error)
       log.warn('node {nodeRank} ({host}) is of no use: {message}', { nodeRank, host, message })
@@ -146,8 +148,17 @@ export class DaemonCluster {
     if (updates === undefined) throw new CkptError('internal', 'the daemon is starting')
     if (request.op === 'describe') return updates.node?.describe() ?? null
     if (request.op === 'api') return this.#forwardedOf(from).answer(request)
+    if (request.op === 'pull' || request.op === 'end_pull') return this.#pull(from, request)
     if (updates.node === null) throw new CkptError('not_supported', 'this daemon leads')
     return updates.node.answer(request)
+  }
+
+  async #pull({ nodeRank }: ClusterNode, request: PullRequest): Promise<unknown> {
+    const { leader } = this.#opened.served.updates
+    if (leader === null) throw new CkptError('not_supported', 'this daemon does not lead')
+    if (request.op === 'pull') return leader.pulls.begin(nodeRank, request)
+    await leader.pulls.end(nodeRank, request.pull)
+    return null
   }
 
   #forwardedOf(from: ClusterNode): ForwardedCalls {

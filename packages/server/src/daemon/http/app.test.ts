@@ -87,6 +87,17 @@ describe('checkpoints', () => {
     )
   })
 
+  test('over TCP nothing is copied from other daemons: no file is read, no address called', async () => {
+    const tcp: Listener = { transport: 'tcp', token: null, rank: null }
+    const request = { leader: '127.0.0.1:1', cluster_token_file: '/none' }
+    const refused = await call('POST', '/v1/checkpoints/llama/pull', request, tcp)
+    expect(refused).toMatchObject({ status: 403, body: { error: { code: 'path_not_allowed' } } })
+    const unix = await call('POST', '/v1/checkpoints/llama/pull', request)
+    expect(unix).toMatchObject({ status: 400, body: { error: { code: 'bad_request' } } })
+    expect(unix.body.error.message).toContain('/none')
+    expect(daemon.calls).toEqual([])
+  })
+
   test('a name may be percent-encoded, and a wrong one is refused', async () => {
     await call('POST', '/v1/checkpoints/my%20model%25/files', { files: [] })
     expect(daemon.calls[0]?.[1]).toBe('my model%')

@@ -1,12 +1,13 @@
 import { lstatSync, unlinkSync } from 'node:fs'
 import { type TensorRow, buildTable, layoutDigest } from '@ckpt/core/checkpoint/build-table'
-import { CkptError } from '@ckpt/core/api/errors'
+import { CkptError, type Failure } from '@ckpt/core/api/errors'
 import { type Handle, type Library, openLibrary } from '@ckpt/cuda'
 import { Arena, type ArenaBuffer } from './arena.ts'
 import { checkFile, LeaseWatch, unmap } from './in-place.ts'
 import { endReading, type Part, partBuffers, pinnedBytes } from './part.ts'
 import { beginLoad, finishLoad, type Loading, loadPart } from './part-loader.ts'
 import { type OpenedFile, PathGuard } from './path-guard.ts'
+import { pullPart } from './pull-part.ts'
 import { ServedMemory } from './served.ts'
 import type {
   AdoptRequest,
@@ -14,6 +15,7 @@ import type {
   LoadedPart,
   LoadRequest,
   PartId,
+  PullPartRequest,
   RemoteBuffers,
   SharedBuffer,
   StartRequest,
@@ -31,6 +33,8 @@ export class HostMemory {
   readonly #finishing = new Map<PartId, Promise<FinishedLoad>>()
   /** Shared buffers that a trainer has and no part yet. */
   readonly #lent = new Map<Handle, ArenaBuffer>()
+  /** Why each pull that goes on is to end; null: it is not. */
+  readonly #pulls = new Map<PartId, CkptError | null>()
   #closing = false
 
   constructor(request: StartRequest, broken: (part: PartId, path: string) => void) {
@@ -70,6 +74,29 @@ export class HostMemory {
       this.#finishing.set(request.part, finished)
     } else loading.notes.push(...after())
     return describe(loading)
+  }
+
+  /** See {@link pullPart}. */
+  async pull(request: PullPartRequest): Promise<LoadedPart> {
+    const { part: id } = request
+    this.#pulls.set(id, null)
+    try {
+      const stopped = () => {
+        this.#requireOpen()
+        const why = this.#pulls.get(id)
+        if (why) throw why
+      }
+      const context = { library: this.#library, arena: this.#arena, stopped }
+      const part = await pullPart(context, request)
+      this.#parts.set(id, part)
+      return describe({ part, notes: [], reads: [], conflicts: [] })
+    } finally {
+      this.#pulls.delete(id)
+    }
+  }
+
+  endPull(part: PartId, failure: Failure): void {
+    if (this.#pulls.has(part)) this.#pulls.set(part, CkptError.from(failure))
   }
 
   finish(part: PartId): Promise<FinishedLoad> {
@@ -138,6 +165,7 @@ export class HostMemory {
     this.#watch.update()
     endReading(this.#library, part)
     for (const file of part.mapped) {
+      this.#served.forget(file.buffer)
       unmap(this.#library, this.#arena, file)
       this.#library.fileClose(file.file)
     }

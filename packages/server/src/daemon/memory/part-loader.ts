@@ -274,7 +274,8 @@ function layOut(tensors: readonly FileTensor[], mapped: readonly MappedFile[]) {
   return { rows, placements, starts, arenaStart, arenaBytes: totalBytes }
 }
 
-function sourceSpace(
+/** Where mapped files, which begin at `starts`, and what was taken for the rest lie. */
+export function sourceSpace(
   starts: readonly number[],
   mapped: readonly MappedFile[],
   arenaStart: number,

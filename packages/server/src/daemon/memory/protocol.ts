@@ -2,7 +2,7 @@ import type { FileReads } from '@ckpt/core/api/checkpoint-schemas'
 import type { Failure } from '@ckpt/core/api/errors'
 import type { SourceSpace, TensorTable } from '@ckpt/core/checkpoint/table'
 import type { Handle, LibraryOptions } from '@ckpt/cuda'
-import type { SourceReading } from '../types.ts'
+import type { NetworkDeviceInfo, SourceReading } from '../types.ts'
 
 /** Id of a part: what one registration put into memory. Chosen by the main thread, ascending. */
 export type PartId = number
@@ -72,6 +72,17 @@ export interface LoadedPart {
   readonly conflicts: readonly { readonly peer: PartId; readonly failure: Failure }[]
 }
 
+/** What other daemons hold is copied: of their layout, read by these. */
+export interface PullPartRequest {
+  readonly part: PartId
+  readonly table: TensorTable
+  /** Per owner. */
+  readonly sources: readonly SourceSpace[]
+  readonly remotes: readonly RemoteBuffers[]
+  /** Of each reader: they read in turns. */
+  readonly devices: readonly (readonly NetworkDeviceInfo[])[]
+}
+
 export interface SharedBuffer {
   readonly buffer: Handle
   /** `/dev/shm/...` */
@@ -100,6 +111,10 @@ export interface MemoryCalls {
   load: { request: LoadRequest; answer: LoadedPart }
   /** Waits for the end of a load that streams. When it fails the part is still to be dropped. */
   finish: { request: { readonly part: PartId }; answer: FinishedLoad }
+  /** Copies what other daemons hold into a part. */
+  pull: { request: PullPartRequest; answer: LoadedPart }
+  /** Ends a pull that goes on, which fails with this. */
+  end_pull: { request: { readonly part: PartId; readonly failure: Failure }; answer: null }
   /** Makes a part of tensors that lie in shared buffers. */
   adopt: { request: AdoptRequest; answer: LoadedPart }
   /** Takes shared buffers, of those that earlier parts of the name left if they fit. */

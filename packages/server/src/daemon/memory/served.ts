@@ -1,4 +1,3 @@
-import { CkptError } from '@ckpt/core/api/errors'
 import type { Handle, Library } from '@ckpt/cuda'
 import type { RemoteBuffers } from './protocol.ts'
 
@@ -14,9 +13,9 @@ export class ServedMemory {
   }
 
   /**
-   * What other daemons need to read these buffers.
+   * What other daemons need to read these buffers. What maps a file is read for them as long as its lease holds.
    *
-   * @throws CkptError `not_supported` where there is no UCX, or a buffer is a mapping of a file
+   * @throws CkptError `not_supported` where there is no UCX
    */
   serve(buffers: readonly Handle[]): RemoteBuffers {
     if (this.#p2p === 0) this.#open()
@@ -31,20 +30,9 @@ export class ServedMemory {
   #keyOf(buffer: Handle): Uint8Array {
     const known = this.#keys.get(buffer)
     if (known !== undefined) return known
-    const key = this.#share(buffer)
+    const key = this.#library.p2p.share(this.#p2p, buffer)
     this.#keys.set(buffer, key)
     return key
-  }
-
-  #share(buffer: Handle): Uint8Array {
-    try {
-      return this.#library.p2p.share(this.#p2p, buffer)
-    } catch (error) {
-      const { code, message } = CkptError.wrap(error)
-      if (code !== 'not_supported') throw error
-      const why = `what is held in place cannot be read by other hosts: ${message}`
-      throw new CkptError(code, why)
-    }
   }
 
   /** It is about to be freed. */

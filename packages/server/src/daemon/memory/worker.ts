@@ -24,6 +24,11 @@ async function run(message: MemoryRequest): Promise<MemoryCalls[MemoryCall]['ans
       return memory.load(message.request)
     case 'finish':
       return memory.finish(message.request.part)
+    case 'pull':
+      return memory.pull(message.request)
+    case 'end_pull':
+      memory.endPull(message.request.part, message.request.failure)
+      return null
     case 'adopt':
       return memory.adopt(message.request)
     case 'share':

@@ -78,7 +78,8 @@ test('pinned memory is kept while it is large enough, of each kind', () => {
     },
     bufferFree: (buffer: number) => void held.delete(buffer),
   } as unknown as Library
-  const plans = new DirectPlans()
+  const told: (readonly number[])[] = []
+  const plans = new DirectPlans((buffers) => told.push(buffers))
   const slots = plans.slots(library, 100, -1)
   expect([plans.staging(library, 50, -1), plans.slots(library, 60, -1)]).toEqual([2, slots])
   expect(plans.slots(library, 200, -1)).toBe(3)
@@ -86,8 +87,28 @@ test('pinned memory is kept while it is large enough, of each kind', () => {
     [2, 50],
     [3, 200],
   ])
+  expect(told).toEqual([[1], [2, 1], [2], [2, 3]])
   plans.free(library)
   expect(held.size).toBe(0)
+  expect(told.at(-1)).toEqual([])
+})
+
+test('pinned memory that cannot be had is not taken for what was there before', () => {
+  const held = new Set<number>()
+  let next = 1
+  const library = {
+    bufferAlloc(bytes: number) {
+      if (bytes > 100) throw new Error('there is not so much')
+      held.add(next)
+      return next++
+    },
+    bufferFree: (buffer: number) => void held.delete(buffer),
+  } as unknown as Library
+  const plans = new DirectPlans()
+  plans.slots(library, 100, -1)
+  expect(() => plans.slots(library, 101, -1)).toThrow('not so much')
+  const slots = plans.slots(library, 100, -1)
+  expect([...held]).toEqual([slots])
 })
 
 test('what was cut for a fetch is kept until that or the plan is another', () => {

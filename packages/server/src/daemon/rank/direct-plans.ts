@@ -23,7 +23,7 @@ import {
 } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
 import { ALLOCATIONS_MAX, type Board, FRAGMENTS_MAX } from './board.ts'
-import { type EngineAllocation, type EngineMemory, SlowSizes } from './engine-memory.ts'
+import { type EngineAllocation, EngineMemory, SlowSizes } from './engine-memory.ts'
 import type { EngineMapSummary, SourceLayout } from './messages.ts'
 
 /** Engines whose map a rank keeps: one of a large model has some ten megabytes. */
@@ -78,7 +78,7 @@ interface Cut {
 
 /** What a rank keeps for direct updates: the map that each engine has sent last, and what was planned from it. */
 export class DirectPlans {
-  readonly slowSizes = new SlowSizes()
+  readonly #slowSizes = new SlowSizes()
   readonly #engines = new Map<string, KnownEngine>()
   readonly #layouts = new Map<string, SourceLayout>()
   #staging: PinnedMemory | null = null
@@ -90,6 +90,12 @@ export class DirectPlans {
   #sharing: KnownSharing | null = null
   /** What this rank's board says. */
   #written: DirectPlan | null = null
+  readonly #pinned: (buffers: readonly Handle[]) => void
+
+  /** @param pinned is told what pinned memory there is: whoever outlives the rank can free it */
+  constructor(pinned: (buffers: readonly Handle[]) => void = () => {}) {
+    this.#pinned = pinned
+  }
 
   /** Null: this engine has sent none. */
   map(engine: string): EngineMap | null {
@@ -99,6 +105,20 @@ export class DirectPlans {
   /** Of its last answer that could be planned; null: there was none. */
   memory(engine: string): KnownMemory | null {
     return this.#engines.get(engine)?.memory ?? null
+  }
+
+  /**
+   * The same memory for one update, with nothing open.
+   *
+   * @param sharers whether it can take from other engines' memory
+   */
+  engineMemory(
+    library: Library,
+    device: number,
+    { allocations }: KnownMemory,
+    sharers: boolean,
+  ): EngineMemory {
+    return new EngineMemory(library, device, allocations, this.#slowSizes, sharers)
   }
 
   /** It is not opened any more before its worker has said where it is. */
@@ -239,43 +259,62 @@ export class DirectPlans {
 
   /** Pinned memory in which small tensors are gathered; the same for every update that it is large enough for. */
   staging(library: Library, bytes: number, node: number): Handle {
-    this.#staging = larger(this.#staging, library, bytes, node)
-    return this.#staging.buffer
+    const { buffer } = larger(this.#staging, library, bytes, node, (staging) =>
+      this.#keepPinned(staging, this.#slots),
+    )
+    return buffer
   }
 
   /** As {@link DirectPlans.staging}, of what is fetched from other daemons. */
   slots(library: Library, bytes: number, node: number): Handle {
-    this.#slots = larger(this.#slots, library, bytes, node)
-    return this.#slots.buffer
+    const { buffer } = larger(this.#slots, library, bytes, node, (slots) =>
+      this.#keepPinned(this.#staging, slots),
+    )
+    return buffer
+  }
+
+  #keepPinned(staging: PinnedMemory | null, slots: PinnedMemory | null): void {
+    this.#staging = staging
+    this.#slots = slots
+    this.#pinned([staging, slots].flatMap((memory) => memory?.buffer ?? []))
   }
 
   /** A copy that could not be stopped may still read it: it goes with the memory that it writes. */
   leaveStaging(memory: EngineMemory | null): void {
     if (this.#staging !== null) memory?.own(this.#staging.buffer)
-    if (memory !== null) this.#staging = null
+    if (memory !== null) this.#keepPinned(null, this.#slots)
   }
 
   free(library: Library): void {
     for (const memory of [this.#staging, this.#slots]) {
       if (memory !== null) library.bufferFree(memory.buffer)
     }
-    this.#staging = null
-    this.#slots = null
+    this.#keepPinned(null, null)
   }
 }
 
-/** What is there, where it has so many bytes; else it is freed, and there is more. */
+/**
+ * What is there, where it has so many bytes; else it is freed, and there is more.
+ *
+ * @param changed is told that nothing is there any more, and then what is
+ */
 function larger(
   memory: PinnedMemory | null,
   library: Library,
   bytes: number,
   node: number,
+  changed: (memory: PinnedMemory | null) => void,
 ): PinnedMemory {
   if (memory !== null && memory.bytes >= bytes) return memory
-  if (memory !== null) library.bufferFree(memory.buffer)
+  if (memory !== null) {
+    changed(null)
+    library.bufferFree(memory.buffer)
+  }
   const buffer =
     node < 0 ? library.bufferAlloc(bytes, 0) : library.bufferAllocNear(bytes, node).buffer
-  return { buffer, bytes }
+  const more = { buffer, bytes }
+  changed(more)
+  return more
 }
 
 /** A Map keeps the order of insertion: the first is the one used longest ago. */

@@ -15,9 +15,10 @@ import { clockMs } from '../clock.ts'
 import { copyOrder, DirectCopies, groupCount } from './direct-copies.ts'
 import { Board } from './board.ts'
 import type { DirectPlans, KnownMemory, Sharing } from './direct-plans.ts'
-import { EngineMemory } from './engine-memory.ts'
+import type { EngineMemory } from './engine-memory.ts'
 import { EngineSocket } from './engine-socket.ts'
 import { Fetches, SLOTS } from './fetches.ts'
+import { inject, injectCopied } from './injected.ts'
 import type { LeftConversation } from './keeper.ts'
 import {
   type DirectOpenOptions,
@@ -98,6 +99,7 @@ export class DirectRun {
     this.#board = boards[member] as Board
     this.#endMs = options.deadlineMs + LEAVE_MS_AT_DEADLINE
     library.signalReset(signal)
+    inject(library, 'open')
     this.bytesBefore = this.bytesInUse()
     const { openMs, deadlineMs: endMs } = options
     this.#conversation = new DirectConversation({
@@ -135,6 +137,7 @@ export class DirectRun {
   loop(): void {
     this.#started = true
     this.#turn(() => this.#step({ type: 'start', nowMs: clockMs() }))
+    this.#turn(() => inject(this.#host.library, 'look'))
     this.#turn(() => this.#guess())
     while (!this.#done()) {
       this.#turn(() => this.#work())
@@ -207,6 +210,7 @@ export class DirectRun {
       }
       case 'announce':
         if (this.#conversation.phase !== 'looked') return
+        inject(this.#host.library, 'begin')
         Atomics.store(this.#progress, PROGRESS_SENT, 1)
         this.#step({ type: 'begin', nowMs })
         // what is still where it was is opened while the copies are made
@@ -271,10 +275,9 @@ export class DirectRun {
     if (this.#guessed !== null && !Bun.deepEquals(this.#guessed, now)) this.#forgetGuess()
   }
 
-  #makeMemory({ allocations }: KnownMemory): EngineMemory {
+  #makeMemory(known: KnownMemory): EngineMemory {
     const { library, rank } = this.#host
-    const sharers = this.#boards.length > 1
-    return new EngineMemory(library, rank.device, allocations, this.#plans.slowSizes, sharers)
+    return this.#plans.engineMemory(library, rank.device, known, this.#boards.length > 1)
   }
 
   #openMemory(): void {
@@ -409,6 +412,7 @@ export class DirectRun {
     }
     copies.enqueue(reads.take(), clockMs())
     this.#replicas?.enqueue(clockMs())
+    injectCopied(this.#host.library, this.#complete, this.#groups + this.#chunks)
     const fetched = (this.#fetches?.done ?? true) && (this.#slotCopies?.done ?? true)
     if (!copies.done || !fetched || this.#replicas?.done === false) return
     this.#transferred = true
@@ -420,6 +424,7 @@ export class DirectRun {
 
   #release(): void {
     if (this.#failure !== null) return
+    inject(this.#host.library, 'release')
     this.#step({ type: 'end', nowMs: clockMs() })
     this.#released = true
   }
@@ -481,6 +486,7 @@ export class DirectRun {
   }
 
   #begun(): RankEvent {
+    inject(this.#host.library, 'begun')
     const memory = this.#memory
     if (memory !== null && this.#closedToUs === null)
       return { type: 'begun', streams: memory.streams }
@@ -489,6 +495,7 @@ export class DirectRun {
 
   #looked(answer: LookAnswer): void {
     const { run, engine } = this.options
+    inject(this.#host.library, 'looked')
     this.#host.openedAnew(engine)
     if (this.#unread !== null) {
       return this.#host.report(run, { type: 'not_direct', reason: this.#unread, lasts: true })

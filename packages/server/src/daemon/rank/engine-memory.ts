@@ -143,10 +143,9 @@ export class EngineMemory {
     const closed = this.#allocations[allocation]
     if (closed === undefined || this.#closing)
       throw new Error(`no allocation ${allocation} to open`)
-    const handle = Uint8Array.fromHex(closed.handle)
     const sinceMs = clockMs()
     try {
-      const memory = this.#library.memoryOpen(this.#device, handle, closed.bytes)
+      const memory = this.openAllocation(this.#library, this.#device, closed)
       this.#slow.took(closed.bytes, clockMs() - sinceMs)
       this.#opened.set(allocation, memory)
       return memory
@@ -154,6 +153,15 @@ export class EngineMemory {
       const { code, message } = CkptError.wrap(error)
       throw new CkptError(code, `the engine's memory cannot be opened: ${message}`)
     }
+  }
+
+  /** Freed again with `memoryFree`. @throws CkptError what the device says of it */
+  protected openAllocation(
+    library: Library,
+    device: number,
+    { handle, bytes }: EngineAllocation,
+  ): Handle {
+    return library.memoryOpen(device, Uint8Array.fromHex(handle), bytes)
   }
 
   /** See {@link DeviceWork.event}. */

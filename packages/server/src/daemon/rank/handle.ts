@@ -81,8 +81,12 @@ export interface Ranks {
   lost(rank: number): LostRank | null
   /** The ranks of these numbers, each with a living Worker. @throws CkptError `bad_request`, and why one cannot be used */
   use(ranks: readonly number[]): Promise<RankHandle[]>
-  /** Resolves when no copy of an earlier direct update writes an engine's memory any more, of a Worker that has died neither. */
-  quiet(): Promise<void>
+  /**
+   * Resolves when no copy of an earlier direct update writes an engine's memory any more, of a Worker that has died neither.
+   *
+   * @param ranks of the update that is to come: daemons that are there for updates of their own are asked if they take part in it
+   */
+  quiet(ranks?: readonly number[]): Promise<void>
   /** Whether a worker of an engine may still wait at this address. */
   keeps(address: string): boolean
 }

@@ -20,8 +20,25 @@ const HOLD_MS = 20
 /** Longer than any test. */
 const HANG_MS = 3_600_000
 
-/** Where a fault can strike: a plan is made, the ranks meet, a run opens, list K is sent, a run is released. */
-export type FaultStep = 'plan' | 'meet' | 'open' | `list-${number}` | 'release'
+/** Of a direct update's copies: the percentages of them, made, at which a fault can strike. At 0 the first are on their way. */
+const COPIED_PERCENT = [0, 50, 70, 100] as const
+export type CopiedStep = `copied-${(typeof COPIED_PERCENT)[number]}`
+
+/**
+ * Where a fault can strike: a plan is made, the ranks meet, a run opens, list K is sent, a run is released; in a direct update its
+ * engine is asked, has said where its weights lie, is to hold still, does, and copies are made.
+ */
+export type FaultStep =
+  | 'plan'
+  | 'meet'
+  | 'open'
+  | `list-${number}`
+  | 'look'
+  | 'looked'
+  | 'begin'
+  | 'begun'
+  | CopiedStep
+  | 'release'
 
 /** Makes the fault of this step, if a test has put one there. */
 export function inject(library: Library, step: FaultStep): void {
@@ -33,6 +50,14 @@ export function inject(library: Library, step: FaultStep): void {
   if (kind !== 'hold') return
   const held = `${kind}@${step}.struck`
   while (moved(held, held)) wait(library, HOLD_MS)
+}
+
+/** As {@link inject}, where so many of a direct update's copies are complete. */
+export function injectCopied(library: Library, complete: number, all: number): void {
+  if (DIRECTORY === null) return
+  for (const percent of COPIED_PERCENT) {
+    if (100 * complete >= percent * all) inject(library, `copied-${percent}`)
+  }
 }
 
 /** False: it is not there. */

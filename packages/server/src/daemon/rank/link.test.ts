@@ -6,7 +6,8 @@ import { TestDir } from '../registry/testing/fixture.ts'
 import { RankTeam } from '../updates/team.ts'
 import type { RankInfo } from '../types.ts'
 import { RankLink } from './link.ts'
-import type { OpenOptions } from './messages.ts'
+import { until } from '../updates/testing/fixture.ts'
+import type { OpenOptions, RankMessage } from './messages.ts'
 import type { StartThread, ThreadEvents } from './thread.ts'
 import { clockMs } from '../clock.ts'
 import { RankPool } from './pool.ts'
@@ -143,15 +144,81 @@ test('the checkpoint stays until the copies of a run whose Worker has died are o
   await told
 })
 
+/** A run that is open, whose engine's worker holds still. */
+function begin(link: RankLink, report: ThreadEvents['report'], run: number, stream: number): void {
+  link.listen(run, 0, () => {})
+  report({ type: 'event', run, event: { type: 'begun', streams: [stream] } })
+}
+
+const isQuiet = (link: RankLink) =>
+  Promise.race([link.quiet().then(() => true), Bun.sleep(50).then(() => false)])
+
+const BUSY = {
+  streamSync() {
+    throw new CkptError('update_timeout', 'it is not idle yet')
+  },
+} as unknown as Library
+
+test('later updates do not wait for a Worker that hangs when its copies are complete', async () => {
+  const { link, report } = await startedLink(BUSY)
+  begin(link, report, 3, 5)
+  report({ type: 'event', run: 3, event: { type: 'transferred', readBy: [], takenBytes: 0 } })
+  link.giveUp(1)
+  expect(await isQuiet(link)).toBe(true)
+})
+
+test('later updates wait for a Worker that hangs while it copies until another one has ended its streams', async () => {
+  const hanging = await startedLink(BUSY)
+  begin(hanging.link, hanging.report, 3, 5)
+  hanging.link.giveUp(1)
+  expect(await isQuiet(hanging.link)).toBe(false)
+  const lost = await startedLink(BUSY)
+  hanging.link.endCopies(lost.link)
+  lost.link.giveUp(1)
+  expect(await isQuiet(hanging.link)).toBe(false)
+  const fresh = await startedLink(BUSY)
+  hanging.link.endCopies(fresh.link)
+  const request = { type: 'end_streams', streams: [5] } as const
+  expect(fresh.posted).toEqual([{ type: 'request', id: 0, request }])
+  fresh.report({ type: 'answer', id: 0, value: { ended: false } })
+  await until(() => fresh.posted.length === 2)
+  expect(await isQuiet(hanging.link)).toBe(false)
+  fresh.report({ type: 'answer', id: 1, value: { ended: true } })
+  expect(await isQuiet(hanging.link)).toBe(true)
+})
+
+test('pinned memory that a Worker leaves is freed by the one in its place when its thread has ended', async () => {
+  const dead = await startedLink(BUSY)
+  dead.report({ type: 'pinned', buffers: [4] })
+  dead.report({ type: 'pinned', buffers: [4, 6] })
+  dead.link.giveUp(1)
+  const lost = await startedLink(BUSY)
+  const handedOn = dead.link.freePinned(lost.link)
+  await Bun.sleep(20)
+  expect(lost.posted).toEqual([])
+  dead.exit()
+  await until(() => lost.posted.length === 1)
+  lost.exit()
+  await handedOn
+  const fresh = await startedLink(BUSY)
+  const freed = lost.link.freePinned(fresh.link)
+  await until(() => fresh.posted.length === 1)
+  const request = { type: 'free_buffers', buffers: [4, 6] } as const
+  expect(fresh.posted).toEqual([{ type: 'request', id: 0, request }])
+  fresh.report({ type: 'answer', id: 0, value: null })
+  await freed
+})
+
 async function startedLink(library: Library) {
   const started = Promise.withResolvers<ThreadEvents>()
+  const posted: RankMessage[] = []
   const starts: StartThread = (_, events) => {
     started.resolve(events)
-    return { post() {}, hangUp() {}, terminate() {} }
+    return { post: (message) => void posted.push(message), hangUp() {}, terminate() {} }
   }
   const rank = { rank: 0 } as RankInfo
   const starting = RankLink.start({ kind: 'host' }, library, rank, false, undefined, starts)
   const { report, exited } = await started.promise
   report({ type: 'ready', signal: 0, memory: { freeBytes: 0, totalBytes: 0 } })
-  return { link: await starting, report, exit: exited }
+  return { link: await starting, report, exit: exited, posted }
 }

@@ -12,7 +12,6 @@ import {
 import { log } from '../log.ts'
 import type { LibraryOptions, RankInfo } from '../types.ts'
 import { BOARD_BYTES } from './board.ts'
-import { isIdleWithin } from './device-work.ts'
 import { type RankHandle, type RankListener, tellGone } from './handle.ts'
 import type {
   MemoryAnswer,
@@ -25,12 +24,12 @@ import type {
   ReadHandles,
 } from './messages.ts'
 import { endReads } from './remote-sources.ts'
+import { RunStreams } from './run-streams.ts'
 import { type RankThread, type StartThread, startThread, type ThreadEvents } from './thread.ts'
 
 const START_MS = 30_000
 /** A Worker that is asked to close may have 500 ms of messages on their way, see `engine-socket.ts`. */
 const CLOSE_MS = 3000
-const IDLE_AGAIN_MS = 20
 const NO_READS: ReadHandles = { p2p: 0, peers: [], remotes: [] }
 const IPC = 'ipc://'
 
@@ -70,17 +69,13 @@ export class RankLink implements RankHandle {
   readonly #thread: RankThread
   readonly #waiting = new Map<number, Waiting>()
   readonly #settling = new Map<number, PromiseWithResolvers<void>>()
-  /** What direct runs write engines' memory with, until they are known to have settled. */
-  readonly #streams = new Map<number, readonly Handle[]>()
-  /** What copies out of the checkpoint for the run through a ring that goes on. */
-  #copying: { readonly run: number; readonly streams: readonly Handle[] } | null = null
-  /** Direct runs whose copies could not be stopped. */
-  readonly #writing = new Map<number, Promise<void>>()
+  readonly #streams: RunStreams
   readonly #exited: Promise<void>
   #signal = 0
   /** Its Worker's, which outlives it. */
   #communicator: Handle = 0
   #reads: ReadHandles = NO_READS
+  #pinned: readonly Handle[] = []
   #nextId = 0
   /** That its Worker has bound last. */
   #address: string | null = null
@@ -120,6 +115,7 @@ export class RankLink implements RankHandle {
   ) {
     this.rank = rank
     this.#library = library
+    this.#streams = new RunStreams(library)
     const exited = Promise.withResolvers<void>()
     this.#exited = exited.promise
     this.#thread = starts({
@@ -173,9 +169,7 @@ export class RankLink implements RankHandle {
   }
 
   #keepStreams(run: number, answer: Promise<unknown>): void {
-    const keep = (opened: unknown) => {
-      this.#copying = { run, streams: (opened as OpenAnswer).streams }
-    }
+    const keep = (opened: unknown) => this.#streams.opened(run, (opened as OpenAnswer).streams)
     answer.then(keep, () => {})
   }
 
@@ -235,25 +229,39 @@ export class RankLink implements RankHandle {
    * run had enqueued is over.
    */
   settled(run: number): Promise<void> {
-    if (this.#dead !== null) return this.#exited.then(() => this.#idle(run))
+    if (this.#dead !== null) return this.#exited.then(() => this.#streams.idle(run))
     const waiting = this.#settling.get(run) ?? Promise.withResolvers<void>()
     this.#settling.set(run, waiting)
     return waiting.promise
   }
 
   /** Resolves when no copy of an earlier direct update writes an engine's memory any more. */
-  async quiet(): Promise<void> {
-    await Promise.all(this.#writing.values())
+  quiet(): Promise<void> {
+    return this.#streams.quiet()
   }
 
-  /** The streams of a run outlive its Worker. */
-  async #idle(run: number): Promise<void> {
-    const copying = this.#copying?.run === run ? this.#copying.streams : []
-    for (const stream of [...(this.#streams.get(run) ?? []), ...copying]) {
-      // it does not block: other updates are served here
-      while (!isIdleWithin(this.#library, stream, 0)) await Bun.sleep(IDLE_AGAIN_MS)
+  /**
+   * This Worker has died, and may never come back out of a native call: the one in its place ends what its runs write engines' memory
+   * with, so that they write nothing more if it does.
+   */
+  endCopies(fresh: RankLink): void {
+    this.#streams.endWriting(async (streams) => {
+      return (await fresh.request({ type: 'end_streams', streams })).ended
+    })
+  }
+
+  /** As {@link RankLink.endCopies}: what its thread, when that has ended, has left of pinned memory, which copies hold that go on. */
+  async freePinned(fresh: RankLink): Promise<void> {
+    await this.#exited
+    const buffers = this.#pinned
+    this.#pinned = []
+    if (buffers.length === 0) return
+    try {
+      await fresh.request({ type: 'free_buffers', buffers })
+    } catch {
+      // then the one in its place has more to free
+      if (fresh.#dead !== null) fresh.#pinned = [...fresh.#pinned, ...buffers]
     }
-    this.#streams.delete(run)
   }
 
   /** Ends the Worker; one that does not answer is terminated. */
@@ -294,7 +302,7 @@ export class RankLink implements RankHandle {
       case 'settled':
         this.#settling.get(report.run)?.resolve()
         this.#settling.delete(report.run)
-        this.#streams.delete(report.run)
+        this.#streams.settled(report.run)
         return
       case 'ring_freed':
         this.quarantined.delete(report.run)
@@ -304,6 +312,9 @@ export class RankLink implements RankHandle {
         return
       case 'reads':
         this.#reads = report.handles
+        return
+      case 'pinned':
+        this.#pinned = report.buffers
         return
       case 'kept':
         this.kept.add(report.address)
@@ -317,11 +328,10 @@ export class RankLink implements RankHandle {
   }
 
   #takeEvent(run: number, event: RankEvent): void {
-    if (event.type === 'begun') this.#streams.set(run, event.streams)
+    this.#streams.take(run, event)
     if (event.type === 'closed') {
-      if (event.settled) this.#streams.delete(run)
       if (event.quarantinedBytes > 0) this.quarantined.set(run, event.quarantinedBytes)
-      if (!event.settled) this.#watchWriting(run)
+      if (!event.settled) this.#streams.goOn(run, this.settled(run))
       const { totalBytes } = this.memory
       const used = event.bytesAfter
       if (used !== null) this.memory = { totalBytes, freeBytes: totalBytes - used }
@@ -330,12 +340,6 @@ export class RankLink implements RankHandle {
     if (current?.run !== run) return
     if (event.type === 'closed') this.#run = null
     current.listener(event, this.rank)
-  }
-
-  #watchWriting(run: number): void {
-    if (!this.#streams.has(run)) return
-    const settled = this.settled(run).then(() => void this.#writing.delete(run))
-    this.#writing.set(run, settled)
   }
 
   #die(message: string): void {
@@ -382,7 +386,7 @@ export class RankLink implements RankHandle {
     for (const waiting of this.#waiting.values()) waiting.reject(error)
     this.#waiting.clear()
     for (const [run, { resolve }] of this.#settling) {
-      void this.#exited.then(() => this.#idle(run)).then(resolve)
+      void this.#exited.then(() => this.#streams.idle(run)).then(resolve)
     }
     this.#settling.clear()
     void this.#exited.then(() => this.#endShared())
@@ -392,7 +396,7 @@ export class RankLink implements RankHandle {
     if (current !== null) {
       const quarantinedBytes = current.ringBytes
       this.quarantined.set(current.run, quarantinedBytes)
-      this.#watchWriting(current.run)
+      this.#streams.goOn(current.run, this.settled(current.run))
       // nobody can tell any more: the checkpoint stays until the thread has ended
       tellGone(current.listener, this.rank, failure, { quarantinedBytes, settled: false })
     }

@@ -169,6 +169,10 @@ export type RankRequest =
   | { readonly type: 'layout'; readonly key: string; readonly input: SourceLayout | null }
   /** Binds the engine's address. */
   | { readonly type: 'open_direct'; readonly options: DirectOpenOptions }
+  /** Pinned memory that a Worker has left which has died. */
+  | { readonly type: 'free_buffers'; readonly buffers: readonly Handle[] }
+  /** Streams of a Worker that has died: nothing is enqueued in them any more when they have ended. */
+  | { readonly type: 'end_streams'; readonly streams: readonly Handle[] }
   /** What the map is about that this engine's worker has sent last, and where this tensor lies. */
   | { readonly type: 'engine_map'; readonly engine: string; readonly tensor: string | null }
   /** Sends the abort message to whoever still waits at these addresses, until they are gone. */
@@ -229,6 +233,9 @@ export interface RankAnswers {
   open: OpenAnswer
   layout: boolean
   open_direct: OpenAnswer
+  free_buffers: null
+  /** False: something is left in them. */
+  end_streams: { readonly ended: boolean }
   /** null: this engine has sent none. */
   engine_map: EngineMapSummary | null
   release_left: { readonly left: readonly string[] }
@@ -344,5 +351,7 @@ export type RankReport =
   /** The communicator that the rank has now; 0: none. */
   | { readonly type: 'communicator'; readonly communicator: Handle }
   | { readonly type: 'reads'; readonly handles: ReadHandles }
+  /** Pinned memory that the rank keeps for direct updates. */
+  | { readonly type: 'pinned'; readonly buffers: readonly Handle[] }
   /** The quarantined ring of a run was freed. */
   | { readonly type: 'ring_freed'; readonly run: number; readonly bytes: number }

@@ -19,8 +19,8 @@ export class RankPool implements Ranks {
   /** Rings of Workers that were replaced: nobody can free them. */
   #lostBytes = 0
   #closed = false
-  /** What Workers that have died may still write. */
-  #writing: Promise<unknown> = Promise.resolve()
+  /** Those that may still write an engine's memory. */
+  readonly #replaced = new Set<RankLink>()
 
   private constructor(
     options: LibraryOptions,
@@ -102,15 +102,22 @@ export class RankPool implements Ranks {
           throw CkptError.from(link.dead)
         }
         this.#links[index] = fresh
-        this.#writing = Promise.all([this.#writing, link.quiet()])
+        this.#replace(link, fresh)
         this.#lostBytes += link.quarantinedBytes
         return fresh
       }),
     )
   }
 
+  #replace(link: RankLink, fresh: RankLink): void {
+    void link.freePinned(fresh)
+    this.#replaced.add(link)
+    void link.quiet().then(() => this.#replaced.delete(link))
+    for (const one of this.#replaced) if (one.rank.rank === link.rank.rank) one.endCopies(fresh)
+  }
+
   async quiet(): Promise<void> {
-    await Promise.all([this.#writing, ...this.#links.map((link) => link.quiet())])
+    await Promise.all([...this.#replaced, ...this.#links].map((link) => link.quiet()))
   }
 
   async close(): Promise<void> {

@@ -13,9 +13,9 @@ import {
   type TensorsRequest,
 } from '@ckpt/core'
 import { MemoryClient } from '../memory/client.ts'
-import type { RemoteBuffers } from '../memory/protocol.ts'
+import type { LoadedPart, PartId, RemoteBuffers } from '../memory/protocol.ts'
 import { memoryNodes } from '../memory/nodes.ts'
-import type { Registry } from './registry.ts'
+import type { Offer, Registry } from './registry.ts'
 import { defaultBudgetBytes } from './budget.ts'
 import { type LentBuffer, LentBuffers } from './lent.ts'
 import { makeMetas, requireReadable } from './metas.ts'
@@ -107,6 +107,37 @@ class HeldCheckpoints implements Registry {
           stream,
         }),
     })
+  }
+
+  pull(name: string, offer: Offer, replace: boolean): Promise<RegisterAnswer> {
+    const { version } = offer
+    const load = (part: PartId) => this.#pull(part, offer)
+    const rest = { owner: null, files: [], stream: false }
+    return this.#registrations.register({ name, version, replace, load, ...rest })
+  }
+
+  async #pull(
+    part: PartId,
+    { table, sources, remotes, devices, gone, confirm }: Offer,
+  ): Promise<LoadedPart> {
+    gone.throwIfAborted()
+    const end = () => {
+      const { failure } = CkptError.wrap(gone.reason)
+      this.#memory.call('end_pull', { part, failure }).catch(() => {})
+    }
+    gone.addEventListener('abort', end)
+    try {
+      const loaded = await this.#memory.call('pull', { part, table, sources, remotes, devices })
+      try {
+        await confirm()
+        return loaded
+      } catch (error) {
+        await this.#memory.call('drop', { part })
+        throw error
+      }
+    } finally {
+      gone.removeEventListener('abort', end)
+    }
   }
 
   async tensors(name: string, request: TensorsRequest): Promise<RegisterAnswer> {

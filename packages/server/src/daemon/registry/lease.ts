@@ -1,5 +1,5 @@
 import { CkptError } from '@ckpt/core'
-import type { VersionLease } from '../types.ts'
+import type { HeldVersion, VersionLease } from '../types.ts'
 import type { Registry } from './registry.ts'
 
 type Leasing = Pick<Registry, 'lease' | 'gather'>
@@ -23,6 +23,17 @@ export function leaseAny(registry: Leasing, name: string): VersionLease | CkptEr
     if (isNothingHeld(known)) return known
     throw error
   }
+}
+
+/**
+ * @param wanted null: any
+ * @throws CkptError `checkpoint_not_found`
+ */
+export function requireVersion({ name, version }: HeldVersion, wanted: string | null): void {
+  if (wanted === null || version === wanted) return
+  const held = version === null ? 'without a version' : `as version ${version}`
+  const message = `checkpoint '${name}' is held ${held}, not as version ${wanted}`
+  throw new CkptError('checkpoint_not_found', message)
 }
 
 export function isNothingHeld({ code }: CkptError): boolean {

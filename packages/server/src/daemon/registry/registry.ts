@@ -10,7 +10,17 @@ import type {
   RegisterRequest,
   TensorsRequest,
 } from '@ckpt/core'
+import type { PullPartRequest } from '../memory/protocol.ts'
 import type { HeldVersion, VersionLease } from '../types.ts'
+
+/** What other daemons hold and let this one read. */
+export interface Offer extends Omit<PullPartRequest, 'part'> {
+  readonly version: string | null
+  /** They hold it no more: whatever was read of it is nothing. Its reason is a CkptError. */
+  readonly gone: AbortSignal
+  /** Once all was read. @throws CkptError it may have been something else */
+  confirm(): Promise<void>
+}
 
 /**
  * What this daemon holds: versions of checkpoints in pinned host memory, and who uses them. The object itself only keeps
@@ -25,6 +35,13 @@ export interface Registry {
    *   `safetensors_invalid`, `tensor_conflict`, `tensor_missing`, `file_changed`, `host_memory_exhausted`, `queue_full`
    */
   register(name: string, request: RegisterRequest, owner: number | null): Promise<RegisterAnswer>
+  /**
+   * Copies what other daemons hold as a new version of `name`.
+   *
+   * @throws CkptError `checkpoint_exists`, `host_memory_exhausted` before anything is read, `node_lost`, `file_changed`, `not_supported`
+   *   without UCX, what `offer.gone` and `offer.confirm` say
+   */
+  pull(name: string, offer: Offer, replace: boolean): Promise<RegisterAnswer>
   /** Drops every version of `name`; `force` gives unused pinned memory back to the system. @throws `checkpoint_busy` */
   drop(name: string, options: { force: boolean }): Promise<DropAnswer>
   /** An update of `name` was accepted: until the claim is given back no other checkpoint takes its place. */

@@ -4,12 +4,13 @@ import { configureLogging } from '../log.ts'
 import type { Ranks } from '../rank/handle.ts'
 import { ClusterRanks } from './cluster-ranks.ts'
 import type { NodeChannel } from './messages.ts'
+import { pack } from './pack.ts'
 import { RemoteNode } from './remote-node.ts'
 
 const LOST = { code: 'node_lost', message: 'it is lost' } as const
-const channel: NodeChannel = { request: () => new Promise(() => {}), post: () => {} }
+const NEVER: NodeChannel = { request: () => new Promise(() => {}), post: () => {} }
 
-function nodeOf(node: number, rankCount: number): RemoteNode {
+function nodeOf(node: number, rankCount: number, channel = NEVER): RemoteNode {
   const ranks = Array.from({ length: rankCount }, (_, rank) => {
     return { rank, device: 0, deviceName: '', key: `${rank}`, uuid: `${node}`, numaNode: -1 }
   })
@@ -75,4 +76,24 @@ test('guests come after all others, whose updates they are not in', () => {
   expect(ranks.all('all')).toEqual([0, 1, 2, 3])
   ranks.lose(guest.node, LOST)
   expect(ranks.links.map(({ rank }) => rank.rank)).toEqual([0, 1, 2, 3, 6])
+})
+
+test('before an update every daemon is asked whether copies of an earlier one go on, a guest only before its own', async () => {
+  const asked: number[] = []
+  const channelOf = (node: number): NodeChannel => ({
+    async request({ body }) {
+      expect(body).toEqual({ op: 'quiet' })
+      asked.push(node)
+      return pack(null)
+    },
+    post: () => {},
+  })
+  const local = { links: [{ rank: { rank: 0 }, node: 0 }], quiet: async () => {} }
+  const ranks = new ClusterRanks(local as unknown as Ranks, 2, () => 'ipc://own')
+  const guests = [NODES_MAX, NODES_MAX + 1]
+  for (const node of [1, ...guests]) ranks.join(nodeOf(node, 1, channelOf(node)))
+  await ranks.quiet([0, 1])
+  expect(asked.splice(0)).toEqual([1])
+  await ranks.quiet([3])
+  expect(asked).toEqual([1, NODES_MAX + 1])
 })

@@ -141,6 +141,12 @@ export class ClusterRanks implements Ranks {
     return missing
   }
 
+  /** What a daemon holds that has never come nobody knows. @throws CkptError `node_lost` */
+  requireKnown(): void {
+    const unknown = this.missing.find(({ node }) => this.#known[node] === undefined)
+    if (unknown !== undefined) throw new CkptError('node_lost', unknown.message)
+  }
+
   #numbersOf({ node, rankCount }: KnownNode): number[] {
     const first = this.#firstRank(node.node)
     if (first === null) return []
@@ -179,9 +185,12 @@ export class ClusterRanks implements Ranks {
     throw new CkptError('bad_request', `there is no rank ${rank}`)
   }
 
-  async quiet(): Promise<void> {
+  async quiet(ranks: readonly number[] = []): Promise<void> {
     // a guest's engine is in no update of others
-    const asked = this.members.map((node) => node.ask({ op: 'quiet' }))
+    const guests = this.#guests.filter((guest) => {
+      return guest.ranks.some(({ rank }) => ranks.includes(rank.rank))
+    })
+    const asked = [...this.members, ...guests].map((node) => node.ask({ op: 'quiet' }))
     await Promise.all([this.#local.quiet(), ...asked])
   }
 

@@ -95,6 +95,15 @@ export class ClusterVersions {
     return lease
   }
 
+  /**
+   * As {@link lease}, for somebody who takes part in no update.
+   *
+   * @throws CkptError as {@link lease}
+   */
+  async hold(name: string, id: string): Promise<VersionLease> {
+    return (await this.#take(name, id, [])).lease
+  }
+
   /** Changes nothing of an update that runs. */
   async #take(name: string, updateId: string, ranks: readonly number[]): Promise<TakenVersion> {
     const nodes = this.#nodes(ranks)

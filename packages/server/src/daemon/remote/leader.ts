@@ -7,6 +7,7 @@ import type { EngineMark } from '../updates/journal.ts'
 import { ClusterRanks } from './cluster-ranks.ts'
 import { ClusterVersions } from './cluster-versions.ts'
 import type { LeaderPost, NodeChannel, NodeDescription } from './messages.ts'
+import { Pulls } from './pulls.ts'
 import { RemoteNode } from './remote-node.ts'
 
 /** How long the engine of a guest that has gone is remembered. */
@@ -31,6 +32,8 @@ export interface LeaderParts {
 export class Leader {
   readonly ranks: ClusterRanks
   readonly versions: ClusterVersions
+  /** What guests copy into their own memory. */
+  readonly pulls: Pulls
   readonly #parts: Pick<LeaderParts, 'lost' | 'joined' | 'gone'>
 
   constructor(parts: LeaderParts) {
@@ -46,6 +49,7 @@ export class Leader {
         }),
       () => ranks.all('survivors').length,
     )
+    this.pulls = new Pulls(this.versions, ranks)
   }
 
   /** One has come, or come again. */
@@ -66,6 +70,7 @@ export class Leader {
 
   lost(node: number, failure: Failure): void {
     const found = this.ranks.nodes.find((one) => one.node === node)
+    this.pulls.lose(node)
     this.ranks.lose(node, failure)
     this.#parts.lost(found?.ranks.map(({ rank }) => rank.rank) ?? [], failure)
     // what its update still notes of the engine comes within this time

@@ -27,7 +27,7 @@ test('the messages between daemons are those of their version', async () => {
   }
   const found = digest.digest('hex').slice(0, DIGEST_CHARACTERS)
   expect({ version: CLUSTER_VERSION, digest: found }).toEqual({
-    version: 4,
-    digest: 'dca9cb41ed51d2bd',
+    version: 5,
+    digest: '00a69859343ea0d8',
   })
 })

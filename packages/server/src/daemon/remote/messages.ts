@@ -152,6 +152,26 @@ export type RemoteTell =
       readonly message: string
     }
 
+/** What a guest that has no ranks asks the leader, to copy a checkpoint into its own memory. `pull`: of that session. */
+export type PullRequest =
+  /** Holds all that the daemons have of the checkpoint until `end_pull`, or until the guest is gone. `version` null: any. */
+  | {
+      readonly op: 'pull'
+      readonly pull: number
+      readonly name: string
+      readonly version: string | null
+    }
+  /** It has been read. Fails when what was read may have been something else. */
+  | { readonly op: 'end_pull'; readonly pull: number }
+
+export interface PullAnswer {
+  readonly version: string | null
+  /** Of all daemons, see `LayoutColumns`. */
+  readonly columns: Uint8Array
+  /** Per owner. */
+  readonly remotes: readonly RemoteBuffers[]
+}
+
 export type NodePost =
   | { readonly op: 'tell'; readonly rank: number; readonly run: number; readonly tell: RemoteTell }
   | { readonly op: 'end_engine'; readonly call: number; readonly failure: Failure }

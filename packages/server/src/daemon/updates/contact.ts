@@ -1,8 +1,16 @@
-import { CkptError, type Dialect, type EngineReport, type Failure, type Phase } from '@ckpt/core'
+import {
+  CkptError,
+  type Dialect,
+  type EngineReport,
+  type Failure,
+  NATIVE_IPC,
+  type Phase,
+} from '@ckpt/core'
 import type { EngineAdapter, PauseMode, UpdateVerdict } from '../../engines/adapter.ts'
 import { EngineClient, reasonOf, signalWithin } from '../../engines/client.ts'
 import { adapterOf, detectEngine } from '../../engines/detect.ts'
 import type { EngineHost } from '../../engines/host.ts'
+import { updateNatively } from '../../engines/native-ipc.ts'
 import { engineStart, NOT_RUNNING } from '../../engines/start.ts'
 import type { EngineAt } from '../rank/messages.ts'
 import type { RankInfo } from '../types.ts'
@@ -280,21 +288,43 @@ export class EngineContact {
     const request = new EngineRequest(this.#client, timeoutSeconds * 1000)
     this.#record.request = request
     const signal = AbortSignal.any([closing, request.signal])
-    return this.#client
-      .postUpdate(adapter.updatePath, body, signal)
-      .then(
-        (reply) => ({ ...adapter.judge(reply), status: reply.status }),
-        (error): HttpResult => {
-          const { message } = CkptError.wrap(error)
-          return { ok: false, status: 0, message, structured: false, reload: null }
-        },
-      )
-      .then((result) => {
-        request.answered()
-        // one that comes late is of an attempt that is over
-        if (this.#record.request === request) this.#takeResult(result)
-        return result
-      })
+    const answer =
+      method === NATIVE_IPC
+        ? this.#updateNatively(map, weightVersion, timeoutSeconds, signal)
+        : this.#postUpdate(adapter, body, signal)
+    return answer.then((result) => {
+      request.answered()
+      // one that comes late is of an attempt that is over
+      if (this.#record.request === request) this.#takeResult(result)
+      return result
+    })
+  }
+
+  async #postUpdate(
+    adapter: EngineAdapter,
+    body: unknown,
+    signal: AbortSignal,
+  ): Promise<HttpResult> {
+    try {
+      const reply = await this.#client.postUpdate(adapter.updatePath, body, signal)
+      return { ...adapter.judge(reply), status: reply.status }
+    } catch (error) {
+      const { message } = CkptError.wrap(error)
+      return { ok: false, status: 0, message, structured: false, reload: null }
+    }
+  }
+
+  /** Of an engine of one rank. */
+  #updateNatively(
+    map: Record<string, string>,
+    weightVersion: string | null,
+    timeoutSeconds: number,
+    signal: AbortSignal,
+  ): Promise<HttpResult> {
+    const [uuid, address] = Object.entries(map)[0] as [string, string]
+    const late: Failure = { code: 'engine_timeout', message: 'the time of the update is over' }
+    const within = signalWithin(signal, timeoutSeconds * 1000, late)
+    return updateNatively({ client: this.#client, uuid, address, weightVersion }, within)
   }
 
   #takeResult(result: HttpResult): void {

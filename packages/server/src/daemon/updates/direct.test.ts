@@ -1,4 +1,6 @@
 import { describe, expect, setDefaultTimeout, test } from 'bun:test'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { ErrorCode, Phase, UpdateRequest } from '@ckpt/core'
 import type { RunningEngine } from '../../engines/reference/index.ts'
@@ -417,3 +419,21 @@ test.each([
     expect(openSeconds[1] - openSeconds[0]).toBeGreaterThan(1)
   },
 )
+
+test('an update goes on after one whose rank did not come back out of its copies', async () => {
+  const program = join(import.meta.dir, 'testing/unsettled-program.ts')
+  const faults = mkdtempSync(join(tmpdir(), 'ckpt-faults-'))
+  writeFileSync(join(faults, 'hang@copied-0'), '')
+  const env = { CKPT_HOST_COPY_BYTES_PER_SECOND: '4000000', CKPT_FAULT_DIR: faults }
+  const { stdout, stderr } = await run([process.execPath, program, 'hang'], env)
+  rmSync(faults, { recursive: true })
+  // of a Worker that never ends what it had opened is left
+  expect(stderr).toMatch(/native objects are left/)
+  expect(JSON.parse(stdout)).toMatchObject({
+    first: 'pipelined',
+    second: { code: 'update_timeout', rank: 0, phase: 'transfer' },
+    third: ['direct', 'ok'],
+    torn: false,
+    held: 'the weights of the last update',
+  })
+})

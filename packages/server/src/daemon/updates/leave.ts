@@ -23,31 +23,39 @@ export interface FailedUpdate {
 }
 
 /**
- * Waits until every rank has left or was given up, then notes what has become of the engines.
+ * Waits until every rank has left or was given up, and notes what has become of each engine when its own have: what one that does not
+ * leave takes is too long for the others' engines.
  *
  * @returns the failure, with what the engine has said of it
  */
 export async function leave(failed: FailedUpdate): Promise<Failure> {
   const { context, team, contacts, times } = failed
-  const { journal, book, closing, pool } = context
+  const { journal, book, pool } = context
   // a failure that was thrown by the main thread did not reach the ranks yet
   team?.abort(failed.failure, times.leaveMs)
-  if (team !== null) await Promise.race([team.left(), Bun.sleep(times.stuckMs)])
+  const untilStuck = Bun.sleep(times.stuckMs)
+  const engines = contacts.map(async (contact) => {
+    if (team !== null) await Promise.race([team.leftBy(contact.ranks), untilStuck])
+    await note(failed, contact)
+  })
+  const left = team === null ? null : Promise.race([team.left(), untilStuck])
+  await Promise.all([left, ...engines])
   const failure = withEngineWords(failed)
-  const within = signalWithin(closing, times.callMs, NO_ANSWER)
-  await Promise.all(
-    contacts.map((contact) => {
-      const touched = team?.anySent(contact.ranks) ?? false
-      const finished = touched && (team?.allFinished(contact.ranks) ?? false)
-      const dialect = team?.dialectOf(contact.ranks) ?? null
-      const released = team?.released ?? false
-      const fate = { touched, finished, released, version: failed.weightVersion, dialect }
-      return contact.fail(failed.updateId, fate, within)
-    }),
-  )
   await journal.ended((address) => pool.keeps(address))
   await book.save()
   return failure
+}
+
+/** Its ranks have left, or were given up. */
+async function note(failed: FailedUpdate, contact: EngineContact): Promise<void> {
+  const { context, team, times } = failed
+  const touched = team?.anySent(contact.ranks) ?? false
+  const finished = touched && (team?.allFinished(contact.ranks) ?? false)
+  const dialect = team?.dialectOf(contact.ranks) ?? null
+  const released = team?.released ?? false
+  const fate = { touched, finished, released, version: failed.weightVersion, dialect }
+  const within = signalWithin(context.closing, times.callMs, NO_ANSWER)
+  await contact.fail(failed.updateId, fate, within)
 }
 
 /** The HTTP answer of the engine that failed often says more than the end of the connection. */

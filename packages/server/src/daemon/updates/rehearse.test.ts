@@ -58,14 +58,14 @@ async function rehearsed(spin: DaemonOptions['spin'], meanwhile: boolean): Promi
 test('where ranks spin each rehearses updates when the daemon serves', async () => {
   const { asked, answers, tensors } = await rehearsed('on', false)
   expect(asked).toEqual(['rehearse', 'rehearse'])
-  expect(answers).toEqual([{ runs: 10 }, { runs: 10 }])
+  expect(answers).toEqual([{ runs: 20 }, { runs: 20 }])
   expect(tensors).toBe(10)
 })
 
 test('an update that comes while one runs does not wait for all of them', async () => {
   const { answers, tensors } = await rehearsed('on', true)
   expect(answers).toHaveLength(2)
-  for (const { runs } of answers as { runs: number }[]) expect(runs).toBeLessThan(10)
+  for (const { runs } of answers as { runs: number }[]) expect(runs).toBeLessThan(20)
   expect(tensors).toBe(10)
 })
 

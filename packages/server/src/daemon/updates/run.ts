@@ -8,15 +8,16 @@ import {
 } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
 import type { RankHandle } from '../rank/handle.ts'
+import { requireVersion } from '../registry/lease.ts'
 import type { HeldVersion, RankInfo, VersionLease } from '../types.ts'
 import { abortOf, EngineContact } from './contact.ts'
 import { UpdateConversations } from './conversations.ts'
 import { directObstacle, type NotDirectly } from './direct-obstacle.ts'
 import { prepareDirect } from './direct-preparation.ts'
-import { missedRank } from './missed-rank.ts'
 import { hostsOf, type MemoryAt, memoryReadable, networkOf, remoteMemory } from './network.ts'
 import { keepLayout, type PlannedUpdate } from './plan.ts'
 import { leave } from './leave.ts'
+import { RankFailures, type UpdateState } from './rank-failures.ts'
 import type { UpdateRecord } from './record.ts'
 import { makeReport, PhaseClock, type Transferred } from './report.ts'
 import type { RunContext } from './run-context.ts'
@@ -27,14 +28,6 @@ import { toldBy } from './told.ts'
 import { VersionReading } from './version-reading.ts'
 
 const PROGRESS_MS = 100
-/** For the slowest rank to say what it waits for, which a busy machine may keep from it for a while. */
-const SLOWEST_RANK_MS = 180
-/** For the daemon of a rank that others miss to be missed itself: its heartbeats may be all that tells. */
-const MISSED_RANK_MS = 6000
-/** How long before the deadline an engine may find that it is over. */
-const ENGINE_GIVES_UP_MS = 250
-/** What an update waits for in the others, files or engines, no rank can be late with. */
-const RANK_PHASES: ReadonlySet<Phase> = new Set(['open', 'transfer', 'release'])
 
 /** One update from its turn to its end. */
 export class UpdateRun {
@@ -45,6 +38,7 @@ export class UpdateRun {
   readonly #times: UpdateTimes
   readonly #clock: PhaseClock
   readonly #controller = new AbortController()
+  readonly #failures: RankFailures
   #contacts: readonly EngineContact[] = []
   /** Those that have done what follows an update. */
   readonly #settled = new Set<EngineContact>()
@@ -80,6 +74,21 @@ export class UpdateRun {
     this.#times = new UpdateTimes(times.deadlineMs)
     this.#clock = new PhaseClock(times.startMs)
     this.#reading = new VersionReading(context.library, null)
+    const fail = (failure: Failure) => this.fail(failure)
+    this.#failures = new RankFailures(spec, this.#times, () => this.#state, fail)
+  }
+
+  get #state(): UpdateState {
+    return {
+      phase: this.#clock.phase,
+      links: this.#links,
+      team: this.#team,
+      contacts: this.#contacts,
+      settled: this.#settled,
+      version: this.#lease?.version ?? null,
+      reading: this.#reading.words,
+      waitsForCopies: this.#waitsForCopies,
+    }
   }
 
   /** The engines as they stand, for the state of an update that failed. */
@@ -104,7 +113,7 @@ export class UpdateRun {
 
   /** Runs to the end. @throws CkptError why it failed, after every engine has left or was given up */
   async execute(): Promise<UpdateReport> {
-    const timer = setTimeout(() => this.fail(this.#lateFailure()), this.#times.failMs)
+    const timer = setTimeout(() => this.fail(this.#failures.late), this.#times.failMs)
     const progress = setInterval(() => this.#publishProgress(), PROGRESS_MS)
     let succeeded = false
     try {
@@ -148,22 +157,6 @@ export class UpdateRun {
     const owners = phase === 'release' ? [] : (this.#lease?.version.ownerRanks.flat() ?? [])
     const rank = ranks.find((one) => this.#spec.ranks.includes(one) || owners.includes(one))
     if (rank !== undefined) this.fail({ ...failure, rank })
-  }
-
-  #lateFailure(): Failure {
-    const seconds = this.#spec.timeoutMs / 1000
-    const phase = this.#clock.phase ?? 'gather'
-    const others = this.#waitsForCopies ? '; copies of an aborted update still write an engine' : ''
-    const message = `the ${seconds} s of the update have passed in phase ${phase}${this.#reading.words}${others}`
-    const silent = this.#links.find(({ owes }) => owes)?.rank.rank
-    const rank = silent ?? (RANK_PHASES.has(phase) ? this.#team?.slowestRank : this.#unsettledRank)
-    return { code: 'update_timeout', message, phase, ...(rank === undefined ? {} : { rank }) }
-  }
-
-  /** Of an engine that the end of the update waits for. */
-  get #unsettledRank(): number | undefined {
-    if (this.#clock.phase !== 'post') return undefined
-    return this.#contacts.find((one) => !this.#settled.has(one))?.spec.ranks[0]
   }
 
   #enter(phase: Phase): void {
@@ -220,7 +213,7 @@ export class UpdateRun {
   /** What an update that was aborted still copies into an engine's memory would come after what this one brings. */
   async #quiet(): Promise<void> {
     this.#waitsForCopies = true
-    await this.#context.pool.quiet()
+    await this.#context.pool.quiet(this.#spec.ranks)
     this.#waitsForCopies = false
   }
 
@@ -304,7 +297,7 @@ export class UpdateRun {
     return told === null ? null : { told }
   }
 
-  /** How the ranks get at what other hosts have. A host without a network for that, or with files in place, is no failure. */
+  /** How the ranks get at what other hosts have. A host without a network for that is no failure. */
   async #memoryAt(links: readonly RankHandle[]): Promise<MemoryAt | { readonly told: string }> {
     const { version } = this.#lease as VersionLease
     if (this.#reading.goesOn && this.#spec.mode === 'auto' && hostsOf(version, links) > 1) {
@@ -413,9 +406,7 @@ export class UpdateRun {
   }
 
   #makeTeam(links: readonly RankHandle[], run: number): RankTeam {
-    this.#team = new RankTeam(run, links, (failure, rank, connected) =>
-      this.#onRankFailure(this.#asMissingDevice(failure, rank, connected)),
-    )
+    this.#team = new RankTeam(run, links, (...told) => this.#failures.take(...told))
     return this.#team
   }
 
@@ -423,49 +414,6 @@ export class UpdateRun {
     if (!this.#reading.goesOn) return
     this.#enter('register')
     await this.#race(this.#reading.headStart(() => this.#ended || this.#failure !== null))
-  }
-
-  /**
-   * At the deadline every rank fails at once, most of them only because they wait for the slowest one: that one says what the
-   * update really waited for. Where it cannot in time, what is known of it here is told, and not what another one saw. A rank that
-   * misses another one does not know whom, or why: whoever does comes first too.
-   */
-  #onRankFailure(failure: Failure): void {
-    if (failure.code === 'node_lost' && !this.#isLost(failure.rank)) return this.#onMissed(failure)
-    // engines are told the deadline, and give up at it themselves
-    const gaveUp = failure.code === 'engine_failed' && this.#times.leftMs < ENGINE_GIVES_UP_MS
-    if (failure.code !== 'update_timeout' && !gaveUp) return this.fail(failure)
-    if (failure.rank === this.#team?.slowestRank) {
-      return this.fail({ ...failure, message: `${failure.message}${this.#reading.words}` })
-    }
-    setTimeout(() => this.fail(this.#lateFailure()), SLOWEST_RANK_MS)
-  }
-
-  #onMissed(failure: Failure): void {
-    const links = this.#team?.links ?? []
-    const hosts = this.#lease === null ? 0 : hostsOf(this.#lease.version, links)
-    if (hosts === 1) return this.fail(missedRank(failure, hosts))
-    setTimeout(
-      () => {
-        const anyDead = links.some(({ dead }) => dead !== null)
-        this.fail(anyDead ? failure : missedRank(failure, hosts))
-      },
-      Math.min(MISSED_RANK_MS, this.#times.waitMs),
-    )
-  }
-
-  #isLost(rank: number | undefined): boolean {
-    return this.#team?.links.some(({ rank: one, dead }) => one.rank === rank && dead) ?? false
-  }
-
-  /** A worker that never came while others of its engine did: the engine does not have that device. */
-  #asMissingDevice(failure: Failure, rank: RankInfo, connected: boolean): Failure {
-    if (failure.code !== 'engine_timeout' || failure.phase !== 'open' || connected) return failure
-    const contact = this.#contacts.find((one) => one.ranks.includes(rank))
-    const others = contact?.ranks ?? this.#ranks
-    if (!this.#team?.anyOpened(others)) return failure
-    const message = `no worker has connected for device ${rank.key} of rank ${rank.rank}, while others have: ${failure.message}`
-    return { ...failure, code: 'engine_device_missing', message }
   }
 
   get #ranks(): RankInfo[] {
@@ -644,14 +592,6 @@ export class UpdateRun {
       times: this.#times,
     })
   }
-}
-
-/** @throws CkptError `checkpoint_not_found` */
-function requireVersion({ name, version }: HeldVersion, wanted: string | null): void {
-  if (wanted === null || version === wanted) return
-  const held = version === null ? 'without a version' : `as version ${version}`
-  const message = `checkpoint '${name}' is held ${held}, not as version ${wanted}`
-  throw new CkptError('checkpoint_not_found', message)
 }
 
 /** What fails in it belongs to that phase, whatever else is going on. */

@@ -3,6 +3,7 @@ import {
   CkptError,
   type EngineTarget,
   type Failure,
+  NATIVE_IPC,
   OPEN_TIMEOUT_SECONDS,
   PAUSE_TIMEOUT_SECONDS,
   type RingMode,
@@ -72,20 +73,39 @@ export function makeSpec(
   const mode = request.mode ?? 'auto'
   const ranks = ranksOf(request, known)
   const pause = request.pause ?? 'none'
+  const method = request.engine_method ?? ENGINE_METHOD
+  const { engines, leftOut } = enginesOf(request, ranks, options, known)
+  if (method === NATIVE_IPC) for (const engine of engines) checkNative(engine, mode)
   return {
     id: request.update_id ?? randomUUID(),
     checkpoint,
     ranks,
-    ...enginesOf(request, ranks, options, known),
+    engines,
+    leftOut,
     timeoutMs: (request.timeout ?? UPDATE_TIMEOUT_SECONDS) * 1000,
     openMs: (request.open_timeout ?? OPEN_TIMEOUT_SECONDS) * 1000,
     pauseMs: (request.pause_timeout ?? PAUSE_TIMEOUT_SECONDS) * 1000,
     pause: pause === 'none' ? null : pause,
     mode,
-    method: request.engine_method ?? ENGINE_METHOD,
+    method,
     weightVersion: request.weight_version ?? null,
     version: request.version ?? null,
   }
+}
+
+/** vLLM's own transfer is spoken by the daemon itself, as the one worker of an engine of its host. */
+function checkNative({ url, kind, ranks, node }: EngineSpec, mode: UpdateSpec['mode']): void {
+  const why =
+    kind !== null && kind !== 'vllm'
+      ? `it is vLLM's, and ${url} is ${kind}`
+      : ranks.length !== 1
+        ? `it is for engines of one rank, and ${url} has ${ranks.length}`
+        : node !== 0
+          ? `${url} is an engine of another host`
+          : mode === 'direct'
+            ? 'nothing tells where the weights lie'
+            : null
+  if (why !== null) throw new CkptError('not_supported', `engine_method ${NATIVE_IPC}: ${why}`)
 }
 
 function ranksOf(

@@ -53,6 +53,7 @@ interface Member {
   /** Resolves when no copy of it reads the checkpoint any more. */
   readonly settled: PromiseWithResolvers<void>
   isSettled: boolean
+  readonly left: PromiseWithResolvers<void>
   opened: boolean
   looked: boolean
   begun: boolean
@@ -109,6 +110,7 @@ export class RankTeam {
       progress: new Int32Array(new SharedArrayBuffer(PROGRESS_BYTES)),
       settled: Promise.withResolvers<void>(),
       isSettled: false,
+      left: Promise.withResolvers<void>(),
       opened: false,
       looked: false,
       begun: false,
@@ -369,6 +371,11 @@ export class RankTeam {
     await Promise.race([destroyed.catch(() => {}), Bun.sleep(GROUP_MS)])
   }
 
+  /** Resolves when these ranks use nothing of this update any more. */
+  async leftBy(ranks: readonly RankInfo[]): Promise<void> {
+    if (this.#opening) await Promise.all(this.#of(ranks).map(({ left }) => left.promise))
+  }
+
   /** What must be waited for before the checkpoint may go, a rank that has not closed included; null: nothing. */
   get settling(): Promise<unknown> | null {
     if (!this.#opening || this.#members.every((member) => member.isSettled)) return null
@@ -417,6 +424,7 @@ export class RankTeam {
 
   #reach(member: Member, step: Step): void {
     member[step] = true
+    if (step === 'closed') member.left.resolve()
     if (this.#members.every((one) => one[step])) this.#steps[step].resolve()
   }
 
@@ -468,15 +476,18 @@ export class RankTeam {
   }
 
   /**
-   * The rank that has taken the fewest buckets, or has not opened its ring yet, or whose worker has not left: what an update
-   * that makes no progress waits for.
+   * The rank that has taken the fewest buckets, or the least part of its copies, or has not opened its ring yet, or whose worker has
+   * not left: what an update that makes no progress waits for.
    */
   get slowestRank(): number | undefined {
-    const taken = ({ opened, looked, begun, progress }: Member) => {
+    const taken = ({ opened, looked, begun, groups, transferred, progress }: Member) => {
       if (!opened) return -2
       // of a direct update: its worker does not hold still yet
       if (looked && !begun) return -1
-      return Atomics.load(progress, PROGRESS_ACKED) + Atomics.load(progress, PROGRESS_LEFT)
+      const acked = Atomics.load(progress, PROGRESS_ACKED)
+      // of a direct update each has its own number of copies
+      const part = groups === 0 ? acked : acked / groups
+      return part + Number(transferred) + Atomics.load(progress, PROGRESS_LEFT)
     }
     const waiting = this.#members.filter((member) => !member.finished)
     return waiting.sort((a, b) => taken(a) - taken(b))[0]?.link.rank.rank

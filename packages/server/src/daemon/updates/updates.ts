@@ -33,6 +33,7 @@ import { DirectCosts } from './direct-costs.ts'
 import { engineKey } from './engine-key.ts'
 import { engineMap } from './engine-map.ts'
 import { EngineBook } from './engines.ts'
+import { IdleCollection } from '../idle-collection.ts'
 import { isIdle, Measuring } from './measuring.ts'
 import { Planner } from './plan.ts'
 import { UpdateQueue } from './queue.ts'
@@ -182,6 +183,7 @@ class DaemonUpdates implements Updates {
   readonly #planner: Planner
   readonly #queue: UpdateQueue
   readonly #measuring: Measuring
+  readonly #collection: IdleCollection
   /** Stopped: there is something better to do. */
   readonly #rehearsal = new StopFlag()
   /** What was registered last. */
@@ -204,7 +206,9 @@ class DaemonUpdates implements Updates {
     this.#queue = new UpdateQueue(this.#context(), (failure) => {
       if (failure) failed(failure)
       this.#measuring.restart()
+      this.#collection.restart()
     })
+    this.#collection = new IdleCollection(() => !this.#works)
     this.#measuring = new Measuring({
       pool,
       rates,
@@ -240,10 +244,21 @@ class DaemonUpdates implements Updates {
     }
   }
 
+  /** An update runs or waits, here or for the leader, or files are read. */
+  get #works(): boolean {
+    const { runningId, queued } = this.#queue
+    return runningId !== null || queued > 0 || this.#parts.registry.busy || this.node?.busy === true
+  }
+
   #nodeServer(): NodeServer | null {
     const { place, options, registry, pool, journal, sockets } = this.#parts
     if (place?.role !== 'follower') return null
-    const busy = (now: boolean) => (now ? this.#measuring.pause() : this.#measuring.restart())
+    const busy = (now: boolean) => {
+      for (const one of [this.#measuring, this.#collection]) {
+        if (now) one.pause()
+        else one.restart()
+      }
+    }
     const engines = new NodeEngines(ENGINES_HERE, options.allowedEngines)
     const marks = new NodeMarks(this.#book, ENGINES_HERE, this.#closing.signal)
     const parts = { registry, pool, journal, socketDir: sockets.dir, engines, busy, marks }
@@ -301,6 +316,7 @@ class DaemonUpdates implements Updates {
     if (this.leader === null) registry.lease(name).release(false)
     this.#rehearsal.stop()
     this.#measuring.pause()
+    this.#collection.pause()
     const record = this.#queue.add(spec, request.if_busy)
     for (const { spec: engine, failure } of spec.leftOut) {
       const { url } = engine
@@ -403,6 +419,7 @@ class DaemonUpdates implements Updates {
     const { pool, sockets, journal, rates } = this.#parts
     this.#rehearsal.stop()
     this.#measuring.close()
+    this.#collection.pause()
     await this.#queue.close(reason)
     if (this.node?.busy) await this.node.lose({ code: 'shutting_down', message: reason })
     this.#closing.abort(new CkptError('shutting_down', reason))

@@ -46,6 +46,11 @@ test('tensors that shrink and grow under their names are hashed over their own b
   expect(library.liveObjects()).toBe(before)
 })
 
+function digestOf(parameters: Parameters): string {
+  const placement = placementOf(parameters)
+  return 'refused' in placement ? placement.refused : placement.digest
+}
+
 test('a tensor that torch cannot hold has no place in a map, which says which one', () => {
   const library = openLibrary({ kind: 'host', hostDevices: 1 })
   const before = library.liveObjects()
@@ -69,6 +74,15 @@ test('a tensor that torch cannot hold has no place in a map, which says which on
     update(plain)
     expect(placementOf(parameters)).toMatchObject({ handles: [expect.any(String)] })
     const generation = generationOf(parameters)
+    const digest = digestOf(parameters)
+    update(plain)
+    expect([generationOf(parameters), digestOf(parameters)]).toEqual([generation, digest])
+    // as many bytes of another shape, and back
+    update({ ...plain, shape: [2, 4] })
+    expect(generationOf(parameters)).not.toBe(generation)
+    expect(digestOf(parameters)).not.toBe(digest)
+    update(plain)
+    expect([generationOf(parameters), digestOf(parameters)]).toEqual([generation, digest])
     const held = parameters.hash()
     parameters.move(signal, 5000)
     expect(generationOf(parameters)).not.toBe(generation)

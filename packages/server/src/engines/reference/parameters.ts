@@ -53,6 +53,18 @@ const ALIGNMENT = 256
 const CHUNK_LEAST_BYTES = 64 * 2 ** 20
 const CHUNK_MOST_BYTES = 2 ** 30
 
+type Part = Pick<Slot, 'dtype' | 'shape' | 'shard'>
+
+/** How a shape is split goes by the shape alone. */
+function isSame(held: Part, part: Part): boolean {
+  const { dtype, shape } = part
+  return (
+    held.dtype === dtype &&
+    held.shape.length === shape.length &&
+    held.shape.every((size, dimension) => size === shape[dimension])
+  )
+}
+
 function aligned(bytes: number): number {
   return Math.ceil(bytes / ALIGNMENT) * ALIGNMENT
 }
@@ -71,6 +83,7 @@ export class Parameters {
   #holes: Hole[] = []
   #listed = new Set<string>()
   #updated: ReadonlySet<string> = new Set()
+  #changes = 0
 
   constructor(library: Library, device: number, sharding: Sharding) {
     this.#library = library
@@ -84,13 +97,20 @@ export class Parameters {
     return this.#updated
   }
 
+  /** Another one when a tensor or an allocation has come, lies elsewhere or is another, or the last whole update had others. */
+  get changes(): number {
+    return this.#changes
+  }
+
   beginUpdate(): void {
     this.#listed = new Set()
   }
 
   /** All lists since {@link beginUpdate} together are a checkpoint. */
   endUpdate(): void {
-    this.#updated = this.#listed
+    const [before, now] = [this.#updated, this.#listed]
+    if (before.size !== now.size || !now.isSubsetOf(before)) this.#changes++
+    this.#updated = now
     this.#listed = new Set()
   }
 
@@ -160,12 +180,15 @@ export class Parameters {
     const bytes = Math.max(growth, needed)
     const memory = this.#library.memoryAlloc(this.#device, bytes)
     this.#chunks.push({ memory, bytes, used: 0 })
+    this.#changes++
   }
 
   #slotFor({ name, dtype, shape }: ListedTensor, shard: Shard): Slot {
     const held = this.#slots.get(name)
     const part = { dtype, shape, shard }
     const { bytes } = shard
+    if (held !== undefined && isSame(held, part)) return held
+    this.#changes++
     if (held !== undefined && held.shard.bytes === bytes) {
       const slot = { ...held, ...part }
       this.#slots.set(name, slot)
@@ -200,6 +223,7 @@ export class Parameters {
     const memory = this.#library.memoryAlloc(this.#device, CHUNK_LEAST_BYTES)
     const chunk = { memory, bytes: CHUNK_LEAST_BYTES, used: 0 }
     this.#chunks.push(chunk)
+    this.#changes++
     return chunk
   }
 
@@ -242,6 +266,7 @@ export class Parameters {
 
   /** Into other memory, with its contents, as an engine may do between two updates. Blocks. */
   move(signal: Handle, timeoutMs: number): void {
+    this.#changes++
     for (const chunk of this.#chunks) {
       const before = chunk.memory
       const piece = { dstOffset: 0, srcOffset: 0, bytes: chunk.used }

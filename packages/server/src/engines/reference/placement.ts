@@ -12,11 +12,40 @@ export interface Placement {
   readonly digest: string
 }
 
+interface Looked {
+  /** Of the parameters when they were looked at. */
+  readonly changes: number
+  readonly placement: Placement | { readonly refused: string }
+  readonly generation: string
+}
+
+/** To look at thousands of tensors takes tens of milliseconds, and most updates find them as they were. */
+const looked = new WeakMap<Parameters, Looked>()
+
 /**
  * The placement of the last whole update's tensors. What the rank still holds of earlier checkpoints is not part of it.
  * `refused`: there is none.
  */
-export function placementOf(parameters: Parameters): Placement | { readonly refused: string } {
+export function placementOf(parameters: Parameters): Looked['placement'] {
+  return lookAt(parameters).placement
+}
+
+/** Another one where an allocation or a tensor lies elsewhere, or is another. */
+export function generationOf(parameters: Parameters): string {
+  return lookAt(parameters).generation
+}
+
+function lookAt(parameters: Parameters): Looked {
+  const { changes } = parameters
+  const known = looked.get(parameters)
+  if (known?.changes === changes) return known
+  const generation = sha256(JSON.stringify([parameters.allocations(), parameters.places()]))
+  const now = { changes, placement: place(parameters), generation }
+  looked.set(parameters, now)
+  return now
+}
+
+function place(parameters: Parameters): Looked['placement'] {
   const names = parameters.updatedNames
   const refused = whyNotPlaced(parameters)
   if (refused !== null) return { refused }
@@ -41,11 +70,6 @@ export function whyNotPlaced(parameters: Parameters): string | null {
     .find((place) => names.has(place.name) && mapTensor(place) === null)
   if (other === undefined) return null
   return `${other.name} is ${DTYPES[other.dtype]?.name} [${other.shape}], which torch cannot hold`
-}
-
-/** Another one where an allocation or a tensor lies elsewhere, or is another. */
-export function generationOf(parameters: Parameters): string {
-  return sha256(JSON.stringify([parameters.allocations(), parameters.places()]))
 }
 
 function mapTensor({ name, dtype, shape }: Place): MapTensor | null {

@@ -2,6 +2,7 @@ import {
   BuffersRequest,
   CheckpointName,
   CkptError,
+  PullRequest,
   type RegisterAnswer,
   RegisterRequest,
   TensorsRequest,
@@ -39,6 +40,13 @@ export function checkpointRoutes(daemon: Daemon) {
     })
     .post('/:name/tensors', json(TensorsRequest, LARGE_BODY_BYTES_MAX), async (c) => {
       const answer = await registry.tensors(nameOf(c), c.req.valid('json'))
+      daemon.updates.prepare(nameOf(c))
+      return c.json(registered(daemon, answer))
+    })
+    .post('/:name/pull', json(PullRequest), async (c) => {
+      const request = c.req.valid('json')
+      requirePull(daemon, c.env.listener, request)
+      const answer = await daemon.pulls.pull(nameOf(c), request)
       daemon.updates.prepare(nameOf(c))
       return c.json(registered(daemon, answer))
     })
@@ -87,6 +95,18 @@ function checkTransport(daemon: Daemon, listener: Listener, request: RegisterReq
     'path_not_allowed',
     `${request.files[0]}: over TCP files are registered from the directories of --allow-dir only, and none was named`,
   )
+}
+
+/** It connects to any address, and reads a file, in the name of whoever asks. */
+function requirePull({ cluster }: Daemon, { transport }: Listener, request: PullRequest): void {
+  if (transport !== 'unix') {
+    const message = `${request.cluster_token_file}: checkpoints of other daemons are copied over the Unix socket only`
+    throw new CkptError('path_not_allowed', message)
+  }
+  if (cluster === null) return
+  const message =
+    'this daemon belongs to a cluster, whose updates bring its engines what the others hold: it copies nothing'
+  throw new CkptError('not_supported', message)
 }
 
 function registered(daemon: Daemon, answer: RegisterAnswer): RegisterAnswer {

@@ -9,6 +9,7 @@ import {
   type UpdateState,
 } from '@ckpt/core'
 import type { Daemon, Listener } from '../../context.ts'
+import { GuestPulls } from '../../cluster/guest-pulls.ts'
 import { BufferHolds } from '../buffer-holds.ts'
 import { RankCalls } from '../rank-sockets.ts'
 import type { Registry } from '../../registry/registry.ts'
@@ -77,6 +78,7 @@ export function fakeDaemon(ranks: readonly number[] = [0], windowMs = 200): Fake
     }),
     gather: async (name) => registry.gather(name),
     cluster: null,
+    pulls: new GuestPulls({ library: { kind: 'host' }, ranks: [], registry }),
     bufferHolds: new BufferHolds((ids) => registry.abandon(ids)),
     allowedDirs: null,
     closing: false,
@@ -157,6 +159,10 @@ function fakeRegistry(calls: unknown[][]): Registry {
   return {
     async register(...args) {
       calls.push(['register', ...args])
+      return { ...answer, name: args[0] }
+    },
+    async pull(...args) {
+      calls.push(['pull', ...args])
       return { ...answer, name: args[0] }
     },
     async drop(...args) {

@@ -2,7 +2,8 @@
  * Run by `direct.test.ts` as a process of its own, because copies are throttled. A direct update is aborted while its copies are on
  * their way; they cannot be stopped within 250 ms. The next update goes through and is reported ok: prints what the engine then has.
  *
- * Its argument says how the update ends: `abort`; `abort-kill`: its rank's Worker is ended as well; `kill`: only that.
+ * Its argument says how the update ends: `abort`; `abort-kill`: its rank's Worker is ended as well; `kill`: only that; `hang`: at its deadline,
+ * because that Worker does not come back (`CKPT_FAULT_DIR`).
  */
 import { rmSync } from 'node:fs'
 import { Worker } from 'node:worker_threads'
@@ -39,11 +40,11 @@ await withUpdates(
     const first = await outcomeOf(update('one').done)
     await bench.register({ ...large(2), ...small(2) })
     // as long as a worker waits whose daemon says nothing more
-    const second = update('two', 8)
+    const second = update('two', how === 'hang' ? 2 : 8)
     await until(() => bench.updates.state('two').phase === 'transfer')
     await Bun.sleep(50)
     if (how === 'kill') await rankWorker()
-    else bench.updates.abort('two', 'enough')
+    else if (how !== 'hang') bench.updates.abort('two', 'enough')
     const ended = await outcomeOf(second.done)
     if (how === 'abort-kill') await rankWorker()
     const third: TestTensors = { ...small(3), ...large(3) }

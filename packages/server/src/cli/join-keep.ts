@@ -1,0 +1,135 @@
+import { resolve } from 'node:path'
+import { CkptError, type EngineTarget, type RegisterAnswer } from '@ckpt/core'
+import { SERVE_DEFAULTS } from '../daemon/options.ts'
+import type { RunningDaemon } from '../daemon/serve.ts'
+import { isLoopback } from '../engines/url.ts'
+import { addressText, DaemonClient, daemonAddress } from './client.ts'
+import { EXIT, usageError } from './exit.ts'
+import { formatBytes, formatRate, formatSeconds } from './format.ts'
+import { interruptBySignal } from './interrupt.ts'
+import type { JoinFlags } from './join.ts'
+import { print, printText } from './output.ts'
+import { Progress } from './progress.ts'
+import { type Interrupt, orInterrupt, registerNotes, runUpdateJob } from './update-job.ts'
+import { resultText } from './update-text.ts'
+
+/**
+ * `ckpt join --keep`: a daemon of this host copies the checkpoint into its own memory, and updates the engine from there. Where none
+ * runs, this process is one, until it is ended.
+ */
+export async function joinAndKeep(name: string, flags: JoinFlags): Promise<number> {
+  const startMs = performance.now()
+  const progress = new Progress()
+  const interrupt = interruptBySignal()
+  const client = new DaemonClient(daemonAddress(flags.daemon))
+  const started = (await client.answers()) ? null : await startDaemon(client, flags)
+  try {
+    const registered = await pull(client, name, flags, progress, interrupt)
+    const result = await runUpdateJob(client, updateJob(name, flags), progress, interrupt)
+    result.seconds.register = registered.seconds
+    result.seconds.total = (performance.now() - startMs) / 1000
+    const notes = [keptNote(client, registered), ...registerNotes(registered)]
+    await print(flags.json === true, { ok: true, name, ...result, registered, notes }, () =>
+      resultText(name, result, notes),
+    )
+    if (started !== null) await stay(started, flags, interrupt)
+    return EXIT.done
+  } finally {
+    progress.clear()
+    await started?.close('`ckpt join --keep` was ended')
+  }
+}
+
+function keptNote({ address }: DaemonClient, { bytes, seconds }: RegisterAnswer): string {
+  const took = `${formatBytes(bytes)} in ${formatSeconds(seconds)}`
+  return `the daemon at ${addressText(address)} holds a copy (${took}, ${formatRate(bytes, seconds)} GB/s)`
+}
+
+/** At the address that other commands look for it at. */
+async function startDaemon(client: DaemonClient, flags: JoinFlags): Promise<RunningDaemon> {
+  const { unix } = client.address
+  const { endpoint, uds } = flags
+  if (unix === null) {
+    throw usageError(
+      `--daemon ${flags.daemon}: no daemon answers there, and one is started at a Unix socket only`,
+    )
+  }
+  // the daemon's modules take a moment to load, and with a running daemon they are not needed
+  const { serve } = await import('../daemon/serve.ts')
+  return serve({
+    ...SERVE_DEFAULTS,
+    devices: flags.devices,
+    ranks: flags.inferenceParallelSize,
+    ringGib: flags.ringGib ?? null,
+    hostMemoryGib: flags.hostMemoryGib ?? null,
+    // else those of this host
+    allowEngines: uds !== undefined || isLoopback(new URL(endpoint)) ? null : [endpoint],
+    uds: unix,
+  })
+}
+
+async function pull(
+  client: DaemonClient,
+  name: string,
+  flags: JoinFlags,
+  progress: Progress,
+  interrupt: Interrupt,
+): Promise<RegisterAnswer> {
+  const { leader, clusterTokenFile, checkpointVersion, joinTimeout, timeout } = flags
+  const startMs = performance.now()
+  const show = () => {
+    const waited = formatSeconds((performance.now() - startMs) / 1000)
+    progress.show('pull', `from the daemons whose leader is at ${leader}, ${waited}`)
+  }
+  show()
+  const timer = setInterval(show, 200)
+  try {
+    const request = client.pull(name, {
+      leader,
+      cluster_token_file: resolve(clusterTokenFile),
+      replace: true,
+      join_timeout: joinTimeout,
+      ...(checkpointVersion === undefined ? {} : { version: checkpointVersion }),
+      ...(timeout === undefined ? {} : { timeout }),
+    })
+    const answer = await orInterrupt(interrupt, request)
+    const { seconds, bytes } = answer
+    progress.done(
+      'pull',
+      `${formatSeconds(seconds)}  ${formatBytes(bytes)}  ${formatRate(bytes, seconds)} GB/s`,
+    )
+    return answer
+  } finally {
+    clearInterval(timer)
+  }
+}
+
+function updateJob(name: string, flags: JoinFlags) {
+  const { endpoint: url, inferenceParallelSize, engine, uds, pause, timeout } = flags
+  const ranks = Array.from({ length: inferenceParallelSize }, (_, rank) => rank)
+  const target: EngineTarget = { url, ranks, engine, ...(uds === undefined ? {} : { uds }) }
+  return {
+    name,
+    files: null,
+    metas: null,
+    steps: [{ engines: [target], ranks }],
+    request: { pause, ...(timeout === undefined ? {} : { timeout }) },
+    readyTimeoutMs: flags.readyTimeout * 1000,
+    waitFor: [target],
+    pauseMs: 0,
+  }
+}
+
+/** Holds the copy until it is ended. @throws CkptError `device_lost` */
+async function stay(
+  { deviceLost }: RunningDaemon,
+  { json }: JoinFlags,
+  { signal }: Interrupt,
+): Promise<void> {
+  if (json !== true) await printText('the copy is held until this command is ended (Ctrl-C)')
+  const ended = Promise.withResolvers<null>()
+  signal.addEventListener('abort', () => ended.resolve(null))
+  if (signal.aborted) return
+  const lost = await Promise.race([ended.promise, deviceLost])
+  if (lost !== null) throw CkptError.from(lost)
+}

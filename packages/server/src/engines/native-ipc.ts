@@ -1,0 +1,234 @@
+import { CkptError } from '@ckpt/core'
+import { tensorBytes, torchView } from '@ckpt/core/safetensors/dtypes'
+import { type EngineMessage, readEngineMessage } from '@ckpt/core/engine/pickle-reader'
+import { pickleTransferHandle, type RingHandle } from '@ckpt/core/engine/pickle-writer'
+import { ZmqContext, type ZmqSocket } from '@ckpt/cuda'
+import type { UpdateVerdict } from './adapter.ts'
+import type { EngineClient, EngineReply } from './client.ts'
+import { reasonOf } from './client.ts'
+import { isMissing, must } from './routes.ts'
+import { type EngineVersion, versionOf } from './vllm-version.ts'
+
+/** How often the rank is asked for its next message: a list takes an engine some ten milliseconds. */
+const LOOK_MS = 1
+/** A reply on its way when the socket closes gets this long. */
+const LINGER_MS = 2000
+const SUCCESS = new Uint8Array(0)
+
+type Listed = Extract<EngineMessage, { type: 'list' }>['tensors'][number]
+
+/** One update of one engine of one rank. */
+export interface NativeUpdate {
+  readonly client: EngineClient
+  /** `GPU-<uuid>` of its device. */
+  readonly uuid: string
+  /** Where its rank waits for the engine's worker. */
+  readonly address: string
+  readonly weightVersion: string | null
+}
+
+/** With the status of the last answer; 0: there was none. */
+export interface NativeVerdict extends UpdateVerdict {
+  readonly status: number
+}
+
+/** Of all of them. */
+let context: ZmqContext | null = null
+
+/**
+ * An update through vLLM's own weight transfer (`--weight-transfer-config '{"backend":"ipc"}'`, wire facts in `docs/engines.md`):
+ * speaks to the rank as an engine's worker does, in the dialect D4, and hands each list on as a chunk of vLLM's packed form, of
+ * which its worker clones every tensor before it answers. Never rejects.
+ */
+export async function updateNatively(
+  update: NativeUpdate,
+  signal: AbortSignal,
+): Promise<NativeVerdict> {
+  // to end one would wait for what is on its way
+  context ??= new ZmqContext()
+  const transfer = new NativeTransfer(update, new RankSocket(context, update.address), signal)
+  try {
+    await transfer.run()
+    return { ...KNOWN, ok: true, status: 200, message: '' }
+  } catch (error) {
+    const { message } = CkptError.wrap(error)
+    transfer.giveUp(message)
+    return { ...KNOWN, ok: false, status: transfer.status, message }
+  } finally {
+    transfer.close()
+  }
+}
+
+/** An engine of one rank has nothing that could fall out of step. */
+const KNOWN = { structured: true, reload: null, notDirect: "it is updated by vLLM's own transfer" }
+
+class NativeTransfer {
+  readonly #update: NativeUpdate
+  readonly #rank: RankSocket
+  readonly #signal: AbortSignal
+  #version: EngineVersion | null = null
+  /** Of the last answer. */
+  status = 0
+
+  constructor(update: NativeUpdate, rank: RankSocket, signal: AbortSignal) {
+    this.#update = update
+    this.#rank = rank
+    this.#signal = signal
+  }
+
+  async run(): Promise<void> {
+    const { client } = this.#update
+    const ring = await this.#rank.next(this.#signal)
+    if (ring.type !== 'handle') throw unexpected(ring)
+    this.#version = await versionOf(client, this.#signal)
+    await this.#init()
+    this.#rank.reply(SUCCESS)
+    await this.#transfer(ring)
+    // the ring may go; vLLM has cloned what it still needs of it
+    this.#rank.reply(SUCCESS)
+    const last = await this.#rank.next(this.#signal)
+    if (last.type !== 'none') throw unexpected(last)
+    const { weightVersion } = this.#update
+    const named = weightVersion === null ? {} : { weight_version: weightVersion }
+    await this.#post('/finish_weight_update', named, true)
+    this.#rank.reply(SUCCESS)
+  }
+
+  /** Newer versions are told here that chunks are packed, older ones with each of them. */
+  async #init(): Promise<void> {
+    const told = this.#packedAtInit ? { packed: true } : {}
+    await this.#post('/init_weight_transfer_engine', { init_info: told })
+  }
+
+  get #packedAtInit(): boolean {
+    return this.#version?.atLeast(0, 27) ?? false
+  }
+
+  /** Until the rank says that there is no more. */
+  async #transfer(ring: RingHandle): Promise<void> {
+    for (let list = 0; ; list++) {
+      const message = await this.#rank.next(this.#signal)
+      if (message.type === 'none') return
+      if (message.type !== 'list') throw unexpected(message)
+      if (list === 0) await this.#start()
+      for (const chunk of chunksOf(message.tensors)) await this.#chunk(ring, chunk)
+      this.#rank.reply(SUCCESS)
+    }
+  }
+
+  /** From here on the engine's parameters are taken apart. One that an update before has left so is put together first. */
+  async #start(): Promise<void> {
+    const body = { is_checkpoint_format: true }
+    const reply = await this.#call('/start_weight_update', body)
+    if (isMissing(reply)) return
+    if (!reply.ok && /already active/.test(reply.words)) {
+      await this.#post('/finish_weight_update', {}, true)
+      return this.#post('/start_weight_update', body)
+    }
+    must(reply, 'transfer')
+  }
+
+  async #chunk(ring: RingHandle, { tensors, offset, bytes }: Chunk): Promise<void> {
+    const uuid = this.#update.uuid.replace(/^GPU-/, '')
+    const withFunction = this.#version !== null && !this.#version.atLeast(0, 24)
+    const handles = pickleTransferHandle(uuid, ring, { offset, bytes }, withFunction)
+    const views = tensors.map(({ dtype, shape }) => torchView(dtype, shape))
+    const info = {
+      names: tensors.map(({ name }) => name),
+      dtype_names: views.map((view) => view?.torch),
+      // a view of no dimensions cannot be made of a chunk; vLLM loads one element as a scalar
+      shapes: views.map((view) => (view?.shape.length === 0 ? [1] : view?.shape)),
+      tensor_sizes: tensors.map(bytesOf),
+      ipc_handles_pickled: handles.toBase64(),
+      ...(this.#packedAtInit ? {} : { packed: true }),
+    }
+    await this.#post('/update_weights', { update_info: info })
+  }
+
+  async #call(path: string, body: unknown): Promise<EngineReply> {
+    const reply = await this.#update.client.post(path, body, this.#signal)
+    this.status = reply.status
+    return reply
+  }
+
+  /** @param mayMiss whether there are versions without that route */
+  async #post(path: string, body: unknown, mayMiss = false): Promise<void> {
+    const reply = await this.#call(path, body)
+    if (reply.ok || (mayMiss && isMissing(reply))) return
+    throw new CkptError('engine_failed', `${path} answered ${reply.status}: ${reply.words}`)
+  }
+
+  giveUp(message: string): void {
+    this.#rank.reply(new TextEncoder().encode(message))
+  }
+
+  close(): void {
+    this.#rank.close()
+  }
+}
+
+interface Chunk {
+  readonly tensors: readonly Listed[]
+  /** In the ring, bytes. */
+  readonly offset: number
+  readonly bytes: number
+}
+
+/** What lies in the ring without a gap; tensors without elements are left out, which no model has. */
+export function chunksOf(tensors: readonly Listed[]): Chunk[] {
+  const chunks: { tensors: Listed[]; offset: number; bytes: number }[] = []
+  for (const tensor of tensors) {
+    const bytes = bytesOf(tensor)
+    if (bytes === 0) continue
+    const last = chunks.at(-1)
+    if (last !== undefined && last.offset + last.bytes === tensor.offset) {
+      last.tensors.push(tensor)
+      last.bytes += bytes
+    } else chunks.push({ tensors: [tensor], offset: tensor.offset, bytes })
+  }
+  return chunks
+}
+
+function bytesOf({ dtype, shape }: Listed): number {
+  return tensorBytes(dtype, shape) ?? 0
+}
+
+function unexpected(message: EngineMessage): CkptError {
+  if (message.type === 'error') return new CkptError('aborted', message.text)
+  return new CkptError('engine_protocol', `the rank sends a ${message.type} out of turn`)
+}
+
+/** A worker's end of the conversation with a rank. */
+class RankSocket {
+  readonly #socket: ZmqSocket
+  #owes = false
+
+  constructor(context: ZmqContext, address: string) {
+    this.#socket = context.socket('REP')
+    this.#socket.setOption('linger', LINGER_MS)
+    this.#socket.connect(address)
+  }
+
+  /** @throws CkptError what the signal was aborted with */
+  async next(signal: AbortSignal): Promise<EngineMessage> {
+    for (;;) {
+      const body = this.#socket.recv()?.at(-1)
+      if (body !== undefined) {
+        this.#owes = true
+        return readEngineMessage(body)
+      }
+      if (signal.aborted) throw reasonOf(signal)
+      await Bun.sleep(LOOK_MS)
+    }
+  }
+
+  /** Nothing when no message waits for one. */
+  reply(body: Uint8Array): void {
+    if (this.#owes) this.#socket.send([body])
+    this.#owes = false
+  }
+
+  close(): void {
+    this.#socket.close()
+  }
+}

@@ -1,0 +1,22 @@
+import type { EngineClient } from './client.ts'
+
+const VERSION = /^v?(\d+)\.(\d+)/
+
+/** Of a vLLM server. */
+export interface EngineVersion {
+  readonly text: string
+  atLeast(major: number, minor: number): boolean
+}
+
+/** As its route `/version` tells it. Null: there is no such route, or it says something else. */
+export async function versionOf(
+  client: EngineClient,
+  signal: AbortSignal,
+): Promise<EngineVersion | null> {
+  const { ok, json } = await client.get('/version', signal)
+  const text = (json as { version?: unknown } | null | undefined)?.version
+  if (!ok || typeof text !== 'string') return null
+  const [, major, minor] = (VERSION.exec(text) ?? []).map(Number)
+  if (major === undefined || minor === undefined) return null
+  return { text, atLeast: (a, b) => major > a || (major === a && minor >= b) }
+}

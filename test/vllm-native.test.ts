@@ -1,0 +1,288 @@
+/** vLLM's own weight transfer, spoken by our daemon: a server with vLLM 0.26's routes takes the chunks out of the ring on the host library. */
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { join } from 'node:path'
+import { loadPickle, type PickleTuple } from '@ckpt/core/engine/pickle-machine'
+import { type Library, openLibrary } from '@ckpt/cuda'
+import { randomTensor, readSafetensors, writeSafetensors } from './support/checkpoint.ts'
+import { request, type Scratch, type Started, scratch, startHostDaemon } from './support/process.ts'
+
+const sha256Of = (bytes: Uint8Array) => new Bun.CryptoHasher('sha256').update(bytes).digest('hex')
+const RULES = { allowed: () => true, callable: () => false }
+
+interface Faults {
+  /** Answers this chunk with an error. */
+  readonly failAt?: number
+  /** Never answers this chunk. */
+  readonly hangAt?: number
+  /** An update before has not been finished. */
+  readonly active?: boolean
+  readonly version?: string
+  /** As before 0.20. */
+  readonly withoutStart?: boolean
+}
+
+interface Info {
+  readonly names: string[]
+  readonly dtype_names: string[]
+  readonly shapes: number[][]
+  readonly tensor_sizes: number[]
+  readonly ipc_handles_pickled: string
+  readonly packed?: boolean
+}
+
+/** A server of one worker, with vLLM's order of calls. */
+class NativeVllm {
+  readonly calls: string[] = []
+  /** SHA-256 of each tensor that came, and how it was said to look. */
+  readonly held = new Map<string, { sha256: string; dtype: string; shape: number[] }>()
+  readonly bodies: Record<string, any> = {}
+  readonly #library: Library
+  readonly #faults: Faults
+  readonly #server: ReturnType<typeof Bun.serve>
+  readonly #hang = Promise.withResolvers<Response>()
+  #chunks = 0
+  #active: boolean
+
+  constructor(library: Library, faults: Faults = {}) {
+    this.#library = library
+    this.#faults = faults
+    this.#active = faults.active ?? false
+    this.#server = Bun.serve({ hostname: '127.0.0.1', port: 0, fetch: (req) => this.#answer(req) })
+  }
+
+  get url(): string {
+    return `http://127.0.0.1:${this.#server.port}`
+  }
+
+  async stop(): Promise<void> {
+    this.#hang.resolve(new Response(''))
+    await this.#server.stop(true)
+  }
+
+  async #answer(req: Request): Promise<Response> {
+    const { pathname } = new URL(req.url)
+    if (req.method === 'GET' && pathname === '/health') return new Response('')
+    if (req.method === 'GET' && pathname === '/version') {
+      return Response.json({ version: this.#faults.version ?? '0.26.0' })
+    }
+    if (req.method === 'GET')
+      return new Response('', { status: pathname === '/metrics' ? 404 : 405 })
+    const text = await req.text()
+    const body = text === '' ? {} : JSON.parse(text)
+    this.calls.push(pathname)
+    this.bodies[pathname] = body
+    try {
+      return await this.#post(pathname, body)
+    } catch (error) {
+      return Response.json({ error: { message: (error as Error).message } }, { status: 500 })
+    }
+  }
+
+  #post(pathname: string, body: any): Response | Promise<Response> {
+    switch (pathname) {
+      case '/init_weight_transfer_engine':
+      case '/reset_prefix_cache':
+      case '/pause':
+      case '/resume':
+        return Response.json({})
+      case '/start_weight_update':
+        if (this.#faults.withoutStart) return new Response('', { status: 404 })
+        if (this.#active)
+          throw new Error('start_weight_update called while a weight update is already active.')
+        this.#active = true
+        return Response.json({})
+      case '/update_weights':
+        return this.#take(body.update_info)
+      case '/finish_weight_update':
+        if (this.#faults.withoutStart) return new Response('', { status: 404 })
+        this.#active = false
+        return Response.json({})
+      default:
+        return new Response('', { status: 404 })
+    }
+  }
+
+  #take(info: Info): Response | Promise<Response> {
+    const chunk = this.#chunks++
+    if (chunk === this.#faults.failAt) throw new Error('the engine refuses this chunk')
+    if (chunk === this.#faults.hangAt) return this.#hang.promise
+    const handles = loadPickle(Uint8Array.fromBase64(info.ipc_handles_pickled), RULES) as Map<
+      string,
+      PickleTuple
+    >
+    const [[uuid, value] = []] = [...handles]
+    expect(uuid).toMatch(/^(?!GPU-)/)
+    const old =
+      this.#faults.version?.startsWith('0.2') && Number(this.#faults.version.split('.')[1]) < 24
+    const { items } = old ? (value!.items[1] as PickleTuple) : value!
+    const [, size, , offset, , , , handle, bytes] = items as any[]
+    const memory = this.#library.memoryOpen(0, handle, bytes)
+    try {
+      let at = offset as number
+      for (const [i, name] of info.names.entries()) {
+        const sha256 = this.#library.memorySha256(memory, at, info.tensor_sizes[i]!).toHex()
+        this.held.set(name, { sha256, dtype: info.dtype_names[i]!, shape: info.shapes[i]! })
+        at += info.tensor_sizes[i]!
+      }
+      expect(at - offset).toBe((size as PickleTuple).items[0] as number)
+    } finally {
+      this.#library.memoryFree(memory)
+    }
+    return Response.json({})
+  }
+}
+
+/** Tensors that follow each other with and without gaps, a scalar, several buckets. */
+function writeModel(dir: string, seed: number): string[] {
+  const tensor = (name: string, dtype: string, itemBytes: number, ...shape: number[]) =>
+    randomTensor(seed, name, dtype, itemBytes, ...shape)
+  const path = join(dir, `model-${seed}.safetensors`)
+  writeSafetensors(path, [
+    tensor('embed', 'BF16', 2, 700, 512),
+    tensor('scale', 'F32', 4),
+    tensor('odd', 'U8', 1, 13),
+    ...Array.from({ length: 30 }, (_, i) =>
+      tensor(`layers.${i}.w`, i % 3 === 0 ? 'F32' : 'BF16', i % 3 === 0 ? 4 : 2, 64, 33 + i),
+    ),
+  ])
+  return [path]
+}
+
+describe("vLLM's own weight transfer", () => {
+  let dir: Scratch
+  let daemon: Started
+  let socket: string
+  let library: Library
+
+  beforeAll(async () => {
+    library = openLibrary({ kind: 'host', hostDevices: 1 })
+    dir = scratch()
+    ;({ daemon, socket } = await startHostDaemon(dir, '--ranks', '1', '--bucket-mib', '1'))
+  }, 60_000)
+
+  afterAll(async () => {
+    await daemon?.stop()
+    dir?.remove()
+  })
+
+  async function update(engine: NativeVllm, files: readonly string[], more: object = {}) {
+    await request(socket, 'POST', '/v1/checkpoints/native/files', { files, replace: true })
+    const body = {
+      update_url: engine.url,
+      timeout: 20,
+      engine: 'vllm',
+      engine_method: 'native-ipc',
+      ...more,
+    }
+    return await request(socket, 'POST', '/v1/checkpoints/native/update', body)
+  }
+
+  function compare(engine: NativeVllm, files: string[]): void {
+    const expected = readSafetensors(files)
+    expect([...engine.held.keys()].sort()).toEqual([...expected.keys()].sort())
+    for (const [name, { sha256, shape }] of engine.held) {
+      const one = expected.get(name)!
+      expect({ name, sha256 }).toEqual({ name, sha256: sha256Of(one.bytes) })
+      expect(shape).toEqual(one.shape.length === 0 ? [1] : [...one.shape])
+    }
+  }
+
+  test('takes updates in a row, each byte as in the files', async () => {
+    const engine = new NativeVllm(library)
+    try {
+      for (const seed of [1, 2, 3]) {
+        const files = writeModel(dir.path, seed)
+        engine.held.clear()
+        const { status, body } = await update(engine, files, { weight_version: `step ${seed}` })
+        expect({ status, error: body.error }).toEqual({ status: 200, error: undefined })
+        expect(body.mode).not.toBe('direct')
+        expect(body.engines).toMatchObject([{ result: 'ok', torn: false }])
+        compare(engine, files)
+      }
+      expect(engine.bodies['/init_weight_transfer_engine']).toEqual({ init_info: {} })
+      expect(engine.bodies['/update_weights'].update_info.packed).toBe(true)
+      expect(engine.bodies['/finish_weight_update']).toEqual({ weight_version: 'step 3' })
+      expect(engine.calls.filter((call) => call === '/start_weight_update')).toHaveLength(3)
+      expect(engine.calls.at(-1)).toBe('/reset_prefix_cache')
+    } finally {
+      await engine.stop()
+    }
+  }, 60_000)
+
+  test.each([
+    ['0.30.1', {}, true],
+    ['0.22.0', {}, false],
+    ['0.22.0', { withoutStart: true }, false],
+    ['0.26.0', { active: true }, false],
+  ])(
+    'of version %s (%p)',
+    async (version, faults, atInit) => {
+      const engine = new NativeVllm(library, { version, ...faults })
+      try {
+        const files = writeModel(dir.path, 4)
+        const { status, body } = await update(engine, files)
+        expect({ status, error: body.error }).toEqual({ status: 200, error: undefined })
+        compare(engine, files)
+        const init = engine.bodies['/init_weight_transfer_engine'].init_info
+        expect(init).toEqual(atInit ? { packed: true } : {})
+        expect('packed' in engine.bodies['/update_weights'].update_info).toBe(!atInit)
+      } finally {
+        await engine.stop()
+      }
+    },
+    60_000,
+  )
+
+  test.each([
+    ['failAt', 0],
+    ['failAt', 2],
+    ['hangAt', 1],
+  ])(
+    'what fails in it (%s %i) is told, the engine is torn, and the next update mends it',
+    async (fault, chunk) => {
+      const files = writeModel(dir.path, 5)
+      const broken = new NativeVllm(library, { [fault]: chunk })
+      try {
+        const timeout = fault === 'hangAt' ? 3 : 20
+        const { status, body } = await update(broken, files, { timeout })
+        expect(status).not.toBe(200)
+        if (fault === 'failAt')
+          expect(body.error.message).toContain('the engine refuses this chunk')
+        expect(body.error).toMatchObject({ rank: 0 })
+        const { body: state } = await request(socket, 'GET', '/v1/status')
+        const marks = state.engines.filter((one: any) => one.url === broken.url)
+        expect(marks).toMatchObject([{ torn: true }])
+      } finally {
+        await broken.stop()
+      }
+      const engine = new NativeVllm(library)
+      try {
+        expect((await update(engine, files)).status).toBe(200)
+        compare(engine, files)
+      } finally {
+        await engine.stop()
+      }
+    },
+    60_000,
+  )
+
+  test.each([
+    [{ engine: 'sglang' }, "it is vLLM's"],
+    [{ mode: 'direct' }, 'nothing tells where the weights lie'],
+  ])(
+    'is refused where it cannot be (%p)',
+    async (more, words) => {
+      const engine = new NativeVllm(library)
+      try {
+        const { status, body } = await update(engine, writeModel(dir.path, 6), more)
+        expect(status).not.toBe(200)
+        expect(body.error.code).toBe('not_supported')
+        expect(body.error.message).toContain(words)
+        expect(engine.calls).toEqual([])
+      } finally {
+        await engine.stop()
+      }
+    },
+    60_000,
+  )
+})
