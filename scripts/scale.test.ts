@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { ROOT } from '../test/support/process.ts'
 import { replaceSection } from './bench-results.ts'
-import { deviation, measured, section } from './scale.ts'
+import { clusters, deviation, measured, section } from './scale.ts'
 
 setDefaultTimeout(60_000)
 
@@ -19,5 +19,11 @@ test('updates of a real vLLM were as the simulation says', () => {
   const all = measured(ROOT)
   // replayed and ordinary, of both models, on two hosts
   expect(all.length).toBeGreaterThanOrEqual(24)
+  for (const one of all) expect(Math.abs(deviation(one))).toBeLessThan(DEVIATION_MOST)
+})
+
+test('updates of four daemons were as the simulation says, where links are what they wait for', () => {
+  const all = clusters(ROOT).filter(({ claimed }) => claimed)
+  expect(all.length).toBeGreaterThanOrEqual(3)
   for (const one of all) expect(Math.abs(deviation(one))).toBeLessThan(DEVIATION_MOST)
 })

@@ -8,13 +8,20 @@
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { DEFAULT_RATES } from '../packages/core/src/plan/cost.ts'
-import { type Compared, comparisons, predictWith } from '../packages/bench/src/predicted.ts'
+import {
+  clusterComparisons,
+  type Compared,
+  type ComparedCluster,
+  comparisons,
+  predictWith,
+} from '../packages/bench/src/predicted.ts'
 import { type ModelName, modelTensors } from '../packages/server/src/cli/model-shapes.ts'
 import { replaceSection } from './bench-results.ts'
 
 const ROOT = join(import.meta.dir, '..')
 const DOCUMENT = 'docs/scale.md'
 const MEASURED = 'docs/bench/vllm'
+const CLUSTERS = 'docs/bench/prediction'
 const REGENERATE = 'bun scripts/scale.ts'
 
 /** Updates by broadcast that checkpoint-engine's README gives, in seconds. */
@@ -78,7 +85,10 @@ export function measured(root: string): (Compared & { readonly file: string })[]
 }
 
 /** Predicted by measured, less one. */
-export function deviation({ predictedSeconds, measuredSeconds }: Compared): number {
+export function deviation({
+  predictedSeconds,
+  measuredSeconds,
+}: Pick<Compared, 'predictedSeconds' | 'measuredSeconds'>): number {
   return predictedSeconds / measuredSeconds - 1
 }
 
@@ -95,13 +105,38 @@ function comparisonTable(all: ReturnType<typeof measured>): string {
   return table(head, lines)
 }
 
+/** Of every document, and the file it is from. */
+export function clusters(root: string): (ComparedCluster & { readonly file: string })[] {
+  const folder = join(root, CLUSTERS)
+  return readdirSync(folder)
+    .toSorted()
+    .flatMap((file) => {
+      return clusterComparisons(file, readFileSync(join(folder, file), 'utf8')).map((one) => {
+        return { file, ...one }
+      })
+    })
+}
+
+function clusterTable(all: ReturnType<typeof clusters>): string {
+  const lines = all.map((one) => [
+    one.what,
+    `[${one.file}](bench/prediction/${one.file})`,
+    `${one.runs}`,
+    `${one.measuredSeconds.toFixed(3)} s (slowest ${one.slowestSeconds.toFixed(3)})`,
+    `${one.predictedSeconds.toFixed(3)} s`,
+    `${(deviation(one) * 100).toFixed(1)} %`,
+  ])
+  const head = ['updates', 'row of', 'runs', 'measured, median', 'predicted', 'deviation']
+  return table(head, lines)
+}
+
 function table(head: readonly string[], lines: readonly (readonly string[])[]): string {
   const line = (cells: readonly string[]) => `| ${cells.join(' | ')} |`
   return [line(head), line(head.map(() => '---')), ...lines.map(line)].join('\n')
 }
 
 export function section(root: string): string {
-  return [predictions(), comparisonTable(measured(root))].join('\n\n')
+  return [predictions(), comparisonTable(measured(root)), clusterTable(clusters(root))].join('\n\n')
 }
 
 if (import.meta.main) {

@@ -39,14 +39,25 @@ export class TestVersion {
 
   #write(part: number, count: number): string {
     const { tensors, bytes } = this.#shape
-    const [begin, end] = [part, part + 1].map((one) => Math.floor((one * tensors) / count))
+    const [begin, end] = partOf(part, count, tensors)
     const written: WrittenTensor[] = []
-    for (let i = begin as number; i < (end as number); i++) {
+    for (let i = begin; i < end; i++) {
       written.push(randomTensor(this.#seed, `layer.${i}.weight`, 'U8', 1, bytes + 2 * i))
     }
     const file = join(this.#dir, `part-${part}.safetensors`)
     writeSafetensors(file, written)
     return file
+  }
+
+  /** Of the tensors of each part. */
+  get partBytes(): number[] {
+    const { tensors, bytes } = this.#shape
+    const count = this.#files.length
+    return this.#files.map((_, part) => {
+      const [begin, end] = partOf(part, count, tensors)
+      // each is two bytes larger than the one before it
+      return (end - begin) * bytes + end * (end - 1) - begin * (begin - 1)
+    })
   }
 
   /** With every tensor. */
@@ -70,4 +81,9 @@ export class TestVersion {
   remove(): void {
     rmSync(this.#dir, { recursive: true })
   }
+}
+
+/** The first tensor of one of so many parts, and the first of the next. */
+function partOf(part: number, count: number, tensors: number): [number, number] {
+  return [Math.floor((part * tensors) / count), Math.floor(((part + 1) * tensors) / count)]
 }

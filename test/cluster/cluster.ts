@@ -54,13 +54,14 @@ export class TestCluster {
   #seed = 0
   #updates = 0
 
-  static async start(way: Way, network: Network = LOOPBACK): Promise<TestCluster> {
-    const cluster = new TestCluster(KINDS[way], network, freePort())
+  static async start(which: Way | ClusterKind, network: Network = LOOPBACK): Promise<TestCluster> {
+    const kind = typeof which === 'string' ? KINDS[which] : which
+    const cluster = new TestCluster(kind, network, freePort())
     try {
       const children = [...cluster.daemons, ...cluster.engines].map(({ child }) => child)
       await Promise.all(children.map((child) => child.start()))
       await cluster.joined()
-      if (way === 'direct') await cluster.#meetEngines()
+      if (kind.way === 'direct') await cluster.#meetEngines()
       return cluster
     } catch (error) {
       await cluster.end()

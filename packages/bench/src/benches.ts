@@ -9,6 +9,7 @@ import { p2p } from './p2p.ts'
 import { peers } from './peers.ts'
 import { pickle } from './pickle.ts'
 import { plan } from './plan.ts'
+import { prediction } from './prediction.ts'
 import { ranks } from './ranks.ts'
 import { register } from './register.ts'
 import { replicas } from './replicas.ts'
@@ -32,6 +33,7 @@ export const BENCHES: readonly Bench[] = [
   ranks,
   replicas,
   p2p,
+  prediction,
   fresh,
   peers,
   trainer,

@@ -28,16 +28,17 @@ export function layersOf(bytes: number, matrixBytes = MIB): TensorShape[] {
   ]).flat()
 }
 
-/** Writes two versions of a checkpoint, two files each, that differ in every tensor: what the one leaves does not pass for the other. */
+/** Writes two versions of a checkpoint, some files each, that differ in every tensor: what the one leaves does not pass for the other. */
 export async function writeVersions(
   dir: string,
   tensors: readonly TensorShape[],
   bytes: number,
+  files = 2,
 ): Promise<readonly [BenchCheckpoint, BenchCheckpoint]> {
   const write = async (seed: number): Promise<BenchCheckpoint> => {
     const versionDir = join(dir, `version-${seed}`)
     mkdirSync(versionDir, { recursive: true })
-    const shardBytes = Math.min(SHARD_BYTES_MAX, Math.ceil(bytes / 2))
+    const shardBytes = Math.min(SHARD_BYTES_MAX, Math.ceil(bytes / files))
     const shards = shardsOf(versionDir, tensors, shardBytes)
     await inThreads(shards.map((shard) => ({ type: 'write', shard, seed })))
     const written = await writeIndex(versionDir, shards)

@@ -1,16 +1,15 @@
-import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { UpdateReport } from '@ckpt/core'
 import type { DaemonClient } from 'ckpt/cli/client'
-import { freePort } from 'ckpt/daemon/cluster/testing/free-port'
 import { type Bench, type BenchContext, MIB } from './bench.ts'
 import { atLeast, atMost, type Claim } from './claims.ts'
+import { startDaemons } from './daemon-cluster.ts'
 import { compareWeights, weightsOf } from './engine.ts'
 import { median, secondsOfRun, type Timed } from './measure.ts'
 import type { PlainReads } from './p2p-reader.ts'
 import { SHM } from './places.ts'
 import { measureRow, type Row } from './row.ts'
-import { startDaemon, startEngine, targetOf, TIMEOUT_SECONDS } from './service.ts'
+import { startEngine, targetOf, TIMEOUT_SECONDS } from './service.ts'
 import { type Versions, writePair } from './versions.ts'
 import { type Workload, workloads } from './workloads.ts'
 
@@ -106,19 +105,8 @@ async function startPair(
   dir: string,
   env: Record<string, string>,
 ): Promise<{ owner: DaemonClient; receiver: DaemonClient }> {
-  const port = freePort()
-  const tokenFile = join(dir, 'token')
-  const clients: DaemonClient[] = []
-  for (const [node, role] of ['owner', 'receiver'].entries()) {
-    const own = join(dir, role)
-    mkdirSync(own, { recursive: true, mode: 0o700 })
-    if (node === 0) writeFileSync(tokenFile, crypto.randomUUID(), { mode: 0o600 })
-    const place = ['--leader', `127.0.0.1:${port}`, '--node-rank', String(node), '--nodes', '2']
-    const flags = [...place, '--cluster-token-file', tokenFile]
-    clients.push((await startDaemon(stack, devices, 1, own, flags, env)).client)
-  }
-  const [owner, receiver] = clients as [DaemonClient, DaemonClient]
-  while ((await owner.status()).ranks.length < 2) await Bun.sleep(10)
+  const daemons = await startDaemons(stack, devices, 2, dir, [], env)
+  const [owner, receiver] = daemons.map(({ client }) => client) as [DaemonClient, DaemonClient]
   return { owner, receiver }
 }
 

@@ -86,3 +86,44 @@ export function comparisons(path: string, text: string): Compared[] {
     ]
   })
 }
+
+/** What is read of a document of `bun run bench --json --only prediction`. */
+const PredictionDocument = type({
+  header: { date: 'string' },
+  wrong: '0',
+  rows: type({
+    case: 'string',
+    bytes: 'number > 0',
+    runs: 'number.integer > 0',
+    p50_s: 'number > 0',
+    p99_s: 'number > 0',
+    limit_gb_per_s: 'number > 0',
+    claims: 'object[]',
+  }).array(),
+})
+
+/** Updates of several daemons, and what the simulation makes of the rates of the same run. */
+export interface ComparedCluster {
+  readonly what: string
+  readonly runs: number
+  /** The median, and of the slowest. */
+  readonly measuredSeconds: number
+  readonly slowestSeconds: number
+  readonly predictedSeconds: number
+  /** Whether the prediction is to be right. */
+  readonly claimed: boolean
+}
+
+/** @throws Error that begins with `path` when it is no such document, or something was wrong */
+export function clusterComparisons(path: string, text: string): ComparedCluster[] {
+  const document = PredictionDocument(JSON.parse(text))
+  if (document instanceof type.errors) throw new Error(`${path}: ${document.summary}`)
+  return document.rows.map((row) => ({
+    what: row.case,
+    runs: row.runs,
+    measuredSeconds: row.p50_s,
+    slowestSeconds: row.p99_s,
+    predictedSeconds: row.bytes / row.limit_gb_per_s / 1e9,
+    claimed: row.claims.length > 0,
+  }))
+}

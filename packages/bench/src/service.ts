@@ -35,11 +35,13 @@ export async function startEngine(
   devices: string,
   ranks: number,
   flags: readonly string[] = [],
+  env: Readonly<Record<string, string>> = {},
 ): Promise<string> {
   const where = ['--listen', '127.0.0.1:0', '--devices', devices]
   const engine = await startCommand(
     ['engine', ...where, '--tensor-parallel-size', String(ranks), ...flags],
     /"url": ?"([^"]+)"/,
+    env,
   )
   stack.defer(() => engine.stop())
   return engine.ready

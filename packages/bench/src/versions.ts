@@ -1,6 +1,5 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { MIB } from './bench.ts'
 import { expectedOf, writeVersions } from './checkpoint.ts'
 import type { Expected } from './engine.ts'
 import type { RowHead } from './row.ts'
@@ -46,17 +45,18 @@ export class Versions {
   }
 }
 
-/** Writes both into a directory of their own below `parent`. `stack` removes it. */
+/** Writes both into a directory of their own below `parent`, of so many files each, or more. `stack` removes it. */
 export async function writePair(
   stack: AsyncDisposableStack,
   workload: Workload,
   ranks: number,
   parent: string,
+  files = 2,
 ): Promise<Versions> {
   const dir = mkdtempSync(join(parent, 'ckpt-bench-files-'))
   stack.defer(() => rmSync(dir, { recursive: true, force: true }))
-  const size = Math.max(workloadBytes(workload), MIB)
-  const written = await writeVersions(dir, workload.tensors, size)
+  const size = workloadBytes(workload)
+  const written = await writeVersions(dir, workload.tensors, size, files)
   const versions: Version[] = []
   for (const [index, { files }] of written.entries()) {
     versions.push({ name: `version-${index}`, files, expected: await expectedOf(files, ranks) })

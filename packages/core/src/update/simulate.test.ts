@@ -87,6 +87,20 @@ describe('simulate', () => {
     expect(totalSeconds).toBeCloseTo(1 + 0.5 + 8 * 10.25)
   })
 
+  test('fills the ring while engines open theirs, and sends no list before', () => {
+    const input = inputOf(KIB8, [0], 4096)
+    const open = (openSeconds: number) => {
+      const cluster = { ...uniformCluster([0], SLOW), openSeconds }
+      return simulate(makePlan(input), input.table, cluster)
+    }
+    expect(open(0.5).totalSeconds).toBeCloseTo(8 + 0.25)
+    // four buckets are there when it is open, and four are still to be copied
+    const late = open(10)
+    expect([...late.copiedSeconds.subarray(0, 5)]).toEqual([1, 2, 3, 4, 11.25])
+    expect(late.ackedSeconds[0]).toBeCloseTo(10.25)
+    expect(late.totalSeconds).toBeCloseTo(10.25 + 4 + 0.25)
+  })
+
   test('says so when the schedule stops', () => {
     const input = inputOf(KIB8, [0], 4096)
     const plan = makePlan(input)

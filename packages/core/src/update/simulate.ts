@@ -23,6 +23,8 @@ export interface Cluster {
   readonly broadcastBytesPerSecond: number
   /** What a broadcast takes beside its bytes. */
   readonly broadcastSeconds: number
+  /** From the first copy until every engine has opened its ring: no list is sent before. Absent: 0. */
+  readonly openSeconds?: number
 }
 
 export type Stage = 'h2d' | 'broadcast' | 'reload'
@@ -237,9 +239,10 @@ class Simulation {
     const bytes = this.bucketTensorBytes[bucket] as number
     const work = bucketSeconds + tensorCount * tensorSeconds + bytes / reloadBytesPerSecond
     const took = work + this.delay('reload', rank, bucket)
+    const begin = Math.max(now, this.cluster.openSeconds ?? 0)
     this.reloadBusy.set(group, (this.reloadBusy.get(group) ?? 0) + took)
-    this.listener('reload', rank, bucket, now, now + took)
-    this.queue.push(now + took, { group, event: { type: 'acked', bucket } })
+    this.listener('reload', rank, bucket, begin, begin + took)
+    this.queue.push(begin + took, { group, event: { type: 'acked', bucket } })
   }
 
   private delay(stage: Stage, rank: number, index: number): number {

@@ -191,10 +191,23 @@ export function layOutStriped(
 ): { table: TensorTable; sources: SourceSpace[] } {
   const order = naturalOrder(told.map(({ name }) => name))
   const tensors = Array.from(order, (i) => told[i] as TensorShape)
+  return layOutOwned(tensors, stripeOwners(tensors.map(bytesOf), hosts), hosts)
+}
+
+/**
+ * The tensors in the memory of the daemons that have registered them.
+ *
+ * @param tensors in natural order of their names
+ * @param owners of each, below `hosts`
+ */
+export function layOutOwned(
+  tensors: readonly TensorShape[],
+  owners: ArrayLike<number>,
+  hosts: number,
+): { table: TensorTable; sources: SourceSpace[] } {
   const bytes = tensors.map(bytesOf)
-  const owners = stripeOwners(bytes, hosts)
   const offsets = new Float64Array(tensors.length)
-  const owned = Map.groupBy(owners.keys(), (tensor) => owners[tensor] as number)
+  const owned = Map.groupBy(tensors.keys(), (tensor) => owners[tensor] as number)
   const sources = Array.from({ length: hosts }, (_, owner): SourceSpace => {
     const mine = owned.get(owner) ?? []
     const placed = arrange(mine.map((i) => bytes[i]!))
