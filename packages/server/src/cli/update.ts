@@ -114,7 +114,10 @@ function addEngineOptions(command: Command): void {
     .option('--inference-parallel-size <n>', 'ranks of one engine', wholeNumber(1), 8)
     .option('--uds <path>', 'Unix socket of the engine; repeatable', collect)
     .addOption(choice('--engine <kind>', 'kind of engine', 'auto', 'vllm', 'sglang', 'lmdeploy'))
-    .option('--engine-method <name>', "method of vLLM's /collective_rpc")
+    .option(
+      '--engine-method <name>',
+      "method of vLLM's /collective_rpc, or native-ipc: its own weight transfer, without an extension",
+    )
     .addOption(
       choice('--pause <how>', 'what happens to running requests', 'wait', 'none', 'keep', 'abort'),
     )
