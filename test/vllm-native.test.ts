@@ -17,8 +17,6 @@ interface Faults {
   /** An update before has not been finished. */
   readonly active?: boolean
   readonly version?: string
-  /** As before 0.20. */
-  readonly withoutStart?: boolean
 }
 
 interface Info {
@@ -40,8 +38,11 @@ class NativeVllm {
   readonly #faults: Faults
   readonly #server: ReturnType<typeof Bun.serve>
   readonly #hang = Promise.withResolvers<Response>()
+  /** Updates whose ring could not be mapped any more when they were finished. */
+  ringsGone = 0
   #chunks = 0
   #active: boolean
+  #lastHandle: { readonly handle: Uint8Array; readonly bytes: number } | null = null
 
   constructor(library: Library, faults: Faults = {}) {
     this.#library = library
@@ -86,7 +87,6 @@ class NativeVllm {
       case '/resume':
         return Response.json({})
       case '/start_weight_update':
-        if (this.#faults.withoutStart) return new Response('', { status: 404 })
         if (this.#active)
           throw new Error('start_weight_update called while a weight update is already active.')
         this.#active = true
@@ -94,11 +94,22 @@ class NativeVllm {
       case '/update_weights':
         return this.#take(body.update_info)
       case '/finish_weight_update':
-        if (this.#faults.withoutStart) return new Response('', { status: 404 })
         this.#active = false
+        this.#mapAgain()
         return Response.json({})
       default:
         return new Response('', { status: 404 })
+    }
+  }
+
+  /** As vLLM does since 0.30, it keeps the mapping until the update is finished. */
+  #mapAgain(): void {
+    if (this.#lastHandle === null) return
+    const { handle, bytes } = this.#lastHandle
+    try {
+      this.#library.memoryFree(this.#library.memoryOpen(0, handle, bytes))
+    } catch {
+      this.ringsGone++
     }
   }
 
@@ -112,10 +123,9 @@ class NativeVllm {
     >
     const [[uuid, value] = []] = [...handles]
     expect(uuid).toMatch(/^(?!GPU-)/)
-    const old =
-      this.#faults.version?.startsWith('0.2') && Number(this.#faults.version.split('.')[1]) < 24
-    const { items } = old ? (value!.items[1] as PickleTuple) : value!
+    const { items } = value!
     const [, size, , offset, , , , handle, bytes] = items as any[]
+    this.#lastHandle = { handle, bytes }
     const memory = this.#library.memoryOpen(0, handle, bytes)
     try {
       let at = offset as number
@@ -204,6 +214,7 @@ describe("vLLM's own weight transfer", () => {
       expect(engine.bodies['/finish_weight_update']).toEqual({ weight_version: 'step 3' })
       expect(engine.calls.filter((call) => call === '/start_weight_update')).toHaveLength(3)
       expect(engine.calls.at(-1)).toBe('/reset_prefix_cache')
+      expect(engine.ringsGone).toBe(0)
     } finally {
       await engine.stop()
     }
@@ -212,7 +223,6 @@ describe("vLLM's own weight transfer", () => {
   test.each([
     ['0.30.1', {}, true],
     ['0.22.0', {}, false],
-    ['0.22.0', { withoutStart: true }, false],
     ['0.26.0', { active: true }, false],
   ])(
     'of version %s (%p)',
@@ -265,6 +275,21 @@ describe("vLLM's own weight transfer", () => {
     },
     60_000,
   )
+
+  test('a version whose transfer has no packed form is refused before anything is changed', async () => {
+    const engine = new NativeVllm(library, { version: '0.21.0' })
+    try {
+      const { status, body } = await update(engine, writeModel(dir.path, 7))
+      expect(status).not.toBe(200)
+      expect(body.error.message).toContain('vLLM 0.21.0 takes no packed weights')
+      expect(engine.calls).toEqual([])
+      const { body: state } = await request(socket, 'GET', '/v1/status')
+      const marks = state.engines.filter((one: any) => one.url === engine.url)
+      expect(marks).toMatchObject([{ torn: false }])
+    } finally {
+      await engine.stop()
+    }
+  }, 60_000)
 
   test.each([
     [{ engine: 'sglang' }, "it is vLLM's"],

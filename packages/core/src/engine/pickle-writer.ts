@@ -37,23 +37,15 @@ export function pickleHandle(ring: RingHandle): Uint8Array {
 }
 
 /**
- * What vLLM's own weight transfer takes as `ipc_handles_pickled`: `{uuid: args}` of a part of the ring, or, where `withFunction`,
- * `{uuid: (rebuild_cuda_tensor, args)}`, as its versions before 0.24 want it.
+ * What vLLM's own weight transfer takes as `ipc_handles_pickled` since 0.22: `{uuid: args}` of a part of the ring.
  *
  * @param uuid of the device, without `GPU-`
  */
-export function pickleTransferHandle(
-  uuid: string,
-  ring: RingHandle,
-  part: RingPart,
-  withFunction: boolean,
-): Uint8Array {
+export function pickleTransferHandle(uuid: string, ring: RingHandle, part: RingPart): Uint8Array {
   const stream = new PickleStream()
   stream.op(OP.EMPTY_DICT)
   stream.text(uuid)
-  if (withFunction) stream.global('torch.multiprocessing.reductions', 'rebuild_cuda_tensor')
   writeRebuildArguments(stream, ring, part)
-  if (withFunction) stream.op(OP.TUPLE2)
   stream.op(OP.SETITEM)
   return stream.finish()
 }

@@ -6,7 +6,7 @@ import { ZmqContext, type ZmqSocket } from '@ckpt/cuda'
 import type { UpdateVerdict } from './adapter.ts'
 import type { EngineClient, EngineReply } from './client.ts'
 import { reasonOf } from './client.ts'
-import { isMissing, must } from './routes.ts'
+import { must } from './routes.ts'
 import { type EngineVersion, versionOf } from './vllm-version.ts'
 
 /** How often the rank is asked for its next message: a list takes an engine some ten milliseconds. */
@@ -85,18 +85,22 @@ class NativeTransfer {
     await this.#init()
     this.#rank.reply(SUCCESS)
     await this.#transfer({ handle, bytes, refcounter: counter.file })
-    // the ring may go; vLLM has cloned what it still needs of it
+    const { weightVersion } = this.#update
+    const named = weightVersion === null ? {} : { weight_version: weightVersion }
+    await this.#post('/finish_weight_update', named)
+    // the ring may go: since 0.30 it was mapped until now
     this.#rank.reply(SUCCESS)
     const last = await this.#rank.next(this.#signal)
     if (last.type !== 'none') throw unexpected(last)
-    const { weightVersion } = this.#update
-    const named = weightVersion === null ? {} : { weight_version: weightVersion }
-    await this.#post('/finish_weight_update', named, true)
     this.#rank.reply(SUCCESS)
   }
 
   /** Newer versions are told here that chunks are packed, older ones with each of them. */
   async #init(): Promise<void> {
+    if (this.#version?.atLeast(0, 22) === false) {
+      const message = `vLLM ${this.#version.text} takes no packed weights through CUDA IPC: its own transfer does since 0.22`
+      throw new CkptError('not_supported', message)
+    }
     const told = this.#packedAtInit ? { packed: true } : {}
     await this.#post('/init_weight_transfer_engine', { init_info: told })
   }
@@ -121,9 +125,8 @@ class NativeTransfer {
   async #start(): Promise<void> {
     const body = { is_checkpoint_format: true }
     const reply = await this.#call('/start_weight_update', body)
-    if (isMissing(reply)) return
     if (!reply.ok && /already active/.test(reply.words)) {
-      await this.#post('/finish_weight_update', {}, true)
+      await this.#post('/finish_weight_update', {})
       return this.#post('/start_weight_update', body)
     }
     must(reply, 'transfer')
@@ -131,8 +134,7 @@ class NativeTransfer {
 
   async #chunk(ring: RingHandle, { tensors, offset, bytes }: Chunk): Promise<void> {
     const uuid = this.#update.uuid.replace(/^GPU-/, '')
-    const withFunction = this.#version !== null && !this.#version.atLeast(0, 24)
-    const handles = pickleTransferHandle(uuid, ring, { offset, bytes }, withFunction)
+    const handles = pickleTransferHandle(uuid, ring, { offset, bytes })
     const views = tensors.map(({ dtype, shape }) => torchView(dtype, shape))
     const info = {
       names: tensors.map(({ name }) => name),
@@ -152,10 +154,9 @@ class NativeTransfer {
     return reply
   }
 
-  /** @param mayMiss whether there are versions without that route */
-  async #post(path: string, body: unknown, mayMiss = false): Promise<void> {
+  async #post(path: string, body: unknown): Promise<void> {
     const reply = await this.#call(path, body)
-    if (reply.ok || (mayMiss && isMissing(reply))) return
+    if (reply.ok) return
     throw new CkptError('engine_failed', `${path} answered ${reply.status}: ${reply.words}`)
   }
 
