@@ -8,7 +8,13 @@ import { DTYPES, dtypeIndex, tensorBytes, torchView } from '../safetensors/dtype
 import { ABORT_TEXT } from './conversation.ts'
 import { type EngineMessage, readEngineMessage } from './pickle-reader.ts'
 import { OP, PickleStream } from './pickle-stream.ts'
-import { pickleHandle, pickleList, pickleNone, pickleRuntimeError } from './pickle-writer.ts'
+import {
+  pickleHandle,
+  pickleList,
+  pickleNone,
+  pickleRuntimeError,
+  pickleTransferHandle,
+} from './pickle-writer.ts'
 // written by `scripts/gpu-parameter-server --record`
 import recorded from './testing/parameter-server-0.4.2.json' with { type: 'json' }
 
@@ -64,6 +70,9 @@ const RING = {
   bytes: 5 * 2 ** 31,
   refcounter: '/ckpt-1-2-x',
 }
+
+const UUID = '66523f83-05b4-693e-3804-98c3214e7dbd'
+const PART = { offset: 3 * 2 ** 31 + 256, bytes: 2 ** 28 + 12 }
 
 /** Numbers around every width that a pickle has for them. */
 const EDGES = [
@@ -213,32 +222,33 @@ const int = (value: number) => ({ int: String(value) })
 const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString('hex')
 
 /** The handle message as the script shows it; `[]` args15 of engines.md, in its order. */
-function shownHandle(): unknown {
+/** The arguments of `rebuild_cuda_tensor` for a part of the ring. */
+function shownArguments(offset: number, bytes: number): unknown {
   const [size, zero] = [int(RING.bytes), int(0)]
   return {
     tuple: [
-      'torch.multiprocessing.reductions.rebuild_cuda_tensor',
-      {
-        tuple: [
-          'torch.Tensor',
-          { tuple: [size] },
-          { tuple: [int(1)] },
-          zero,
-          'torch.storage.UntypedStorage',
-          'torch.uint8',
-          zero,
-          { bytes: hex(RING.handle) },
-          size,
-          zero,
-          false,
-          { bytes: hex(new TextEncoder().encode(RING.refcounter)) },
-          zero,
-          { bytes: '' },
-          false,
-        ],
-      },
+      'torch.Tensor',
+      { tuple: [int(bytes)] },
+      { tuple: [int(1)] },
+      int(offset),
+      'torch.storage.UntypedStorage',
+      'torch.uint8',
+      zero,
+      { bytes: hex(RING.handle) },
+      size,
+      zero,
+      false,
+      { bytes: hex(new TextEncoder().encode(RING.refcounter)) },
+      zero,
+      { bytes: '' },
+      false,
     ],
   }
+}
+
+function shownHandle(): unknown {
+  const rebuild = 'torch.multiprocessing.reductions.rebuild_cuda_tensor'
+  return { tuple: [rebuild, shownArguments(0, RING.bytes)] }
 }
 
 function shownTensor({ name, dtype, shape, offset }: Listed): unknown {
@@ -271,6 +281,7 @@ describe.skipIf(PYTHON === null)(`CPython reads it (${PYTHON ?? 'no Python 3 was
   function shown(withTorch: boolean): unknown[] {
     const bodies = [
       pickleHandle(RING),
+      pickleTransferHandle(UUID, RING, PART),
       pickleNone(),
       pickleRuntimeError('Some workers\nfailed ä'),
       list([]),
@@ -285,6 +296,7 @@ describe.skipIf(PYTHON === null)(`CPython reads it (${PYTHON ?? 'no Python 3 was
 
   const want = [
     shownHandle(),
+    { [UUID]: shownArguments(PART.offset, PART.bytes) },
     null,
     { raises: 'RuntimeError', args: ['Some workers\nfailed ä'] },
     [],
