@@ -12,7 +12,7 @@ const RULES = { allowed: () => true, callable: () => false }
 interface Faults {
   /** Answers this chunk with an error. */
   readonly failAt?: number
-  /** Never answers this chunk. */
+  /** Does not answer this chunk until it is let go. */
   readonly hangAt?: number
   /** An update before has not been finished. */
   readonly active?: boolean
@@ -35,7 +35,7 @@ class NativeVllm {
   readonly held = new Map<string, { sha256: string; dtype: string; shape: number[] }>()
   readonly bodies: Record<string, any> = {}
   readonly #library: Library
-  readonly #faults: Faults
+  faults: Faults
   readonly #server: ReturnType<typeof Bun.serve>
   readonly #hang = Promise.withResolvers<Response>()
   /** Updates whose ring could not be mapped any more when they were finished. */
@@ -46,7 +46,7 @@ class NativeVllm {
 
   constructor(library: Library, faults: Faults = {}) {
     this.#library = library
-    this.#faults = faults
+    this.faults = faults
     this.#active = faults.active ?? false
     this.#server = Bun.serve({ hostname: '127.0.0.1', port: 0, fetch: (req) => this.#answer(req) })
   }
@@ -55,8 +55,13 @@ class NativeVllm {
     return `http://127.0.0.1:${this.#server.port}`
   }
 
+  /** The chunk that hangs is answered. */
+  letGo(): void {
+    this.#hang.resolve(Response.json({}))
+  }
+
   async stop(): Promise<void> {
-    this.#hang.resolve(new Response(''))
+    this.letGo()
     await this.#server.stop(true)
   }
 
@@ -64,7 +69,7 @@ class NativeVllm {
     const { pathname } = new URL(req.url)
     if (req.method === 'GET' && pathname === '/health') return new Response('')
     if (req.method === 'GET' && pathname === '/version') {
-      return Response.json({ version: this.#faults.version ?? '0.26.0' })
+      return Response.json({ version: this.faults.version ?? '0.26.0' })
     }
     if (req.method === 'GET')
       return new Response('', { status: pathname === '/metrics' ? 404 : 405 })
@@ -115,8 +120,8 @@ class NativeVllm {
 
   #take(info: Info): Response | Promise<Response> {
     const chunk = this.#chunks++
-    if (chunk === this.#faults.failAt) throw new Error('the engine refuses this chunk')
-    if (chunk === this.#faults.hangAt) return this.#hang.promise
+    if (chunk === this.faults.failAt) throw new Error('the engine refuses this chunk')
+    if (chunk === this.faults.hangAt) return this.#hang.promise
     const handles = loadPickle(Uint8Array.fromBase64(info.ipc_handles_pickled), RULES) as Map<
       string,
       PickleTuple
@@ -243,31 +248,53 @@ describe("vLLM's own weight transfer", () => {
     60_000,
   )
 
-  test.each([
-    ['failAt', 0],
-    ['failAt', 2],
-    ['hangAt', 1],
-  ])(
-    'what fails in it (%s %i) is told, the engine is torn, and the next update mends it',
-    async (fault, chunk) => {
+  interface Status {
+    readonly memory: { readonly quarantined_bytes: number }
+    readonly engines: readonly { readonly url: string; readonly torn: boolean }[]
+  }
+
+  async function status(): Promise<Status> {
+    return (await request(socket, 'GET', '/v1/status')).body
+  }
+
+  async function isTorn({ url }: NativeVllm): Promise<boolean | undefined> {
+    return (await status()).engines.find((one) => one.url === url)?.torn
+  }
+
+  async function quarantineEmpty(): Promise<void> {
+    const endMs = performance.now() + 20_000
+    while ((await status()).memory.quarantined_bytes > 0) {
+      expect(performance.now()).toBeLessThan(endMs)
+      await Bun.sleep(50)
+    }
+  }
+
+  test.each([0, 2])(
+    'a chunk (%i) that is refused is told, and the next update mends the engine',
+    async (failAt) => {
       const files = writeModel(dir.path, 5)
-      const broken = new NativeVllm(library, { [fault]: chunk })
+      const engine = new NativeVllm(library, { failAt })
       try {
-        const timeout = fault === 'hangAt' ? 3 : 20
-        const { status, body } = await update(broken, files, { timeout })
-        expect(status).not.toBe(200)
-        if (fault === 'failAt')
-          expect(body.error.message).toContain('the engine refuses this chunk')
-        expect(body.error).toMatchObject({ rank: 0 })
-        const { body: state } = await request(socket, 'GET', '/v1/status')
-        const marks = state.engines.filter((one: any) => one.url === broken.url)
-        expect(marks).toMatchObject([{ torn: true }])
-      } finally {
-        await broken.stop()
-      }
-      const engine = new NativeVllm(library)
-      try {
+        const failed = await update(engine, files)
+        expect(failed.status).toBe(502)
+        expect(failed.body.error).toMatchObject({
+          code: 'engine_failed',
+          rank: 0,
+          phase: 'transfer',
+        })
+        expect(failed.body.error.message).toContain('the engine refuses this chunk')
+        expect(await isTorn(engine)).toBe(true)
+        await quarantineEmpty()
+        engine.faults = {}
+        engine.calls.length = 0
         expect((await update(engine, files)).status).toBe(200)
+        expect(engine.calls.filter((call) => /weight_update/.test(call))).toEqual([
+          '/start_weight_update',
+          '/finish_weight_update',
+          '/start_weight_update',
+          '/finish_weight_update',
+        ])
+        expect(await isTorn(engine)).toBe(false)
         compare(engine, files)
       } finally {
         await engine.stop()
@@ -275,6 +302,29 @@ describe("vLLM's own weight transfer", () => {
     },
     60_000,
   )
+
+  test('the ring is kept while a chunk is not answered, also beyond the update', async () => {
+    const files = writeModel(dir.path, 8)
+    const engine = new NativeVllm(library, { hangAt: 1 })
+    try {
+      const failed = await update(engine, files, { timeout: 4 })
+      expect(failed.body.error).toMatchObject({
+        code: 'update_timeout',
+        rank: 0,
+        phase: 'transfer',
+      })
+      expect(await isTorn(engine)).toBe(true)
+      expect((await status()).memory.quarantined_bytes).toBeGreaterThan(0)
+      engine.faults = {}
+      engine.letGo()
+      await quarantineEmpty()
+      expect((await update(engine, files)).status).toBe(200)
+      expect(await isTorn(engine)).toBe(false)
+      compare(engine, files)
+    } finally {
+      await engine.stop()
+    }
+  }, 60_000)
 
   test('a version whose transfer has no packed form is refused before anything is changed', async () => {
     const engine = new NativeVllm(library, { version: '0.21.0' })

@@ -2,15 +2,15 @@ import { CkptError } from '@ckpt/core'
 import { tensorBytes, torchView } from '@ckpt/core/safetensors/dtypes'
 import { type EngineMessage, readEngineMessage } from '@ckpt/core/engine/pickle-reader'
 import { pickleTransferHandle, type RingHandle } from '@ckpt/core/engine/pickle-writer'
-import { ZmqContext, type ZmqSocket } from '@ckpt/cuda'
+import { ZmqContext, type ZmqMonitor, type ZmqSocket } from '@ckpt/cuda'
 import type { UpdateVerdict } from './adapter.ts'
 import type { EngineClient, EngineReply } from './client.ts'
 import { reasonOf } from './client.ts'
-import { must } from './routes.ts'
 import { type EngineVersion, versionOf } from './vllm-version.ts'
 
 /** How often the rank is asked for its next message: a list takes an engine some ten milliseconds. */
 const LOOK_MS = 1
+const KEPT_LOOK_MS = 100
 /** A reply on its way when the socket closes gets this long. */
 const LINGER_MS = 2000
 const SUCCESS = new Uint8Array(0)
@@ -32,43 +32,86 @@ export interface NativeVerdict extends UpdateVerdict {
   readonly status: number
 }
 
-/** Of all of them. */
+/** Of all of them: to end one would wait for what is on its way. */
 let context: ZmqContext | null = null
 
 /**
  * An update through vLLM's own weight transfer (`--weight-transfer-config '{"backend":"ipc"}'`, wire facts in `docs/engines.md`):
  * speaks to the rank as an engine's worker does, in the dialect D4, and hands each list on as a chunk of vLLM's packed form, of
  * which its worker clones every tensor before it answers. Never rejects.
+ *
+ * What vLLM has not answered it may still read: until it has, the rank gets no reply, so that the ring is kept, however long after
+ * the update.
+ *
+ * @param signal ends it; not the end of the update: that the rank tells
  */
 export async function updateNatively(
   update: NativeUpdate,
   signal: AbortSignal,
 ): Promise<NativeVerdict> {
-  // to end one would wait for what is on its way
-  context ??= new ZmqContext()
-  const transfer = new NativeTransfer(update, new RankSocket(context, update.address), signal)
+  let rank: RankSocket | null = null
+  let status = 0
   try {
+    context ??= new ZmqContext()
+    rank = new RankSocket(context, update.address)
+    const transfer = new NativeTransfer(update, rank, signal)
     await transfer.run()
-    return { ...KNOWN, ok: true, status: 200, message: '' }
+    status = 200
+    return { ...UNKNOWN, ok: true, status, message: '' }
   } catch (error) {
     const { message } = CkptError.wrap(error)
-    transfer.giveUp(message)
-    return { ...KNOWN, ok: false, status: transfer.status, message }
+    const call = error instanceof CallError ? error : null
+    if (call !== null) status = call.answered
+    if (rank !== null && call?.mayRead) {
+      void keep(rank, message, signal)
+      rank = null
+    }
+    rank?.reply(new TextEncoder().encode(message || 'it failed'))
+    return { ...UNKNOWN, ok: false, status, message }
   } finally {
-    transfer.close()
+    rank?.close()
   }
 }
 
-/** An engine of one rank has nothing that could fall out of step. */
-const KNOWN = { structured: true, reload: null, notDirect: "it is updated by vLLM's own transfer" }
+/** Its worker tells none of these. */
+const UNKNOWN = { structured: false, reload: null }
+/** Nobody's, a proxy's, or that of a server that has given up: its worker may go on. */
+const NOT_THE_WORKERS: readonly number[] = [0, 408, 502, 503, 504]
+/** Calls in which its worker reads the ring. */
+const READING: readonly string[] = ['/update_weights', '/finish_weight_update']
+/** For a worker whose call was not answered, unless its engine is seen to be another one. */
+const KEPT_MS = 60_000
+
+async function keep(rank: RankSocket, message: string, signal: AbortSignal): Promise<void> {
+  try {
+    for (let keptMs = 0; keptMs < KEPT_MS && !signal.aborted; keptMs += KEPT_LOOK_MS) {
+      await Bun.sleep(KEPT_LOOK_MS)
+    }
+    rank.reply(new TextEncoder().encode(message))
+  } finally {
+    rank.close()
+  }
+}
+
+/** A call that vLLM has answered otherwise than with success; 0: not at all. */
+class CallError extends CkptError {
+  readonly answered: number
+  /** Its worker may still read the ring. */
+  readonly mayRead: boolean
+
+  constructor(path: string, answered: number, words: string) {
+    const said = answered === 0 ? words : `${path} answered ${answered}: ${words}`
+    super(answered === 0 ? 'engine_unreachable' : 'engine_failed', said)
+    this.answered = answered
+    this.mayRead = READING.includes(path) && NOT_THE_WORKERS.includes(answered)
+  }
+}
 
 class NativeTransfer {
   readonly #update: NativeUpdate
   readonly #rank: RankSocket
   readonly #signal: AbortSignal
   #version: EngineVersion | null = null
-  /** Of the last answer. */
-  status = 0
 
   constructor(update: NativeUpdate, rank: RankSocket, signal: AbortSignal) {
     this.#update = update
@@ -124,12 +167,13 @@ class NativeTransfer {
   /** From here on the engine's parameters are taken apart. One that an update before has left so is put together first. */
   async #start(): Promise<void> {
     const body = { is_checkpoint_format: true }
-    const reply = await this.#call('/start_weight_update', body)
-    if (!reply.ok && /already active/.test(reply.words)) {
+    try {
+      await this.#post('/start_weight_update', body)
+    } catch (error) {
+      if (!/already active/.test(CkptError.wrap(error).message)) throw error
       await this.#post('/finish_weight_update', {})
-      return this.#post('/start_weight_update', body)
+      await this.#post('/start_weight_update', body)
     }
-    must(reply, 'transfer')
   }
 
   async #chunk(ring: RingHandle, { tensors, offset, bytes }: Chunk): Promise<void> {
@@ -148,24 +192,21 @@ class NativeTransfer {
     await this.#post('/update_weights', { update_info: info })
   }
 
-  async #call(path: string, body: unknown): Promise<EngineReply> {
-    const reply = await this.#update.client.post(path, body, this.#signal)
-    this.status = reply.status
-    return reply
-  }
-
+  /** @throws CallError */
   async #post(path: string, body: unknown): Promise<void> {
-    const reply = await this.#call(path, body)
-    if (reply.ok) return
-    throw new CkptError('engine_failed', `${path} answered ${reply.status}: ${reply.words}`)
+    const { ok, status, words } = await this.#answer(path, body)
+    if (!ok) throw new CallError(path, status, words)
   }
 
-  giveUp(message: string): void {
-    this.#rank.reply(new TextEncoder().encode(message))
-  }
-
-  close(): void {
-    this.#rank.close()
+  async #answer(
+    path: string,
+    body: unknown,
+  ): Promise<Pick<EngineReply, 'ok' | 'status' | 'words'>> {
+    try {
+      return await this.#update.client.post(path, body, this.#signal)
+    } catch (error) {
+      return { ok: false, status: 0, words: CkptError.wrap(error).message }
+    }
   }
 }
 
@@ -203,15 +244,22 @@ function unexpected(message: EngineMessage): CkptError {
 /** A worker's end of the conversation with a rank. */
 class RankSocket {
   readonly #socket: ZmqSocket
+  readonly #monitor: ZmqMonitor
   #owes = false
 
   constructor(context: ZmqContext, address: string) {
     this.#socket = context.socket('REP')
     this.#socket.setOption('linger', LINGER_MS)
-    this.#socket.connect(address)
+    this.#monitor = this.#socket.monitor()
+    try {
+      this.#socket.connect(address)
+    } catch (error) {
+      this.close()
+      throw error
+    }
   }
 
-  /** @throws CkptError what the signal was aborted with */
+  /** @throws CkptError what the signal was aborted with; `aborted` when the rank has closed its end, or has ended */
   async next(signal: AbortSignal): Promise<EngineMessage> {
     for (;;) {
       const body = this.#socket.recv()?.at(-1)
@@ -220,6 +268,9 @@ class RankSocket {
         return readEngineMessage(body)
       }
       if (signal.aborted) throw reasonOf(signal)
+      if (this.#monitor.next()?.event === 'disconnected') {
+        throw new CkptError('aborted', 'the rank has closed the conversation')
+      }
       await Bun.sleep(LOOK_MS)
     }
   }
@@ -231,6 +282,7 @@ class RankSocket {
   }
 
   close(): void {
+    this.#monitor.close()
     this.#socket.close()
   }
 }

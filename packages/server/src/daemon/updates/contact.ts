@@ -16,10 +16,12 @@ import type { EngineAt } from '../rank/messages.ts'
 import type { RankInfo } from '../types.ts'
 import type { EngineRecord } from './engines.ts'
 import { EngineRequest } from './request.ts'
-import type { EngineSpec, UpdateSpec } from './spec.ts'
+import { type EngineSpec, requireNative, type UpdateSpec } from './spec.ts'
 
 const LOOK_MS = 5000
 const LOOK_AGAIN_MS = 200
+/** Of the conversation between a rank and {@link updateNatively}. */
+const NATIVE_DIALECT: Dialect = 'D4'
 /** Of our own worker extension. */
 const DIRECT_METHOD = 'ckpt_direct'
 
@@ -82,6 +84,11 @@ export class EngineContact {
     return { url, uds, kind: this.#record.kind }
   }
 
+  /** That its workers speak, as far as is known. */
+  get dialect(): Dialect | null {
+    return this.spec.native ? NATIVE_DIALECT : this.#record.dialect
+  }
+
   get posted(): boolean {
     return this.#posted
   }
@@ -132,6 +139,7 @@ export class EngineContact {
       const { kind } = this.spec
       this.#adapter ??= kind === null ? await detectEngine(this.#client, within) : adapterOf(kind)
       this.#record.kind = this.#adapter.kind
+      if (this.spec.native) requireNative(this.spec.url, this.#adapter.kind)
       const seen = await this.#adapter.look(this.#client, within)
       if (seen.ready && seen.deviceUuids !== null) this.#checkDevices(seen.deviceUuids)
       this.#words = seen.words
@@ -290,7 +298,7 @@ export class EngineContact {
     const signal = AbortSignal.any([closing, request.signal])
     const answer =
       method === NATIVE_IPC
-        ? this.#updateNatively(map, weightVersion, timeoutSeconds, signal)
+        ? this.#updateNatively(map, weightVersion, signal)
         : this.#postUpdate(adapter, body, signal)
     return answer.then((result) => {
       request.answered()
@@ -318,13 +326,10 @@ export class EngineContact {
   #updateNatively(
     map: Record<string, string>,
     weightVersion: string | null,
-    timeoutSeconds: number,
     signal: AbortSignal,
   ): Promise<HttpResult> {
     const [uuid, address] = Object.entries(map)[0] as [string, string]
-    const late: Failure = { code: 'engine_timeout', message: 'the time of the update is over' }
-    const within = signalWithin(signal, timeoutSeconds * 1000, late)
-    return updateNatively({ client: this.#client, uuid, address, weightVersion }, within)
+    return updateNatively({ client: this.#client, uuid, address, weightVersion }, signal)
   }
 
   #takeResult(result: HttpResult): void {
@@ -394,8 +399,13 @@ export class EngineContact {
     const record = this.#record
     record.version = version
     record.updated = true
-    record.dialect = dialect ?? record.dialect
+    this.#noteDialect(dialect)
     record.tornBy = null
+  }
+
+  /** What a native update speaks is ours. */
+  #noteDialect(dialect: Dialect | null): void {
+    if (!this.spec.native) this.#record.dialect = dialect ?? this.#record.dialect
   }
 
   /**
@@ -404,7 +414,7 @@ export class EngineContact {
    */
   async fail(updateId: string, fate: EngineFate, signal: AbortSignal): Promise<void> {
     const record = this.#record
-    record.dialect = fate.dialect ?? record.dialect
+    this.#noteDialect(fate.dialect)
     const answered = this.#result?.ok
     const whole = fate.finished ? (answered ?? true) : fate.released && answered === true
     if (whole) this.succeed(fate.version, fate.dialect)

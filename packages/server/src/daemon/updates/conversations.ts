@@ -52,7 +52,7 @@ export class UpdateConversations {
       return {
         address,
         rank,
-        dialect: contact?.record.dialect ?? null,
+        dialect: contact?.dialect ?? null,
         engine_url: contact?.spec.url ?? null,
         uds: contact?.spec.uds ?? null,
         ...(contact?.spec.node ? { node: contact.spec.node } : {}),

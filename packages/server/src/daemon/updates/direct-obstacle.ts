@@ -7,7 +7,7 @@ export interface NotDirectly {
 }
 
 interface KnownEngine {
-  readonly spec: Pick<EngineSpec, 'url' | 'ranks'>
+  readonly spec: Pick<EngineSpec, 'url' | 'ranks' | 'native'>
   readonly record: Pick<EngineRecord, 'notDirect'>
 }
 
@@ -26,6 +26,9 @@ export function directObstacle(
   const alone = ranks.find((rank) => !contacted.includes(rank))
   if (alone !== undefined)
     return { told: forced ? `no engine is contacted for rank ${alone}` : null }
+  if (engines.some(({ spec }) => spec.native)) {
+    return { told: "vLLM's own transfer does not tell where the weights lie" }
+  }
   for (const { record, spec } of engines) {
     if (record.notDirect === null) continue
     const unsaid = `${spec.url} has taken no update of this daemon with ckpt_worker yet: send one without mode direct first`

@@ -475,7 +475,7 @@ export class UpdateRun {
       http: this.#contacts.length > 0,
       engine: conversations.engineKey(rank),
       engineAt: conversations.contact(rank)?.at ?? null,
-      dialect: conversations.contact(rank)?.record.dialect ?? null,
+      dialect: conversations.contact(rank)?.dialect ?? null,
     })
     await this.#race(team.open(opening, openingOf, this.#context.communicatorsOf(team.links)))
     await this.#race(journal.conversations(conversations.journalled(version)))

@@ -30,6 +30,8 @@ export interface EngineSpec {
   readonly ranks: readonly number[]
   /** The daemon that contacts it: that of the first of its ranks. */
   readonly node: number
+  /** Through vLLM's own weight transfer; absent: through a worker extension's method, or a route. */
+  readonly native?: boolean
 }
 
 /** An engine that an update of the survivors does without: one of its ranks, which the failure names, is gone. */
@@ -74,8 +76,10 @@ export function makeSpec(
   const ranks = ranksOf(request, known)
   const pause = request.pause ?? 'none'
   const method = request.engine_method ?? ENGINE_METHOD
-  const { engines, leftOut } = enginesOf(request, ranks, options, known)
-  if (method === NATIVE_IPC) for (const engine of engines) checkNative(engine, mode)
+  const found = enginesOf(request, ranks, options, known)
+  const { leftOut } = found
+  const isNative = method === NATIVE_IPC
+  const engines = isNative ? found.engines.map((one) => asNative(one, mode)) : found.engines
   return {
     id: request.update_id ?? randomUUID(),
     checkpoint,
@@ -93,19 +97,25 @@ export function makeSpec(
   }
 }
 
-/** vLLM's own transfer is spoken by the daemon itself, as the one worker of an engine of its host. */
-function checkNative({ url, kind, ranks, node }: EngineSpec, mode: UpdateSpec['mode']): void {
-  const why =
-    kind !== null && kind !== 'vllm'
-      ? `it is vLLM's, and ${url} is ${kind}`
-      : ranks.length !== 1
-        ? `it is for engines of one rank, and ${url} has ${ranks.length}`
-        : node !== 0
-          ? `${url} is an engine of another host`
-          : mode === 'direct'
-            ? 'nothing tells where the weights lie'
-            : null
-  if (why !== null) throw new CkptError('not_supported', `engine_method ${NATIVE_IPC}: ${why}`)
+/** vLLM's own transfer is spoken by the daemon itself, as the one worker of an engine of its host. @throws CkptError `not_supported` */
+function asNative(engine: EngineSpec, mode: UpdateSpec['mode']): EngineSpec {
+  const { url, kind, ranks, node } = engine
+  if (kind !== null) requireNative(url, kind)
+  if (ranks.length !== 1) {
+    throw notNative(`it is for engines of one rank, and ${url} has ${ranks.length}`)
+  }
+  if (node !== 0) throw notNative(`${url} is an engine of another host`)
+  if (mode === 'direct') throw notNative('nothing tells where the weights lie')
+  return { ...engine, native: true }
+}
+
+/** @throws CkptError `not_supported` */
+export function requireNative(url: string, kind: EngineKind): void {
+  if (kind !== 'vllm') throw notNative(`it is vLLM's, and ${url} is ${kind}`)
+}
+
+function notNative(why: string): CkptError {
+  return new CkptError('not_supported', `engine_method ${NATIVE_IPC}: ${why}`)
 }
 
 function ranksOf(
