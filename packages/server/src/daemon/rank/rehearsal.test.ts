@@ -81,7 +81,7 @@ test('an update that comes ends the one at hand, whatever it is at', () => {
     const left = withStage(({ path, rehearsed, kept, reported }) => {
       let asked = 0
       const runs = rehearsed(() => existsSync(path) && ++asked >= times)
-      expect(runs).toBeLessThan(20)
+      expect(runs).toBeLessThan(10)
       expect([...kept, ...reported]).toEqual([])
     })
     expect(left).toBe(0)
