@@ -223,10 +223,12 @@ for (const { version, told, error, handle } of VERSIONS) {
     }, 60_000)
 
     test('a hang ends the update at its timeout; its ring is kept until it is over', async () => {
-      const { failure, seconds, status } = await failed('hang@2#1', 2)
+      const timeout = 3
+      const { failure, seconds, status } = await failed('hang@2#1', timeout)
       expect(failure).toMatchObject({ code: 'update_timeout', phase: 'transfer', rank: 1 })
       expect(failure.message).toContain('has not replied to the tensor list of bucket 2')
-      expect(seconds).toBeLessThan(4)
+      // the two seconds that every update has to end, and one for two busy processors
+      expect(seconds).toBeLessThan(timeout + 2 + 1)
       expect(status).toMatchObject({ dialect: told.error, torn: true })
       expect(status.quarantinedBytes).toBeGreaterThan(0)
       await engine.arm()
