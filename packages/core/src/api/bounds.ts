@@ -49,15 +49,13 @@ export const DtypeName = type('1 <= string <= 64')
 export const Shape = Count.array().atMostLength(64)
 export const TensorName = type('1 <= string <= 4096')
 
-/** A method's name, as vLLM's `/collective_rpc` takes it. */
-export const MethodName = type(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/).describe(
-  'a name of at most 128 letters, digits and underscores',
-)
-
 /** vLLM's own weight transfer in place of a worker extension's method. */
 export const NATIVE_IPC = 'native-ipc'
 
-export const EngineMethod = MethodName.or("'native-ipc'")
+/** A method's name, as vLLM's `/collective_rpc` takes it, or {@link NATIVE_IPC}. */
+export const EngineMethod = type(/^([A-Za-z_][A-Za-z0-9_]{0,127}|native-ipc)$/).describe(
+  'a name of at most 128 letters, digits and underscores',
+)
 
 export const DialectName = type("'D1' | 'D2' | 'D3' | 'D4'")
 export const EngineKind = type("'auto' | 'vllm' | 'sglang' | 'lmdeploy'")
