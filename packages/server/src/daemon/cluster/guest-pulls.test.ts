@@ -51,11 +51,11 @@ async function start(nodeRank: number): Promise<RunningDaemon> {
 }
 
 /** Each daemon has one tensor. */
-async function register(node: number, version = 'v1'): Promise<void> {
-  const file = join(dir, `${node}.safetensors`)
+async function register(node: number, version = 'v1', name = 'm'): Promise<void> {
+  const file = join(dir, `${name}-${node}.safetensors`)
   writeFileSync(file, safetensors({ [`w.${node}`]: u8(400 + node, node) }))
   const body = { files: [file], version, replace: true }
-  const answer = await request(socket(node), 'POST', '/v1/checkpoints/m/files', body)
+  const answer = await request(socket(node), 'POST', `/v1/checkpoints/${name}/files`, body)
   expect(answer.status).toBe(200)
 }
 
@@ -113,6 +113,25 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
       const status = await request(socket(0), 'GET', '/v1/status')
       return status.body.cluster.peers.length === 1
     })
+  })
+
+  test('changes nothing of what was gathered, by the leader or the others', async () => {
+    await Promise.all([start(0), start(1)])
+    const both = [0, 1]
+    await Promise.all(both.flatMap((node) => [register(node), register(node, 'v7', 'other')]))
+    const gather = await request(socket(0), 'POST', '/v1/checkpoints/other/gather-metas', {})
+    expect(gather.body).toMatchObject({ tensors: 2, ranks: 2 })
+    const metas = async (node: number) => (await request(socket(node), 'GET', '/v1/metas')).body
+    const before = await Promise.all(both.map(metas))
+    expect(before.map((told) => Object.keys(told).length)).toEqual([2, 1])
+    const pulls = guest(async (offer) => {
+      expect(offer.version).toBe('v1')
+      expect(await Promise.all(both.map(metas))).toEqual(before)
+      await offer.confirm()
+      return ANSWER
+    })
+    expect(await pulls.pull('m', asked())).toEqual(ANSWER)
+    expect(await Promise.all(both.map(metas))).toEqual(before)
   })
 
   test('waits for a daemon that has not come yet', async () => {
