@@ -97,15 +97,15 @@ async function pull(
   show()
   const timer = setInterval(show, 200)
   try {
-    const request = client.pull(name, {
+    const request = {
       leader,
       cluster_token_file: resolve(clusterTokenFile),
       replace: true,
       join_timeout: joinTimeout,
       ...(checkpointVersion === undefined ? {} : { version: checkpointVersion }),
       ...(timeout === undefined ? {} : { timeout }),
-    })
-    const answer = await orInterrupt(interrupt, request)
+    }
+    const answer = await orInterrupt(interrupt, client.pull(name, request, interrupt.signal))
     const { seconds, bytes } = answer
     progress.done(
       'pull',
