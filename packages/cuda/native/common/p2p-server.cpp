@@ -37,13 +37,14 @@ std::shared_ptr<Buffer> P2pServer::find(uint64_t address, uint64_t bytes) {
   return nullptr;
 }
 
-void P2pServer::step() {
+bool P2pServer::step() {
   try {
     receive();
     end_sends();
-    answer_from_files();
+    return answer_from_file();
   } catch (const std::exception&) {
     // the worker ends, or there is no memory: readers see that the connection does not answer
+    return false;
   }
 }
 
@@ -74,51 +75,82 @@ void P2pServer::meet(const uint8_t* message, size_t length) {
   std::memcpy(&head, message, sizeof head);
   if (readers_.count(head.reader) != 0) return;
   try {
-    readers_[head.reader] = worker_.connect({message + sizeof head, message + length});
+    readers_[head.reader].peer = worker_.connect({message + sizeof head, message + length});
   } catch (const Error&) {  // it will not be answered
     readers_.erase(head.reader);
   }
 }
 
 void P2pServer::answer(const ReadMessage& message) {
-  if (readers_.count(message.reader) == 0) return;
+  const auto reader = readers_.find(message.reader);
+  if (reader == readers_.end()) return;
   const auto buffer = find(message.address, message.bytes);
   if (buffer == nullptr) {
     refuse(message, Error(CKPT_ERR_IO, "the peer does not share what was to be read"));
   } else if (buffer->file() == nullptr) {
     send(message, reinterpret_cast<const void*>(message.address), message.bytes, buffer);
-  } else if (message.bytes > kChunkBytes || wanted_.size() == kWantedMax) {
+  } else if (message.bytes > kChunkBytes || wanted_ == kWantedMax) {
     refuse(message, Error(CKPT_ERR_INVALID, "more than the peer reads of a file at a time"));
   } else {
-    wanted_.push_back({message, buffer});
+    reader->second.wanted.push_back({message, buffer});
+    wanted_++;
   }
 }
 
-std::shared_ptr<std::vector<uint8_t>> P2pServer::free_chunk() {
-  for (auto& chunk : chunks_) {
-    if (chunk == nullptr) chunk = std::make_shared<std::vector<uint8_t>>(kChunkBytes);
-    if (chunk.use_count() == 1) return chunk;
+P2pServer::Chunk* P2pServer::free_chunk() {
+  for (Chunk& chunk : chunks_) {
+    if (chunk.bytes == nullptr) chunk.bytes = std::make_shared<std::vector<uint8_t>>(kChunkBytes);
+    if (chunk.bytes.use_count() == 1) return &chunk;
   }
   return nullptr;
 }
 
-// What is sent makes the thread come back for the rest when a chunk is free again.
-void P2pServer::answer_from_files() {
-  while (!wanted_.empty()) {
-    const auto chunk = free_chunk();
-    if (chunk == nullptr) return;
-    const Wanted next = std::move(wanted_.front());
-    wanted_.pop_front();
-    const ReadMessage& message = next.message;
-    const uint64_t first = reinterpret_cast<uint64_t>(next.buffer->address());
-    try {
-      next.buffer->file()->read_leased(message.address - first, message.bytes, chunk->data());
-    } catch (const Error& error) {
-      refuse(message, error);
-      continue;
-    }
-    send(message, chunk->data(), message.bytes, chunk);
+bool P2pServer::may_have_chunk(uint64_t reader) const {
+  const auto has = [&](const Chunk& chunk) {
+    return chunk.bytes.use_count() > 1 && chunk.reader == reader;
+  };
+  return std::count_if(chunks_.begin(), chunks_.end(), has) < ptrdiff_t{kChunksPerReader};
+}
+
+// Whose turn it is: of those that want something and may have a chunk, the first one after the last.
+P2pServer::Readers::iterator P2pServer::next_reader() {
+  auto reader = readers_.upper_bound(turn_);
+  for (size_t i = 0; i < readers_.size(); i++, reader++) {
+    if (reader == readers_.end()) reader = readers_.begin();
+    if (!reader->second.wanted.empty() && may_have_chunk(reader->first)) return reader;
   }
+  return readers_.end();
+}
+
+// One chunk, so that what has come meanwhile does not wait for more than that. When none may be had, a
+// send that ends makes the thread come back.
+bool P2pServer::answer_from_file() {
+  if (wanted_ == 0) return false;
+  const auto reader = next_reader();
+  if (reader == readers_.end()) return false;
+  Chunk* chunk = free_chunk();
+  if (chunk == nullptr) return false;
+  const Wanted next = std::move(reader->second.wanted.front());
+  reader->second.wanted.pop_front();
+  wanted_--;
+  turn_ = chunk->reader = reader->first;
+  const ReadMessage& message = next.message;
+  const uint64_t first = reinterpret_cast<uint64_t>(next.buffer->address());
+  uint8_t* to = chunk->bytes->data();
+  try {
+    next.buffer->file()->read_leased(message.address - first, message.bytes, to);
+  } catch (const Error& error) {
+    refuse(message, error);
+    return true;
+  }
+  send(message, to, message.bytes, chunk->bytes);
+  return true;
+}
+
+void P2pServer::lose(Readers::iterator reader) {
+  worker_.disconnect(reader->second.peer);
+  wanted_ -= reader->second.wanted.size();
+  readers_.erase(reader);
 }
 
 void P2pServer::refuse(const ReadMessage& message, const Error& error) {
@@ -131,7 +163,7 @@ void P2pServer::send(const ReadMessage& message, const void* from, uint64_t byte
                      std::shared_ptr<const void> keeps) {
   const auto reader = readers_.find(message.reader);
   if (reader == readers_.end()) return;  // it went while it waited
-  UcxWorker::Peer* peer = reader->second;
+  UcxWorker::Peer* peer = reader->second.peer;
   const uint64_t number = message.number & ~(kReadTag | kReaderTag);
   try {
     const auto pending = worker_.send(peer, kServe, [&](const Ucx::RequestParams& params) {
@@ -139,8 +171,7 @@ void P2pServer::send(const ReadMessage& message, const void* from, uint64_t byte
     });
     sends_.push_back({pending, std::move(keeps), message.reader});
   } catch (const Error&) {
-    worker_.disconnect(peer);
-    readers_.erase(reader);
+    lose(reader);
   }
 }
 
@@ -151,10 +182,7 @@ void P2pServer::end_sends() {
       continue;
     }
     const auto reader = readers_.find(send->reader);
-    if (send->pending->completion.status() != CKPT_OK && reader != readers_.end()) {
-      worker_.disconnect(reader->second);
-      readers_.erase(reader);
-    }
+    if (send->pending->completion.status() != CKPT_OK && reader != readers_.end()) lose(reader);
     send = sends_.erase(send);
   }
 }

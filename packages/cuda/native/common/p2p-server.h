@@ -8,7 +8,8 @@
 //
 // What maps a file is always read so: a network card, or a process that reads this one, would not let
 // go of its pages when the file's lease is broken. The thread reads the file under its lease into
-// chunks of its own (File::read_leased), which are sent.
+// chunks of its own (File::read_leased), which are sent. Readers have their turns, and none has more
+// than its share of the chunks: what one that stands still has been sent keeps nobody else waiting.
 #pragma once
 
 #include <array>
@@ -46,8 +47,8 @@ class P2pServer {
   explicit P2pServer(UcxWorker& worker) : worker_(worker) {}
   void share(const std::shared_ptr<Buffer>& buffer);
   void unshare(const Buffer& buffer);
-  // By the worker's thread, when something has come.
-  void step();
+  // By the worker's thread, when something has come. Returns whether there is more to do at once.
+  bool step();
 
  private:
   struct Send {
@@ -60,11 +61,23 @@ class P2pServer {
     ReadMessage message;
     std::shared_ptr<Buffer> buffer;
   };
+  struct ReaderState {
+    UcxWorker::Peer* peer = nullptr;
+    std::deque<Wanted> wanted;
+  };
+  using Readers = std::map<uint64_t, ReaderState>;
+  struct Chunk {
+    std::shared_ptr<std::vector<uint8_t>> bytes;  // free when nobody else has it
+    uint64_t reader = 0;
+  };
   void receive();
   void meet(const uint8_t* message, size_t length);
   void answer(const ReadMessage& message);
-  void answer_from_files();
-  std::shared_ptr<std::vector<uint8_t>> free_chunk();
+  bool answer_from_file();
+  Readers::iterator next_reader();
+  bool may_have_chunk(uint64_t reader) const;
+  Chunk* free_chunk();
+  void lose(Readers::iterator reader);
   void refuse(const ReadMessage& message, const Error& error);
   void send(const ReadMessage& message, const void* from, uint64_t bytes,
             std::shared_ptr<const void> keeps);
@@ -82,12 +95,13 @@ class P2pServer {
   std::array<UcxWorker::Pending, kReads> reading_;
   std::vector<uint8_t> greeting_ = std::vector<uint8_t>(kReaderMessageMax);
   UcxWorker::Pending meeting_;
-  std::map<uint64_t, UcxWorker::Peer*> readers_;
+  Readers readers_;
+  uint64_t turn_ = 0;  // the reader that was answered from a file last
   std::list<Send> sends_;
-  std::deque<Wanted> wanted_;
-  // Free when nobody else has it. 32 MiB are one reader's reads at a time.
-  static constexpr size_t kChunks = 8;
-  std::array<std::shared_ptr<std::vector<uint8_t>>, kChunks> chunks_;
+  size_t wanted_ = 0;  // of all readers
+  // One is sent while the next one is read.
+  static constexpr size_t kChunks = 8, kChunksPerReader = 2;
+  std::array<Chunk, kChunks> chunks_;
 };
 
 }  // namespace ckpt

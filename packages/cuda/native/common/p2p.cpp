@@ -25,8 +25,9 @@ P2p::P2p(const std::string& devices)
     : worker_(Ucx::Params::kFeatureRma | Ucx::Params::kFeatureTag, settings_of(devices)) {
   server_.step();  // before the thread does
   worker_.set_step([this] {
-    server_.step();
+    const bool again = server_.step();
     reads_.step();
+    return again;
   });
 }
 

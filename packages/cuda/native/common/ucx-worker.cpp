@@ -304,7 +304,7 @@ void UcxWorker::cancel_locked(const Pending& request) {
   finish_locked(*request, Ucx::kCanceled);
 }
 
-void UcxWorker::set_step(std::function<void()> step) {
+void UcxWorker::set_step(std::function<bool()> step) {
   std::lock_guard lock(step_mutex_);
   step_ = std::move(step);
 }
@@ -343,15 +343,16 @@ UcxWorker::Round UcxWorker::progress(bool may_sleep) {
 void UcxWorker::run() {
   auto busy_until = Clock::now();
   std::chrono::microseconds nap = kNapFirst;
+  bool again = false;
   while (!stop_) {
     if (wanting_ > 0) {
       std::this_thread::yield();
       continue;
     }
-    const Round round = progress(Clock::now() >= busy_until);
-    switch (round) {
+    const Round round = progress(!again && Clock::now() >= busy_until);
+    switch (again ? Round::moved : round) {
       case Round::moved:
-        step();
+        again = step();
         busy_until = Clock::now() + kSpin;
         nap = kNapFirst;
         continue;
@@ -370,9 +371,9 @@ void UcxWorker::run() {
   step();
 }
 
-void UcxWorker::step() {
+bool UcxWorker::step() {
   std::lock_guard lock(step_mutex_);
-  if (step_) step_();
+  return step_ && step_();
 }
 
 void UcxWorker::sleep(bool armed, std::optional<std::chrono::microseconds> limit) {

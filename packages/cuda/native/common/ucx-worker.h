@@ -80,8 +80,8 @@ class UcxWorker {
   // Receives are from whoever sends.
   Peer* anyone() noexcept { return &anyone_; }
   // Called by the thread, and with no lock held, whenever something has come or has ended, the last
-  // time when all has; null: nothing is.
-  void set_step(std::function<void()> step);
+  // time when all has; null: nothing is. Returns whether it is to be called again though nothing does.
+  void set_step(std::function<bool()> step);
   Ucx::Worker worker() const noexcept { return worker_; }
 
   // Registers memory, which must stay until unmap() or the end. readable: for the peers.
@@ -123,7 +123,7 @@ class UcxWorker {
   enum class Round { moved, still, armed, armed_pending, unarmed };
   Round progress(bool may_sleep);
   void run();
-  void step();
+  bool step();
   // armed: until UCX has something, too.
   void sleep(bool armed, std::optional<std::chrono::microseconds> limit);
   void wake() noexcept;
@@ -159,7 +159,7 @@ class UcxWorker {
   bool flush_ = false;
 
   std::mutex step_mutex_;  // held while it runs
-  std::function<void()> step_;
+  std::function<bool()> step_;
 
   std::atomic<bool> stop_{false};
   int event_fd_ = -1;  // UCX's

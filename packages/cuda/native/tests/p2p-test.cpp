@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "common/p2p-frames.h"
+#include "common/p2p-server.h"
 #include "environment.h"
 #include "p2p-owner.h"
 
@@ -184,10 +185,11 @@ namespace {
 struct SharedFile {
   explicit SharedFile(const std::vector<uint8_t>& content)
       : file(content), opened(open_file(file.path())), buffer(mapped_buffer(opened)) {
-    std::vector<uint8_t> address(65536), key(65536);
     uint32_t address_bytes = 0, key_bytes = 0;
     OK(ckpt_p2p_share(owner.p2p, buffer, key.data(), 65536, &key_bytes));
     OK(ckpt_p2p_address(owner.p2p, address.data(), 65536, &address_bytes));
+    address.resize(address_bytes);
+    key.resize(key_bytes);
     OK(ckpt_p2p_connect(reader.p2p, address.data(), address_bytes, &peer));
     OK(ckpt_p2p_attach(peer, key.data(), key_bytes, &remote));
   }
@@ -209,6 +211,59 @@ struct SharedFile {
   const Opened owner, reader;
   const TempFile file;
   uint32_t opened, buffer, peer = 0, remote = 0;
+  std::vector<uint8_t> address = std::vector<uint8_t>(65536), key = std::vector<uint8_t>(65536);
+};
+
+// One that asks for the file again and again, and then stands still: it takes nothing of what it is sent.
+class StillReader {
+ public:
+  explicit StillReader(const SharedFile& shared) {
+    worker_.set_step([this] { return stand_still(), false; });
+    peer_ = worker_.connect(
+        ckpt::read_address(shared.address.data(), static_cast<uint32_t>(shared.address.size())));
+    std::vector<uint8_t> greeting(sizeof(ckpt::ReaderMessage));
+    const ckpt::ReaderMessage head{kNumber};
+    memcpy(greeting.data(), &head, sizeof head);
+    greeting.insert(greeting.end(), worker_.address().begin(), worker_.address().end());
+    send(ckpt::kReaderTag, greeting);
+    const uint32_t key_bytes = static_cast<uint32_t>(shared.key.size());
+    const uint64_t address = ckpt::read_key(shared.key.data(), key_bytes).address;
+    for (uint64_t i = 0; i < kReads; i++) {
+      const ckpt::ReadMessage message{kNumber, i, address, 4ull << 20};
+      const auto* bytes = reinterpret_cast<const uint8_t*>(&message);
+      send(ckpt::kReadTag, {bytes, bytes + sizeof message});
+    }
+    asked_ = true;
+    CHECK(eventually([this] { return still_.load(); }));
+  }
+  ~StillReader() { ended_ = true; }
+
+ private:
+  static constexpr uint64_t kNumber = 1, kReads = 64;
+
+  void send(uint64_t tag, const std::vector<uint8_t>& message) {
+    const auto kept = std::make_shared<const std::vector<uint8_t>>(message);
+    sent_.push_back(worker_.send(peer_, "ask", [&](const ckpt::Ucx::RequestParams& params) {
+      return ckpt::Ucx::get().tag_send_nbx(peer_->endpoint, kept->data(), kept->size(), tag,
+                                           &params);
+    }));
+    sent_.back()->keeps = kept;
+  }
+  // By the worker's thread, which then does nothing else.
+  void stand_still() {
+    if (!asked_) return;
+    for (const auto& sent : sent_) {
+      if (!sent->completion.done()) return;
+    }
+    still_ = true;
+    while (!ended_) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+
+  std::atomic<bool> asked_{false}, still_{false}, ended_{false};
+  std::vector<ckpt::UcxWorker::Pending> sent_;
+  ckpt::UcxWorker::Peer* peer_ = nullptr;
+  ckpt::UcxWorker worker_{ckpt::Ucx::Params::kFeatureRma | ckpt::Ucx::Params::kFeatureTag,
+                          {{"RNDV_THRESH", "inf"}}};
 };
 
 }  // namespace
@@ -231,6 +286,21 @@ TEST("p2p: every byte of a file in place, also when it is unlinked meanwhile") {
     unlink(shared.file.path().c_str());
     OK(ckpt_stream_sync(to.stream, 0, 60000));
     CHECK_EQ(memory_sha256(to.memory, 0, kMemoryBytes), sha256_of(expected));
+  }
+}
+
+TEST("p2p: readers that stand still do not keep another one from a file in place") {
+  const std::vector<uint8_t> content = random_bytes(kSharedBytes, 5);
+  for (const char* way : kWays) {
+    const Environment setting("UCX_TLS", way);
+    const SharedFile shared(content);
+    const Target to;
+    const StillReader still(shared);
+    OK(ckpt_copy_remote(to.stream, to.memory, 0, shared.remote, 0, kSharedBytes));
+    const int32_t status = ckpt_stream_sync(to.stream, 0, 10000);
+    if (status != CKPT_OK) ckpt_p2p_disconnect(shared.peer);  // the stream's end waits for the read
+    GIVES(CKPT_OK, status);
+    CHECK_EQ(memory_sha256(to.memory, 0, kSharedBytes), sha256_of(content));
   }
 }
 

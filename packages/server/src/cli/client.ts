@@ -98,9 +98,9 @@ export class DaemonClient {
     return this.#json('POST', `${checkpoint(name)}/files`, request)
   }
 
-  /** Over a Unix socket only. */
-  pull(name: string, request: PullRequest): Promise<RegisterAnswer> {
-    return this.#json('POST', `${checkpoint(name)}/pull`, request)
+  /** Over a Unix socket only. The daemon ends it when `signal` ends the request. */
+  pull(name: string, request: PullRequest, signal: AbortSignal): Promise<RegisterAnswer> {
+    return this.#json('POST', `${checkpoint(name)}/pull`, request, { signal })
   }
 
   gather(name: string): Promise<GatherAnswer> {
@@ -181,18 +181,13 @@ export class DaemonClient {
     await this.#checked('POST', '/v1/metas', metas)
   }
 
-  async #json<T>(method: string, path: string, body?: unknown): Promise<T> {
-    const response = await this.#checked(method, path, body)
+  async #json<T>(method: string, path: string, body?: unknown, ending?: Ending): Promise<T> {
+    const response = await this.#checked(method, path, body, ending)
     return (await response.json()) as T
   }
 
-  async #checked(
-    method: string,
-    path: string,
-    body?: unknown,
-    silence?: Silence,
-  ): Promise<Response> {
-    const response = await this.#fetch(method, path, body, silence)
+  async #checked(method: string, path: string, body?: unknown, ending?: Ending): Promise<Response> {
+    const response = await this.#fetch(method, path, body, ending)
     if (response.ok) return response
     const text = await response.text()
     throw (
@@ -200,7 +195,7 @@ export class DaemonClient {
     )
   }
 
-  async #fetch(method: string, path: string, body?: unknown, silence?: Silence): Promise<Response> {
+  async #fetch(method: string, path: string, body?: unknown, ending?: Ending): Promise<Response> {
     const { base, unix, token } = this.address
     const headers: Record<string, string> = {}
     if (token !== null) headers.authorization = `Bearer ${token}`
@@ -208,8 +203,8 @@ export class DaemonClient {
     const init: BunFetchRequestInit = { method, headers, proxy: false, timeout: false }
     if (body !== undefined) init.body = JSON.stringify(body)
     if (unix !== null) init.unix = unix
-    if (silence !== undefined) {
-      init.signal = silence.signal
+    if (ending !== undefined) {
+      init.signal = ending.signal
       // an idle connection that is used again may be dead as well
       init.keepalive = false
     }
@@ -245,8 +240,13 @@ export class DaemonClient {
   }
 }
 
+/** When a request is ended. */
+interface Ending {
+  readonly signal: AbortSignal
+}
+
 /** Ends a request when nothing has come for `limitMs`. */
-class Silence {
+class Silence implements Ending {
   readonly #limitMs: number
   readonly #controller = new AbortController()
   #timer: ReturnType<typeof setTimeout> | undefined

@@ -95,9 +95,10 @@ const environment = () => ({ XDG_RUNTIME_DIR: dir.path, XDG_STATE_HOME: dir.path
 
 function command(url: string, ...more: string[]): string[] {
   const where = ['--leader', leader, '--cluster-token-file', path('token'), '--keep']
-  const to = ['--endpoint', url, ...RANKS, '--devices', 'host:2']
-  return [...CKPT, 'join', 'm', ...where, ...to, ...more]
+  return [...CKPT, 'join', 'm', ...where, '--endpoint', url, ...RANKS, ...more]
 }
+
+const DEVICES = ['--devices', 'host:2']
 
 async function checkpoints(socket: string) {
   const { status, stdout } = await run([...CKPT, 'ls', '--daemon', socket, '--json'])
@@ -110,7 +111,7 @@ describe.skipIf(withoutUcx !== null)('ckpt join --keep', () => {
     await register('v1', 1)
     const url = await engine()
     const fails = async (...more: string[]) => {
-      const { status, stderr } = await run(command(url, ...more), environment())
+      const { status, stderr } = await run(command(url, ...DEVICES, ...more), environment())
       return { status, stderr }
     }
     const full = await fails('--host-memory-gib', '0.0001')
@@ -140,6 +141,12 @@ describe.skipIf(withoutUcx !== null)('ckpt join --keep', () => {
     const own = ['--uds', socket, '--state-dir', path('running'), '--devices', 'host:2']
     others.push(await start([...CKPT, 'serve', ...own, '--ranks', '2'], /ckpt is ready/))
     const url = await engine()
+    const limits = [...DEVICES, '--ring-gib', '1', '--host-memory-gib', '1']
+    const useless = await run(command(url, '--daemon', socket, ...limits))
+    expect(useless.status).toBe(2)
+    expect(useless.stderr).toContain('runs already')
+    expect(useless.stderr).toContain('--devices and --ring-gib and --host-memory-gib')
+    expect(await checkpoints(socket)).toEqual([])
     for (const version of ['v3', 'v4']) {
       const files = await register(version, Number(version.slice(1)) * 10)
       const { status, stdout, stderr } = await run(command(url, '--daemon', socket, '--json'))
@@ -160,7 +167,7 @@ describe.skipIf(withoutUcx !== null)('ckpt join --keep', () => {
     const files = await register('v7', 70)
     const expected = await expectedTensors(files, 2)
     const [first, second] = [await engine(), await engine()]
-    const kept = await start(command(first), /the copy is held until/, environment())
+    const kept = await start(command(first, ...DEVICES), /the copy is held until/, environment())
     expect(kept.stderr()).toContain('holds a copy')
     await requireWeights(first, expected)
     const socket = path('ckpt/ckpt.sock')

@@ -22,7 +22,9 @@ export async function joinAndKeep(name: string, flags: JoinFlags): Promise<numbe
   const progress = new Progress()
   const interrupt = interruptBySignal()
   const client = new DaemonClient(daemonAddress(flags.daemon))
-  const started = (await client.answers()) ? null : await startDaemon(client, flags)
+  const runs = await client.answers()
+  if (runs) requireNotServing(client, flags)
+  const started = runs ? null : await startDaemon(client, flags)
   try {
     const registered = await pull(client, name, flags, progress, interrupt)
     const result = await runUpdateJob(client, updateJob(name, flags), progress, interrupt)
@@ -45,6 +47,17 @@ function keptNote({ address }: DaemonClient, { bytes, seconds }: RegisterAnswer)
   return `the daemon at ${addressText(address)} holds a copy (${took}, ${formatRate(bytes, seconds)} GB/s)`
 }
 
+/** What a daemon that runs was told when it was started. @throws CommandError `bad_request` */
+function requireNotServing({ address }: DaemonClient, flags: JoinFlags): void {
+  const { devices, ringGib, hostMemoryGib } = flags
+  const told = { '--devices': devices, '--ring-gib': ringGib, '--host-memory-gib': hostMemoryGib }
+  const given = Object.entries(told).flatMap(([flag, value]) => (value === undefined ? [] : [flag]))
+  if (given.length === 0) return
+  throw usageError(
+    `the daemon at ${addressText(address)} runs already, with its own devices and limits: leave out ${given.join(' and ')}, or end it first`,
+  )
+}
+
 /** At the address that other commands look for it at. */
 async function startDaemon(client: DaemonClient, flags: JoinFlags): Promise<RunningDaemon> {
   const { unix } = client.address
@@ -58,7 +71,7 @@ async function startDaemon(client: DaemonClient, flags: JoinFlags): Promise<Runn
   const { serve } = await import('../daemon/serve.ts')
   return serve({
     ...SERVE_DEFAULTS,
-    devices: flags.devices,
+    devices: flags.devices ?? SERVE_DEFAULTS.devices,
     ranks: flags.inferenceParallelSize,
     ringGib: flags.ringGib ?? null,
     hostMemoryGib: flags.hostMemoryGib ?? null,
@@ -84,15 +97,15 @@ async function pull(
   show()
   const timer = setInterval(show, 200)
   try {
-    const request = client.pull(name, {
+    const request = {
       leader,
       cluster_token_file: resolve(clusterTokenFile),
       replace: true,
       join_timeout: joinTimeout,
       ...(checkpointVersion === undefined ? {} : { version: checkpointVersion }),
       ...(timeout === undefined ? {} : { timeout }),
-    })
-    const answer = await orInterrupt(interrupt, request)
+    }
+    const answer = await orInterrupt(interrupt, client.pull(name, request, interrupt.signal))
     const { seconds, bytes } = answer
     progress.done(
       'pull',

@@ -1,6 +1,7 @@
 import { CkptError, type EngineTarget, type StatusAnswer, UPDATE_TIMEOUT_SECONDS } from '@ckpt/core'
 import { type Command, Option } from 'commander'
 import { configureLogging } from '../daemon/log.ts'
+import { SERVE_DEFAULTS } from '../daemon/options.ts'
 import type { DaemonClient } from './client.ts'
 import { EXIT, usageError } from './exit.ts'
 import { formatSeconds } from './format.ts'
@@ -22,7 +23,8 @@ export interface JoinFlags {
   readonly inferenceParallelSize: number
   readonly engine: NonNullable<EngineTarget['engine']>
   readonly checkpointVersion?: string
-  readonly devices: string
+  /** Not given: `auto`. */
+  readonly devices?: string
   readonly pause: 'none' | 'wait' | 'keep' | 'abort'
   readonly timeout?: number
   readonly readyTimeout: number
@@ -53,7 +55,7 @@ export function addJoinCommand(program: Command): void {
         .default('auto'),
     )
     .option('--checkpoint-version <v>', 'only this version; another one fails')
-    .option('--devices <spec>', 'as of `ckpt serve`', 'auto')
+    .option('--devices <spec>', 'as of `ckpt serve` (default: auto)')
     .addOption(
       new Option('--pause <how>', 'pause the engine meanwhile')
         .choices(['none', 'wait', 'keep', 'abort'])
@@ -99,7 +101,7 @@ async function join(name: string, flags: JoinFlags): Promise<number> {
   const interrupt = interruptBySignal()
   const { endpoint, inferenceParallelSize: ranks } = flags
   const daemon = await startLocalDaemon([endpoint], {
-    devices: flags.devices,
+    devices: flags.devices ?? SERVE_DEFAULTS.devices,
     ranks,
     ringGib: flags.ringGib ?? null,
     allowEngines: flags.uds === undefined ? [endpoint] : [flags.uds],

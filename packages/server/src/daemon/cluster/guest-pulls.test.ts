@@ -51,11 +51,11 @@ async function start(nodeRank: number): Promise<RunningDaemon> {
 }
 
 /** Each daemon has one tensor. */
-async function register(node: number, version = 'v1'): Promise<void> {
-  const file = join(dir, `${node}.safetensors`)
+async function register(node: number, version = 'v1', name = 'm'): Promise<void> {
+  const file = join(dir, `${name}-${node}.safetensors`)
   writeFileSync(file, safetensors({ [`w.${node}`]: u8(400 + node, node) }))
   const body = { files: [file], version, replace: true }
-  const answer = await request(socket(node), 'POST', '/v1/checkpoints/m/files', body)
+  const answer = await request(socket(node), 'POST', `/v1/checkpoints/${name}/files`, body)
   expect(answer.status).toBe(200)
 }
 
@@ -89,6 +89,16 @@ async function failureOf(work: Promise<unknown>): Promise<CkptError> {
   )
 }
 
+/** Whoever asks waits for the answer. */
+const stays = new AbortController().signal
+
+/** A copy that goes on until it is ended. */
+const toTheEnd = async ({ gone }: Offer) => {
+  const ended = Promise.withResolvers<never>()
+  gone.addEventListener('abort', () => ended.reject(new Error('a read that was ended')))
+  return ended.promise
+}
+
 const nothing = () => Promise.reject(new Error('nothing was to be copied'))
 
 describe.skipIf(withoutUcx !== null)('a guest', () => {
@@ -105,7 +115,7 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
       await until(async () => !(await inUse(0)) && !(await inUse(1)))
       return ANSWER
     })
-    expect(await pulls.pull('m', asked({ version: 'v1' }))).toEqual(ANSWER)
+    expect(await pulls.pull('m', asked({ version: 'v1' }), stays)).toEqual(ANSWER)
     // nobody counts with it
     const { body } = await request(socket(0), 'GET', '/v1/status')
     expect(body.ranks).toHaveLength(2)
@@ -115,6 +125,27 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
     })
   })
 
+  test('changes nothing of what was gathered, by the leader or the others', async () => {
+    await Promise.all([start(0), start(1)])
+    const both = [0, 1]
+    await Promise.all(both.flatMap((node) => [register(node), register(node, 'v7', 'other')]))
+    await until(async () => {
+      const gather = await request(socket(0), 'POST', '/v1/checkpoints/other/gather-metas', {})
+      return gather.body.tensors === 2 // once both have come
+    })
+    const metas = async (node: number) => (await request(socket(node), 'GET', '/v1/metas')).body
+    const before = await Promise.all(both.map(metas))
+    expect(before.map((told) => Object.keys(told).length)).toEqual([2, 1])
+    const pulls = guest(async (offer) => {
+      expect(offer.version).toBe('v1')
+      expect(await Promise.all(both.map(metas))).toEqual(before)
+      await offer.confirm()
+      return ANSWER
+    })
+    expect(await pulls.pull('m', asked(), stays)).toEqual(ANSWER)
+    expect(await Promise.all(both.map(metas))).toEqual(before)
+  })
+
   test('waits for a daemon that has not come yet', async () => {
     await start(0)
     await register(0)
@@ -122,10 +153,10 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
       expect(offer.table.names).toHaveLength(1)
       return ANSWER
     })
-    const late = await failureOf(pulls.pull('m', asked({ join_timeout: 4 })))
+    const late = await failureOf(pulls.pull('m', asked({ join_timeout: 4 }), stays))
     expect(late.failure).toMatchObject({ code: 'node_lost' })
     expect(late.message).toContain('node 1 has not joined')
-    const pulled = pulls.pull('m', asked())
+    const pulled = pulls.pull('m', asked(), stays)
     await Bun.sleep(300)
     await start(1)
     expect(await pulled).toEqual(ANSWER)
@@ -135,19 +166,19 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
     await Promise.all([start(0), start(1)])
     await register(0)
     const pulls = guest(nothing)
-    const other = await failureOf(pulls.pull('m', asked({ version: 'v2' })))
+    const other = await failureOf(pulls.pull('m', asked({ version: 'v2' }), stays))
     expect(other.code).toBe('checkpoint_not_found')
     expect(other.message).toContain("'m' is held as version v1, not as version v2")
-    expect((await failureOf(pulls.pull('n', asked()))).code).toBe('checkpoint_not_found')
+    expect((await failureOf(pulls.pull('n', asked(), stays))).code).toBe('checkpoint_not_found')
     expect(await inUse(0)).toBe(false)
     writeFileSync(join(dir, 'other'), 'another-token', { mode: 0o600 })
     const strange = asked({ cluster_token_file: join(dir, 'other'), join_timeout: 1 })
-    const refused = await failureOf(pulls.pull('m', strange))
+    const refused = await failureOf(pulls.pull('m', strange, stays))
     expect(refused.code).toBe('leader_lost')
     expect(refused.message).toContain('did not answer within 1 s: ')
     expect(refused.message).toContain('it has another cluster token, or is no leader')
     for (const wrong of [{ leader: 'nowhere' }, { cluster_token_file: join(dir, 'none') }]) {
-      expect((await failureOf(pulls.pull('m', asked(wrong)))).code).toBe('bad_request')
+      expect((await failureOf(pulls.pull('m', asked(wrong), stays))).code).toBe('bad_request')
     }
     // it would be its own guest
     const own = await request(socket(1), 'POST', '/v1/checkpoints/m/pull', asked())
@@ -157,17 +188,12 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
   test('hears amid its copy that the leader is lost, that a daemon is, or that time is up', async () => {
     await Promise.all([start(0), start(1)])
     await Promise.all([register(0), register(1)])
-    const toTheEnd = async ({ gone }: Offer) => {
-      const ended = Promise.withResolvers<never>()
-      gone.addEventListener('abort', () => ended.reject(new Error('a read that was ended')))
-      return ended.promise
-    }
-    const slow = await failureOf(guest(toTheEnd).pull('m', asked({ timeout: 0.5 })))
+    const slow = await failureOf(guest(toTheEnd).pull('m', asked({ timeout: 0.5 }), stays))
     expect(slow.code).toBe('update_timeout')
     expect(slow.message).toContain('longer than its timeout of 0.5 s')
     await until(async () => !(await inUse(0)) && !(await inUse(1)))
     const closing = guest(toTheEnd)
-    const ended = failureOf(closing.pull('m', asked()))
+    const ended = failureOf(closing.pull('m', asked(), stays))
     await until(() => inUse(0))
     closing.close()
     expect((await ended).code).toBe('shutting_down')
@@ -177,13 +203,50 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
       await offer.confirm()
       return ANSWER
     })
-    expect((await failureOf(without.pull('m', asked()))).code).toBe('node_lost')
+    expect((await failureOf(without.pull('m', asked(), stays))).code).toBe('node_lost')
     await start(1)
     await register(1)
-    const alone = failureOf(guest(toTheEnd).pull('m', asked()))
+    const alone = failureOf(guest(toTheEnd).pull('m', asked(), stays))
     await until(() => inUse(0))
     await daemons.find(({ address }) => address.includes('0.sock'))?.close('lost')
     expect((await alone).code).toBe('leader_lost')
     expect((await alone).message).toContain("'m' could not be copied from the daemons")
+  })
+
+  test('ends with the request that asks for its copy, and what was held stays', async () => {
+    await start(0)
+    const alone = { devices: 'host:1', ranks: 1, stateDir: join(dir, 'alone') }
+    daemons.push(await serve({ ...alone, uds: socket(7) }))
+    await Promise.all([register(0, 'v1'), register(7, 'v0')])
+    const peers = async () => {
+      const { body } = await request(socket(0), 'GET', '/v1/status')
+      return body.cluster.peers.length as number
+    }
+    const before = await peers()
+    const asks = new AbortController()
+    // it waits for daemon 1
+    const answer = fetch('http://ckpt/v1/checkpoints/m/pull', {
+      unix: socket(7),
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify(asked({ replace: true, join_timeout: 60 })),
+      signal: asks.signal,
+    })
+    await until(async () => (await peers()) === before + 1)
+    asks.abort()
+    await expect(answer).rejects.toThrow('aborted')
+    await until(async () => (await peers()) === before)
+    const held = await request(socket(7), 'GET', '/v1/checkpoints/m')
+    expect(held.body).toMatchObject({ version: 'v0', in_use: false })
+    await start(1)
+    await register(1)
+    const amid = new AbortController()
+    const ended = failureOf(guest(toTheEnd).pull('m', asked(), amid.signal))
+    await until(() => inUse(0))
+    amid.abort()
+    expect((await ended).failure).toMatchObject({ code: 'aborted' })
+    await until(async () => !(await inUse(0)) && !(await inUse(1)))
+    const late = await failureOf(guest(nothing).pull('m', asked(), amid.signal))
+    expect(late.code).toBe('aborted')
   })
 })

@@ -36,14 +36,15 @@ export class GuestPulls {
   }
 
   /**
-   * @throws CkptError `leader_lost`, `node_lost`, `update_timeout`, `checkpoint_not_found`, `bad_request` of an address or a token file,
+   * @param asked whoever asks for it is gone: nobody waits for the copy
+   * @throws CkptError `leader_lost`, `node_lost`, `update_timeout`, `aborted`, `checkpoint_not_found`, `bad_request` of an address or a token file,
    *   and as `Registry.pull`
    */
-  async pull(name: string, request: HttpPullRequest): Promise<RegisterAnswer> {
+  async pull(name: string, request: HttpPullRequest, asked: AbortSignal): Promise<RegisterAnswer> {
     const { library, registry } = this.#parts
     const { leader, cluster_token_file: clusterTokenFile, replace = false } = request
     const told = { leader, clusterTokenFile, guest: true, nodeRank: null, nodes: null }
-    const session = new GuestSession(this.#closing.signal, request)
+    const session = new GuestSession([this.#closing.signal, asked], request)
     try {
       await session.open(clusterOptions(told) as ClusterOptions, library)
       const { version, columns, remotes } = await session.ask(name, request.version ?? null)
@@ -80,11 +81,11 @@ class GuestSession {
   readonly #joinUntilMs: number
   readonly #joinSeconds: number
   readonly #timer: ReturnType<typeof setTimeout>
-  readonly #closing: AbortSignal
+  readonly #endings: readonly AbortSignal[]
   #cluster: Cluster | null = null
 
   constructor(
-    closing: AbortSignal,
+    endings: readonly AbortSignal[],
     { join_timeout, timeout = UPDATE_TIMEOUT_SECONDS }: HttpPullRequest,
   ) {
     this.#joinSeconds = join_timeout ?? JOIN_TIMEOUT_SECONDS
@@ -93,12 +94,16 @@ class GuestSession {
     const late = () => this.#gone.abort(new CkptError('update_timeout', message))
     this.#timer = setTimeout(late, timeout * 1000)
     this.#joined.promise.catch(() => {}) // thrown to whoever waits for it
-    this.#closing = closing
-    closing.addEventListener('abort', this.#end)
-    if (closing.aborted) this.#end()
+    this.#endings = endings
+    for (const ending of endings) ending.addEventListener('abort', this.#end)
+    if (endings.some(({ aborted }) => aborted)) this.#end()
   }
 
-  readonly #end = () => this.#gone.abort(this.#closing.reason)
+  readonly #end = () => {
+    const { reason } = this.#endings.find(({ aborted }) => aborted) as AbortSignal
+    const left = new CkptError('aborted', 'whoever asked for it is gone')
+    this.#gone.abort(reason instanceof CkptError ? reason : left)
+  }
 
   /** What was asked for is not held for this daemon any more, or there is no time left. Its reason is a CkptError. */
   get gone(): AbortSignal {
@@ -172,7 +177,7 @@ class GuestSession {
 
   async close(): Promise<void> {
     clearTimeout(this.#timer)
-    this.#closing.removeEventListener('abort', this.#end)
+    for (const ending of this.#endings) ending.removeEventListener('abort', this.#end)
     await this.#cluster?.close()
   }
 }

@@ -12,12 +12,17 @@ export function leaseGathered(registry: Leasing, name: string): VersionLease {
 }
 
 /**
- * As {@link leaseGathered}, for one of several daemons: that it holds nothing is no reason to use nothing of the others, and is
- * returned.
+ * For one of several daemons: that it holds nothing is no reason to use nothing of the others, and is returned.
+ *
+ * @param gathers as {@link leaseGathered}; else `metas` tells what it has told
  */
-export function leaseAny(registry: Leasing, name: string): VersionLease | CkptError {
+export function leaseAny(
+  registry: Leasing,
+  name: string,
+  gathers: boolean,
+): VersionLease | CkptError {
   try {
-    return leaseGathered(registry, name)
+    return gathers ? leaseGathered(registry, name) : registry.lease(name)
   } catch (error) {
     const known = CkptError.wrap(error)
     if (isNothingHeld(known)) return known

@@ -1,8 +1,11 @@
 /** Copies of what another registry holds, through UCX, as they are made between daemons. */
 import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { deserialize } from 'node:v8'
 import { CkptError } from '@ckpt/core'
 import { type Library, openLibrary } from '@ckpt/cuda'
+import { start } from '../../../../../test/support/process.ts'
 import { withoutUcx } from '../../../../../test/support/ucx.ts'
 import {
   daemonOptions,
@@ -21,6 +24,7 @@ import type { Offer, Registry } from './registry.ts'
 setDefaultTimeout(60_000)
 
 const MIB = 2 ** 20
+const OWNER = join(import.meta.dir, 'testing/owner.ts')
 
 interface Sides {
   readonly owner: Registry
@@ -75,6 +79,11 @@ function manyTensors(seed: number): TestTensors {
     return [`layer.${(i * 37) % 120}.w`, u8(bytes, seed * 1000 + i)] as const
   })
   return Object.fromEntries(entries)
+}
+
+function requireNothing(registry: Registry): void {
+  expect(registry.list()).toEqual([])
+  expect(registry.busy).toBe(false)
 }
 
 describe.skipIf(withoutUcx !== null)('a copy of what another daemon holds', () => {
@@ -138,28 +147,38 @@ describe.skipIf(withoutUcx !== null)('a copy of what another daemon holds', () =
       { hostMemoryBytes: 4 * MIB },
     ))
 
-  test('ends where the daemons hold it no more, before or amid the reads, and leaves nothing', () =>
+  const lost = new CkptError('leader_lost', 'the leader is lost')
+  const confirm = () => Promise.reject(new Error('not all was read'))
+
+  test('does not begin where the daemons hold it no more', () =>
     withSides(async ({ owner, taker, dir }) => {
-      await owner.register(
-        'm',
-        { files: [dir.write('a', safetensors({ w: u8(64 * MIB, 1) }))] },
-        null,
-      )
-      const lost = new CkptError('leader_lost', 'the leader is lost')
-      for (const whenMs of [null, 0, 3]) {
+      const file = dir.write('a', safetensors({ w: u8(1000, 1) }))
+      await owner.register('m', { files: [file] }, null)
+      const { offer, release } = await offered(owner, { gone: AbortSignal.abort(lost), confirm })
+      await failure(() => taker.pull('m', offer, true), 'leader_lost', 'the leader is lost')
+      release()
+      requireNothing(taker)
+    }))
+
+  test('ends amid reads that do not, where the daemons hold it no more, and leaves nothing', () =>
+    withSides(async ({ owner, taker, dir }) => {
+      const file = dir.write('a', safetensors({ w: u8(64 * MIB, 1) }))
+      await owner.register('m', { files: [file], in_place: true }, null)
+      const still = await start([process.execPath, OWNER, file, dir.path], /offers ([^.]+)\./)
+      try {
+        const remotes: Offer['remotes'] = deserialize(Buffer.from(still.ready[1]!, 'base64'))
+        process.kill(still.pid, 'SIGSTOP')
         const gone = new AbortController()
-        if (whenMs === null) gone.abort(lost)
-        const { offer, release } = await offered(owner, {
-          gone: gone.signal,
-          // where the reads were faster the leader does not answer
-          confirm: () => Promise.reject(lost),
-        })
+        const { offer, release } = await offered(owner, { gone: gone.signal, confirm, remotes })
         const pulled = taker.pull('m', offer, true)
-        if (whenMs !== null) setTimeout(() => gone.abort(lost), whenMs)
+        pulled.catch(() => {}) // thrown below
+        expect(await Promise.race([pulled, Bun.sleep(300)])).toBeUndefined()
+        gone.abort(lost)
         await failure(() => pulled, 'leader_lost', 'the leader is lost')
         release()
-        expect(taker.list()).toEqual([])
-        expect(taker.busy).toBe(false)
+        requireNothing(taker)
+      } finally {
+        await still.stop('SIGKILL')
       }
     }))
 

@@ -43,6 +43,15 @@ interface TakenVersion {
   readonly parts: readonly (readonly [RemoteNode, number])[]
 }
 
+/** For whom a version is held. */
+interface Taker {
+  readonly updateId: string
+  /** Of its update. */
+  readonly ranks: readonly number[]
+  /** From now on the metas of all daemons tell where the version lies. */
+  readonly gathers: boolean
+}
+
 type LeasedPart = Part & { readonly answer: LeaseAnswer }
 
 /** Checkpoints of which every daemon has a part. */
@@ -89,24 +98,24 @@ export class ClusterVersions {
     name: string,
     { id: updateId, ranks }: { readonly id: string; readonly ranks: readonly number[] },
   ): Promise<VersionLease> {
-    const { lease, id, nodes, parts } = await this.#take(name, updateId, ranks)
+    const { lease, id, nodes, parts } = await this.#take(name, { updateId, ranks, gathers: true })
     for (const node of nodes) node.part = { lease: id, firstOwner: 0 }
     for (const [node, firstOwner] of parts) node.part = { lease: id, firstOwner }
     return lease
   }
 
   /**
-   * As {@link lease}, for somebody who takes part in no update.
+   * As {@link lease}, for somebody who takes part in no update: `metas` tells nowhere of it.
    *
    * @throws CkptError as {@link lease}
    */
   async hold(name: string, id: string): Promise<VersionLease> {
-    return (await this.#take(name, id, [])).lease
+    return (await this.#take(name, { updateId: id, ranks: [], gathers: false })).lease
   }
 
   /** Changes nothing of an update that runs. */
-  async #take(name: string, updateId: string, ranks: readonly number[]): Promise<TakenVersion> {
-    const nodes = this.#nodes(ranks)
+  async #take(name: string, taker: Taker): Promise<TakenVersion> {
+    const nodes = this.#nodes(taker.ranks)
     const id = ++this.#leases
     let own: VersionLease | null = null
     const end = (succeeded: boolean) => {
@@ -114,9 +123,9 @@ export class ClusterVersions {
       for (const node of nodes) node.post({ op: 'end_lease', lease: id, succeeded })
     }
     try {
-      const asked = Promise.all(nodes.map((node) => this.#ask(node, name, id, updateId)))
+      const asked = Promise.all(nodes.map((node) => this.#ask(node, name, id, taker)))
       asked.catch(() => {}) // thrown below
-      const held = leaseAny(this.#registry, name)
+      const held = leaseAny(this.#registry, name, taker.gathers)
       own = held instanceof CkptError ? null : held
       const theirs = (await asked).filter((part) => part !== null)
       if (held instanceof CkptError && theirs.length === 0) {
@@ -131,7 +140,7 @@ export class ClusterVersions {
       const owners = parts.flatMap(({ ownerRanks, version: told, layoutDigest: digest }) =>
         ownerRanks.map(([rank = 0]) => ({ rank, version: told, layoutDigest: digest })),
       )
-      this.#gathered = { version, owners }
+      if (taker.gathers) this.#gathered = { version, owners }
       const places = parts.flatMap(({ node }, i): [RemoteNode, number][] =>
         node === null ? [] : [[node, merged.firstOwners[i] as number]],
       )
@@ -161,7 +170,7 @@ export class ClusterVersions {
 
   async #look(name: string): Promise<HeldVersion> {
     try {
-      const { lease } = await this.#take(name, 'gather', [])
+      const { lease } = await this.#take(name, { updateId: 'gather', ranks: [], gathers: true })
       lease.release(false)
       return lease.version
     } catch (error) {
@@ -198,10 +207,11 @@ export class ClusterVersions {
     node: RemoteNode,
     name: string,
     lease: number,
-    updateId: string,
+    { updateId, gathers }: Taker,
   ): Promise<LeasedPart | null> {
     const before = node.told.get(name)
-    const answer = await node.ask({ op: 'lease', name, lease, updateId, held: before?.key ?? null })
+    const held = before?.key ?? null
+    const answer = await node.ask({ op: 'lease', name, lease, updateId, held, gathers })
     if (answer === null) {
       node.told.delete(name)
       this.#held.tell(name, node, null)

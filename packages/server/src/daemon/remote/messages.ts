@@ -85,13 +85,17 @@ export type RemoteRankRequest =
 
 /** What the leader asks another daemon. */
 export type NodeRequest =
-  /** Holds the newest version of a checkpoint for an update. `held`: the layout of it that the leader has. */
+  /**
+   * Holds the newest version of a checkpoint. `held`: the layout of it that the leader has. `gathers`: from now on this daemon's metas
+   * tell where it lies.
+   */
   | {
       readonly op: 'lease'
       readonly name: string
       readonly lease: number
       readonly updateId: string
       readonly held: string | null
+      readonly gathers: boolean
     }
   /** Lets other daemons' ranks read what it holds: see `VersionLease.serve`. */
   | { readonly op: 'serve'; readonly lease: number }

@@ -21,7 +21,14 @@ test('the leases of a leader that is lost are not those of the next one, which n
   }
   const busy: boolean[] = []
   const leases = new NodeLeases({ lease, gather: () => {} } as never, (now) => busy.push(now))
-  const request = { op: 'lease', name: 'model', lease: 1, updateId: 'one', held: null } as const
+  const request = {
+    op: 'lease',
+    name: 'model',
+    lease: 1,
+    updateId: 'one',
+    held: null,
+    gathers: true,
+  } as const
   leases.take(request)
   const release = leases.leave()
   leases.take({ ...request, updateId: 'two' })

@@ -32,8 +32,9 @@ export class NodeLeases {
     lease: id,
     updateId,
     held,
+    gathers,
   }: Extract<NodeRequest, { op: 'lease' }>): LeaseAnswer | null {
-    const found = leaseAny(this.#registry, name)
+    const found = leaseAny(this.#registry, name, gathers)
     const lease = found instanceof CkptError ? null : found
     if (!this.any) this.#busy(true)
     this.#held.get(id)?.lease?.release(false)

@@ -46,7 +46,8 @@ export function checkpointRoutes(daemon: Daemon) {
     .post('/:name/pull', json(PullRequest), async (c) => {
       const request = c.req.valid('json')
       requirePull(daemon, c.env.listener, request)
-      const answer = await daemon.pulls.pull(nameOf(c), request)
+      // other daemons hold their memory for it
+      const answer = await daemon.pulls.pull(nameOf(c), request, c.req.raw.signal)
       daemon.updates.prepare(nameOf(c))
       return c.json(registered(daemon, answer))
     })
