@@ -1,6 +1,7 @@
 /** The rules of the code base that a machine can check: types, lint (function length, what core may import), format. */
 import { expect, test } from 'bun:test'
-import { join } from 'node:path'
+import { readFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
 import { Glob } from 'bun'
 
 const ROOT = join(import.meta.dir, '..')
@@ -40,6 +41,32 @@ test('nothing that holds or moves weights can read them into JavaScript, but whe
     if (READS.test(await Bun.file(join(daemon, file)).text())) reading.push(file)
   }
   expect(reading).toEqual([READS_HEADERS])
+})
+
+/** Where threads begin that are waited for when a daemon or the reference engine starts. */
+const THREADS = ['daemon/memory/worker.ts', 'engines/reference/rank-worker.ts']
+/** Its index loads the schemas, which takes most of a second. */
+const CORE = '@ckpt/core'
+
+/** The modules that a module loads, itself and those of other packages among them; @returns who loads {@link CORE} itself */
+function loadersOfCore(entry: string): string[] {
+  const transpiler = new Bun.Transpiler({ loader: 'ts' })
+  const seen = new Set([entry])
+  const loading: string[] = []
+  for (const file of seen) {
+    const imported = transpiler.scanImports(readFileSync(file, 'utf8'))
+    for (const { path } of imported) {
+      if (path === CORE) loading.push(file)
+      else if (path.startsWith('.') || path.startsWith('@ckpt/'))
+        seen.add(Bun.resolveSync(path, dirname(file)))
+    }
+  }
+  expect(seen.size).toBeGreaterThan(10)
+  return loading
+}
+
+test.each(THREADS)('the thread of %s does not load the schemas', (entry) => {
+  expect(loadersOfCore(join(ROOT, 'packages/server/src', entry))).toEqual([])
 })
 
 test('every file is formatted', async () => {

@@ -1,6 +1,7 @@
 import { expect, test } from 'bun:test'
 import { PROGRESS_BYTES } from './messages.ts'
-import { bufferAt, type CopyTarget, RingCopies } from './copies.ts'
+import { type CopyTarget, RingCopies } from './copies.ts'
+import { bufferAt } from './source-buffer.ts'
 
 const SOURCE = { starts: Float64Array.of(0, 100, 300), bytes: Float64Array.of(100, 50, 10) }
 

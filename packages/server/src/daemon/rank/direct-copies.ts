@@ -1,6 +1,6 @@
 import type { DirectCopy, DirectPlan } from '@ckpt/core'
 import type { H2dPiece, Handle, Library } from '@ckpt/cuda'
-import { bufferAt } from './copies.ts'
+import { bufferAt } from './source-buffer.ts'
 import { CopyQueue, type QueueCalls } from './copy-queue.ts'
 import type { EngineMemory } from './engine-memory.ts'
 import type { SourceLayout } from './messages.ts'

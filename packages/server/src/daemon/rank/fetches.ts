@@ -1,6 +1,6 @@
 import { FetchedRanges, type FetchPlan, type SourceSpace } from '@ckpt/core'
 import type { Handle, Library } from '@ckpt/cuda'
-import { bufferFrom } from './copies.ts'
+import { bufferFrom } from './source-buffer.ts'
 import type { BusyIntervals } from './intervals.ts'
 import { type Peer, PROGRESS_COPIED, PROGRESS_FETCHED, PROGRESS_SLOTS } from './messages.ts'
 
