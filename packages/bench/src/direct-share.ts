@@ -43,14 +43,12 @@ export class DirectShare {
     this.#checkpoint = checkpoint
     this.#pattern = pattern
     this.#map = map
-    this.#memories = map.allocationBytes.map((bytes) => {
-      const memory = library.memoryAlloc(device, bytes)
-      stack.defer(() => library.memoryFree(memory))
-      return memory
-    })
-    const memory = new OwnMemory(library, device, this.#memories)
+    const allocations = map.allocationBytes.map((bytes) => ({ handle: '', bytes }))
+    const memory = new OwnMemory(library, device, allocations)
     stack.defer(() => memory.free())
+    memory.open()
     this.#memory = memory
+    this.#memories = allocations.map((_, index) => memory.memory(index))
     const copyBytes = pattern.copyTo.bind(pattern)
     this.#expected = placedDigests(map, checkpoint.table, copyBytes, SPOILED)
   }

@@ -54,7 +54,7 @@ export const NATIVE_IPC = 'native-ipc'
 
 /** A method's name, as vLLM's `/collective_rpc` takes it, or {@link NATIVE_IPC}. */
 export const EngineMethod = type(/^([A-Za-z_][A-Za-z0-9_]{0,127}|native-ipc)$/).describe(
-  'a name of at most 128 letters, digits and underscores',
+  'a name of at most 128 letters, digits and underscores, or native-ipc',
 )
 
 export const DialectName = type("'D1' | 'D2' | 'D3' | 'D4'")

@@ -256,7 +256,7 @@ describe('bodies that are refused, in words', () => {
       'a method',
       UpdateRequest,
       { engine_method: 'a b' },
-      'engine_method must be a name of at most 128 letters, digits and underscores (was "a b")',
+      'engine_method must be a name of at most 128 letters, digits and underscores, or native-ipc (was "a b")',
     ],
     ['no bytes', BuffersRequest, { bytes: [0] }, 'bytes[0] must be at least 1 (was 0)'],
     [

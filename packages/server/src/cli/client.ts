@@ -100,7 +100,7 @@ export class DaemonClient {
 
   /** Over a Unix socket only. The daemon ends it when `signal` ends the request. */
   pull(name: string, request: PullRequest, signal: AbortSignal): Promise<RegisterAnswer> {
-    return this.#json('POST', `${checkpoint(name)}/pull`, request, { signal })
+    return this.#json('POST', `${checkpoint(name)}/pull`, request, signal)
   }
 
   gather(name: string): Promise<GatherAnswer> {
@@ -120,7 +120,7 @@ export class DaemonClient {
   async updateState(id: string): Promise<UpdateState> {
     const silence = new Silence(this.silenceMs)
     try {
-      const response = await this.#checked('GET', update(id), undefined, silence)
+      const response = await this.#checked('GET', update(id), undefined, silence.signal)
       return (await response.json()) as UpdateState
     } catch (error) {
       throw silence.happened ? this.#silent() : error
@@ -141,7 +141,7 @@ export class DaemonClient {
   async *updateEvents(id: string): AsyncGenerator<UpdateEvent> {
     const silence = new Silence(this.silenceMs)
     try {
-      const response = await this.#checked('GET', `${update(id)}/events`, undefined, silence)
+      const response = await this.#checked('GET', `${update(id)}/events`, undefined, silence.signal)
       if (response.body === null) return
       for await (const { data } of readServerSentEvents(silence.watch(response.body))) {
         yield JSON.parse(data) as UpdateEvent
@@ -181,13 +181,18 @@ export class DaemonClient {
     await this.#checked('POST', '/v1/metas', metas)
   }
 
-  async #json<T>(method: string, path: string, body?: unknown, ending?: Ending): Promise<T> {
-    const response = await this.#checked(method, path, body, ending)
+  async #json<T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> {
+    const response = await this.#checked(method, path, body, signal)
     return (await response.json()) as T
   }
 
-  async #checked(method: string, path: string, body?: unknown, ending?: Ending): Promise<Response> {
-    const response = await this.#fetch(method, path, body, ending)
+  async #checked(
+    method: string,
+    path: string,
+    body?: unknown,
+    signal?: AbortSignal,
+  ): Promise<Response> {
+    const response = await this.#fetch(method, path, body, signal)
     if (response.ok) return response
     const text = await response.text()
     throw (
@@ -195,7 +200,12 @@ export class DaemonClient {
     )
   }
 
-  async #fetch(method: string, path: string, body?: unknown, ending?: Ending): Promise<Response> {
+  async #fetch(
+    method: string,
+    path: string,
+    body?: unknown,
+    signal?: AbortSignal,
+  ): Promise<Response> {
     const { base, unix, token } = this.address
     const headers: Record<string, string> = {}
     if (token !== null) headers.authorization = `Bearer ${token}`
@@ -203,8 +213,8 @@ export class DaemonClient {
     const init: BunFetchRequestInit = { method, headers, proxy: false, timeout: false }
     if (body !== undefined) init.body = JSON.stringify(body)
     if (unix !== null) init.unix = unix
-    if (ending !== undefined) {
-      init.signal = ending.signal
+    if (signal !== undefined) {
+      init.signal = signal
       // an idle connection that is used again may be dead as well
       init.keepalive = false
     }
@@ -240,13 +250,8 @@ export class DaemonClient {
   }
 }
 
-/** When a request is ended. */
-interface Ending {
-  readonly signal: AbortSignal
-}
-
 /** Ends a request when nothing has come for `limitMs`. */
-class Silence implements Ending {
+class Silence {
   readonly #limitMs: number
   readonly #controller = new AbortController()
   #timer: ReturnType<typeof setTimeout> | undefined

@@ -1,4 +1,4 @@
-import { CkptError } from '@ckpt/core'
+import { CkptError, isTheWorkers } from '@ckpt/core'
 import { tensorBytes, torchView } from '@ckpt/core/safetensors/dtypes'
 import { type EngineMessage, readEngineMessage } from '@ckpt/core/engine/pickle-reader'
 import { pickleTransferHandle, type RingHandle } from '@ckpt/core/engine/pickle-writer'
@@ -6,7 +6,7 @@ import { ZmqContext, type ZmqMonitor, type ZmqSocket } from '@ckpt/cuda'
 import type { UpdateVerdict } from './adapter.ts'
 import type { EngineClient, EngineReply } from './client.ts'
 import { reasonOf } from './client.ts'
-import { type EngineVersion, versionOf } from './vllm-version.ts'
+import { versionOf } from './vllm-version.ts'
 
 /** How often the rank is asked for its next message: a list takes an engine some ten milliseconds. */
 const LOOK_MS = 1
@@ -49,34 +49,51 @@ export async function updateNatively(
   update: NativeUpdate,
   signal: AbortSignal,
 ): Promise<NativeVerdict> {
+  const { client, address } = update
   let rank: RankSocket | null = null
-  let status = 0
   try {
+    const packedAtInit = await initTransfer(client, signal)
     context ??= new ZmqContext()
-    rank = new RankSocket(context, update.address)
-    const transfer = new NativeTransfer(update, rank, signal)
-    await transfer.run()
-    status = 200
-    return { ...UNKNOWN, ok: true, status, message: '' }
+    rank = new RankSocket(context, address)
+    await new NativeTransfer(update, packedAtInit, rank, signal).run()
+    return { ...UNKNOWN, ok: true, status: 200, message: '' }
   } catch (error) {
     const { message } = CkptError.wrap(error)
     const call = error instanceof CallError ? error : null
-    if (call !== null) status = call.answered
     if (rank !== null && call?.mayRead) {
       void keep(rank, message, signal)
       rank = null
     }
     rank?.reply(new TextEncoder().encode(message || 'it failed'))
-    return { ...UNKNOWN, ok: false, status, message }
+    return { ...UNKNOWN, ok: false, status: call?.answered ?? 0, message }
   } finally {
     rank?.close()
   }
 }
 
+/**
+ * Before the rank hears of a worker, so that what is wrong with the server is all that is said.
+ *
+ * @returns whether chunks are packed was told with it: newer versions are told so, older ones with each chunk
+ */
+async function initTransfer(client: EngineClient, signal: AbortSignal): Promise<boolean> {
+  const version = await versionOf(client, signal)
+  if (version?.atLeast(0, 22) === false) {
+    const message = `vLLM ${version.text} takes no packed weights through CUDA IPC, its own weight transfer does since 0.22: load a worker extension (--worker-extension-cls)`
+    throw new CallError(200, message)
+  }
+  const atInit = version?.atLeast(0, 27) ?? false
+  const path = '/init_weight_transfer_engine'
+  const reply = await client.post(path, { init_info: atInit ? { packed: true } : {} }, signal)
+  if (reply.ok) return atInit
+  throw new CallError(reply.status, `${path}: ${reply.words}; ${STARTED_WITH}`)
+}
+
+const STARTED_WITH =
+  'start vLLM with VLLM_SERVER_DEV_MODE=1, VLLM_ALLOW_INSECURE_SERIALIZATION=1 and --weight-transfer-config \'{"backend":"ipc"}\', or with a worker extension'
+
 /** Its worker tells none of these. */
 const UNKNOWN = { structured: false, reload: null }
-/** Nobody's, a proxy's, or that of a server that has given up: its worker may go on. */
-const NOT_THE_WORKERS: readonly number[] = [0, 408, 502, 503, 504]
 /** Calls in which its worker reads the ring. */
 const READING: readonly string[] = ['/update_weights', '/finish_weight_update']
 /** For a worker whose call was not answered, unless its engine is seen to be another one. */
@@ -93,39 +110,37 @@ async function keep(rank: RankSocket, message: string, signal: AbortSignal): Pro
   }
 }
 
-/** A call that vLLM has answered otherwise than with success; 0: not at all. */
+/** A call that vLLM has not done. */
 class CallError extends CkptError {
+  /** Status; 0: there was no answer. */
   readonly answered: number
   /** Its worker may still read the ring. */
   readonly mayRead: boolean
 
-  constructor(path: string, answered: number, words: string) {
-    const said = answered === 0 ? words : `${path} answered ${answered}: ${words}`
-    super(answered === 0 ? 'engine_unreachable' : 'engine_failed', said)
+  constructor(answered: number, message: string, path = '') {
+    super(answered === 0 ? 'engine_unreachable' : 'engine_failed', message)
     this.answered = answered
-    this.mayRead = READING.includes(path) && NOT_THE_WORKERS.includes(answered)
+    this.mayRead = READING.includes(path) && !isTheWorkers({ status: answered })
   }
 }
 
 class NativeTransfer {
   readonly #update: NativeUpdate
+  readonly #packedAtInit: boolean
   readonly #rank: RankSocket
   readonly #signal: AbortSignal
-  #version: EngineVersion | null = null
 
-  constructor(update: NativeUpdate, rank: RankSocket, signal: AbortSignal) {
+  constructor(update: NativeUpdate, packedAtInit: boolean, rank: RankSocket, signal: AbortSignal) {
     this.#update = update
+    this.#packedAtInit = packedAtInit
     this.#rank = rank
     this.#signal = signal
   }
 
   async run(): Promise<void> {
-    const { client } = this.#update
     const opened = await this.#rank.next(this.#signal)
     if (opened.type !== 'handle') throw unexpected(opened)
     const { handle, bytes, counter } = opened
-    this.#version = await versionOf(client, this.#signal)
-    await this.#init()
     this.#rank.reply(SUCCESS)
     await this.#transfer({ handle, bytes, refcounter: counter.file })
     const { weightVersion } = this.#update
@@ -136,20 +151,6 @@ class NativeTransfer {
     const last = await this.#rank.next(this.#signal)
     if (last.type !== 'none') throw unexpected(last)
     this.#rank.reply(SUCCESS)
-  }
-
-  /** Newer versions are told here that chunks are packed, older ones with each of them. */
-  async #init(): Promise<void> {
-    if (this.#version?.atLeast(0, 22) === false) {
-      const message = `vLLM ${this.#version.text} takes no packed weights through CUDA IPC: its own transfer does since 0.22`
-      throw new CkptError('not_supported', message)
-    }
-    const told = this.#packedAtInit ? { packed: true } : {}
-    await this.#post('/init_weight_transfer_engine', { init_info: told })
-  }
-
-  get #packedAtInit(): boolean {
-    return this.#version?.atLeast(0, 27) ?? false
   }
 
   /** Until the rank says that there is no more. */
@@ -195,7 +196,8 @@ class NativeTransfer {
   /** @throws CallError */
   async #post(path: string, body: unknown): Promise<void> {
     const { ok, status, words } = await this.#answer(path, body)
-    if (!ok) throw new CallError(path, status, words)
+    if (ok) return
+    throw new CallError(status, status === 0 ? words : `${path} answered ${status}: ${words}`, path)
   }
 
   async #answer(

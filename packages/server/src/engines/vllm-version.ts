@@ -13,10 +13,18 @@ export async function versionOf(
   client: EngineClient,
   signal: AbortSignal,
 ): Promise<EngineVersion | null> {
-  const { ok, json } = await client.get('/version', signal)
-  const text = (json as { version?: unknown } | null | undefined)?.version
-  if (!ok || typeof text !== 'string') return null
-  const [, major, minor] = (VERSION.exec(text) ?? []).map(Number)
-  if (major === undefined || minor === undefined) return null
+  const text = await versionText(client, signal)
+  const [, major, minor] = (VERSION.exec(text ?? '') ?? []).map(Number)
+  if (text === null || major === undefined || minor === undefined) return null
   return { text, atLeast: (a, b) => major > a || (major === a && minor >= b) }
+}
+
+/** What vLLM's route `/version` says. Null: there is none. */
+export async function versionText(
+  client: EngineClient,
+  signal: AbortSignal,
+): Promise<string | null> {
+  const { ok, json } = await client.get('/version', signal)
+  const { version } = (json ?? {}) as { version?: unknown }
+  return ok && typeof version === 'string' ? version : null
 }

@@ -2,6 +2,7 @@ import { CkptError, type Failure, type ReloadCounts } from '@ckpt/core'
 import type { EngineAdapter, PauseMode, UpdateVerdict } from './adapter.ts'
 import type { EngineClient, EngineReply } from './client.ts'
 import { isMissing, lookAt, must } from './routes.ts'
+import { versionText } from './vllm-version.ts'
 import { engineWords } from './words.ts'
 
 /** Of an engine's answer: what is kept of it. */
@@ -64,8 +65,7 @@ export const vllm: EngineAdapter = {
    */
   async outOfStep(client, signal): Promise<boolean> {
     try {
-      const reply = await client.get('/version', signal)
-      return reply.ok && typeof (reply.json as { version?: unknown } | null)?.version === 'string'
+      return (await versionText(client, signal)) !== null
     } catch (error) {
       // no answer in time: it may be stuck in that very call; no connection: it has ended
       return !(error instanceof CkptError && error.code === 'engine_unreachable')

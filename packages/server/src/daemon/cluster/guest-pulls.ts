@@ -19,8 +19,6 @@ import type { ClusterMessage, ClusterNode } from './types.ts'
 const JOIN_TIMEOUT_SECONDS = 30
 /** Between questions to a leader that misses a daemon. */
 const ASK_MS = 200
-/** A session has one. */
-const PULL = 0
 
 type Parts = Pick<DaemonOptions, 'library' | 'ranks'> & {
   readonly registry: Pick<Registry, 'pull'>
@@ -130,7 +128,7 @@ class GuestSession {
     await this.#orGone(this.#joined.promise).finally(() => clearTimeout(timer))
     for (;;) {
       try {
-        return (await this.#request({ op: 'pull', pull: PULL, name, version })) as PullAnswer
+        return (await this.#request({ op: 'pull', name, version })) as PullAnswer
       } catch (error) {
         const { code } = CkptError.wrap(error)
         if (code !== 'node_lost' || performance.now() >= this.#joinUntilMs) throw error
@@ -140,7 +138,7 @@ class GuestSession {
   }
 
   async confirm(): Promise<void> {
-    await this.#request({ op: 'end_pull', pull: PULL })
+    await this.#request({ op: 'end_pull' })
   }
 
   async #request(request: PullRequest): Promise<unknown> {

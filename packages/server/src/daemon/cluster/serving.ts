@@ -157,7 +157,7 @@ export class DaemonCluster {
     const { leader } = this.#opened.served.updates
     if (leader === null) throw new CkptError('not_supported', 'this daemon does not lead')
     if (request.op === 'pull') return leader.pulls.begin(nodeRank, request)
-    await leader.pulls.end(nodeRank, request.pull)
+    await leader.pulls.end(nodeRank)
     return null
   }
 

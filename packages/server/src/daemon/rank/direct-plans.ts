@@ -69,6 +69,8 @@ interface PinnedMemory {
   readonly bytes: number
 }
 
+type Pinned = 'staging' | 'slots'
+
 /** What was made of a plan for what its daemon fetches. */
 interface Cut {
   readonly plan: DirectPlan
@@ -81,8 +83,7 @@ export class DirectPlans {
   readonly #slowSizes = new SlowSizes()
   readonly #engines = new Map<string, KnownEngine>()
   readonly #layouts = new Map<string, SourceLayout>()
-  #staging: PinnedMemory | null = null
-  #slots: PinnedMemory | null = null
+  readonly #held: Record<Pinned, PinnedMemory | null> = { staging: null, slots: null }
   readonly #needs = new WeakMap<DirectPlan, SourceRanges>()
   /** Of the last update. */
   #cut: Cut | null = null
@@ -259,62 +260,47 @@ export class DirectPlans {
 
   /** Pinned memory in which small tensors are gathered; the same for every update that it is large enough for. */
   staging(library: Library, bytes: number, node: number): Handle {
-    const { buffer } = larger(this.#staging, library, bytes, node, (staging) =>
-      this.#keepPinned(staging, this.#slots),
-    )
-    return buffer
+    return this.#atLeast('staging', library, bytes, node)
   }
 
   /** As {@link DirectPlans.staging}, of what is fetched from other daemons. */
   slots(library: Library, bytes: number, node: number): Handle {
-    const { buffer } = larger(this.#slots, library, bytes, node, (slots) =>
-      this.#keepPinned(this.#staging, slots),
-    )
+    return this.#atLeast('slots', library, bytes, node)
+  }
+
+  /** What is there, where it has so many bytes; else it is freed, and there is more. */
+  #atLeast(which: Pinned, library: Library, bytes: number, node: number): Handle {
+    const held = this.#held[which]
+    if (held !== null && held.bytes >= bytes) return held.buffer
+    if (held !== null) {
+      this.#hold(which, null)
+      library.bufferFree(held.buffer)
+    }
+    const buffer =
+      node < 0 ? library.bufferAlloc(bytes, 0) : library.bufferAllocNear(bytes, node).buffer
+    this.#hold(which, { buffer, bytes })
     return buffer
   }
 
-  #keepPinned(staging: PinnedMemory | null, slots: PinnedMemory | null): void {
-    this.#staging = staging
-    this.#slots = slots
-    this.#pinned([staging, slots].flatMap((memory) => memory?.buffer ?? []))
+  #hold(which: Pinned, memory: PinnedMemory | null): void {
+    this.#held[which] = memory
+    this.#pinned(Object.values(this.#held).flatMap((one) => one?.buffer ?? []))
   }
 
   /** A copy that could not be stopped may still read it: it goes with the memory that it writes. */
   leaveStaging(memory: EngineMemory | null): void {
-    if (this.#staging !== null) memory?.own(this.#staging.buffer)
-    if (memory !== null) this.#keepPinned(null, this.#slots)
+    if (memory === null) return
+    if (this.#held.staging !== null) memory.own(this.#held.staging.buffer)
+    this.#hold('staging', null)
   }
 
   free(library: Library): void {
-    for (const memory of [this.#staging, this.#slots]) {
-      if (memory !== null) library.bufferFree(memory.buffer)
+    for (const which of ['staging', 'slots'] as const) {
+      const held = this.#held[which]
+      if (held !== null) library.bufferFree(held.buffer)
+      this.#hold(which, null)
     }
-    this.#keepPinned(null, null)
   }
-}
-
-/**
- * What is there, where it has so many bytes; else it is freed, and there is more.
- *
- * @param changed is told that nothing is there any more, and then what is
- */
-function larger(
-  memory: PinnedMemory | null,
-  library: Library,
-  bytes: number,
-  node: number,
-  changed: (memory: PinnedMemory | null) => void,
-): PinnedMemory {
-  if (memory !== null && memory.bytes >= bytes) return memory
-  if (memory !== null) {
-    changed(null)
-    library.bufferFree(memory.buffer)
-  }
-  const buffer =
-    node < 0 ? library.bufferAlloc(bytes, 0) : library.bufferAllocNear(bytes, node).buffer
-  const more = { buffer, bytes }
-  changed(more)
-  return more
 }
 
 /** A Map keeps the order of insertion: the first is the one used longest ago. */

@@ -11,8 +11,9 @@ import { clockMs } from '../clock.ts'
 import { BOARD_BYTES } from './board.ts'
 import { DirectPlans, type KnownMemory } from './direct-plans.ts'
 import { DirectRun } from './direct-run.ts'
-import { type EngineAllocation, EngineMemory } from './engine-memory.ts'
+import type { EngineMemory } from './engine-memory.ts'
 import { NO_RUN, PROGRESS_BYTES, type RankEvent } from './messages.ts'
+import { OwnMemory } from './own-memory.ts'
 import { type RehearsalHost, RehearsedHost } from './rehearsed-host.ts'
 
 /** As of a mixture of experts: some ten copies each. */
@@ -134,18 +135,7 @@ class MadeUpPlans extends DirectPlans {
     device: number,
     { allocations }: KnownMemory,
   ): EngineMemory {
-    return new MadeUpMemory(library, device, allocations)
-  }
-}
-
-/** CUDA opens no handle in the process that has exported it. */
-class MadeUpMemory extends EngineMemory {
-  protected override openAllocation(
-    library: Library,
-    device: number,
-    { bytes }: EngineAllocation,
-  ): Handle {
-    return library.memoryAlloc(device, bytes)
+    return new OwnMemory(library, device, allocations)
   }
 }
 

@@ -156,17 +156,16 @@ export type RemoteTell =
       readonly message: string
     }
 
-/** What a guest that has no ranks asks the leader, to copy a checkpoint into its own memory. `pull`: of that session. */
+/** What a guest that has no ranks asks the leader, to copy a checkpoint into its own memory. A session has one at a time. */
 export type PullRequest =
   /** Holds all that the daemons have of the checkpoint until `end_pull`, or until the guest is gone. `version` null: any. */
   | {
       readonly op: 'pull'
-      readonly pull: number
       readonly name: string
       readonly version: string | null
     }
   /** It has been read. Fails when what was read may have been something else. */
-  | { readonly op: 'end_pull'; readonly pull: number }
+  | { readonly op: 'end_pull' }
 
 export interface PullAnswer {
   readonly version: string | null

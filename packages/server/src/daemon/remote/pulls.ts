@@ -7,8 +7,6 @@ import type { ClusterVersions } from './cluster-versions.ts'
 import type { PullAnswer, PullRequest } from './messages.ts'
 
 interface Pull {
-  readonly node: number
-  readonly number: number
   /** null: it is being asked for. */
   lease: VersionLease | null
 }
@@ -17,7 +15,8 @@ interface Pull {
 export class Pulls {
   readonly #versions: Pick<ClusterVersions, 'hold' | 'layoutOf'>
   readonly #ranks: Pick<ClusterRanks, 'requireKnown'>
-  readonly #running = new Set<Pull>()
+  /** By the guest's node rank. */
+  readonly #running = new Map<number, Pull>()
 
   constructor(
     versions: Pick<ClusterVersions, 'hold' | 'layoutOf'>,
@@ -33,24 +32,26 @@ export class Pulls {
    */
   async begin(
     node: number,
-    { pull: number, name, version: wanted }: Extract<PullRequest, { op: 'pull' }>,
+    { name, version: wanted }: Extract<PullRequest, { op: 'pull' }>,
   ): Promise<PullAnswer> {
     this.#ranks.requireKnown()
-    const pull: Pull = { node, number, lease: null }
-    this.#running.add(pull)
+    // one that is not waited for any more
+    this.lose(node)
+    const pull: Pull = { lease: null }
+    this.#running.set(node, pull)
     try {
-      const lease = await this.#versions.hold(name, `pull ${number} of guest ${node}`)
+      const lease = await this.#versions.hold(name, `pull of guest ${node}`)
       pull.lease = lease
       const { version } = lease
       requireVersion(version, wanted)
       // who reads over the network does not see how far a file has been read
       await lease.complete
       const served = await lease.serve(new Set(version.ownerNodes))
-      if (!this.#running.has(pull)) throw new CkptError('node_lost', 'the guest is gone')
+      if (this.#running.get(node) !== pull) throw new CkptError('node_lost', 'the guest is gone')
       const { columns } = this.#versions.layoutOf(version.table)
       return { version: version.version, columns, remotes: served as RemoteBuffers[] }
     } catch (error) {
-      this.#end(pull)
+      this.#end(node, pull)
       throw error
     }
   }
@@ -60,23 +61,24 @@ export class Pulls {
    *
    * @throws CkptError `file_changed`, `node_lost`, `checkpoint_invalid`: it may have been something else
    */
-  async end(node: number, number: number): Promise<void> {
-    const pull = [...this.#running].find((one) => one.node === node && one.number === number)
-    if (pull === undefined) throw new CkptError('not_found', `there is no pull ${number}`)
+  async end(node: number): Promise<void> {
+    const pull = this.#running.get(node)
+    if (pull === undefined) throw new CkptError('not_found', 'this guest copies nothing')
     try {
       await pull.lease?.check?.()
     } finally {
-      this.#end(pull)
+      this.#end(node, pull)
     }
   }
 
-  /** The guest is gone. */
+  /** What the guest has asked for is not wanted any more. */
   lose(node: number): void {
-    for (const pull of this.#running) if (pull.node === node) this.#end(pull)
+    const pull = this.#running.get(node)
+    if (pull !== undefined) this.#end(node, pull)
   }
 
-  #end(pull: Pull): void {
-    this.#running.delete(pull)
+  #end(node: number, pull: Pull): void {
+    if (this.#running.get(node) === pull) this.#running.delete(node)
     pull.lease?.release(false)
   }
 }

@@ -1,12 +1,5 @@
-import {
-  CkptError,
-  type Dialect,
-  type EngineReport,
-  type Failure,
-  NATIVE_IPC,
-  type Phase,
-} from '@ckpt/core'
-import type { EngineAdapter, PauseMode, UpdateVerdict } from '../../engines/adapter.ts'
+import { CkptError, type Dialect, type EngineReport, type Failure, type Phase } from '@ckpt/core'
+import type { EngineAdapter, PauseMode, UpdateBody, UpdateVerdict } from '../../engines/adapter.ts'
 import { EngineClient, reasonOf, signalWithin } from '../../engines/client.ts'
 import { adapterOf, detectEngine } from '../../engines/detect.ts'
 import type { EngineHost } from '../../engines/host.ts'
@@ -286,7 +279,7 @@ export class EngineContact {
     const adapter = this.#knownAdapter()
     const { weightVersion } = update
     const method = direct ? DIRECT_METHOD : update.method
-    const body = adapter.updateBody({ map, method, weightVersion, timeoutSeconds })
+    const body = { map, method, weightVersion, timeoutSeconds }
     this.#posted = true
     this.#result = null
     this.#startThen =
@@ -296,10 +289,9 @@ export class EngineContact {
     const request = new EngineRequest(this.#client, timeoutSeconds * 1000)
     this.#record.request = request
     const signal = AbortSignal.any([closing, request.signal])
-    const answer =
-      method === NATIVE_IPC
-        ? this.#updateNatively(map, weightVersion, signal)
-        : this.#postUpdate(adapter, body, signal)
+    const answer = this.spec.native
+      ? this.#updateNatively(body, signal)
+      : this.#postUpdate(adapter, body, signal)
     return answer.then((result) => {
       request.answered()
       // one that comes late is of an attempt that is over
@@ -310,11 +302,12 @@ export class EngineContact {
 
   async #postUpdate(
     adapter: EngineAdapter,
-    body: unknown,
+    body: UpdateBody,
     signal: AbortSignal,
   ): Promise<HttpResult> {
     try {
-      const reply = await this.#client.postUpdate(adapter.updatePath, body, signal)
+      const { updatePath } = adapter
+      const reply = await this.#client.postUpdate(updatePath, adapter.updateBody(body), signal)
       return { ...adapter.judge(reply), status: reply.status }
     } catch (error) {
       const { message } = CkptError.wrap(error)
@@ -323,11 +316,7 @@ export class EngineContact {
   }
 
   /** Of an engine of one rank. */
-  #updateNatively(
-    map: Record<string, string>,
-    weightVersion: string | null,
-    signal: AbortSignal,
-  ): Promise<HttpResult> {
+  #updateNatively({ map, weightVersion }: UpdateBody, signal: AbortSignal): Promise<HttpResult> {
     const [uuid, address] = Object.entries(map)[0] as [string, string]
     return updateNatively({ client: this.#client, uuid, address, weightVersion }, signal)
   }

@@ -24,13 +24,19 @@ export function isIdle(
 ): boolean {
   const { pinned_bytes: pinned, budget_bytes: budget } = registry.memory()
   return (
-    queue.runningId === null &&
-    queue.queued === 0 &&
-    !registry.busy &&
+    !isWorking(queue, registry) &&
     pool.quarantinedBytes === 0 &&
     pool.links.every(({ busy, dead }) => !busy && dead === null) &&
     budget - pinned >= MEASURED_BYTES
   )
+}
+
+/** Whether an update runs or waits, or files are read. */
+export function isWorking(
+  { runningId, queued }: Pick<UpdateQueue, 'runningId' | 'queued'>,
+  registry: Pick<Registry, 'busy'>,
+): boolean {
+  return runningId !== null || queued > 0 || registry.busy
 }
 
 /** What {@link Measuring} needs of the daemon. */

@@ -105,7 +105,8 @@ function asNative(engine: EngineSpec, mode: UpdateSpec['mode']): EngineSpec {
     throw notNative(`it is for engines of one rank, and ${url} has ${ranks.length}`)
   }
   if (node !== 0) throw notNative(`${url} is an engine of another host`)
-  if (mode === 'direct') throw notNative('nothing tells where the weights lie')
+  if (mode === 'direct')
+    throw notNative('mode direct needs ckpt_worker: nothing tells where the weights lie')
   return { ...engine, native: true }
 }
 

@@ -466,13 +466,10 @@ export class RankTeam {
 
   /** Of a direct update: groups of copies, and chunks that are read, of the rank that has most, bytes of all ranks, and the part of them that is there. */
   get placed(): { readonly groups: number; readonly bytes: number; readonly part: number } {
-    const parts = this.#members.map(({ groups, progress }) => {
-      return groups === 0 ? 0 : Atomics.load(progress, PROGRESS_ACKED) / groups
-    })
     return {
       groups: Math.max(...this.#members.map(({ groups }) => groups)),
       bytes: this.#members.reduce((sum, { placedBytes }) => sum + placedBytes, 0),
-      part: Math.min(...parts),
+      part: Math.min(...this.#members.map((one) => (one.groups === 0 ? 0 : partOf(one)))),
     }
   }
 
@@ -481,14 +478,12 @@ export class RankTeam {
    * not left: what an update that makes no progress waits for.
    */
   get slowestRank(): number | undefined {
-    const taken = ({ opened, looked, begun, groups, transferred, progress }: Member) => {
+    const taken = (member: Member) => {
+      const { opened, looked, begun, transferred, progress } = member
       if (!opened) return -2
       // of a direct update: its worker does not hold still yet
       if (looked && !begun) return -1
-      const acked = Atomics.load(progress, PROGRESS_ACKED)
-      // of a direct update each has its own number of copies
-      const part = groups === 0 ? acked : acked / groups
-      return part + Number(transferred) + Atomics.load(progress, PROGRESS_LEFT)
+      return partOf(member) + Number(transferred) + Atomics.load(progress, PROGRESS_LEFT)
     }
     const waiting = this.#members.filter((member) => !member.finished)
     return waiting.sort((a, b) => taken(a) - taken(b))[0]?.link.rank.rank
@@ -541,4 +536,10 @@ export class RankTeam {
 
 function bytesOf(plan: FetchPlan | null): number {
   return plan === null ? 0 : fetchedBytes(plan)
+}
+
+/** Buckets that it has; of a direct update the part of its copies, of which each has its own number. */
+function partOf({ groups, progress }: Member): number {
+  const acked = Atomics.load(progress, PROGRESS_ACKED)
+  return groups === 0 ? acked : acked / groups
 }

@@ -34,7 +34,7 @@ import { engineKey } from './engine-key.ts'
 import { engineMap } from './engine-map.ts'
 import { EngineBook } from './engines.ts'
 import { IdleCollection } from '../idle-collection.ts'
-import { isIdle, Measuring } from './measuring.ts'
+import { isIdle, isWorking, Measuring } from './measuring.ts'
 import { Planner } from './plan.ts'
 import { UpdateQueue } from './queue.ts'
 import { RateBook } from './rates.ts'
@@ -208,7 +208,10 @@ class DaemonUpdates implements Updates {
       this.#measuring.restart()
       this.#collection.restart()
     })
-    this.#collection = new IdleCollection(() => !this.#works)
+    // a follower's work is the leader's
+    this.#collection = new IdleCollection(
+      () => !isWorking(this.#queue, parts.registry) && !this.node?.busy,
+    )
     this.#measuring = new Measuring({
       pool,
       rates,
@@ -242,12 +245,6 @@ class DaemonUpdates implements Updates {
       engineHost: (node) => (node === 0 ? ENGINES_HERE : requireLeader(leader).engines(node)),
       closing: this.#closing.signal,
     }
-  }
-
-  /** An update runs or waits, here or for the leader, or files are read. */
-  get #works(): boolean {
-    const { runningId, queued } = this.#queue
-    return runningId !== null || queued > 0 || this.#parts.registry.busy || this.node?.busy === true
   }
 
   #nodeServer(): NodeServer | null {
