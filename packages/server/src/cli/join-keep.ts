@@ -1,5 +1,5 @@
 import { resolve } from 'node:path'
-import { CkptError, type EngineTarget, type RegisterAnswer } from '@ckpt/core'
+import { CkptError, type RegisterAnswer } from '@ckpt/core'
 import { SERVE_DEFAULTS } from '../daemon/options.ts'
 import type { RunningDaemon } from '../daemon/serve.ts'
 import { isLoopback } from '../engines/url.ts'
@@ -8,9 +8,10 @@ import { EXIT, usageError } from './exit.ts'
 import { formatBytes, formatRate, formatSeconds } from './format.ts'
 import { interruptBySignal } from './interrupt.ts'
 import type { JoinFlags } from './join.ts'
+import { joinJob } from './join-job.ts'
 import { print, printText } from './output.ts'
 import { Progress } from './progress.ts'
-import { type Interrupt, orInterrupt, registerNotes, runUpdateJob } from './update-job.ts'
+import { type Interrupt, loaded, orInterrupt, registerNotes, runUpdateJob } from './update-job.ts'
 import { resultText } from './update-text.ts'
 
 /**
@@ -27,7 +28,8 @@ export async function joinAndKeep(name: string, flags: JoinFlags): Promise<numbe
   const started = runs ? null : await startDaemon(client, flags)
   try {
     const registered = await pull(client, name, flags, progress, interrupt)
-    const result = await runUpdateJob(client, updateJob(name, flags), progress, interrupt)
+    const ranks = Array.from({ length: flags.inferenceParallelSize }, (_, rank) => rank)
+    const result = await runUpdateJob(client, joinJob(name, flags, ranks), progress, interrupt)
     result.seconds.register = registered.seconds
     result.seconds.total = (performance.now() - startMs) / 1000
     const notes = [keptNote(client, registered), ...registerNotes(registered)]
@@ -81,7 +83,7 @@ async function startDaemon(client: DaemonClient, flags: JoinFlags): Promise<Runn
   })
 }
 
-async function pull(
+function pull(
   client: DaemonClient,
   name: string,
   flags: JoinFlags,
@@ -89,48 +91,16 @@ async function pull(
   interrupt: Interrupt,
 ): Promise<RegisterAnswer> {
   const { leader, clusterTokenFile, checkpointVersion, joinTimeout, timeout } = flags
-  const startMs = performance.now()
-  const show = () => {
-    const waited = formatSeconds((performance.now() - startMs) / 1000)
-    progress.show('pull', `from the daemons whose leader is at ${leader}, ${waited}`)
+  const request = {
+    leader,
+    cluster_token_file: resolve(clusterTokenFile),
+    replace: true,
+    join_timeout: joinTimeout,
+    ...(checkpointVersion === undefined ? {} : { version: checkpointVersion }),
+    ...(timeout === undefined ? {} : { timeout }),
   }
-  show()
-  const timer = setInterval(show, 200)
-  try {
-    const request = {
-      leader,
-      cluster_token_file: resolve(clusterTokenFile),
-      replace: true,
-      join_timeout: joinTimeout,
-      ...(checkpointVersion === undefined ? {} : { version: checkpointVersion }),
-      ...(timeout === undefined ? {} : { timeout }),
-    }
-    const answer = await orInterrupt(interrupt, client.pull(name, request, interrupt.signal))
-    const { seconds, bytes } = answer
-    progress.done(
-      'pull',
-      `${formatSeconds(seconds)}  ${formatBytes(bytes)}  ${formatRate(bytes, seconds)} GB/s`,
-    )
-    return answer
-  } finally {
-    clearInterval(timer)
-  }
-}
-
-function updateJob(name: string, flags: JoinFlags) {
-  const { endpoint: url, inferenceParallelSize, engine, uds, pause, timeout } = flags
-  const ranks = Array.from({ length: inferenceParallelSize }, (_, rank) => rank)
-  const target: EngineTarget = { url, ranks, engine, ...(uds === undefined ? {} : { uds }) }
-  return {
-    name,
-    files: null,
-    metas: null,
-    steps: [{ engines: [target], ranks }],
-    request: { pause, ...(timeout === undefined ? {} : { timeout }) },
-    readyTimeoutMs: flags.readyTimeout * 1000,
-    waitFor: [target],
-    pauseMs: 0,
-  }
+  const work = orInterrupt(interrupt, client.pull(name, request, interrupt.signal))
+  return loaded(progress, 'pull', `from the daemons whose leader is at ${leader}`, work)
 }
 
 /** Holds the copy until it is ended. @throws CkptError `device_lost` */

@@ -6,6 +6,7 @@ import type { DaemonClient } from './client.ts'
 import { EXIT, usageError } from './exit.ts'
 import { formatSeconds } from './format.ts'
 import { interruptBySignal } from './interrupt.ts'
+import { joinJob } from './join-job.ts'
 import { joinAndKeep } from './join-keep.ts'
 import { startLocalDaemon } from './local-daemon.ts'
 import { positiveNumber, seconds, wholeNumber, withJson } from './options.ts'
@@ -112,22 +113,8 @@ async function join(name: string, flags: JoinFlags): Promise<number> {
   try {
     const first = await firstRank(daemon.client, flags, progress, interrupt)
     const own = Array.from({ length: ranks }, (_, i) => first + i)
-    const { engine, uds, pause, checkpointVersion: version, timeout } = flags
-    const target = { url: endpoint, ranks: own, engine, ...(uds === undefined ? {} : { uds }) }
-    const job = {
-      name,
-      files: null,
-      metas: null,
-      steps: [{ engines: [target], ranks: own }],
-      request: {
-        pause,
-        ...(version === undefined ? {} : { version }),
-        ...(timeout === undefined ? {} : { timeout }),
-      },
-      readyTimeoutMs: flags.readyTimeout * 1000,
-      waitFor: [target],
-      pauseMs: 0,
-    }
+    const { checkpointVersion: version } = flags
+    const job = joinJob(name, flags, own, version === undefined ? {} : { version })
     const result = await runUpdateJob(daemon.client, job, progress, interrupt)
     result.seconds.total = (performance.now() - startMs) / 1000
     await print(flags.json === true, { ok: true, name, ...result, notes: [] }, () =>

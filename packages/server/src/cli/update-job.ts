@@ -139,23 +139,31 @@ async function register(
   files: RegisterRequest,
   progress: Progress,
 ): Promise<RegisterAnswer> {
+  const work = client.register(name, files)
+  return await loaded(progress, 'register', `${files.files.length} files`, work)
+}
+
+/**
+ * A checkpoint that comes into the daemon's memory, as a stage that is shown while it does.
+ *
+ * @param what comes, in words
+ */
+export async function loaded(
+  progress: Progress,
+  stage: string,
+  what: string,
+  work: Promise<RegisterAnswer>,
+): Promise<RegisterAnswer> {
   const startMs = performance.now()
   const show = () =>
-    progress.show(
-      'register',
-      `${files.files.length} files, ${formatSeconds((performance.now() - startMs) / 1000)}`,
-    )
+    progress.show(stage, `${what}, ${formatSeconds((performance.now() - startMs) / 1000)}`)
   show()
   const timer = setInterval(show, 200)
   try {
-    const answer = await client.register(name, files)
-    const rate = formatRate(answer.bytes, answer.seconds)
-    const how = answer.reading ? 'read while it is sent' : `${rate} GB/s`
-    progress.done(
-      'register',
-      `${formatSeconds(answer.seconds)}  ${formatBytes(answer.bytes)}  ${how}`,
-    )
-    return answer
+    const { bytes, seconds, reading } = await work
+    const how = reading ? 'read while it is sent' : `${formatRate(bytes, seconds)} GB/s`
+    progress.done(stage, `${formatSeconds(seconds)}  ${formatBytes(bytes)}  ${how}`)
+    return await work
   } finally {
     clearInterval(timer)
   }

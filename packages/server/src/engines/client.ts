@@ -71,6 +71,14 @@ export function reasonOf(signal: AbortSignal): CkptError {
   return CkptError.wrap(signal.reason)
 }
 
+/** Rejects when the signal aborts. */
+export function abortOf(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    if (signal.aborted) return reject(reasonOf(signal))
+    signal.addEventListener('abort', () => reject(reasonOf(signal)), { once: true })
+  })
+}
+
 /** A signal that ends with `signal`, or with `failure` after `ms`. */
 export function signalWithin(signal: AbortSignal, ms: number, failure: Failure): AbortSignal {
   const controller = new AbortController()

@@ -6,6 +6,7 @@ import {
   UPDATE_TIMEOUT_SECONDS,
 } from '@ckpt/core'
 import { version as ckptVersion } from '../../../package.json'
+import { abortOf, signalWithin } from '../../engines/client.ts'
 import { withNetworkDevices } from '../network-devices.ts'
 import type { Registry } from '../registry/registry.ts'
 import { readColumns } from '../remote/layouts.ts'
@@ -42,7 +43,7 @@ export class GuestPulls {
     const { library, registry } = this.#parts
     const { leader, cluster_token_file: clusterTokenFile, replace = false } = request
     const told = { leader, clusterTokenFile, guest: true, nodeRank: null, nodes: null }
-    const session = new GuestSession([this.#closing.signal, asked], request)
+    const session = new GuestSession(this.#closing.signal, asked, request)
     try {
       await session.open(clusterOptions(told) as ClusterOptions, library)
       const { version, columns, remotes } = await session.ask(name, request.version ?? null)
@@ -74,38 +75,25 @@ export class GuestPulls {
 
 /** One membership, for as long as something is copied. */
 class GuestSession {
-  readonly #gone = new AbortController()
+  /** What was asked for is not held for this daemon any more, or there is no time left. Its reason is a CkptError. */
+  readonly gone: AbortSignal
+  readonly #lost = new AbortController()
   readonly #joined = Promise.withResolvers<ClusterNode>()
   readonly #joinUntilMs: number
   readonly #joinSeconds: number
-  readonly #timer: ReturnType<typeof setTimeout>
-  readonly #endings: readonly AbortSignal[]
   #cluster: Cluster | null = null
 
   constructor(
-    endings: readonly AbortSignal[],
+    closing: AbortSignal,
+    asked: AbortSignal,
     { join_timeout, timeout = UPDATE_TIMEOUT_SECONDS }: HttpPullRequest,
   ) {
     this.#joinSeconds = join_timeout ?? JOIN_TIMEOUT_SECONDS
     this.#joinUntilMs = performance.now() + this.#joinSeconds * 1000
     const message = `it took longer than its timeout of ${timeout} s`
-    const late = () => this.#gone.abort(new CkptError('update_timeout', message))
-    this.#timer = setTimeout(late, timeout * 1000)
+    const ending = AbortSignal.any([closing, isLeft(asked), this.#lost.signal])
+    this.gone = signalWithin(ending, timeout * 1000, { code: 'update_timeout', message })
     this.#joined.promise.catch(() => {}) // thrown to whoever waits for it
-    this.#endings = endings
-    for (const ending of endings) ending.addEventListener('abort', this.#end)
-    if (endings.some(({ aborted }) => aborted)) this.#end()
-  }
-
-  readonly #end = () => {
-    const { reason } = this.#endings.find(({ aborted }) => aborted) as AbortSignal
-    const left = new CkptError('aborted', 'whoever asked for it is gone')
-    this.#gone.abort(reason instanceof CkptError ? reason : left)
-  }
-
-  /** What was asked for is not held for this daemon any more, or there is no time left. Its reason is a CkptError. */
-  get gone(): AbortSignal {
-    return this.#gone.signal
   }
 
   async open(options: ClusterOptions, library: DaemonOptions['library']): Promise<void> {
@@ -113,7 +101,7 @@ class GuestSession {
     const info = { host: hostname(), version: ckptVersion, ranks: [] }
     this.#cluster = await openCluster(options, info, library, {
       joined: (node) => this.#joined.resolve(node),
-      lost: (_node, failure) => this.#gone.abort(CkptError.from(failure)),
+      lost: (_node, failure) => this.#lost.abort(CkptError.from(failure)),
       post: () => {},
       request: async () => {
         throw new CkptError('not_supported', 'this guest takes part in no update')
@@ -159,25 +147,22 @@ class GuestSession {
     return new CkptError('leader_lost', `it did not answer within ${this.#joinSeconds} s: ${why}`)
   }
 
-  async #orGone<T>(work: Promise<T>): Promise<T> {
-    const { signal } = this.#gone
-    work.catch(() => {})
-    signal.throwIfAborted()
-    const gone = Promise.withResolvers<never>()
-    const end = () => gone.reject(signal.reason)
-    signal.addEventListener('abort', end, { once: true })
-    try {
-      return await Promise.race([work, gone.promise])
-    } finally {
-      signal.removeEventListener('abort', end)
-    }
+  #orGone<T>(work: Promise<T>): Promise<T> {
+    return Promise.race([abortOf(this.gone), work])
   }
 
   async close(): Promise<void> {
-    clearTimeout(this.#timer)
-    for (const ending of this.#endings) ending.removeEventListener('abort', this.#end)
     await this.#cluster?.close()
   }
+}
+
+/** Ends when `asked` does, with a CkptError. */
+function isLeft(asked: AbortSignal): AbortSignal {
+  const left = new AbortController()
+  const end = () => left.abort(new CkptError('aborted', 'whoever asked for it is gone'))
+  if (asked.aborted) end()
+  else asked.addEventListener('abort', end, { once: true })
+  return left.signal
 }
 
 /** What is about this daemon's own memory and names speaks for itself. */

@@ -1,3 +1,4 @@
+import { CkptError } from '@ckpt/core/api/errors'
 import { arrange } from '@ckpt/core/checkpoint/arrange'
 import { buildTable } from '@ckpt/core/checkpoint/build-table'
 import { naturalOrder } from '@ckpt/core/checkpoint/natural-order'
@@ -9,6 +10,7 @@ import type { Arena, ArenaBuffer } from './arena.ts'
 import type { Part } from './part.ts'
 import { sourceSpace } from './part-loader.ts'
 import type { PullPartRequest } from './protocol.ts'
+import { WAIT_SLICE_MS } from './read-tensors.ts'
 import { turn } from './turn.ts'
 
 export interface PullContext {
@@ -40,8 +42,6 @@ const JOB_BYTES = 64 * 2 ** 20
 const JOB_RANGES_MAX = 65_536
 /** Of each reader: one is under way while the next one begins. */
 const JOBS_AT_A_TIME = 2
-/** How long a wait for reads may keep other requests of the Worker waiting. */
-const WAIT_SLICE_MS = 10
 
 /**
  * Copies tensors of other daemons' memory into the arena, in natural order as files are read. What fails leaves nothing behind.
@@ -55,8 +55,9 @@ export async function pullPart(context: PullContext, request: PullPartRequest): 
   const order = [...naturalOrder(table.names)]
   const { offsets, totalBytes } = arrange(order.map((row) => table.bytes[row] as number))
   const taking = await arena.take(totalBytes)
+  const source = sourceSpace([], [], 0, taking)
   try {
-    await readAll(context, request, jobsOf(request, order, offsets, taking.buffers))
+    await readAll(context, request, jobsOf(request, order, offsets, source, taking.buffers))
   } catch (error) {
     arena.undo(taking)
     throw error
@@ -71,7 +72,7 @@ export async function pullPart(context: PullContext, request: PullPartRequest): 
   }))
   return {
     table: buildTable(rows),
-    source: sourceSpace([], [], 0, taking),
+    source,
     mapped: [],
     arena: taking.buffers,
     shared: null,
@@ -85,26 +86,30 @@ function jobsOf(
   { table, sources }: PullPartRequest,
   order: readonly number[],
   offsets: Float64Array,
-  targets: readonly ArenaBuffer[],
+  target: SourceSpace,
+  buffers: readonly ArenaBuffer[],
 ): Job[] {
   const jobs: Job[] = []
-  let index = 0
-  let start = 0
   for (const [place, row] of order.entries()) {
     const owner = table.owners[row] as number
     const source = sources[owner] as SourceSpace
     const bytes = table.bytes[row] as number
     for (let done = 0; done < bytes; ) {
       const at = (offsets[place] as number) + done
-      while (at >= start + targets[index]!.bytes) start += targets[index++]!.bytes
-      const target = targets[index]!
+      const to = bufferFrom(target, at)
+      const bufferOffset = at - target.starts[to]!
       const from = (table.offsets[row] as number) + done
       const part = bufferFrom(source, from)
       const remoteOffset = from - source.starts[part]!
-      const left = Math.min(source.bytes[part]! - remoteOffset, start + target.bytes - at)
+      const left = Math.min(source.bytes[part]! - remoteOffset, target.bytes[to]! - bufferOffset)
       const length = Math.min(bytes - done, left, JOB_BYTES)
-      const range = { owner, part, remoteOffset, bufferOffset: at - start, bytes: length }
-      addRange(jobs, target.buffer, range)
+      addRange(jobs, buffers[to]!.buffer, {
+        owner,
+        part,
+        remoteOffset,
+        bufferOffset,
+        bytes: length,
+      })
       done += length
     }
   }
@@ -175,7 +180,8 @@ function piecesOf({ ranges }: Job, handles: readonly (Uint32Array | null)[]): P2
 function waitSlice(library: Library, signal: Handle): void {
   try {
     library.signalWait(signal, WAIT_SLICE_MS)
-  } catch {
+  } catch (error) {
     // nothing has ended in this time
+    if (!(error instanceof CkptError)) throw error
   }
 }

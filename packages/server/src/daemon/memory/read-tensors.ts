@@ -17,8 +17,8 @@ export interface Placement {
 const THREADS_MAX = 16
 /** Small enough that all threads work on one large tensor. */
 const PIECE_BYTES = 16 * 2 ** 20
-/** How long a wait for the read may keep other requests of the Worker waiting. */
-const WAIT_SLICE_MS = 10
+/** How long a wait for a read may keep other requests of the Worker waiting. */
+export const WAIT_SLICE_MS = 10
 
 /** A read that runs. Whoever started it destroys `read`. */
 export interface TensorRead {

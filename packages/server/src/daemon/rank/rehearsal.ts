@@ -4,7 +4,7 @@ import { clockMs } from '../clock.ts'
 import { NO_RUN, PROGRESS_BYTES, PROGRESS_SENT, type RankEvent } from './messages.ts'
 import { HeldPlan } from './plans.ts'
 import { rehearseDirect } from './rehearse-direct.ts'
-import { type RehearsalHost, RehearsedHost } from './rehearsed-host.ts'
+import { type RehearsalHost, type Rehearsals, RehearsedHost } from './rehearsed-host.ts'
 import { RankRun } from './run.ts'
 import { uniformPlan } from './uniform-plan.ts'
 
@@ -33,18 +33,29 @@ const NONE = Buffer.from(pickleNone())
  */
 export function rehearse(host: RehearsalHost, address: string, stopped: () => boolean): number {
   const { library } = host
+  const signal = library.signalCreate()
+  try {
+    const means = { host, signal, stopped, address, runs: RUNS }
+    const runs = rehearseRings(means)
+    return runs < RUNS ? runs : runs + rehearseDirect(means)
+  } finally {
+    library.signalDestroy(signal)
+  }
+}
+
+/** @returns how many ran */
+function rehearseRings({ host, signal, stopped, address, runs }: Rehearsals): number {
+  const { library } = host
   using stack = new DisposableStack()
   const buffer = library.bufferAlloc(BUCKETS * BUCKET_BYTES, 0)
   stack.defer(() => library.bufferFree(buffer))
-  const signal = library.signalCreate()
-  stack.defer(() => library.signalDestroy(signal))
   const held = new HeldPlan(uniformPlan(BUCKETS, BUCKET_BYTES, RING_BYTES))
   held.pickleAll()
-  for (let run = 0; run < RUNS; run++) {
+  for (let run = 0; run < runs; run++) {
     if (stopped()) return run
     if (!new Rehearsal(host, signal, stopped).run(held, buffer, address)) return run
   }
-  return RUNS + rehearseDirect({ host, signal, stopped, address, runs: RUNS })
+  return runs
 }
 
 /** One through a ring. Its worker speaks D4. */

@@ -14,7 +14,7 @@ import { DirectRun } from './direct-run.ts'
 import type { EngineMemory } from './engine-memory.ts'
 import { NO_RUN, PROGRESS_BYTES, type RankEvent } from './messages.ts'
 import { OwnMemory } from './own-memory.ts'
-import { type RehearsalHost, RehearsedHost } from './rehearsed-host.ts'
+import { type Rehearsals, RehearsedHost } from './rehearsed-host.ts'
 
 /** As of a mixture of experts: some ten copies each. */
 const GROUPS = 8
@@ -28,24 +28,13 @@ const LIMIT_MS = 500
 const ENGINE = 'rehearsal'
 const LAYOUT = 'rehearsal'
 
-/** What {@link rehearseDirect} takes. */
-export interface DirectRehearsals {
-  readonly host: RehearsalHost
-  readonly signal: Handle
-  /** Asked every few milliseconds. */
-  readonly stopped: () => boolean
-  /** Of an engine socket that nobody else uses. */
-  readonly address: string
-  readonly runs: number
-}
-
 /**
  * Small direct updates into memory of this process. Blocks.
  *
  * @returns how many ran
  * @throws CkptError of what one has failed
  */
-export function rehearseDirect({ host, signal, stopped, address, runs }: DirectRehearsals): number {
+export function rehearseDirect({ host, signal, stopped, address, runs }: Rehearsals): number {
   const { library } = host
   using stack = new DisposableStack()
   const buffer = library.bufferAlloc(COPIED_BYTES, 0)

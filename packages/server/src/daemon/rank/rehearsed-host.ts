@@ -17,6 +17,17 @@ export type RehearsalHost = Pick<
   'library' | 'context' | 'rank' | 'communicator' | 'remoteSources' | 'report' | 'quarantine'
 >
 
+/** Some of one kind. */
+export interface Rehearsals {
+  readonly host: RehearsalHost
+  readonly signal: Handle
+  /** Asked every few milliseconds. */
+  readonly stopped: () => boolean
+  /** Of an engine socket that nobody else uses. */
+  readonly address: string
+  readonly runs: number
+}
+
 /**
  * What one rehearsed run has in place of the rank's thread: the main thread's part is played here, and the engine's worker is a
  * socket of this thread that acts in the turns of the run's loop.

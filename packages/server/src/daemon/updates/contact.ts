@@ -499,11 +499,3 @@ function isRestarted(before: string | null, now: string | null): boolean {
 function bareUuid(uuid: string): string {
   return uuid.replace(/^GPU-/, '').replace(/#\d+$/, '').toLowerCase()
 }
-
-/** Rejects when the signal aborts. */
-export function abortOf(signal: AbortSignal): Promise<never> {
-  return new Promise((_, reject) => {
-    if (signal.aborted) return reject(reasonOf(signal))
-    signal.addEventListener('abort', () => reject(reasonOf(signal)), { once: true })
-  })
-}

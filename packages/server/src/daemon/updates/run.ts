@@ -7,10 +7,11 @@ import {
   type UpdateReport,
 } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
+import { abortOf } from '../../engines/client.ts'
 import type { RankHandle } from '../rank/handle.ts'
 import { requireVersion } from '../registry/lease.ts'
 import type { HeldVersion, RankInfo, VersionLease } from '../types.ts'
-import { abortOf, EngineContact } from './contact.ts'
+import { EngineContact } from './contact.ts'
 import { UpdateConversations } from './conversations.ts'
 import { directObstacle, type NotDirectly } from './direct-obstacle.ts'
 import { prepareDirect } from './direct-preparation.ts'
