@@ -1,17 +1,16 @@
 import type { TraceAnswer, UpdateReport } from '@ckpt/core'
 import { startDaemons } from './daemon-cluster.ts'
-import { compareWeights, weightsOf } from './engine.ts'
 import type { Checked } from './measure.ts'
-import { type DaemonProcess, startEngine, targetOf, TIMEOUT_SECONDS } from './service.ts'
-import type { Version, Versions } from './versions.ts'
+import { type DaemonProcess, startEngine } from './service.ts'
+import { checkEngines, type EngineAtRanks, updateEngines } from './updates.ts'
+import type { Versions } from './versions.ts'
 
 /** Updates of several daemons, each with a rank and an engine of its own, that hold a part of the checkpoint each. */
 export class ClusterUpdates {
   readonly #daemons: readonly DaemonProcess[]
-  readonly #engines: readonly string[]
-  readonly #numbers = new Map<Versions, number>()
+  readonly #engines: readonly EngineAtRanks[]
 
-  private constructor(daemons: readonly DaemonProcess[], engines: readonly string[]) {
+  private constructor(daemons: readonly DaemonProcess[], engines: readonly EngineAtRanks[]) {
     this.#daemons = daemons
     this.#engines = engines
   }
@@ -26,17 +25,24 @@ export class ClusterUpdates {
     env: Readonly<Record<string, string>>,
   ): Promise<ClusterUpdates> {
     const daemons = await startDaemons(stack, devices, count, dir, flags, env)
-    const starting = daemons.map(() => startEngine(stack, devices, 1, [], env))
+    const starting = daemons.map(async (_, rank) => {
+      return { url: await startEngine(stack, devices, 1, [], env), ranks: [rank] }
+    })
     return new ClusterUpdates(daemons, await Promise.all(starting))
   }
 
-  /** Of each version the first file at the first daemon, and so on; then the files are removed. */
+  /**
+   * Of each version the first file at the first daemon, and so on; then the files are removed.
+   *
+   * @throws Error when there is not a file for each daemon
+   */
   async register(versions: Versions): Promise<void> {
-    this.#numbers.set(versions, this.#numbers.size)
-    for (const version of versions.both) {
-      const name = this.#nameOf(versions, version)
+    for (const { name, files } of versions.both) {
+      if (files.length !== this.#daemons.length) {
+        throw new Error(`${files.length} files for ${this.#daemons.length} daemons`)
+      }
       const registering = this.#daemons.map(({ client }, node) => {
-        return client.register(name, { files: [version.files[node] as string] })
+        return client.register(name, { files: [files[node] as string] })
       })
       await Promise.all(registering)
     }
@@ -46,14 +52,7 @@ export class ClusterUpdates {
   /** With the version whose turn comes. */
   async update(versions: Versions): Promise<UpdateReport> {
     versions.next()
-    const engines = this.#engines.map((url, rank) => ({ ...targetOf(url, 0), ranks: [rank] }))
-    const request = { engines, mode: 'pipelined' as const, timeout: TIMEOUT_SECONDS }
-    return this.#leader.update(this.#nameOf(versions, versions.present), request)
-  }
-
-  /** Those of several pairs are called the same. */
-  #nameOf(versions: Versions, { name }: Version): string {
-    return `${this.#numbers.get(versions)}-${name}`
+    return updateEngines(this.#leader, versions.present.name, this.#engines, 'pipelined')
   }
 
   trace({ update_id: id }: UpdateReport): Promise<TraceAnswer> {
@@ -61,13 +60,8 @@ export class ClusterUpdates {
   }
 
   /** Compares every engine with the version of the last update. */
-  async check({ present: { expected } }: Versions): Promise<Checked> {
-    const each = await Promise.all(
-      this.#engines.map(async (url) => compareWeights(await weightsOf(url), expected, 1)),
-    )
-    return each.reduce((all, one) => {
-      return { compared: all.compared + one.compared, wrong: all.wrong + one.wrong }
-    })
+  check({ present: { expected } }: Versions): Promise<Checked> {
+    return checkEngines(this.#engines, expected)
   }
 
   get #leader() {

@@ -4,12 +4,12 @@ import type { DaemonClient } from 'ckpt/cli/client'
 import { type Bench, type BenchContext, MIB } from './bench.ts'
 import { atLeast, atMost, type Claim } from './claims.ts'
 import { startDaemons } from './daemon-cluster.ts'
-import { compareWeights, weightsOf } from './engine.ts'
 import { median, secondsOfRun, type Timed } from './measure.ts'
 import type { PlainReads } from './p2p-reader.ts'
 import { SHM } from './places.ts'
 import { measureRow, type Row } from './row.ts'
-import { startEngine, targetOf, TIMEOUT_SECONDS } from './service.ts'
+import { startEngine } from './service.ts'
+import { checkEngines, updateEngines } from './updates.ts'
 import { type Versions, writePair } from './versions.ts'
 import { type Workload, workloads } from './workloads.ts'
 
@@ -49,18 +49,19 @@ async function wayRow(
 ): Promise<Row> {
   await using stack = new AsyncDisposableStack()
   const plain = await plainReads(versions.bytes, env)
-  const { owner, receiver } = await startPair(stack, devices, join(dir, way), env)
+  const daemons = await startDaemons(stack, devices, 2, join(dir, way), [], env)
+  // the one that leads owns the memory
+  const [owner, receiver] = daemons.map(({ client }) => client) as [DaemonClient, DaemonClient]
   for (const { name, files } of versions.both) await owner.register(name, { files: [...files] })
-  const engine = await startEngine(stack, devices, 1)
+  const engines = [{ url: await startEngine(stack, devices, 1), ranks: [1] }]
   const reports: UpdateReport[] = []
   const timed: Timed = {
     prepare: () => versions.next(),
     run: async () => {
-      const engines = [{ ...targetOf(engine, 1), ranks: [1] }]
-      const request = { engines, ranks: [1], mode: 'pipelined' as const, timeout: TIMEOUT_SECONDS }
-      reports.push(await receiver.update(versions.present.name, request))
+      const { name } = versions.present
+      reports.push(await updateEngines(receiver, name, engines, 'pipelined', { ranks: [1] }))
     },
-    check: async () => compareWeights(await weightsOf(engine), versions.present.expected, 1),
+    check: () => checkEngines(engines, versions.present.expected),
   }
   for (let i = 0; i < WARM_UPS; i++) await secondsOfRun(timed)
   reports.length = 0
@@ -96,18 +97,6 @@ async function plainReads(bytes: number, env: Record<string, string>): Promise<P
   const text = await new Response(child.stdout).text()
   if ((await child.exited) !== 0) throw new Error('the plain reads have failed')
   return JSON.parse(text) as PlainReads
-}
-
-/** The one that leads owns the memory. */
-async function startPair(
-  stack: AsyncDisposableStack,
-  devices: string,
-  dir: string,
-  env: Record<string, string>,
-): Promise<{ owner: DaemonClient; receiver: DaemonClient }> {
-  const daemons = await startDaemons(stack, devices, 2, dir, [], env)
-  const [owner, receiver] = daemons.map(({ client }) => client) as [DaemonClient, DaemonClient]
-  return { owner, receiver }
 }
 
 /** Asks a daemon's health again and again. */

@@ -1,5 +1,6 @@
 import type { UpdateReport, UpdateRequest } from '@ckpt/core'
-import { compareWeights, weightsOf } from './engine.ts'
+import type { DaemonClient } from 'ckpt/cli/client'
+import { compareWeights, type Expected, weightsOf } from './engine.ts'
 import { type Checked, type Timed } from './measure.ts'
 import { type DaemonProcess, startDaemon, targetOf, TIMEOUT_SECONDS } from './service.ts'
 import type { Versions } from './versions.ts'
@@ -8,6 +9,36 @@ import type { Versions } from './versions.ts'
 export interface EngineAtRanks {
   readonly url: string
   readonly ranks: readonly number[]
+}
+
+type Mode = NonNullable<UpdateRequest['mode']>
+
+/** @param more of the request */
+export function updateEngines(
+  client: DaemonClient,
+  name: string,
+  engines: readonly EngineAtRanks[],
+  mode: Mode,
+  more: Pick<UpdateRequest, 'ranks'> = {},
+): Promise<UpdateReport> {
+  const targets = engines.map(({ url, ranks }) => ({ ...targetOf(url, 0), ranks: [...ranks] }))
+  return client.update(name, { engines: targets, mode, timeout: TIMEOUT_SECONDS, ...more })
+}
+
+/** Compares all of them with a version. */
+export async function checkEngines(
+  engines: readonly EngineAtRanks[],
+  expected: Expected,
+): Promise<Checked> {
+  const each = await Promise.all(
+    engines.map(async ({ url, ranks }) => {
+      return compareWeights(await weightsOf(url), expected, ranks.length)
+    }),
+  )
+  return each.reduce((all, one) => ({
+    compared: all.compared + one.compared,
+    wrong: all.wrong + one.wrong,
+  }))
 }
 
 /** Updates of engines from a daemon that holds both versions, which take turns. */
@@ -45,33 +76,20 @@ export class Updates {
     return new Updates(versions, daemon, engines)
   }
 
-  timed(mode: NonNullable<UpdateRequest['mode']>): Timed {
+  timed(mode: Mode): Timed {
     return {
       prepare: () => this.versions.next(),
       run: async () => {
-        const engines = this.#engines.map(({ url, ranks }) => ({
-          ...targetOf(url, 0),
-          ranks: [...ranks],
-        }))
-        const request = { engines, mode, timeout: TIMEOUT_SECONDS }
-        this.reports.push(await this.daemon.client.update(this.versions.present.name, request))
+        const { name } = this.versions.present
+        this.reports.push(await updateEngines(this.daemon.client, name, this.#engines, mode))
       },
       check: () => this.check(),
     }
   }
 
   /** Compares the engines with the version that they were updated with last. */
-  async check(): Promise<Checked> {
-    const { expected } = this.versions.present
-    const each = await Promise.all(
-      this.#engines.map(async ({ url, ranks }) => {
-        return compareWeights(await weightsOf(url), expected, ranks.length)
-      }),
-    )
-    return each.reduce((all, one) => ({
-      compared: all.compared + one.compared,
-      wrong: all.wrong + one.wrong,
-    }))
+  check(): Promise<Checked> {
+    return checkEngines(this.#engines, this.versions.present.expected)
   }
 }
 

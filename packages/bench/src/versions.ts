@@ -1,5 +1,5 @@
 import { mkdtempSync, rmSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { expectedOf, writeVersions } from './checkpoint.ts'
 import type { Expected } from './engine.ts'
 import type { RowHead } from './row.ts'
@@ -7,6 +7,7 @@ import { type Workload, workloadBytes } from './workloads.ts'
 
 /** A version of a checkpoint in files that were just written. */
 export interface Version {
+  /** Of no other one. */
   readonly name: string
   readonly files: readonly string[]
   readonly expected: Expected
@@ -59,7 +60,8 @@ export async function writePair(
   const written = await writeVersions(dir, workload.tensors, size, files)
   const versions: Version[] = []
   for (const [index, { files }] of written.entries()) {
-    versions.push({ name: `version-${index}`, files, expected: await expectedOf(files, ranks) })
+    const name = `${basename(dir)}-${index}`
+    versions.push({ name, files, expected: await expectedOf(files, ranks) })
   }
   const { bytes, tensors: count } = written[0]
   return new Versions(bytes, count, versions as [Version, Version], dir)
