@@ -7,8 +7,8 @@ export interface PredictedLayout {
   readonly env: Readonly<Record<string, string>>
   readonly ringBytes: number
   readonly bucketBytes: number
-  /** Of a bucket: as many layers as fit, each a matrix of 1 MiB and a vector of 2 KiB. */
-  readonly pieceBytes: number
+  /** As many as fit into a bucket. */
+  readonly layersPerPiece: number
   /** Of each plain stage: so many that their beginning, which is not at once in all processes, does not count. */
   readonly pieces: number
   /** Of each daemon, of the update that shows what a bucket takes beside its bytes. */
@@ -17,7 +17,7 @@ export interface PredictedLayout {
   readonly claims: boolean
 }
 
-/** See `layersOf`. */
+/** A matrix of 1 MiB and a vector of 2 KiB: see `layersOf`. */
 export const LAYER_BYTES = MIB + 2 * KIB
 
 /**
@@ -30,7 +30,7 @@ export const LAYOUTS: readonly PredictedLayout[] = [
     env: { CKPT_HOST_COPY_BYTES_PER_SECOND: String(50e6) },
     ringBytes: 32 * MIB,
     bucketBytes: 8 * MIB,
-    pieceBytes: 7 * LAYER_BYTES,
+    layersPerPiece: 7,
     pieces: 8,
     calibratedBuckets: 1,
     claims: true,
@@ -40,7 +40,7 @@ export const LAYOUTS: readonly PredictedLayout[] = [
     env: {},
     ringBytes: 16 * MIB,
     bucketBytes: 4 * MIB,
-    pieceBytes: 3 * LAYER_BYTES,
+    layersPerPiece: 3,
     pieces: 32,
     calibratedBuckets: 3,
     claims: false,

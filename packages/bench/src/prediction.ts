@@ -49,14 +49,14 @@ async function* layoutRows(
   { devices, sizes, dir, note }: BenchContext,
   layout: PredictedLayout,
 ): AsyncGenerator<Row> {
-  const { env, ringBytes, bucketBytes, pieceBytes, pieces, calibratedBuckets } = layout
+  const { env, ringBytes, bucketBytes, layersPerPiece, pieces, calibratedBuckets } = layout
   await using stack = new AsyncDisposableStack()
   const ring = ['--ring-gib', String(ringBytes / GIB)]
   const flags = [...ring, '--bucket-mib', String(bucketBytes / MIB)]
   const own = join(dir, layout.name.replaceAll(/\W+/g, '-'))
   const updates = await ClusterUpdates.start(stack, devices, DAEMONS, own, flags, env)
   // each daemon has whole buckets of it
-  const layers = (DAEMONS * calibratedBuckets * pieceBytes) / LAYER_BYTES
+  const layers = DAEMONS * calibratedBuckets * layersPerPiece
   const known = { name: 'calibrated', tensors: layersOf(layers * MIB), model: false }
   const small = await writePair(stack, known, 1, SHM, DAEMONS)
   await updates.register(small)
@@ -70,6 +70,7 @@ async function* layoutRows(
     jobs.push({ name, versions, layout: owned, made: [] })
   }
   const plain = await PlainCluster.start(stack, devices, DAEMONS, env)
+  const pieceBytes = layersPerPiece * LAYER_BYTES
   const calibrated = { bytes: pieces * pieceBytes, pieceBytes, ringBytes }
   const calibration = new Calibration(plain, DAEMONS, calibrated)
   for (let round = -WARM_UPS; round < ROUNDS; round++) {
