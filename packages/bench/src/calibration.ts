@@ -1,8 +1,9 @@
 import type { TraceAnswer } from '@ckpt/core'
+import type { Stage } from '@ckpt/core/update/simulate'
 import type { TraceEvent } from '@ckpt/core/update/trace'
 import { median } from './measure.ts'
 import type { PlainCluster } from './plain-cluster.ts'
-import type { PlainSeconds, PlainStage } from './plain-stages.ts'
+import type { PlainSeconds } from './plain-stages.ts'
 import type { StageRates } from './simulated-update.ts'
 
 /** Of a broadcast whose bytes take no time, and how many of them. */
@@ -60,8 +61,7 @@ export class Calibration {
 
   /** Medians. */
   get rates(): StageRates {
-    const of = (all: readonly PlainSeconds[], stage: PlainStage) =>
-      median(all.map((one) => one[stage]))
+    const of = (all: readonly PlainSeconds[], stage: Stage) => median(all.map((one) => one[stage]))
     const broadcastSeconds = median(this.#small)
     const pieces = this.#bytes / this.#pieceBytes
     const reloadBytesPerSecond = this.#bytes / of(this.#alone, 'reload')

@@ -1,6 +1,7 @@
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { Readable } from 'node:stream'
+import type { Stage } from '@ckpt/core/update/simulate'
 import type { PlainSeconds, PlainSizes, PlainTask } from './plain-stages.ts'
 
 const PROGRAM = join(import.meta.dir, 'plain-stages.ts')
@@ -37,7 +38,7 @@ export class PlainCluster {
         async (child) => (await child.ask({ type: 'run', stages })) as PlainSeconds,
       ),
     )
-    const most = (stage: keyof PlainSeconds) => Math.max(...all.map((seconds) => seconds[stage]))
+    const most = (stage: Stage) => Math.max(...all.map((seconds) => seconds[stage]))
     return { h2d: most('h2d'), broadcast: most('broadcast'), reload: most('reload') }
   }
 }

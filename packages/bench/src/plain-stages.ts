@@ -2,6 +2,7 @@
  * One of several processes that do what the stages of an update do with the library alone: no plan, no list, no engine. A line of JSON on its input is a task, and is answered by a line of JSON.
  */
 import { createInterface } from 'node:readline'
+import type { Stage } from '@ckpt/core/update/simulate'
 import { type Handle, type Library, openLibrary, selectDevices } from '@ckpt/cuda'
 import { MIB } from './bench.ts'
 import { type Lane, openLane, WAIT_MS } from './streams.ts'
@@ -22,26 +23,17 @@ export type PlainTask =
   | { readonly type: 'run'; readonly stages: PlainSizes }
 
 /** Bytes that this process copies to its device; of the broadcasts of all; that its engine would take. 0: the stage does nothing. */
-export interface PlainSizes {
-  readonly h2d: number
-  readonly broadcast: number
-  readonly reload: number
+export interface PlainSizes extends Readonly<Record<Stage, number>> {
   /** Of one copy, and of one broadcast. */
   readonly pieceBytes: number
   readonly ringBytes: number
 }
 
 /** From the first to the last of each stage; 0: it did nothing. */
-export interface PlainSeconds {
-  readonly h2d: number
-  readonly broadcast: number
-  readonly reload: number
-}
-
-export type PlainStage = keyof PlainSeconds
+export type PlainSeconds = Readonly<Record<Stage, number>>
 
 const SOURCE_BYTES_MOST = 64 * MIB
-const STAGES: readonly PlainStage[] = ['h2d', 'broadcast', 'reload']
+const STAGES: readonly Stage[] = ['h2d', 'broadcast', 'reload']
 const DEVICE = 0
 
 export class PlainStages {
@@ -129,7 +121,7 @@ export class PlainStages {
 
   /** Of the work in each lane. Sleeps meanwhile: whoever looks again and again takes a processor from it. */
   #secondsOf(
-    lanes: Readonly<Record<PlainStage, Lane>>,
+    lanes: Readonly<Record<Stage, Lane>>,
     beginMs: number,
     sizes: PlainSizes,
   ): PlainSeconds {

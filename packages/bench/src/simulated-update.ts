@@ -1,23 +1,16 @@
 import { naturalOrder } from '@ckpt/core/checkpoint/natural-order'
 import type { TensorTable, SourceSpace, UpdateReport } from '@ckpt/core'
-import { DTYPES } from '@ckpt/core/safetensors/dtypes'
-import { SEGMENT_BYTES } from '@ckpt/core/plan/cost'
+import { type CostRates, SEGMENT_BYTES } from '@ckpt/core/plan/cost'
 import { makePlan } from '@ckpt/core/plan/make-plan'
-import { type Cluster, simulate } from '@ckpt/core/update/simulate'
-import { readHeader } from 'ckpt/cli/checkpoint-files'
+import { simulate, uniformCluster } from '@ckpt/core/update/simulate'
+import { readShapes } from 'ckpt/cli/checkpoint-files'
 import type { TensorShape } from 'ckpt/cli/model-shapes'
 import { layOutOwned } from 'ckpt/cli/plan-prediction'
 
 /** Rates of daemons with a rank each on a device of its own, all equal, and of their engines. */
-export interface StageRates {
-  readonly h2dBytesPerSecond: number
-  /** To all ranks. */
-  readonly broadcastBytesPerSecond: number
+export interface StageRates extends Omit<CostRates, 'tensorSeconds'> {
   /** What a broadcast takes beside its bytes. */
   readonly broadcastSeconds: number
-  readonly reloadBytesPerSecond: number
-  /** What a bucket takes beside its bytes. */
-  readonly bucketSeconds: number
   /** From the first copy until every engine has opened its ring. */
   readonly openSeconds: number
 }
@@ -32,10 +25,7 @@ export interface OwnedLayout {
 export async function layoutOfFiles(files: readonly string[]): Promise<OwnedLayout> {
   const found: { readonly tensor: TensorShape; readonly owner: number }[] = []
   for (const [owner, path] of files.entries()) {
-    const { tensors } = await readHeader(path)
-    for (const { name, dtype, shape } of tensors) {
-      found.push({ tensor: { name, dtype: DTYPES[dtype]?.name ?? '', shape }, owner })
-    }
+    for (const tensor of await readShapes(path)) found.push({ tensor, owner })
   }
   const order = naturalOrder(found.map(({ tensor }) => tensor.name))
   const sorted = Array.from(order, (i) => found[i] as (typeof found)[number])
@@ -56,22 +46,18 @@ export function simulateUpdate(
   { ring_bytes: ringBytes, bucket_bytes: bucketBytes }: PlanSizes,
   rates: StageRates,
 ): { readonly buckets: number; readonly seconds: number } {
-  const { h2dBytesPerSecond, reloadBytesPerSecond, bucketSeconds } = rates
-  const ranks = Array.from(sources, (_, rank) => {
-    const engine = { reloadBytesPerSecond, bucketSeconds, tensorSeconds: 0 }
-    return { rank, device: rank, h2dBytesPerSecond, ...engine }
-  })
+  const ranks = [...sources.keys()]
   const plan = makePlan({
     table,
     sources,
-    ownerRanks: ranks.map(({ rank }) => [rank]),
+    ownerRanks: ranks.map((rank) => [rank]),
     mode: 'pipelined',
     ringBytes,
     bucketBytes,
     segmentBytes: Math.min(SEGMENT_BYTES, bucketBytes),
   })
-  const { broadcastBytesPerSecond, broadcastSeconds, openSeconds } = rates
-  const cluster: Cluster = { ranks, broadcastBytesPerSecond, broadcastSeconds, openSeconds }
-  const { totalSeconds } = simulate(plan, table, cluster)
+  const { broadcastSeconds, openSeconds } = rates
+  const uniform = uniformCluster(ranks, { ...rates, tensorSeconds: 0 })
+  const { totalSeconds } = simulate(plan, table, { ...uniform, broadcastSeconds, openSeconds })
   return { buckets: plan.bucketCount, seconds: totalSeconds }
 }

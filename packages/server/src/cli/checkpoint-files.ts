@@ -1,6 +1,6 @@
 import { existsSync, readdirSync, statSync } from 'node:fs'
 import { join, resolve } from 'node:path'
-import { CkptError } from '@ckpt/core'
+import { CkptError, DTYPES } from '@ckpt/core'
 import { naturalCompare } from '@ckpt/core/checkpoint/natural-order'
 import {
   HEADER_PREFIX_BYTES,
@@ -9,6 +9,7 @@ import {
   type SafetensorsHeader,
 } from '@ckpt/core/safetensors/header'
 import { parseIndex } from '@ckpt/core/safetensors/index-file'
+import type { TensorShape } from './model-shapes.ts'
 
 export interface CheckpointFiles {
   /** Absolute paths in natural order. */
@@ -86,6 +87,12 @@ async function checkShard(
       tensor,
     })
   }
+}
+
+/** Of each tensor of a safetensors file what its header says, in that order. */
+export async function readShapes(path: string): Promise<TensorShape[]> {
+  const { tensors } = await readHeader(path)
+  return tensors.map(({ name, dtype, shape }) => ({ name, dtype: DTYPES[dtype]!.name, shape }))
 }
 
 /** Reads the header of a safetensors file; the tensors' bytes are not touched. */

@@ -1,8 +1,8 @@
 import { existsSync, statSync } from 'node:fs'
 import { type Command, Option } from 'commander'
-import { chromeTrace, DTYPES } from '@ckpt/core'
+import { chromeTrace } from '@ckpt/core'
 import { DEFAULT_RATES } from '@ckpt/core/plan/cost'
-import { findCheckpointFiles, readHeader } from './checkpoint-files.ts'
+import { findCheckpointFiles, readShapes } from './checkpoint-files.ts'
 import { usageError } from './exit.ts'
 import { formatBytes, formatRate, formatSeconds, formatTable, counted } from './format.ts'
 import { MODEL_NAMES, modelTensors, type TensorShape } from './model-shapes.ts'
@@ -165,9 +165,7 @@ async function tensorsOfFiles(path: string): Promise<TensorShape[]> {
   const { files } = await findCheckpointFiles(path)
   const tensors = new Map<string, TensorShape>()
   for (const file of files) {
-    for (const { name, dtype, shape } of (await readHeader(file)).tensors) {
-      tensors.set(name, { name, dtype: DTYPES[dtype]!.name, shape })
-    }
+    for (const tensor of await readShapes(file)) tensors.set(tensor.name, tensor)
   }
   return [...tensors.values()]
 }
