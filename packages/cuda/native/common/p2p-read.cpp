@@ -37,7 +37,10 @@ void P2pRead::begin(const std::shared_ptr<P2pReadRun>& run) {
                          buffer_->address() + piece.buffer_offset, piece.bytes});
   }
   for (auto& [peer, part] : parts) {
-    if (peer->reads_itself()) part.registered = registered_for(peer->p2p());
+    const bool registers = std::any_of(part.left.begin(), part.left.end(), [](const auto& range) {
+      return range.from->reads_itself();
+    });
+    if (registers) part.registered = registered_for(peer->p2p());
     peer->p2p().reads().add(std::move(part));
   }
 }
@@ -49,7 +52,7 @@ Ucx::Memory P2pRead::registered_for(P2p& p2p) try {
   if (memory != nullptr) return memory->get();
   uint64_t first = UINT64_MAX, end = 0;
   for (const Piece& piece : pieces_) {
-    if (piece.bytes == 0) continue;
+    if (piece.bytes == 0 || !piece.remote->reads_itself()) continue;
     first = std::min(first, piece.buffer_offset);
     end = std::max(end, piece.buffer_offset + piece.bytes);
   }

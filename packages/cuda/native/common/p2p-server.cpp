@@ -13,7 +13,6 @@ constexpr const char* kServe = "serve a peer's read";
 // Far more than there are processes that read: what is above comes from none of ours.
 constexpr size_t kReadersMax = 4096;
 constexpr size_t kWantedMax = 65536;
-constexpr uint64_t kChunkBytes = 4ull << 20;
 
 }  // namespace
 
@@ -89,7 +88,7 @@ void P2pServer::answer(const ReadMessage& message) {
     refuse(message, Error(CKPT_ERR_IO, "the peer does not share what was to be read"));
   } else if (buffer->file() == nullptr) {
     send(message, reinterpret_cast<const void*>(message.address), message.bytes, buffer);
-  } else if (message.bytes > kChunkBytes || wanted_ == kWantedMax) {
+  } else if (message.bytes > kReadBytesMax || wanted_ == kWantedMax) {
     refuse(message, Error(CKPT_ERR_INVALID, "more than the peer reads of a file at a time"));
   } else {
     reader->second.wanted.push_back({message, buffer});
@@ -99,7 +98,7 @@ void P2pServer::answer(const ReadMessage& message) {
 
 P2pServer::Chunk* P2pServer::free_chunk() {
   for (Chunk& chunk : chunks_) {
-    if (chunk.bytes == nullptr) chunk.bytes = std::make_shared<std::vector<uint8_t>>(kChunkBytes);
+    if (chunk.bytes == nullptr) chunk.bytes = std::make_shared<std::vector<uint8_t>>(kReadBytesMax);
     if (chunk.bytes.use_count() == 1) return &chunk;
   }
   return nullptr;

@@ -29,6 +29,9 @@ namespace ckpt {
 constexpr uint64_t kReadTag = 1ull << 62;
 constexpr uint64_t kReaderTag = 1ull << 63;
 
+// Of one read: a peer brings no more of a file at a time.
+constexpr uint64_t kReadBytesMax = 4ull << 20;
+
 struct ReadMessage {
   uint64_t reader;
   uint64_t number;

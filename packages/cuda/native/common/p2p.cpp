@@ -138,7 +138,7 @@ UcxWorker::Pending P2pRemote::ask(uint64_t address, void* to, uint64_t bytes) {
 
 UcxWorker::Pending P2pRemote::get(uint64_t offset, void* to, uint64_t bytes,
                                   Ucx::Memory registered) {
-  if (key_ == nullptr) return ask(address_ + offset, to, bytes);
+  if (!reads_itself()) return ask(address_ + offset, to, bytes);
   UcxWorker::Peer* peer = peer_->peer();
   return peer_->p2p().worker().send(peer, kRead, [&](const Ucx::RequestParams& given) {
     Ucx::RequestParams params = given;

@@ -105,7 +105,7 @@ class P2pPeer : public Object {
 class P2pRemote : public Object {
  public:
   static constexpr Kind kKind = Kind::p2p_remote;
-  static constexpr uint64_t kGetBytes = 4ull << 20;  // of reads that are cut
+  static constexpr uint64_t kGetBytes = kReadBytesMax;  // of reads that are cut
   static constexpr const char* kRead = "read from a peer";
   // `key` is what share() of the peer has given: CKPT_ERR_INVALID when it cannot be.
   P2pRemote(std::shared_ptr<P2pPeer> peer, const uint8_t* key, uint32_t length);
@@ -114,6 +114,8 @@ class P2pRemote : public Object {
   uint64_t bytes() const noexcept { return bytes_; }
   P2p& p2p() noexcept { return peer_->p2p(); }
   P2pPeer& peer() noexcept { return *peer_; }
+  // Else the peer is asked, and what comes of it needs no registered memory.
+  bool reads_itself() const noexcept { return key_ != nullptr; }
   // Ranges are checked. `registered`: of the local memory, or null.
   UcxWorker::Pending get(uint64_t offset, void* to, uint64_t bytes, Ucx::Memory registered);
   // Several gets at a time; returns when the bytes are there. Nothing writes there any more when it

@@ -11,6 +11,9 @@
 #include "threads.h"
 
 namespace ckpt {
+
+static_assert(Bounce::kChunkBytes <= kReadBytesMax, "a chunk is one read");
+
 namespace {
 
 // 64 MiB: 1.6 ms of a network of 40 GB/s.
