@@ -75,6 +75,13 @@ test('the picture stands alone, has a background and is the same for the same tr
   expect(picture(ROWS)).toBe(svg)
 })
 
+test('a trace whose clock began before gives the same picture', () => {
+  const traceEvents = chromeTrace(ROWS).traceEvents.map((event) =>
+    event.ph === 'X' ? { ...event, ts: event.ts + 5000 } : event,
+  )
+  expect(picture(ROWS, { traceEvents })).toBe(picture(ROWS))
+})
+
 test('text is escaped', () => {
   const title = 'a <b> & "c"\u0000\n'
   const svg = picture(

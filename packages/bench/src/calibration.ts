@@ -1,6 +1,6 @@
-import type { TraceAnswer } from '@ckpt/core'
+import type { Trace, TraceAnswer } from '@ckpt/core'
 import type { Stage } from '@ckpt/core/update/simulate'
-import type { TraceEvent } from '@ckpt/core/update/trace'
+import { spansOf, timelineRows } from '@ckpt/core/update/trace'
 import { median } from './measure.ts'
 import type { PlainCluster } from './plain-cluster.ts'
 import type { PlainSeconds } from './plain-stages.ts'
@@ -90,21 +90,9 @@ export interface UpdateTimeline {
 }
 
 /** @throws Error where a row is missing */
-export function timelineOf({ traceEvents }: TraceAnswer): UpdateTimeline {
-  const names = new Map<number, string>()
-  const rows = new Map<number, { beginUs: number; endUs: number; name: string }[]>()
-  for (const event of traceEvents as TraceEvent[]) {
-    if (event.ph === 'M') {
-      if (event.name === 'thread_name') names.set(event.tid, event.args.name)
-      continue
-    }
-    const { tid, ts, dur, name } = event
-    const row = rows.get(tid) ?? []
-    rows.set(tid, row)
-    row.push({ beginUs: ts, endUs: ts + dur, name })
-  }
-  const called = (name: string) =>
-    [...rows].flatMap(([tid, row]) => (names.get(tid) === name ? [row] : []))
+export function timelineOf(trace: TraceAnswer): UpdateTimeline {
+  const rows = timelineRows(trace as Trace).filter(({ spans }) => spans.length > 0)
+  const called = (name: string) => rows.filter((row) => row.name === name).map(spansOf)
   const reloads = called('reload')
   const transfer = called('phases')
     .flat()
@@ -113,11 +101,11 @@ export function timelineOf({ traceEvents }: TraceAnswer): UpdateTimeline {
   if (transfer === undefined || reloads.length === 0 || copies.length === 0) {
     throw new Error('it is no trace of an update through the ring')
   }
-  const firstUs = Math.min(...copies.map(({ beginUs }) => beginUs))
-  const lastUs = Math.max(...reloads.flat().map(({ endUs }) => endUs))
+  const firstMs = Math.min(...copies.map(({ beginMs }) => beginMs))
+  const lastMs = Math.max(...reloads.flat().map(({ endMs }) => endMs))
   return {
-    reloadSeconds: reloads.map((row) => row.map(({ beginUs, endUs }) => (endUs - beginUs) / 1e6)),
-    openSeconds: Math.max(0, transfer.beginUs - firstUs) / 1e6,
-    totalSeconds: (lastUs - firstUs) / 1e6,
+    reloadSeconds: reloads.map((row) => row.map(({ beginMs, endMs }) => (endMs - beginMs) / 1000)),
+    openSeconds: Math.max(0, transfer.beginMs - firstMs) / 1000,
+    totalSeconds: (lastMs - firstMs) / 1000,
   }
 }

@@ -2,7 +2,13 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import type { EngineWeights, StatusAnswer, Trace } from '@ckpt/core'
+import {
+  type EngineWeights,
+  spansOf,
+  type StatusAnswer,
+  timelineRows,
+  type Trace,
+} from '@ckpt/core'
 import { compareWeights, readSafetensors } from '../../../../test/support/checkpoint.ts'
 import {
   CKPT,
@@ -184,37 +190,23 @@ describe('the whole job', () => {
     const { status, document } = await updateThere('--trace', path)
     expect(document.error).toBeUndefined()
     expect(status).toBe(0)
-    const { traceEvents } = JSON.parse(readFileSync(path, 'utf8')) as Trace
-    const rows = new Map<number, string>()
-    const groups = new Map<number, string>()
-    const spans: Record<string, { name: string; begin: number; end: number }[]> = {}
-    for (const event of traceEvents) {
-      if (event.ph === 'M') {
-        if (event.name === 'process_name') groups.set(event.pid, event.args.name)
-        else rows.set(event.tid, event.args.name)
-        continue
-      }
-      const { name, ts, dur } = event
-      const row = `${groups.get(event.pid)} ${rows.get(event.tid)}`
-      spans[row] ??= []
-      // in tenths of a microsecond, whose sum is not exact otherwise
-      spans[row].push({ name, begin: ts, end: Math.round((ts + dur) * 10) / 10 })
-    }
+    const rows = timelineRows(JSON.parse(readFileSync(path, 'utf8')) as Trace)
+    const spans = Object.fromEntries(rows.map((row) => [`${row.group} ${row.name}`, spansOf(row)]))
     const phases = spans['update phases']!
-    expect(phases[0]!.begin).toBe(0)
+    expect(phases[0]!.beginMs).toBe(0)
     expect(phases.map(({ name }) => name)).toContain('transfer')
     const transfer = phases.find(({ name }) => name === 'transfer')!
     for (const rank of [0, 1]) {
       const h2d = spans[`rank ${rank} h2d`] ?? []
       const reload = spans[`rank ${rank} reload`]!
-      expect(reload.at(-1)!.end).toBeLessThanOrEqual(transfer.end + 1000)
-      for (const { begin, end } of [...h2d, ...reload]) {
-        expect(begin).toBeGreaterThan(0)
-        expect(end).toBeGreaterThanOrEqual(begin)
+      expect(reload.at(-1)!.endMs).toBeLessThanOrEqual(transfer.endMs + 1)
+      for (const { beginMs, endMs } of [...h2d, ...reload]) {
+        expect(beginMs).toBeGreaterThan(0)
+        expect(endMs).toBeGreaterThanOrEqual(beginMs)
       }
-      for (const { begin, end } of spans[`rank ${rank} wait`] ?? []) {
+      for (const { beginMs, endMs } of spans[`rank ${rank} wait`] ?? []) {
         for (const work of [...h2d, ...reload]) {
-          expect(work.end <= begin || work.begin >= end).toBe(true)
+          expect(work.endMs <= beginMs || work.beginMs >= endMs).toBe(true)
         }
       }
     }
