@@ -6,7 +6,7 @@
  *     bun scripts/scale.ts --check    # status 1 when they are not what the code gives
  */
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join, relative } from 'node:path'
 import { DEFAULT_RATES } from '../packages/core/src/plan/cost.ts'
 import {
   clusterComparisons,
@@ -70,18 +70,31 @@ export function predictions(): string {
   return table(head, lines)
 }
 
-/** Of every document, and the file it is from. */
-export function measured(root: string): (Compared & { readonly file: string })[] {
-  const folder = join(root, MEASURED)
-  const files = readdirSync(folder).filter((name) => /^h200-(dense|moe)[^.]*\.json$/.test(name))
-  return files
-    .filter((name) => !name.includes('graphs'))
-    .toSorted()
-    .flatMap((file) => {
-      return comparisons(file, readFileSync(join(folder, file), 'utf8')).map((one) => {
-        return { file, ...one }
-      })
-    })
+/** What a document gives, and the file that it is from. */
+type FromFile<Of> = Of & { readonly file: string }
+
+export function measured(root: string): FromFile<Compared>[] {
+  const isWanted = (file: string) =>
+    /^h200-(dense|moe)[^.]*\.json$/.test(file) && !file.includes('graphs')
+  return ofDocuments(root, MEASURED, comparisons, isWanted)
+}
+
+export function clusters(root: string): FromFile<ComparedCluster>[] {
+  return ofDocuments(root, CLUSTERS, clusterComparisons)
+}
+
+/** Of every document of a folder that is wanted, in the order of their names. */
+function ofDocuments<Of>(
+  root: string,
+  folder: string,
+  read: (file: string, text: string) => Of[],
+  isWanted: (file: string) => boolean = () => true,
+): FromFile<Of>[] {
+  const files = readdirSync(join(root, folder)).filter(isWanted).toSorted()
+  return files.flatMap((file) => {
+    const text = readFileSync(join(root, folder, file), 'utf8')
+    return read(file, text).map((one) => ({ file, ...one }))
+  })
 }
 
 /** Predicted by measured, less one. */
@@ -92,42 +105,38 @@ export function deviation({
   return predictedSeconds / measuredSeconds - 1
 }
 
-function comparisonTable(all: ReturnType<typeof measured>): string {
+function comparisonTable(all: FromFile<Compared>[]): string {
   const lines = all.map((one) => [
     `${one.what}, ${one.round}`,
-    `[${one.file}](bench/vllm/${one.file})`,
+    link(MEASURED, one),
     `${one.callSeconds.toFixed(3)} s`,
     `${one.measuredSeconds.toFixed(3)} s`,
     `${one.predictedSeconds.toFixed(3)} s`,
-    `${(deviation(one) * 100).toFixed(1)} %`,
+    percent(deviation(one)),
   ])
   const head = ['update', 'row of', 'whole call', 'copies and reload', 'predicted', 'deviation']
   return table(head, lines)
 }
 
-/** Of every document, and the file it is from. */
-export function clusters(root: string): (ComparedCluster & { readonly file: string })[] {
-  const folder = join(root, CLUSTERS)
-  return readdirSync(folder)
-    .toSorted()
-    .flatMap((file) => {
-      return clusterComparisons(file, readFileSync(join(folder, file), 'utf8')).map((one) => {
-        return { file, ...one }
-      })
-    })
-}
-
-function clusterTable(all: ReturnType<typeof clusters>): string {
+function clusterTable(all: FromFile<ComparedCluster>[]): string {
   const lines = all.map((one) => [
     one.what,
-    `[${one.file}](bench/prediction/${one.file})`,
+    link(CLUSTERS, one),
     `${one.runs}`,
     `${one.measuredSeconds.toFixed(3)} s (slowest ${one.slowestSeconds.toFixed(3)})`,
     `${one.predictedSeconds.toFixed(3)} s`,
-    `${(deviation(one) * 100).toFixed(1)} %`,
+    percent(deviation(one)),
   ])
   const head = ['updates', 'row of', 'runs', 'measured, median', 'predicted', 'deviation']
   return table(head, lines)
+}
+
+function link(folder: string, { file }: FromFile<object>): string {
+  return `[${file}](${relative(dirname(DOCUMENT), join(folder, file))})`
+}
+
+function percent(part: number): string {
+  return `${(part * 100).toFixed(1)} %`
 }
 
 function table(head: readonly string[], lines: readonly (readonly string[])[]): string {
