@@ -3,8 +3,11 @@ import { createInterface } from 'node:readline'
 import { Readable } from 'node:stream'
 import type { Stage } from '@ckpt/core/update/simulate'
 import type { PlainSeconds, PlainSizes, PlainTask } from './plain-stages.ts'
+import { WAIT_MS } from './streams.ts'
 
 const PROGRAM = join(import.meta.dir, 'plain-stages.ts')
+/** A process that waits once for each of three stages gives up before, and says in its own words why. */
+const ANSWER_MS = 4 * WAIT_MS
 
 /** So many processes, one for each daemon of a cluster, that do the work of an update's stages and nothing else. */
 export class PlainCluster {
@@ -43,7 +46,8 @@ export class PlainCluster {
   }
 }
 
-class PlainChild {
+/** One of these processes. It is asked one task at a time. */
+export class PlainChild {
   readonly #child: Bun.Subprocess<'pipe', 'pipe', 'inherit'>
   readonly #answers: AsyncIterator<string>
 
@@ -58,7 +62,22 @@ class PlainChild {
     this.#answers = createInterface({ input })[Symbol.asyncIterator]()
   }
 
-  async ask(task: PlainTask): Promise<unknown> {
+  /** @throws Error when it has ended, or has not answered after `limitMs`: then it is killed */
+  async ask(task: PlainTask, limitMs = ANSWER_MS): Promise<unknown> {
+    const late = Promise.withResolvers<never>()
+    const timer = setTimeout(() => {
+      // its answer would pass for that to the next task, and its end is waited for
+      this.#child.kill('SIGKILL')
+      late.reject(new Error(`${wordsOf(task)}: no answer of a process in ${limitMs / 1000} s`))
+    }, limitMs)
+    try {
+      return await Promise.race([this.#answerTo(task), late.promise])
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+
+  async #answerTo(task: PlainTask): Promise<unknown> {
     this.#child.stdin.write(`${JSON.stringify(task)}\n`)
     await this.#child.stdin.flush()
     const { value, done } = await this.#answers.next()
@@ -70,4 +89,10 @@ class PlainChild {
     await this.#child.stdin.end()
     await this.#child.exited
   }
+}
+
+function wordsOf(task: PlainTask): string {
+  if (task.type === 'id') return `an id for ${task.members} members`
+  if (task.type === 'meet') return `member ${task.member} of ${task.members} is to meet the others`
+  return `plain stages of ${JSON.stringify(task.stages)}`
 }
