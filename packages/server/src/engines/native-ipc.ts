@@ -7,6 +7,7 @@ import type { UpdateVerdict } from './adapter.ts'
 import type { EngineClient, EngineReply } from './client.ts'
 import { reasonOf } from './client.ts'
 import { versionOf } from './vllm-version.ts'
+import { STARTED_WITH } from './vllm-ways.ts'
 
 /** How often the rank is asked for its next message: a list takes an engine some ten milliseconds. */
 const LOOK_MS = 1
@@ -88,9 +89,6 @@ async function initTransfer(client: EngineClient, signal: AbortSignal): Promise<
   if (reply.ok) return atInit
   throw new CallError(reply.status, `${path}: ${reply.words}; ${STARTED_WITH}`)
 }
-
-const STARTED_WITH =
-  'start vLLM with VLLM_SERVER_DEV_MODE=1, VLLM_ALLOW_INSECURE_SERIALIZATION=1 and --weight-transfer-config \'{"backend":"ipc"}\', or with a worker extension'
 
 /** Its worker tells none of these. */
 const UNKNOWN = { structured: false, reload: null }

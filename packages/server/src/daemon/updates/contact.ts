@@ -5,6 +5,7 @@ import { adapterOf, detectEngine } from '../../engines/detect.ts'
 import type { EngineHost } from '../../engines/host.ts'
 import { updateNatively } from '../../engines/native-ipc.ts'
 import { engineStart, NOT_RUNNING } from '../../engines/start.ts'
+import { mayMissMethod, missesExtension, withoutExtension } from '../../engines/vllm-ways.ts'
 import type { EngineAt } from '../rank/messages.ts'
 import type { RankInfo } from '../types.ts'
 import type { EngineRecord } from './engines.ts'
@@ -13,6 +14,8 @@ import { type EngineSpec, requireNative, type UpdateSpec } from './spec.ts'
 
 const LOOK_MS = 5000
 const LOOK_AGAIN_MS = 200
+/** Until a vLLM has told how it was started. */
+const WAYS_MS = 30_000
 /** Of the conversation between a rank and {@link updateNatively}. */
 const NATIVE_DIALECT: Dialect = 'D4'
 /** Of our own worker extension. */
@@ -79,7 +82,13 @@ export class EngineContact {
 
   /** That its workers speak, as far as is known. */
   get dialect(): Dialect | null {
-    return this.spec.native ? NATIVE_DIALECT : this.#record.dialect
+    return this.isNative ? NATIVE_DIALECT : this.#record.dialect
+  }
+
+  /** Its weights come by vLLM's own transfer: that was asked for, or it was seen to have nothing else. */
+  get isNative(): boolean {
+    const { native } = this.spec
+    return native === 'asked' || (native === 'may' && this.#record.native !== null)
   }
 
   get posted(): boolean {
@@ -106,6 +115,7 @@ export class EngineContact {
   async ready(waitMs: number, signal: AbortSignal): Promise<void> {
     const endMs = performance.now() + waitMs
     await this.#checkRestarted(signal)
+    await this.#checkNative(signal)
     await this.#lastRequest(waitMs, signal)
     for (;;) {
       // one that stands still must not keep it from being told who that is
@@ -132,7 +142,7 @@ export class EngineContact {
       const { kind } = this.spec
       this.#adapter ??= kind === null ? await detectEngine(this.#client, within) : adapterOf(kind)
       this.#record.kind = this.#adapter.kind
-      if (this.spec.native) requireNative(this.spec.url, this.#adapter.kind)
+      if (this.spec.native === 'asked') requireNative(this.spec.url, this.#adapter.kind)
       const seen = await this.#adapter.look(this.#client, within)
       if (seen.ready && seen.deviceUuids !== null) this.#checkDevices(seen.deviceUuids)
       this.#words = seen.words
@@ -170,6 +180,14 @@ export class EngineContact {
         : ''
     const message = `${this.spec.url} failed ${this.#record.tornBy === null ? 'an update' : `update ${this.#record.tornBy}`} in an RPC that leaves its tensor-parallel ranks out of step: start it again${unseen}`
     throw this.#error('engine_restart_needed', message)
+  }
+
+  /** One that was started again may have an extension. */
+  async #checkNative(signal: AbortSignal): Promise<void> {
+    const { native } = this.#record
+    if (native === null || native.start === (await this.#start(signal))) return
+    if (signal.aborted) throw reasonOf(signal)
+    this.#record.native = null
   }
 
   #start(signal: AbortSignal): Promise<string | null> {
@@ -289,7 +307,7 @@ export class EngineContact {
     const request = new EngineRequest(this.#client, timeoutSeconds * 1000)
     this.#record.request = request
     const signal = AbortSignal.any([closing, request.signal])
-    const answer = this.spec.native
+    const answer = this.isNative
       ? this.#updateNatively(body, signal)
       : this.#postUpdate(adapter, body, signal)
     return answer.then((result) => {
@@ -308,17 +326,49 @@ export class EngineContact {
     try {
       const { updatePath } = adapter
       const reply = await this.#client.postUpdate(updatePath, adapter.updateBody(body), signal)
-      return { ...adapter.judge(reply), status: reply.status }
+      const result = { ...adapter.judge(reply), status: reply.status }
+      const missesMethod =
+        adapter.kind === 'vllm' && body.method !== DIRECT_METHOD && mayMissMethod(reply)
+      return missesMethod ? await this.#withoutExtension(result, body, signal) : result
     } catch (error) {
       const { message } = CkptError.wrap(error)
       return { ok: false, status: 0, message, structured: false, reload: null }
     }
   }
 
+  /** A vLLM that was started without an extension is brought the weights by its own transfer, in the same update. */
+  async #withoutExtension(
+    failed: HttpResult,
+    body: UpdateBody,
+    signal: AbortSignal,
+  ): Promise<HttpResult> {
+    const late: Failure = { code: 'engine_timeout', message: 'it does not tell how it was started' }
+    const within = signalWithin(signal, WAYS_MS, late)
+    const without = await withoutExtension(this.#client, within).catch(() => null)
+    if (without === null) return failed
+    const { native, ranks } = this.spec
+    if (native !== 'may' || without.backend !== 'ipc') {
+      return { ...failed, message: `${failed.message} ${missesExtension(without, ranks.length)}` }
+    }
+    this.#record.native = { start: await this.#start(signal) }
+    const { dialect } = this.#record
+    if (dialect === null || dialect === NATIVE_DIALECT) return this.#updateNatively(body, signal)
+    // its rank expects a worker as it had before it was started again
+    const message = `${failed.message} It has no worker extension any more: its own weight transfer will bring the next update`
+    return { ...failed, message }
+  }
+
   /** Of an engine of one rank. */
-  #updateNatively({ map, weightVersion }: UpdateBody, signal: AbortSignal): Promise<HttpResult> {
+  async #updateNatively(
+    { map, weightVersion }: UpdateBody,
+    signal: AbortSignal,
+  ): Promise<HttpResult> {
     const [uuid, address] = Object.entries(map)[0] as [string, string]
-    return updateNatively({ client: this.#client, uuid, address, weightVersion }, signal)
+    const update = { client: this.#client, uuid, address, weightVersion }
+    const result = await updateNatively(update, signal)
+    // it is looked at anew
+    if (!result.ok) this.#record.native = null
+    return result
   }
 
   #takeResult(result: HttpResult): void {
@@ -394,7 +444,7 @@ export class EngineContact {
 
   /** What a native update speaks is ours. */
   #noteDialect(dialect: Dialect | null): void {
-    if (!this.spec.native) this.#record.dialect = dialect ?? this.#record.dialect
+    if (!this.isNative) this.#record.dialect = dialect ?? this.#record.dialect
   }
 
   /**

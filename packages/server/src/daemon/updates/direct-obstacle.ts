@@ -7,7 +7,9 @@ export interface NotDirectly {
 }
 
 interface KnownEngine {
-  readonly spec: Pick<EngineSpec, 'url' | 'ranks' | 'native'>
+  readonly spec: Pick<EngineSpec, 'url' | 'ranks'>
+  /** vLLM's own weight transfer brings it the weights. */
+  readonly isNative: boolean
   readonly record: Pick<EngineRecord, 'notDirect'>
 }
 
@@ -26,7 +28,7 @@ export function directObstacle(
   const alone = ranks.find((rank) => !contacted.includes(rank))
   if (alone !== undefined)
     return { told: forced ? `no engine is contacted for rank ${alone}` : null }
-  if (engines.some(({ spec }) => spec.native)) {
+  if (engines.some(({ isNative }) => isNative)) {
     return { told: "vLLM's own transfer does not tell where the weights lie" }
   }
   for (const { record, spec } of engines) {

@@ -33,6 +33,8 @@ export interface EngineRecord {
   notDirect: string | null | undefined
   /** What tells the start of the engine that has said `notDirect: null` from later ones; null: that cannot be seen. */
   saidBy: Promise<string | null> | null
+  /** It is a vLLM without a worker extension that takes updates by its own transfer; `start` tells this start from later ones. */
+  native: { readonly start: string | null } | null
   /** The update request that it has not answered yet. */
   request: EngineRequest | null
   /** Writes the marks of all engines. */
@@ -70,6 +72,7 @@ export class EngineBook {
       restart: null,
       notDirect: undefined,
       saidBy: null,
+      native: null,
       request: null,
       save: () => this.save(),
     }

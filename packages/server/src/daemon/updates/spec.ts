@@ -30,8 +30,11 @@ export interface EngineSpec {
   readonly ranks: readonly number[]
   /** The daemon that contacts it: that of the first of its ranks. */
   readonly node: number
-  /** Through vLLM's own weight transfer; absent: through a worker extension's method, or a route. */
-  readonly native?: boolean
+  /**
+   * Whether vLLM's own weight transfer brings the weights: it was asked for, or it may where the engine has no worker extension.
+   * Absent: a worker extension's method, or a route.
+   */
+  readonly native?: 'asked' | 'may'
 }
 
 /** An engine that an update of the survivors does without: one of its ranks, which the failure names, is gone. */
@@ -78,8 +81,7 @@ export function makeSpec(
   const method = request.engine_method ?? ENGINE_METHOD
   const found = enginesOf(request, ranks, options, known)
   const { leftOut } = found
-  const isNative = method === NATIVE_IPC
-  const engines = isNative ? found.engines.map((one) => asNative(one, mode)) : found.engines
+  const engines = found.engines.map((one) => withNative(one, request.engine_method, mode))
   return {
     id: request.update_id ?? randomUUID(),
     checkpoint,
@@ -98,8 +100,17 @@ export function makeSpec(
 }
 
 /** vLLM's own transfer is spoken by the daemon itself, as the one worker of an engine of its host. @throws CkptError `not_supported` */
-function asNative(engine: EngineSpec, mode: UpdateSpec['mode']): EngineSpec {
+function withNative(
+  engine: EngineSpec,
+  method: string | undefined,
+  mode: UpdateSpec['mode'],
+): EngineSpec {
   const { url, kind, ranks, node } = engine
+  if (method === undefined) {
+    const may = (kind === null || kind === 'vllm') && ranks.length === 1 && node === 0
+    return may && mode !== 'direct' ? { ...engine, native: 'may' } : engine
+  }
+  if (method !== NATIVE_IPC) return engine
   if (kind !== null) requireNative(url, kind)
   if (ranks.length !== 1) {
     throw notNative(`it is for engines of one rank, and ${url} has ${ranks.length}`)
@@ -107,7 +118,7 @@ function asNative(engine: EngineSpec, mode: UpdateSpec['mode']): EngineSpec {
   if (node !== 0) throw notNative(`${url} is an engine of another host`)
   if (mode === 'direct')
     throw notNative('mode direct needs ckpt_worker: nothing tells where the weights lie')
-  return { ...engine, native: true }
+  return { ...engine, native: 'asked' }
 }
 
 /** @throws CkptError `not_supported` */
