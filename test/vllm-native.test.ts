@@ -7,6 +7,8 @@ import { randomTensor, readSafetensors, writeSafetensors } from './support/check
 import { request, type Scratch, type Started, scratch, startHostDaemon } from './support/process.ts'
 
 const sha256Of = (bytes: Uint8Array) => new Bun.CryptoHasher('sha256').update(bytes).digest('hex')
+/** As torch names the types of {@link writeModel}; vLLM takes `getattr(torch, name)`. */
+const TORCH: Readonly<Record<string, string>> = { BF16: 'bfloat16', F32: 'float32', U8: 'uint8' }
 const RULES = { allowed: () => true, callable: () => false }
 
 interface Faults {
@@ -60,7 +62,7 @@ class NativeVllm {
     this.#hang.resolve(Response.json({}))
   }
 
-  async stop(): Promise<void> {
+  async [Symbol.asyncDispose](): Promise<void> {
     this.letGo()
     await this.#server.stop(true)
   }
@@ -195,34 +197,34 @@ describe("vLLM's own weight transfer", () => {
   function compare(engine: NativeVllm, files: string[]): void {
     const expected = readSafetensors(files)
     expect([...engine.held.keys()].sort()).toEqual([...expected.keys()].sort())
-    for (const [name, { sha256, shape }] of engine.held) {
-      const one = expected.get(name)!
-      expect({ name, sha256 }).toEqual({ name, sha256: sha256Of(one.bytes) })
-      expect(shape).toEqual(one.shape.length === 0 ? [1] : [...one.shape])
+    for (const [name, held] of engine.held) {
+      const { bytes, dtype, shape } = expected.get(name)!
+      const wanted = {
+        sha256: sha256Of(bytes),
+        dtype: TORCH[dtype]!,
+        shape: shape.length === 0 ? [1] : shape,
+      }
+      expect({ name, ...held }).toEqual({ name, ...wanted })
     }
   }
 
   test('takes updates in a row, each byte as in the files', async () => {
-    const engine = new NativeVllm(library)
-    try {
-      for (const seed of [1, 2, 3]) {
-        const files = writeModel(dir.path, seed)
-        engine.held.clear()
-        const { status, body } = await update(engine, files, { weight_version: `step ${seed}` })
-        expect({ status, error: body.error }).toEqual({ status: 200, error: undefined })
-        expect(body.mode).not.toBe('direct')
-        expect(body.engines).toMatchObject([{ result: 'ok', torn: false }])
-        compare(engine, files)
-      }
-      expect(engine.bodies['/init_weight_transfer_engine']).toEqual({ init_info: {} })
-      expect(engine.bodies['/update_weights'].update_info.packed).toBe(true)
-      expect(engine.bodies['/finish_weight_update']).toEqual({ weight_version: 'step 3' })
-      expect(engine.calls.filter((call) => call === '/start_weight_update')).toHaveLength(3)
-      expect(engine.calls.at(-1)).toBe('/reset_prefix_cache')
-      expect(engine.ringsGone).toBe(0)
-    } finally {
-      await engine.stop()
+    await using engine = new NativeVllm(library)
+    for (const seed of [1, 2, 3]) {
+      const files = writeModel(dir.path, seed)
+      engine.held.clear()
+      const { status, body } = await update(engine, files, { weight_version: `step ${seed}` })
+      expect({ status, error: body.error }).toEqual({ status: 200, error: undefined })
+      expect(body.mode).not.toBe('direct')
+      expect(body.engines).toMatchObject([{ result: 'ok', torn: false }])
+      compare(engine, files)
     }
+    expect(engine.bodies['/init_weight_transfer_engine']).toEqual({ init_info: {} })
+    expect(engine.bodies['/update_weights'].update_info.packed).toBe(true)
+    expect(engine.bodies['/finish_weight_update']).toEqual({ weight_version: 'step 3' })
+    expect(engine.calls.filter((call) => call === '/start_weight_update')).toHaveLength(3)
+    expect(engine.calls.at(-1)).toBe('/reset_prefix_cache')
+    expect(engine.ringsGone).toBe(0)
   }, 60_000)
 
   test.each([
@@ -232,18 +234,14 @@ describe("vLLM's own weight transfer", () => {
   ])(
     'of version %s (%p)',
     async (version, faults, atInit) => {
-      const engine = new NativeVllm(library, { version, ...faults })
-      try {
-        const files = writeModel(dir.path, 4)
-        const { status, body } = await update(engine, files)
-        expect({ status, error: body.error }).toEqual({ status: 200, error: undefined })
-        compare(engine, files)
-        const init = engine.bodies['/init_weight_transfer_engine'].init_info
-        expect(init).toEqual(atInit ? { packed: true } : {})
-        expect('packed' in engine.bodies['/update_weights'].update_info).toBe(!atInit)
-      } finally {
-        await engine.stop()
-      }
+      await using engine = new NativeVllm(library, { version, ...faults })
+      const files = writeModel(dir.path, 4)
+      const { status, body } = await update(engine, files)
+      expect({ status, error: body.error }).toEqual({ status: 200, error: undefined })
+      compare(engine, files)
+      const init = engine.bodies['/init_weight_transfer_engine'].init_info
+      expect(init).toEqual(atInit ? { packed: true } : {})
+      expect('packed' in engine.bodies['/update_weights'].update_info).toBe(!atInit)
     },
     60_000,
   )
@@ -273,72 +271,60 @@ describe("vLLM's own weight transfer", () => {
     'a chunk (%i) that is refused is told, and the next update mends the engine',
     async (failAt) => {
       const files = writeModel(dir.path, 5)
-      const engine = new NativeVllm(library, { failAt })
-      try {
-        const failed = await update(engine, files)
-        expect(failed.status).toBe(502)
-        expect(failed.body.error).toMatchObject({
-          code: 'engine_failed',
-          rank: 0,
-          phase: 'transfer',
-        })
-        expect(failed.body.error.message).toContain('the engine refuses this chunk')
-        expect(await isTorn(engine)).toBe(true)
-        await quarantineEmpty()
-        engine.faults = {}
-        engine.calls.length = 0
-        expect((await update(engine, files)).status).toBe(200)
-        expect(engine.calls.filter((call) => /weight_update/.test(call))).toEqual([
-          '/start_weight_update',
-          '/finish_weight_update',
-          '/start_weight_update',
-          '/finish_weight_update',
-        ])
-        expect(await isTorn(engine)).toBe(false)
-        compare(engine, files)
-      } finally {
-        await engine.stop()
-      }
+      await using engine = new NativeVllm(library, { failAt })
+      const failed = await update(engine, files)
+      expect(failed.status).toBe(502)
+      expect(failed.body.error).toMatchObject({
+        code: 'engine_failed',
+        rank: 0,
+        phase: 'transfer',
+      })
+      expect(failed.body.error.message).toContain('the engine refuses this chunk')
+      expect(await isTorn(engine)).toBe(true)
+      await quarantineEmpty()
+      engine.faults = {}
+      engine.calls.length = 0
+      expect((await update(engine, files)).status).toBe(200)
+      expect(engine.calls.filter((call) => /weight_update/.test(call))).toEqual([
+        '/start_weight_update',
+        '/finish_weight_update',
+        '/start_weight_update',
+        '/finish_weight_update',
+      ])
+      expect(await isTorn(engine)).toBe(false)
+      compare(engine, files)
     },
     60_000,
   )
 
   test('the ring is kept while a chunk is not answered, also beyond the update', async () => {
     const files = writeModel(dir.path, 8)
-    const engine = new NativeVllm(library, { hangAt: 1 })
-    try {
-      const failed = await update(engine, files, { timeout: 4 })
-      expect(failed.body.error).toMatchObject({
-        code: 'update_timeout',
-        rank: 0,
-        phase: 'transfer',
-      })
-      expect(await isTorn(engine)).toBe(true)
-      expect((await status()).memory.quarantined_bytes).toBeGreaterThan(0)
-      engine.faults = {}
-      engine.letGo()
-      await quarantineEmpty()
-      expect((await update(engine, files)).status).toBe(200)
-      expect(await isTorn(engine)).toBe(false)
-      compare(engine, files)
-    } finally {
-      await engine.stop()
-    }
+    await using engine = new NativeVllm(library, { hangAt: 1 })
+    const failed = await update(engine, files, { timeout: 4 })
+    expect(failed.body.error).toMatchObject({
+      code: 'update_timeout',
+      rank: 0,
+      phase: 'transfer',
+    })
+    expect(await isTorn(engine)).toBe(true)
+    expect((await status()).memory.quarantined_bytes).toBeGreaterThan(0)
+    engine.faults = {}
+    engine.letGo()
+    await quarantineEmpty()
+    expect((await update(engine, files)).status).toBe(200)
+    expect(await isTorn(engine)).toBe(false)
+    compare(engine, files)
   }, 60_000)
 
   test('a version whose transfer has no packed form is refused before anything is changed', async () => {
-    const engine = new NativeVllm(library, { version: '0.21.0' })
-    try {
-      const { status, body } = await update(engine, writeModel(dir.path, 7))
-      expect(status).not.toBe(200)
-      expect(body.error.message).toContain('vLLM 0.21.0 takes no packed weights')
-      expect(engine.calls).toEqual([])
-      const { body: state } = await request(socket, 'GET', '/v1/status')
-      const marks = state.engines.filter((one: any) => one.url === engine.url)
-      expect(marks).toMatchObject([{ torn: false }])
-    } finally {
-      await engine.stop()
-    }
+    await using engine = new NativeVllm(library, { version: '0.21.0' })
+    const { status, body } = await update(engine, writeModel(dir.path, 7))
+    expect(status).not.toBe(200)
+    expect(body.error.message).toContain('vLLM 0.21.0 takes no packed weights')
+    expect(engine.calls).toEqual([])
+    const { body: state } = await request(socket, 'GET', '/v1/status')
+    const marks = state.engines.filter((one: any) => one.url === engine.url)
+    expect(marks).toMatchObject([{ torn: false }])
   }, 60_000)
 
   test.each([
@@ -347,16 +333,12 @@ describe("vLLM's own weight transfer", () => {
   ])(
     'is refused where it cannot be (%p)',
     async (more, words) => {
-      const engine = new NativeVllm(library)
-      try {
-        const { status, body } = await update(engine, writeModel(dir.path, 6), more)
-        expect(status).not.toBe(200)
-        expect(body.error.code).toBe('not_supported')
-        expect(body.error.message).toContain(words)
-        expect(engine.calls).toEqual([])
-      } finally {
-        await engine.stop()
-      }
+      await using engine = new NativeVllm(library)
+      const { status, body } = await update(engine, writeModel(dir.path, 6), more)
+      expect(status).not.toBe(200)
+      expect(body.error.code).toBe('not_supported')
+      expect(body.error.message).toContain(words)
+      expect(engine.calls).toEqual([])
     },
     60_000,
   )

@@ -1,5 +1,6 @@
 /** checkpoint-engine's own ParameterServer in a process of its own: `test/python/parameter_server.py`. */
 import { join } from 'node:path'
+import { freePort } from '../../packages/server/src/daemon/cluster/testing/free-port.ts'
 import { ROOT } from './process.ts'
 
 const SCRIPT = join(ROOT, 'test/python/parameter_server.py')
@@ -23,14 +24,6 @@ export interface ServerAnswer {
   readonly held: number | null
   /** That it still has allocated on a GPU. */
   readonly device_bytes: number
-}
-
-/** A port that nobody listens on now. */
-function freePort(): number {
-  const listener = Bun.listen({ hostname: '127.0.0.1', port: 0, socket: { data() {} } })
-  const { port } = listener
-  listener.stop(true)
-  return port
 }
 
 export class ParameterServer {

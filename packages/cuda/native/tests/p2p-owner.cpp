@@ -100,9 +100,11 @@ uint32_t open_p2p() {
   return p2p;
 }
 
-Attached::Attached(uint32_t p2p, const Owner& owner) {
-  const std::vector<uint8_t>& address = owner.address();
-  const std::vector<uint8_t>& key = owner.key();
+Attached::Attached(uint32_t p2p, const Owner& owner)
+    : Attached(p2p, owner.address(), owner.key()) {}
+
+Attached::Attached(uint32_t p2p, const std::vector<uint8_t>& address,
+                   const std::vector<uint8_t>& key) {
   OK(ckpt_p2p_connect(p2p, address.data(), static_cast<uint32_t>(address.size()), &peer));
   OK(ckpt_p2p_attach(peer, key.data(), static_cast<uint32_t>(key.size()), &remote));
 }
@@ -116,12 +118,10 @@ Attached::~Attached() {
 int reader_child(const std::vector<std::string>& arguments) {
   const ckpt_config config{2, 0, kHostDeviceBytes, 0, 0};
   OK(ckpt_init(&config));
-  const std::vector<uint8_t> address = bytes_of(arguments[1]), key = bytes_of(arguments[2]);
-  uint32_t peer = 0, remote = 0;
-  OK(ckpt_p2p_connect(open_p2p(), address.data(), static_cast<uint32_t>(address.size()), &peer));
-  OK(ckpt_p2p_attach(peer, key.data(), static_cast<uint32_t>(key.size()), &remote));
+  const Attached owner(open_p2p(), bytes_of(arguments[1]), bytes_of(arguments[2]));
   const uint32_t stream = new_stream(), memory = new_memory(16 << 20);
-  for (uint32_t i = 0; i < 1000; i++) OK(ckpt_copy_remote(stream, memory, 0, remote, 0, 16 << 20));
+  for (uint32_t i = 0; i < 1000; i++)
+    OK(ckpt_copy_remote(stream, memory, 0, owner.remote, 0, 16 << 20));
   ckpt_stream_sync(stream, 0, 60);
   raise(SIGKILL);
   return 0;

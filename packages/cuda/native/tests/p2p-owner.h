@@ -43,6 +43,7 @@ struct Opened {
 // What one has of an owner.
 struct Attached {
   Attached(uint32_t p2p, const Owner& owner);
+  Attached(uint32_t p2p, const std::vector<uint8_t>& address, const std::vector<uint8_t>& key);
   ~Attached();
   Attached(const Attached&) = delete;
   uint32_t peer = 0, remote = 0;

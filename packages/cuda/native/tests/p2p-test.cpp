@@ -6,6 +6,8 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <initializer_list>
+#include <optional>
 #include <thread>
 
 #include "common/p2p-frames.h"
@@ -29,6 +31,23 @@ struct Target {
   }
 };
 
+// Starts copies of so many bytes each of `remote`, which holds `content`. Returns what the memory
+// holds when they are done.
+std::vector<uint8_t> copy_odd_ranges(const Target& to, uint32_t remote,
+                                     const std::vector<uint8_t>& content,
+                                     std::initializer_list<uint64_t> sizes) {
+  std::vector<uint8_t> expected(kMemoryBytes, 9);
+  OK(ckpt_memory_fill(to.memory, 0, kMemoryBytes, 9));
+  uint64_t at = 5, from = 3;
+  for (uint64_t bytes : sizes) {
+    OK(ckpt_copy_remote(to.stream, to.memory, at, remote, from, bytes));
+    memcpy(expected.data() + at, content.data() + from, bytes);
+    at += bytes + 11;
+    from += 1001;
+  }
+  return expected;
+}
+
 std::string transport_of(uint32_t peer) {
   char text[65536];
   OK(ckpt_p2p_transport(peer, text, sizeof text));
@@ -44,15 +63,9 @@ TEST("p2p: every byte of a peer's buffer, of many sizes and at odd offsets") {
     const Owner owner(kSharedBytes);
     const Reader reader(owner);
     const Target to;
-    std::vector<uint8_t> expected(kMemoryBytes, 9);
-    OK(ckpt_memory_fill(to.memory, 0, kMemoryBytes, 9));
-    uint64_t at = 5, from = 3;
-    for (uint64_t bytes : {1ull, 7ull, 4096ull, 65537ull, 1048573ull, 4194305ull, 20971521ull}) {
-      OK(ckpt_copy_remote(to.stream, to.memory, at, reader.remote, from, bytes));
-      memcpy(expected.data() + at, content.data() + from, bytes);
-      at += bytes + 11;
-      from += 1001;
-    }
+    const std::vector<uint8_t> expected =
+        copy_odd_ranges(to, reader.remote, content,
+                        {1, 7, 4096, 65537, 1048573, 4194305, 20971521});
     OK(ckpt_copy_remote(to.stream, to.memory, 0, reader.remote, kSharedBytes, 0));
     OK(ckpt_stream_sync(to.stream, 0, 60000));
     CHECK_EQ(memory_sha256(to.memory, 0, kMemoryBytes), sha256_of(expected));
@@ -190,12 +203,10 @@ struct SharedFile {
     OK(ckpt_p2p_address(owner.p2p, address.data(), 65536, &address_bytes));
     address.resize(address_bytes);
     key.resize(key_bytes);
-    OK(ckpt_p2p_connect(reader.p2p, address.data(), address_bytes, &peer));
-    OK(ckpt_p2p_attach(peer, key.data(), key_bytes, &remote));
+    attached.emplace(reader.p2p, address, key);
   }
   ~SharedFile() {
-    ckpt_p2p_detach(remote);
-    ckpt_p2p_disconnect(peer);
+    attached.reset();  // before what it reads is gone
     ckpt_p2p_unshare(owner.p2p, buffer);
     ckpt_buffer_free(buffer);
     ckpt_file_close(opened);
@@ -210,8 +221,9 @@ struct SharedFile {
 
   const Opened owner, reader;
   const TempFile file;
-  uint32_t opened, buffer, peer = 0, remote = 0;
+  uint32_t opened, buffer;
   std::vector<uint8_t> address = std::vector<uint8_t>(65536), key = std::vector<uint8_t>(65536);
+  std::optional<Attached> attached;
 };
 
 // One that asks for the file again and again, and then stands still: it takes nothing of what it is sent.
@@ -274,15 +286,9 @@ TEST("p2p: every byte of a file in place, also when it is unlinked meanwhile") {
     const Environment setting("UCX_TLS", way);
     const SharedFile shared(content);
     const Target to;
-    std::vector<uint8_t> expected(kMemoryBytes, 9);
-    OK(ckpt_memory_fill(to.memory, 0, kMemoryBytes, 9));
-    uint64_t at = 5, from = 3;
-    for (uint64_t bytes : {1ull, 1023ull, 1024ull, 1025ull, 1026ull, 65537ull, 20971521ull}) {
-      OK(ckpt_copy_remote(to.stream, to.memory, at, shared.remote, from, bytes));
-      memcpy(expected.data() + at, content.data() + from, bytes);
-      at += bytes + 11;
-      from += 1001;
-    }
+    const std::vector<uint8_t> expected =
+        copy_odd_ranges(to, shared.attached->remote, content,
+                        {1, 1023, 1024, 1025, 1026, 65537, 20971521});
     unlink(shared.file.path().c_str());
     OK(ckpt_stream_sync(to.stream, 0, 60000));
     CHECK_EQ(memory_sha256(to.memory, 0, kMemoryBytes), sha256_of(expected));
@@ -296,9 +302,10 @@ TEST("p2p: readers that stand still do not keep another one from a file in place
     const SharedFile shared(content);
     const Target to;
     const StillReader still(shared);
-    OK(ckpt_copy_remote(to.stream, to.memory, 0, shared.remote, 0, kSharedBytes));
+    OK(ckpt_copy_remote(to.stream, to.memory, 0, shared.attached->remote, 0, kSharedBytes));
     const int32_t status = ckpt_stream_sync(to.stream, 0, 10000);
-    if (status != CKPT_OK) ckpt_p2p_disconnect(shared.peer);  // the stream's end waits for the read
+    // the stream's end waits for the read
+    if (status != CKPT_OK) ckpt_p2p_disconnect(shared.attached->peer);
     GIVES(CKPT_OK, status);
     CHECK_EQ(memory_sha256(to.memory, 0, kSharedBytes), sha256_of(content));
   }
@@ -311,7 +318,7 @@ TEST("p2p: reads of a file that somebody writes to end with its name, of whateve
     const uint32_t memory = new_memory(kMemoryBytes, 0);
     const auto read = [&](uint64_t bytes) {
       const uint32_t stream = new_stream(0);
-      OK(ckpt_copy_remote(stream, memory, 0, shared.remote, 0, bytes));
+      OK(ckpt_copy_remote(stream, memory, 0, shared.attached->remote, 0, bytes));
       const int32_t status = ckpt_stream_sync(stream, 0, 20000);
       OK(ckpt_stream_destroy(stream));
       return status;

@@ -1,48 +1,29 @@
 /** `ckpt update` and `ckpt status` of two daemons as processes, each with an engine, on the host library. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
-import { mkdirSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { mkdirSync } from 'node:fs'
 import type { StatusAnswer } from '@ckpt/core'
-import {
-  CKPT,
-  request,
-  run,
-  type Scratch,
-  type Started,
-  scratch,
-  start,
-} from '../../../../test/support/process.ts'
+import { CKPT, request, run, type Started, start } from '../../../../test/support/process.ts'
 import { withoutUcx } from '../../../../test/support/ucx.ts'
 import { freePort } from '../daemon/cluster/testing/free-port.ts'
+import { DaemonPair } from './testing/daemon-pair.ts'
 import { writeCheckpoint } from './write-checkpoint.ts'
 
 setDefaultTimeout(60_000)
 
 const TENSORS = [0, 1, 2].map((i) => ({ name: `${i}.weight`, dtype: 'BF16', shape: [8, 64] }))
 
-let dir: Scratch
-let port: number
+let pair: DaemonPair
+let leader: string
 
 beforeAll(() => {
-  dir = scratch()
-  port = freePort()
-  writeFileSync(join(dir.path, 'token'), 'the-token\n', { mode: 0o600 })
+  pair = new DaemonPair()
+  leader = `127.0.0.1:${freePort()}`
 })
 
-afterAll(() => dir.remove())
-
-const socketOf = (nodeRank: number) => join(dir.path, `${nodeRank}.sock`)
-
-function startDaemon(nodeRank: number, ...flags: string[]): Promise<Started> {
-  const socket = socketOf(nodeRank)
-  const where = ['--uds', socket, '--state-dir', `${socket}.state`, '--devices', 'host']
-  const among = ['--leader', `127.0.0.1:${port}`, '--node-rank', `${nodeRank}`, '--nodes', '2']
-  const token = ['--cluster-token-file', join(dir.path, 'token')]
-  return start([...CKPT, 'serve', ...where, ...among, ...token, ...flags], /ckpt is ready at/)
-}
+afterAll(() => pair.stop())
 
 function startEngine(name: string): Promise<Started> {
-  const listen = `unix:${join(dir.path, name)}`
+  const listen = `unix:${pair.path(name)}`
   const what = ['--listen', listen, '--tensor-parallel-size', '1', '--devices', 'host']
   return start([...CKPT, 'engine', ...what], /the engine is ready/)
 }
@@ -52,7 +33,7 @@ async function untilStatus(
   holds: (cluster: NonNullable<StatusAnswer['cluster']>) => boolean,
 ): Promise<void> {
   for (let tries = 0; tries < 500; tries++) {
-    const { body } = await request(socketOf(nodeRank), 'GET', '/v1/status')
+    const { body } = await request(pair.socket(nodeRank), 'GET', '/v1/status')
     if (holds((body as StatusAnswer).cluster!)) return
     await Bun.sleep(20)
   }
@@ -60,24 +41,24 @@ async function untilStatus(
 }
 
 function ckpt(command: string, nodeRank: number, ...flags: string[]) {
-  return run([...CKPT, command, '--daemon', socketOf(nodeRank), ...flags])
+  return run([...CKPT, command, '--daemon', pair.socket(nodeRank), ...flags])
 }
 
 describe.skipIf(withoutUcx !== null)('without one of two daemons', () => {
   test('an update says who is missing, and goes on without it where that is asked for', async () => {
-    const path = join(dir.path, 'model')
+    const path = pair.path('model')
     mkdirSync(path)
     await writeCheckpoint(path, TENSORS, 1, 300_000)
     const started = await Promise.all([
-      startDaemon(0),
-      startDaemon(1),
+      pair.daemon(0, leader),
+      pair.daemon(1, leader),
       startEngine('a'),
       startEngine('b'),
     ])
     try {
       await untilStatus(0, ({ missing }) => missing?.length === 0)
       const endpoints = ['--endpoint', 'http://a', '--endpoint', 'http://b']
-      const sockets = ['a', 'b'].flatMap((name) => ['--uds', join(dir.path, name)])
+      const sockets = ['a', 'b'].flatMap((name) => ['--uds', pair.path(name)])
       const one = ['--inference-parallel-size', '1', '--engine', 'vllm', '--pause', 'none']
       const update = (...flags: string[]) =>
         ckpt('update', 0, '--checkpoint-path', path, ...endpoints, ...sockets, ...one, ...flags)
@@ -101,8 +82,8 @@ describe.skipIf(withoutUcx !== null)('without one of two daemons', () => {
 })
 
 test('a follower that is refused says why there is no leader', async () => {
-  const leader = await startDaemon(0)
-  const follower = await startDaemon(1, '--nodes', '3')
+  const leads = await pair.daemon(0, leader)
+  const follower = await pair.daemon(1, leader, '--nodes', '3')
   try {
     const why = 'refuses this daemon: it was told --nodes 3, the leader --nodes 2'
     await untilStatus(1, ({ missing }) => missing?.[0]?.message.includes(why) === true)
@@ -113,6 +94,6 @@ test('a follower that is refused says why there is no leader', async () => {
     expect(update.status).toBe(3)
     expect(update.stderr).toMatch(new RegExp(`^ckpt: the leader at tcp://127.0.0.1:\\d+ ${why}\n$`))
   } finally {
-    await Promise.all([leader, follower].map((one) => one.stop('SIGKILL')))
+    await Promise.all([leads, follower].map((one) => one.stop('SIGKILL')))
   }
 })
