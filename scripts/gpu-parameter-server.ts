@@ -79,7 +79,8 @@ const ENGINES: Readonly<Record<string, () => Promise<Started>>> = {
   ckpt_worker: () => {
     const server = ['--server', 'checkpoint_engine', '--fault', 'error@1']
     const command = [PYTHON, WORKER, '--device', DEVICE, ...server, '--worker', 'ckpt_worker']
-    return start(command, /(http:\/\/\S+)/, { PYTHONPATH: join(ROOT, 'python/ckpt_worker') })
+    const path = [join(ROOT, 'python/ckpt_worker'), ...(process.env.PYTHONPATH?.split(':') ?? [])]
+    return start(command, /(http:\/\/\S+)/, { PYTHONPATH: path.join(':') })
   },
 }
 

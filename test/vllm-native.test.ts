@@ -19,6 +19,8 @@ interface Faults {
   /** An update before has not been finished. */
   readonly active?: boolean
   readonly version?: string
+  /** Of its own weight transfer; null: it was started without. */
+  readonly backend?: string | null
 }
 
 interface Info {
@@ -46,11 +48,15 @@ class NativeVllm {
   #active: boolean
   #lastHandle: { readonly handle: Uint8Array; readonly bytes: number } | null = null
 
-  constructor(library: Library, faults: Faults = {}) {
+  constructor(library: Library, faults: Faults = {}, port = 0) {
     this.#library = library
     this.faults = faults
     this.#active = faults.active ?? false
-    this.#server = Bun.serve({ hostname: '127.0.0.1', port: 0, fetch: (req) => this.#answer(req) })
+    this.#server = Bun.serve({ hostname: '127.0.0.1', port, fetch: (req) => this.#answer(req) })
+  }
+
+  get port(): number {
+    return this.#server.port as number
   }
 
   get url(): string {
@@ -73,6 +79,7 @@ class NativeVllm {
     if (req.method === 'GET' && pathname === '/version') {
       return Response.json({ version: this.faults.version ?? '0.26.0' })
     }
+    if (req.method === 'GET' && pathname === '/server_info') return this.#info(req)
     if (req.method === 'GET')
       return new Response('', { status: pathname === '/metrics' ? 404 : 405 })
     const text = await req.text()
@@ -86,8 +93,22 @@ class NativeVllm {
     }
   }
 
+  #info(req: Request): Response {
+    this.calls.push('/server_info')
+    expect(new URL(req.url).searchParams.get('config_format')).toBe('json')
+    const { backend = 'ipc' } = this.faults
+    const transfer = backend === null ? null : { backend }
+    const parallel_config = { worker_extension_cls: '', tensor_parallel_size: 1 }
+    return Response.json({ vllm_config: { parallel_config, weight_transfer_config: transfer } })
+  }
+
   #post(pathname: string, body: any): Response | Promise<Response> {
     switch (pathname) {
+      case '/collective_rpc':
+        // the words of 0.26
+        throw new Error(
+          `Call to collective_rpc method failed: Method '${body.method}' is not implemented.`,
+        )
       case '/init_weight_transfer_engine':
       case '/reset_prefix_cache':
       case '/pause':
@@ -339,6 +360,64 @@ describe("vLLM's own weight transfer", () => {
       expect(body.error.code).toBe('not_supported')
       expect(body.error.message).toContain(words)
       expect(engine.calls).toEqual([])
+    },
+    60_000,
+  )
+
+  const PLAIN = { engine: undefined, engine_method: undefined }
+
+  test('with plain defaults it is found that there is no extension, once for each start of the engine', async () => {
+    const first = await startPlain()
+    const calls = ['/collective_rpc', '/server_info', '/init_weight_transfer_engine']
+    expect(first.calls.slice(0, 3)).toEqual(calls)
+    first.calls.length = 0
+    const files = writeModel(dir.path, 10)
+    expect((await update(first, files, PLAIN)).body.mode_reason).toContain('not direct')
+    compare(first, files)
+    expect(first.calls).not.toContain('/collective_rpc')
+    await first[Symbol.asyncDispose]()
+    await using second = await startPlain(first.port)
+    expect(second.calls.slice(0, 3)).toEqual(calls)
+  }, 60_000)
+
+  /** An update of it, whose bytes are compared. */
+  async function startPlain(port = 0): Promise<NativeVllm> {
+    const engine = new NativeVllm(library, {}, port)
+    const files = writeModel(dir.path, 9)
+    const { status, body } = await update(engine, files, PLAIN)
+    expect({ status, error: body.error }).toEqual({ status: 200, error: undefined })
+    expect(body.engines).toMatchObject([{ result: 'ok', torn: false }])
+    compare(engine, files)
+    return engine
+  }
+
+  test('after a refused chunk of an update with plain defaults the next one goes the same way', async () => {
+    await using engine = new NativeVllm(library, { failAt: 1 })
+    const files = writeModel(dir.path, 11)
+    const failed = await update(engine, files, PLAIN)
+    expect(failed.body.error.message).toContain('the engine refuses this chunk')
+    expect(await isTorn(engine)).toBe(true)
+    engine.faults = {}
+    expect((await update(engine, files, PLAIN)).status).toBe(200)
+    expect(await isTorn(engine)).toBe(false)
+    compare(engine, files)
+  }, 60_000)
+
+  test.each([
+    [PLAIN, null, 'no weight transfer of its own: start vLLM with'],
+    [PLAIN, 'nccl', 'its own weight transfer is through nccl, with 1 rank: start vLLM with'],
+    [{ engine_method: 'update_weights_from_ipc' }, 'ipc', 'through ipc, with 1 rank: start vLLM'],
+  ])(
+    'without an extension it says how to start it (%p, %p)',
+    async (more, backend, words) => {
+      await using engine = new NativeVllm(library, { backend })
+      const { status, body } = await update(engine, writeModel(dir.path, 12), more)
+      expect(status).toBe(502)
+      expect(body.error.message).toContain("Method 'update_weights_from_ipc' is not implemented.")
+      expect(body.error.message).toContain(`This vLLM has no worker extension, and `)
+      expect(body.error.message).toContain(words)
+      expect(engine.calls).toEqual(['/collective_rpc', '/server_info'])
+      expect(await isTorn(engine)).toBe(false)
     },
     60_000,
   )

@@ -42,7 +42,7 @@ export const UpdateRequest = type({
   'uds?': Path.or('null'),
   'engines?': EngineTarget.array().atMostLength(RANKS_MAX),
   'engine?': EngineKind,
-  /** Method of vLLM's `/collective_rpc` to call, or `native-ipc`: its own weight transfer through CUDA IPC. */
+  /** Method of vLLM's `/collective_rpc` to call, or `native-ipc`: its own weight transfer through CUDA IPC. Absent: whichever it has. */
   'engine_method?': EngineMethod,
   'mode?': "'auto' | 'pipelined' | 'serial' | 'direct'",
   'pause?': "'none' | 'wait' | 'keep' | 'abort'",

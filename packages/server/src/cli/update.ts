@@ -116,7 +116,7 @@ function addEngineOptions(command: Command): void {
     .addOption(choice('--engine <kind>', 'kind of engine', 'auto', 'vllm', 'sglang', 'lmdeploy'))
     .option(
       '--engine-method <name>',
-      "method of vLLM's /collective_rpc, or native-ipc: its own weight transfer, without an extension",
+      "method of vLLM's /collective_rpc, or native-ipc: its own weight transfer (default: whichever it has)",
     )
     .addOption(
       choice('--pause <how>', 'what happens to running requests', 'wait', 'none', 'keep', 'abort'),

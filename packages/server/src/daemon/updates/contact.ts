@@ -49,6 +49,7 @@ export class EngineContact {
   /** What the last look said. */
   #words = ''
   #posted = false
+  #wentNatively = false
   #result: HttpResult | null = null
   /** What told the start of the engine when the last request was posted. */
   #startThen: Promise<string | null> | null = null
@@ -365,9 +366,10 @@ export class EngineContact {
   ): Promise<HttpResult> {
     const [uuid, address] = Object.entries(map)[0] as [string, string]
     const update = { client: this.#client, uuid, address, weightVersion }
+    this.#wentNatively = true
     const result = await updateNatively(update, signal)
-    // it is looked at anew
-    if (!result.ok) this.#record.native = null
+    // another start of it, which may have an extension, would not be seen
+    if (!result.ok && this.#record.native?.start === null) this.#record.native = null
     return result
   }
 
@@ -444,7 +446,7 @@ export class EngineContact {
 
   /** What a native update speaks is ours. */
   #noteDialect(dialect: Dialect | null): void {
-    if (!this.isNative) this.#record.dialect = dialect ?? this.#record.dialect
+    if (!this.#wentNatively) this.#record.dialect = dialect ?? this.#record.dialect
   }
 
   /**

@@ -20,11 +20,7 @@ test.each([
   ['direct', [engine(null, 0)], { told: 'no engine is contacted for rank 1' }],
   ['pipelined', [engine(null, 0, 1)], { told: null }],
   ['serial', [engine(null, 0, 1)], { told: null }],
-  [
-    'auto',
-    [withoutExtension],
-    { told: "vLLM's own transfer does not tell where the weights lie" },
-  ],
+  ['auto', [withoutExtension], { told: "vLLM's own transfer does not tell where the weights lie" }],
 ] as const)('%s of %j', (mode, engines, wanted) => {
   expect(directObstacle({ mode, ranks: [0, 1] }, engines)).toEqual(wanted)
 })

@@ -65,12 +65,24 @@ test('the old fields are the form with one engine; no ranks means all', () => {
   const engine = { ...place, kind: null, ranks: [0, 1] }
   expect(spec({ update_url: URL_ }).engines).toEqual([engine])
   expect(spec({ update_url: URL_, inference_group_ranks: [1], engine: 'vllm' }).engines).toEqual([
-    { ...engine, ranks: [1], kind: 'vllm' },
+    { ...engine, ranks: [1], kind: 'vllm', native: 'may' },
   ])
   expect(spec({ engines: [{ url: URL_, ranks: [1, 0] }] }).engines).toEqual([
     { ...engine, ranks: [1, 0] },
   ])
   expect(spec({ update_url: null, uds: '/tmp/x' }).engines).toEqual([])
+})
+
+test("vllm's own transfer may bring an engine of one rank the weights, unless something else is asked for", () => {
+  const native = (request: UpdateRequest) =>
+    spec({ update_url: URL_, inference_group_ranks: [0], ...request }).engines[0]?.native
+  expect(native({})).toBe('may')
+  expect(native({ engine: 'vllm', mode: 'pipelined' })).toBe('may')
+  expect(native({ engine_method: 'native-ipc' })).toBe('asked')
+  expect(native({ engine_method: 'update_weights_from_ipc' })).toBeUndefined()
+  expect(native({ mode: 'direct' })).toBeUndefined()
+  expect(native({ engine: 'sglang' })).toBeUndefined()
+  expect(native({ inference_group_ranks: [0, 1] })).toBeUndefined()
 })
 
 test('every route of one server behind one socket is the same engine', () => {
