@@ -1,5 +1,4 @@
 import { type Shard, writeShard } from 'ckpt/cli/write-checkpoint'
-import { expectedTensors } from 'ckpt/cli/verify-engine'
 import type { Expected } from './engine.ts'
 
 /** What a thread does with one file. */
@@ -17,7 +16,11 @@ self.onmessage = async ({ data }: MessageEvent<FileJob>) => {
 
 async function answerOf(job: FileJob): Promise<FileAnswer> {
   try {
-    if (job.type === 'hash') return { expected: await expectedTensors([job.path], job.ranks) }
+    if (job.type === 'hash') {
+      // takes a thread most of a second to load, and one that writes does without
+      const { expectedTensors } = await import('ckpt/cli/verify-engine')
+      return { expected: await expectedTensors([job.path], job.ranks) }
+    }
     await writeShard(job.shard, job.seed)
     return { expected: null }
   } catch (error) {

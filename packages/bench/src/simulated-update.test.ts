@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { MIB } from './bench.ts'
 import { layersOf, writeVersions } from './checkpoint.ts'
-import { layoutOfFiles, simulateUpdate } from './simulated-update.ts'
+import { layoutOfFiles, layoutOfSharedDevice, simulateUpdate } from './simulated-update.ts'
 
 const SIZES = { ring_bytes: 16 * MIB, bucket_bytes: 1.5 * MIB }
 const FAST = {
@@ -42,7 +42,11 @@ test('an update of files that daemons hold each', async () => {
     // and together they overlap but for the first broadcast and the last reload
     const both = { broadcastBytesPerSecond: bytes, reloadBytesPerSecond: bytes }
     expect(seconds(both)).toBeCloseTo(1 + 1 / 8)
+    // ranks of one daemon that share a link: all of it goes over that one
+    const shared = await layoutOfSharedDevice(files, 2)
+    const slow = { ...FAST, h2dBytesPerSecond: bytes }
+    expect(simulateUpdate(shared, SIZES, slow).seconds).toBeCloseTo(1)
   } finally {
     rmSync(dir, { recursive: true })
   }
-})
+}, 60_000)

@@ -7,7 +7,7 @@ import { readShapes } from 'ckpt/cli/checkpoint-files'
 import type { TensorShape } from 'ckpt/cli/model-shapes'
 import { layOutOwned } from 'ckpt/cli/plan-prediction'
 
-/** Rates of daemons with a rank each on a device of its own, all equal, and of their engines. */
+/** Rates of ranks that are all equal, and of their engines; of H2D copies that of each device's link. */
 export interface StageRates extends Omit<CostRates, 'tensorSeconds'> {
   /** What a broadcast takes beside its bytes. */
   readonly broadcastSeconds: number
@@ -15,16 +15,44 @@ export interface StageRates extends Omit<CostRates, 'tensorSeconds'> {
   readonly openSeconds: number
 }
 
-/** Where the tensors of files lie that each were registered at one daemon. */
+/** Where the tensors of files lie, each registered at one daemon, and who copies them. */
 export interface OwnedLayout {
   readonly table: TensorTable
+  /** Of each daemon. */
   readonly sources: readonly SourceSpace[]
+  readonly ownerRanks: readonly (readonly number[])[]
+  /** Of each rank: its device. Those that share one share its link. */
+  readonly devices: readonly number[]
 }
 
-/** @param files the first belongs to the first daemon, and so on */
+/** Of daemons with a rank and a device each. @param files the first belongs to the first daemon, and so on */
 export async function layoutOfFiles(files: readonly string[]): Promise<OwnedLayout> {
+  const owners = [...files.keys()]
+  const layout = await layOutFiles(files, owners)
+  return { ...layout, ownerRanks: owners.map((owner) => [owner]), devices: owners }
+}
+
+/** Of one daemon whose ranks share a device. */
+export async function layoutOfSharedDevice(
+  files: readonly string[],
+  ranks: number,
+): Promise<OwnedLayout> {
+  const layout = await layOutFiles(
+    files,
+    files.map(() => 0),
+  )
+  const all = Array.from({ length: ranks }, (_, rank) => rank)
+  return { ...layout, ownerRanks: [all], devices: all.map(() => 0) }
+}
+
+/** @param ownerOfFile the daemon of each */
+async function layOutFiles(
+  files: readonly string[],
+  ownerOfFile: readonly number[],
+): Promise<Pick<OwnedLayout, 'table' | 'sources'>> {
   const found: { readonly tensor: TensorShape; readonly owner: number }[] = []
-  for (const [owner, path] of files.entries()) {
+  for (const [i, path] of files.entries()) {
+    const owner = ownerOfFile[i] as number
     for (const tensor of await readShapes(path)) found.push({ tensor, owner })
   }
   const order = naturalOrder(found.map(({ tensor }) => tensor.name))
@@ -33,7 +61,7 @@ export async function layoutOfFiles(files: readonly string[]): Promise<OwnedLayo
   return layOutOwned(
     sorted.map(({ tensor }) => tensor),
     owners,
-    files.length,
+    Math.max(...ownerOfFile) + 1,
   )
 }
 
@@ -42,22 +70,23 @@ export type PlanSizes = Pick<UpdateReport, 'ring_bytes' | 'bucket_bytes'>
 
 /** An update through the ring on a simulated clock: its buckets, and the seconds from its first copy until the last engine has all. */
 export function simulateUpdate(
-  { table, sources }: OwnedLayout,
+  { table, sources, ownerRanks, devices }: OwnedLayout,
   { ring_bytes: ringBytes, bucket_bytes: bucketBytes }: PlanSizes,
   rates: StageRates,
 ): { readonly buckets: number; readonly seconds: number } {
-  const ranks = [...sources.keys()]
   const plan = makePlan({
     table,
     sources,
-    ownerRanks: ranks.map((rank) => [rank]),
+    ownerRanks,
     mode: 'pipelined',
     ringBytes,
     bucketBytes,
     segmentBytes: Math.min(SEGMENT_BYTES, bucketBytes),
   })
   const { broadcastSeconds, openSeconds } = rates
-  const uniform = uniformCluster(ranks, { ...rates, tensorSeconds: 0 })
-  const { totalSeconds } = simulate(plan, table, { ...uniform, broadcastSeconds, openSeconds })
+  const uniform = uniformCluster([...devices.keys()], { ...rates, tensorSeconds: 0 })
+  const ranks = uniform.ranks.map((one) => ({ ...one, device: devices[one.rank] as number }))
+  const cluster = { ...uniform, ranks, broadcastSeconds, openSeconds }
+  const { totalSeconds } = simulate(plan, table, cluster)
   return { buckets: plan.bucketCount, seconds: totalSeconds }
 }
