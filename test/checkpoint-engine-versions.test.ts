@@ -190,37 +190,41 @@ for (const { version, told, error, handle } of VERSIONS) {
 
     test('takes an update', () => engine.expectUpdate(told.success), 60_000)
 
-    test('a ring that it cannot map', async () => {
-      const { failure, seconds, status } = await failed('handle#1', 20)
-      expect(failure).toMatchObject({ code: handle.code, phase: 'open', rank: 1 })
-      expect(failure.message).toContain(handle.words)
-      expect(seconds).toBeLessThan(10)
-      expect(status).toEqual({ dialect: told.error, torn: false, quarantinedBytes: 0 })
-      await engine.arm()
-      await engine.expectUpdate(told.error)
-    }, 60_000)
-
-    test('an error in a bucket', async () => {
-      const { failure, seconds, status } = await failed('error@2#1', 20)
-      expect(failure).toMatchObject({ code: error.code, phase: 'transfer', rank: 1 })
-      expect(failure.message).toContain(error.words)
-      expect(seconds).toBeLessThan(10)
-      expect(status).toEqual({ dialect: told.error, torn: true, quarantinedBytes: 0 })
-      await engine.arm()
-      await engine.expectUpdate(told.error)
-    }, 60_000)
-
-    test('a post hook that fails: only the answer of the engine tells, and not in which rank', async () => {
-      const { failure, seconds, status } = await failed('post#1', 20)
-      expect(failure).toMatchObject({ code: 'engine_failed' })
-      expect(failure.message).toContain(
-        'the engine answered 500: RuntimeError: the post hook failed',
-      )
-      expect(seconds).toBeLessThan(10)
-      expect(status).toEqual({ dialect: told.error, torn: true, quarantinedBytes: 0 })
-      await engine.arm()
-      await engine.expectUpdate(told.error)
-    }, 60_000)
+    test.each([
+      {
+        what: 'a ring that it cannot map',
+        fault: 'handle#1',
+        fails: { code: handle.code, phase: 'open', rank: 1 },
+        words: handle.words,
+        torn: false,
+      },
+      {
+        what: 'an error in a bucket',
+        fault: 'error@2#1',
+        fails: { code: error.code, phase: 'transfer', rank: 1 },
+        words: error.words,
+        torn: true,
+      },
+      {
+        what: 'a post hook that fails: only the answer of the engine tells, and not in which rank',
+        fault: 'post#1',
+        fails: { code: 'engine_failed' },
+        words: 'the engine answered 500: RuntimeError: the post hook failed',
+        torn: true,
+      },
+    ])(
+      '$what',
+      async ({ fault, fails, words, torn }) => {
+        const { failure, seconds, status } = await failed(fault, 20)
+        expect(failure).toMatchObject(fails)
+        expect(failure.message).toContain(words)
+        expect(seconds).toBeLessThan(10)
+        expect(status).toEqual({ dialect: told.error, torn, quarantinedBytes: 0 })
+        await engine.arm()
+        await engine.expectUpdate(told.error)
+      },
+      60_000,
+    )
 
     test('a hang ends the update at its timeout; its ring is kept until it is over', async () => {
       const timeout = 3

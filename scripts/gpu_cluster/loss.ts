@@ -1,6 +1,6 @@
 /** The follower is killed in the middle of a broadcast: the leader answers, goes on without it, and with it when it is back. */
 import { CkptError, type Failure } from '@ckpt/core'
-import { until } from '../../test/cluster/until.ts'
+import { until } from '../../test/support/until.ts'
 import { firstLayout } from './broadcasts.ts'
 import { parseLayout } from './layout.ts'
 import { compareAll, Pair, type Seen } from './pair.ts'

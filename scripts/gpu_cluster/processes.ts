@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import type { EngineTarget, EngineWeights } from '@ckpt/core'
 import { DaemonClient, daemonAddress } from '../../packages/server/src/cli/client.ts'
 import { Child } from '../../test/cluster/child.ts'
-import { until } from '../../test/cluster/until.ts'
+import { until } from '../../test/support/until.ts'
 import { CKPT } from '../../test/support/process.ts'
 import { killAtExit } from './leftovers.ts'
 

@@ -5,7 +5,7 @@ import { type Answer, NAME, type TestCluster } from './cluster.ts'
 import type { TestEngine } from './engine.ts'
 import type { Way } from './kinds.ts'
 import { factsOf, type Hold, holdAt, type Place, type PlaceFacts } from './places.ts'
-import { until } from './until.ts'
+import { until } from '../support/until.ts'
 
 export interface MatrixCase {
   readonly way: Way

@@ -1,5 +1,5 @@
 import { existsSync, readdirSync } from 'node:fs'
-import { until } from './until.ts'
+import { until } from '../support/until.ts'
 
 const READY_MS = 30_000
 

@@ -8,7 +8,7 @@ import { TestVersion } from './checkpoint.ts'
 import { TestDaemon } from './daemon.ts'
 import { TestEngine } from './engine.ts'
 import { type ClusterKind, KINDS, type Way } from './kinds.ts'
-import { until } from './until.ts'
+import { until } from '../support/until.ts'
 
 export const NAME = 'model'
 const KEPT_VERSIONS = 2

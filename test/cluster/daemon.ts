@@ -5,7 +5,7 @@ import type { FaultStep } from '../../packages/server/src/daemon/rank/injected.t
 import { CKPT, request } from '../support/process.ts'
 import { Child } from './child.ts'
 import type { ClusterKind } from './kinds.ts'
-import { until } from './until.ts'
+import { until } from '../support/until.ts'
 
 /** A communicator is made for every update. */
 const IDLE = ['--idle-communicator-seconds', '0.05']

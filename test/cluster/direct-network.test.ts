@@ -7,7 +7,7 @@ import type { TestVersion } from './checkpoint.ts'
 import { type Network, TestCluster } from './cluster.ts'
 import { type ClusterKind, KINDS } from './kinds.ts'
 import { namespaces } from './namespaces.ts'
-import { until } from './until.ts'
+import { until } from '../support/until.ts'
 
 setDefaultTimeout(120_000)
 

@@ -1,7 +1,7 @@
 import type { EngineWeights } from '@ckpt/core'
 import { CKPT } from '../support/process.ts'
 import { Child } from './child.ts'
-import { until } from './until.ts'
+import { until } from '../support/until.ts'
 
 const HOLD_MS = 10_000
 

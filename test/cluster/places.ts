@@ -3,7 +3,7 @@ import type { Phase } from '@ckpt/core'
 import type { FaultStep } from '../../packages/server/src/daemon/rank/injected.ts'
 import type { TestCluster } from './cluster.ts'
 import { BUCKETS, type Way } from './kinds.ts'
-import { until } from './until.ts'
+import { until } from '../support/until.ts'
 
 export type Place =
   | 'gather'

@@ -25,11 +25,13 @@ import {
   readSafetensors,
   writeSafetensors,
 } from '../../../../test/support/checkpoint.ts'
+import { until } from '../../../../test/support/until.ts'
 import { type RunningEngine, runReferenceEngine } from '../engines/reference/index.ts'
 import type { ServeOptions } from './options.ts'
 import { type RunningDaemon, serve } from './serve.ts'
 
 const TIMEOUT_MS = 60_000
+const WAIT_MS = 10_000
 /** Bun cuts a silent request after 10 s, and looks every 4 s. */
 const SILENT_MS = 21_000
 
@@ -232,7 +234,7 @@ describe('the main job', () => {
 describe('while an update runs', () => {
   /** Starts the engine's workers of an update that was told of no engine. */
   async function feed(engine: RunningEngine, id: string): Promise<void> {
-    await until(async () => (await stateOf(id)).map !== undefined)
+    await until('the map of sockets', WAIT_MS, async () => (await stateOf(id)).map !== undefined)
     const body = { method: 'update_weights_from_ipc', args: [(await stateOf(id)).map], timeout: 30 }
     const path = `${engine.url}/collective_rpc`
     expect((await fetch(path, { method: 'POST', body: JSON.stringify(body) })).status).toBe(200)
@@ -264,7 +266,11 @@ describe('while an update runs', () => {
       expect((await call('GET', path)).body).toEqual({ ...held, in_use: true })
       const engine = await startEngine()
       await feed(engine, 'mine')
-      await until(async () => (await stateOf('mine')).state === 'done')
+      await until(
+        'the update to be done',
+        WAIT_MS,
+        async () => (await stateOf('mine')).state === 'done',
+      )
       await checkWeights(engine, files, 2)
       expect((await call('GET', path)).body).toEqual(held)
     },
@@ -591,16 +597,8 @@ async function stateOf(id: string): Promise<UpdateState> {
   return (await call('GET', `/v1/updates/${id}`)).body
 }
 
-async function until(holds: () => Promise<boolean>): Promise<void> {
-  for (let i = 0; i < 1000; i++) {
-    if (await holds()) return
-    await Bun.sleep(10)
-  }
-  throw new Error(`waited in vain until ${holds}`)
-}
-
-function runningPhase(phase: string): Promise<void> {
-  return until(async () => {
+async function runningPhase(phase: string): Promise<void> {
+  await until(`an update in phase ${phase}`, WAIT_MS, async () => {
     const { running_update: id } = (await call('GET', '/v1/status')).body
     return id !== null && (await stateOf(id)).phase === phase
   })

@@ -3,6 +3,7 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, test } from 'bun:test'
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { CkptError, type Failure } from '@ckpt/core'
+import { until } from '../../../../../test/support/until.ts'
 import {
   type Cluster,
   type ClusterEvents,
@@ -17,6 +18,7 @@ import { NodeProcesses, type NodeProcess, portOf, TIMES } from './testing/nodes.
 setDefaultTimeout(60_000)
 
 const NODES = 6
+const WAIT_MS = 20_000
 const INFO = { host: 'host-0', version: '1.0.0', ranks: [] }
 
 /** What the leader in this process is told of one node. */
@@ -77,18 +79,10 @@ afterAll(async () => {
   await nodes.end()
 })
 
-async function until(what: string, holds: () => boolean): Promise<void> {
-  const endMs = performance.now() + 20_000
-  while (!holds()) {
-    if (performance.now() > endMs) throw new Error(`waited in vain: ${what}`)
-    await Bun.sleep(5)
-  }
-}
-
 /** The leader's session with a node, when there is one above this number. */
 async function peer(nodeRank: number, above = 0): Promise<ClusterNode> {
   const find = () => leader.peers.find((node) => node.nodeRank === nodeRank && node.session > above)
-  await until(`node ${nodeRank} joins`, () => find() !== undefined)
+  await until(`node ${nodeRank} joins`, WAIT_MS, () => find() !== undefined)
   return find()!
 }
 
@@ -142,7 +136,7 @@ test('posts arrive in the order of sending, with a request in its place among th
   const { posts, postedBytes } = told[1]!
   expect(posts.slice(0, 3000)).toEqual(Array.from({ length: 3000 }, (_, i) => ['a', i]))
   expect(postedBytes.slice(0, 3000)).toEqual(Array.from({ length: 3000 }, (_, i) => i % 1000))
-  await until('the other posts', () => posts.length === 3010)
+  await until('the other posts', WAIT_MS, () => posts.length === 3010)
   expect(posts.slice(3000)).toEqual(Array.from({ length: 10 }, (_, i) => ['b', i]))
 })
 
@@ -175,7 +169,7 @@ test('a follower that stood still for too long has lost its session, and joins w
   const follower = nodes.start(3, port)
   const before = await peer(3)
   follower.signal('SIGSTOP')
-  await until('it stands still', () => follower.stands)
+  await until('it stands still', WAIT_MS, () => follower.stands)
   const stoppedMs = performance.now()
   const standing = { body: 'while it stands', parts: [] }
   const failure = await failureOf(leader.request(before, standing, 60_000))
@@ -200,7 +194,7 @@ test('another token is refused with words, and who has the right one goes on', a
   const { text } = await stranger.next('log', (line) => line.text.includes('handshake'))
   expect(text).toContain('another cluster token')
   const ofLeader = () => lines.filter((line) => line.includes('a handshake at tcp://127.0.0.1'))
-  await until('the log of the leader', () => ofLeader().length > 0)
+  await until('the log of the leader', WAIT_MS, () => ofLeader().length > 0)
   await Bun.sleep(TIMES.lostMs)
   // for each attempt a line would be too many
   expect(ofLeader()).toHaveLength(1)

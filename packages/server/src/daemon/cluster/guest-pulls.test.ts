@@ -7,6 +7,7 @@ import { CkptError, type PullRequest, type RegisterAnswer } from '@ckpt/core'
 import { selectDevices } from '@ckpt/cuda'
 import { request } from '../../../../../test/support/process.ts'
 import { withoutUcx } from '../../../../../test/support/ucx.ts'
+import { until } from '../../../../../test/support/until.ts'
 import type { Offer, Registry } from '../registry/registry.ts'
 import { safetensors, u8 } from '../registry/testing/fixture.ts'
 import { type RunningDaemon, serve } from '../serve.ts'
@@ -15,6 +16,7 @@ import { freePort } from './testing/free-port.ts'
 
 setDefaultTimeout(60_000)
 
+const WAIT_MS = 10_000
 const ANSWER: RegisterAnswer = { name: 'm', version: 'v1', tensors: 2, bytes: 900, seconds: 0 }
 
 let dir: string
@@ -64,14 +66,6 @@ async function inUse(node: number): Promise<boolean> {
   return body.in_use
 }
 
-async function until(condition: () => Promise<boolean>): Promise<void> {
-  for (let tries = 0; tries < 400; tries++) {
-    if (await condition()) return
-    await Bun.sleep(25)
-  }
-  throw new Error(`waited in vain until ${condition}`)
-}
-
 /** `take` stands for the copy. */
 function guest(take: (offer: Offer) => Promise<RegisterAnswer>): GuestPulls {
   const registry: Pick<Registry, 'pull'> = { pull: (_name, offer) => take(offer) }
@@ -112,14 +106,18 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
       expect(offer.devices).toHaveLength(1)
       expect([await inUse(0), await inUse(1)]).toEqual([true, true])
       await offer.confirm()
-      await until(async () => !(await inUse(0)) && !(await inUse(1)))
+      await until(
+        'neither to be in use',
+        WAIT_MS,
+        async () => !(await inUse(0)) && !(await inUse(1)),
+      )
       return ANSWER
     })
     expect(await pulls.pull('m', asked({ version: 'v1' }), stays)).toEqual(ANSWER)
     // nobody counts with it
     const { body } = await request(socket(0), 'GET', '/v1/status')
     expect(body.ranks).toHaveLength(2)
-    await until(async () => {
+    await until('the other daemon to be the only peer', WAIT_MS, async () => {
       const status = await request(socket(0), 'GET', '/v1/status')
       return status.body.cluster.peers.length === 1
     })
@@ -129,9 +127,9 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
     await Promise.all([start(0), start(1)])
     const both = [0, 1]
     await Promise.all(both.flatMap((node) => [register(node), register(node, 'v7', 'other')]))
-    await until(async () => {
+    await until('both parts to be gathered', WAIT_MS, async () => {
       const gather = await request(socket(0), 'POST', '/v1/checkpoints/other/gather-metas', {})
-      return gather.body.tensors === 2 // once both have come
+      return gather.body.tensors === 2
     })
     const metas = async (node: number) => (await request(socket(node), 'GET', '/v1/metas')).body
     const before = await Promise.all(both.map(metas))
@@ -191,10 +189,10 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
     const slow = await failureOf(guest(toTheEnd).pull('m', asked({ timeout: 0.5 }), stays))
     expect(slow.code).toBe('update_timeout')
     expect(slow.message).toContain('longer than its timeout of 0.5 s')
-    await until(async () => !(await inUse(0)) && !(await inUse(1)))
+    await until('neither to be in use', WAIT_MS, async () => !(await inUse(0)) && !(await inUse(1)))
     const closing = guest(toTheEnd)
     const ended = failureOf(closing.pull('m', asked(), stays))
-    await until(() => inUse(0))
+    await until('the first to be in use', WAIT_MS, () => inUse(0))
     closing.close()
     expect((await ended).code).toBe('shutting_down')
     // what it read of a daemon that is gone may have been anything
@@ -207,7 +205,7 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
     await start(1)
     await register(1)
     const alone = failureOf(guest(toTheEnd).pull('m', asked(), stays))
-    await until(() => inUse(0))
+    await until('the first to be in use', WAIT_MS, () => inUse(0))
     await daemons.find(({ address }) => address.includes('0.sock'))?.close('lost')
     expect((await alone).code).toBe('leader_lost')
     expect((await alone).message).toContain("'m' could not be copied from the daemons")
@@ -232,20 +230,20 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
       body: JSON.stringify(asked({ replace: true, join_timeout: 60 })),
       signal: asks.signal,
     })
-    await until(async () => (await peers()) === before + 1)
+    await until('the guest to join', WAIT_MS, async () => (await peers()) === before + 1)
     asks.abort()
     await expect(answer).rejects.toThrow('aborted')
-    await until(async () => (await peers()) === before)
+    await until('the guest to leave', WAIT_MS, async () => (await peers()) === before)
     const held = await request(socket(7), 'GET', '/v1/checkpoints/m')
     expect(held.body).toMatchObject({ version: 'v0', in_use: false })
     await start(1)
     await register(1)
     const amid = new AbortController()
     const ended = failureOf(guest(toTheEnd).pull('m', asked(), amid.signal))
-    await until(() => inUse(0))
+    await until('the first to be in use', WAIT_MS, () => inUse(0))
     amid.abort()
     expect((await ended).failure).toMatchObject({ code: 'aborted' })
-    await until(async () => !(await inUse(0)) && !(await inUse(1)))
+    await until('neither to be in use', WAIT_MS, async () => !(await inUse(0)) && !(await inUse(1)))
     const late = await failureOf(guest(nothing).pull('m', asked(), amid.signal))
     expect(late.code).toBe('aborted')
   })

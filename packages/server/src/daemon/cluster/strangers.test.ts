@@ -2,6 +2,7 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from 'bun:test'
 import { CLUSTER_VERSION, type Packet } from '@ckpt/core'
 import { ZmqContext, type ZmqSocket } from '@ckpt/cuda'
+import { until } from '../../../../../test/support/until.ts'
 import { readToken } from '../http/auth.ts'
 import { configureLogging } from '../log.ts'
 import { type Cluster, type ClusterNode, openCluster } from './cluster.ts'
@@ -9,6 +10,8 @@ import { type ClusterKeys, deriveKeys, proofOf } from './keys.ts'
 import { NodeProcesses, TIMES } from './testing/nodes.ts'
 
 setDefaultTimeout(60_000)
+
+const WAIT_MS = 10_000
 
 const nodes = new NodeProcesses(3)
 const context = new ZmqContext()
@@ -51,7 +54,7 @@ async function connect(): Promise<ZmqSocket> {
   socket.setKey('curve_secretkey', keys.follower.secret)
   socket.setKey('curve_publickey', keys.follower.public)
   socket.connect(leader.address)
-  await until('a connection', () => socket.send([text('not JSON')]))
+  await until('a connection', WAIT_MS, () => socket.send([text('not JSON')]))
   return socket
 }
 
@@ -66,20 +69,12 @@ async function hear<T extends Packet['type']>(
   type: T,
 ): Promise<Extract<Packet, { type: T }>> {
   const packets: Packet[] = []
-  await until(`a packet '${type}'`, () => {
+  await until(`a packet '${type}'`, WAIT_MS, () => {
     const frames = socket.recv()
     if (frames !== null) packets.push(JSON.parse(new TextDecoder().decode(frames[0])))
     return packets.at(-1)?.type === type
   })
   return packets.at(-1) as Extract<Packet, { type: T }>
-}
-
-async function until(what: string, holds: () => boolean): Promise<void> {
-  const endMs = performance.now() + 10_000
-  while (!holds()) {
-    if (performance.now() > endMs) throw new Error(`waited in vain: ${what}`)
-    await Bun.sleep(2)
-  }
 }
 
 const HELLO = {
@@ -115,7 +110,7 @@ test('the public key alone does not let anybody in', async () => {
   say(socket, { ...hello, leader: incarnation, proof: other })
   expect(await hear(socket, 'refusal')).toMatchObject({ code: 'unauthorized' })
   expect(joined).toEqual([])
-  await until('the log', () =>
+  await until('the log', WAIT_MS, () =>
     lines.some((line) => line.includes('node 1 (stranger) may not join')),
   )
   socket.close()
@@ -133,16 +128,16 @@ test('what is no packet is dropped with a line in the log, and the session goes 
   const sizes = [text('"fine"').length]
   const piece = { ...session, type: 'piece', seq: 0, start: { kind: 'post', id: 0, sizes } }
   say(socket, piece, text('"fine"'))
-  await until('a post', () => posts.length === 1)
+  await until('a post', WAIT_MS, () => posts.length === 1)
   expect(posts).toEqual(['fine'])
   // what is a message, but no JSON
   say(socket, { ...piece, seq: 1 }, text('{"fine'))
-  await until('the log', () => lines.some((line) => line.includes('a message of')))
+  await until('the log', WAIT_MS, () => lines.some((line) => line.includes('a message of')))
   expect(lines.filter((line) => line.includes('a message was dropped')).length).toBeGreaterThan(1)
   expect(leader.peers.map(({ nodeRank }) => nodeRank)).toEqual([1])
   expect(lost).toEqual([])
   say(socket, { ...session, type: 'over', reason: 'enough' })
-  await until('it is lost', () => lost.length === 1)
+  await until('it is lost', WAIT_MS, () => lost.length === 1)
   expect(lost).toEqual(['node 1 (stranger) was lost: enough'])
   socket.close()
 })
@@ -152,7 +147,7 @@ test('pieces that make no message, or leave one out, end the session', async () 
   const session = await join(socket, 2)
   const start = { kind: 'post', id: 0, sizes: [1] }
   say(socket, { ...session, type: 'piece', seq: 0, start }, text('12'))
-  await until('it is lost', () => lost.length === 2)
+  await until('it is lost', WAIT_MS, () => lost.length === 2)
   expect(lost[1]).toBe(
     'node 2 (stranger) was lost: it has sent what cannot be read: more bytes than its message has',
   )
@@ -160,7 +155,7 @@ test('pieces that make no message, or leave one out, end the session', async () 
   const next = await join(socket, 2)
   expect(next.session).toBeGreaterThan(session.session)
   say(socket, { ...next, type: 'piece', seq: 1, start }, text('1'))
-  await until('it is lost', () => lost.length === 3)
+  await until('it is lost', WAIT_MS, () => lost.length === 3)
   expect(lost[2]).toContain('a message was lost on its way')
   socket.close()
 })

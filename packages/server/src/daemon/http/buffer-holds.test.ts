@@ -3,9 +3,13 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { createConnection, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { until } from '../../../../../test/support/until.ts'
 import { createApp } from './app.ts'
 import { listenUnix, type OpenListener } from './listeners.ts'
 import { type FakeDaemon, fakeDaemon } from './testing/fake-daemon.ts'
+
+/** Less than Bun gives a test. */
+const WAIT_MS = 4000
 
 let dir: string
 let daemon: FakeDaemon
@@ -26,8 +30,8 @@ afterEach(async () => {
   rmSync(dir, { recursive: true, force: true })
 })
 
-/** A request on a socket of its own; resolves when `until` has come, null: once it was sent. */
-async function ask(body: object, until: string | null): Promise<{ socket: Socket; text: string }> {
+/** A request on a socket of its own; resolves when `words` have come, null: once it was sent. */
+async function ask(body: object, words: string | null): Promise<{ socket: Socket; text: string }> {
   const socket = createConnection(join(dir, 'ckpt.sock'))
   sockets.push(socket)
   socket.on('error', () => {})
@@ -42,21 +46,15 @@ async function ask(body: object, until: string | null): Promise<{ socket: Socket
   let text = ''
   socket.on('data', (chunk) => {
     text += chunk.toString()
-    if (until !== null && text.includes(until)) resolve({ socket, text })
+    if (words !== null && text.includes(words)) resolve({ socket, text })
   })
   socket.write(request, () => {
-    if (until === null) resolve({ socket, text })
+    if (words === null) resolve({ socket, text })
   })
   return promise
 }
 
 const abandoned = () => daemon.calls.filter(([method]) => method === 'abandon')
-
-async function eventually(holds: () => boolean): Promise<void> {
-  const deadlineMs = performance.now() + 5000
-  while (!holds() && performance.now() < deadlineMs) await Bun.sleep(5)
-  expect(holds()).toBe(true)
-}
 
 test('a held answer stays open, and its end abandons the buffers', async () => {
   const { socket, text } = await ask({ bytes: [8], hold: true }, '"b0"')
@@ -64,7 +62,7 @@ test('a held answer stays open, and its end abandons the buffers', async () => {
   await Bun.sleep(100)
   expect([socket.readyState, abandoned()]).toEqual(['open', []])
   socket.destroy()
-  await eventually(() => abandoned().length > 0)
+  await until('the buffers to be abandoned', WAIT_MS, () => abandoned().length > 0)
   await Bun.sleep(20)
   expect(abandoned()).toEqual([['abandon', ['b0']]])
 })
@@ -85,11 +83,11 @@ test.each([true, false])('a client that has gone before the answer (hold: %p)', 
     return answer
   }
   const { socket } = await ask({ bytes: [8], hold }, null)
-  await eventually(() => daemon.calls.length > 0)
+  await until('the request', WAIT_MS, () => daemon.calls.length > 0)
   socket.destroy()
   await Bun.sleep(50)
   resolve()
-  await eventually(() => abandoned().length > 0)
+  await until('the buffers to be abandoned', WAIT_MS, () => abandoned().length > 0)
 })
 
 test('a daemon that closes ends what is held', async () => {

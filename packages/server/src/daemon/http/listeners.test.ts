@@ -5,6 +5,7 @@ import { connect, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { CkptError } from '@ckpt/core'
+import { until } from '../../../../../test/support/until.ts'
 import { createApp, type DaemonApp } from './app.ts'
 import { readToken } from './auth.ts'
 import { listenTcp, listenUnix, type OpenListener } from './listeners.ts'
@@ -13,6 +14,7 @@ import { type FakeDaemon, fakeDaemon } from './testing/fake-daemon.ts'
 const TOKEN = 'correct-horse-battery'
 /** Bun cuts a silent request after 10 s, and looks every 4 s. */
 const SILENT_MS = 21_000
+const WAIT_MS = 4000
 
 let dir: string
 let daemon: FakeDaemon
@@ -46,11 +48,6 @@ function tcp(): OpenListener {
 
 const authorization = { authorization: `Bearer ${TOKEN}` }
 
-async function until(condition: () => boolean): Promise<void> {
-  for (let i = 0; i < 500 && !condition(); i++) await Bun.sleep(10)
-  expect(condition()).toBe(true)
-}
-
 describe('Unix socket', () => {
   test('only its user can open it, in a directory that only its user can enter', async () => {
     const path = await unix('new/ckpt.sock')
@@ -74,7 +71,7 @@ describe('Unix socket', () => {
   test('that of a live daemon is refused and stays', async () => {
     const path = join(dir, 'ckpt.sock')
     const other = createServer().listen(path)
-    await until(() => existsSync(path))
+    await until('its socket', WAIT_MS, () => existsSync(path))
     const refused = await unix().catch((error) => error)
     expect(refused).toBeInstanceOf(CkptError)
     expect(refused.message).toBe(`another daemon listens at ${path}`)
@@ -147,7 +144,7 @@ test('a client that disconnects does not end the update', async () => {
   const url = 'http://ckpt/v1/checkpoints/llama/update'
   const lost = fetch(url, { unix: path, method: 'POST', body: '{}', signal: client.signal })
   lost.catch(() => {})
-  await until(() => daemon.started.length === 1)
+  await until('the update', WAIT_MS, () => daemon.started.length === 1)
   client.abort()
   await Bun.sleep(100)
   const { id } = daemon.started[0]!
@@ -160,7 +157,7 @@ test('a client that disconnects does not end the update', async () => {
 test('close lets the answers leave', async () => {
   const path = await unix()
   const answer = fetch('http://ckpt/v1/checkpoints/llama/update', { unix: path, method: 'POST' })
-  await until(() => daemon.started.length === 1)
+  await until('the update', WAIT_MS, () => daemon.started.length === 1)
   opened[0]!.refuse()
   daemon.started[0]!.fail(new CkptError('aborted', 'SIGTERM'))
   await opened[0]!.close()

@@ -10,6 +10,7 @@ import {
   writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
+import { until } from '../../../../../test/support/until.ts'
 import {
   failure,
   pattern,
@@ -26,13 +27,8 @@ const TENSORS: TestTensors = {
   'a.w': u8(3_000_001, 2),
 }
 
-async function until(condition: () => boolean): Promise<void> {
-  for (let i = 0; i < 200 && !condition(); i++) await Bun.sleep(10)
-  expect(condition()).toBe(true)
-}
-
 async function requireBroken(registry: Registry, name: string, path: string): Promise<void> {
-  await until(() => registry.list()[0]!.state === 'invalid')
+  await until('a broken lease', 2000, () => registry.list()[0]!.state === 'invalid')
   await failure(() => registry.lease(name), 'checkpoint_invalid', path)
 }
 

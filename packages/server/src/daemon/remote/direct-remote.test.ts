@@ -3,7 +3,7 @@ import { describe, expect, test } from 'bun:test'
 import type { UpdateReport } from '@ckpt/core'
 import { withoutUcx } from '../../../../../test/support/ucx.ts'
 import { SHARDED_BY } from '../../engines/reference/shard.ts'
-import type { TestTensors } from '../registry/testing/fixture.ts'
+import { bytesOf, type TestTensors } from '../registry/testing/fixture.ts'
 import {
   outcomeOf,
   requireWeights,
@@ -41,9 +41,6 @@ function requireReadOnce(report: UpdateReport | null, tensors: TestTensors): voi
   expect(report?.p2p?.bytes).toBeGreaterThanOrEqual(wanted)
   expect(report?.p2p?.bytes).toBeLessThan(wanted * 1.001)
 }
-
-const bytesOf = (tensors: TestTensors) =>
-  Object.values(tensors).reduce((sum, { bytes }) => sum + bytes.length, 0)
 
 describe.skipIf(withoutUcx !== null)('a direct update of several daemons', () => {
   const CASES = [

@@ -11,13 +11,23 @@ import {
   writeSync,
 } from 'node:fs'
 import { withoutUcx } from '../../../../../test/support/ucx.ts'
+import { until } from '../../../../../test/support/until.ts'
 import type { RunningEngine } from '../../engines/reference/index.ts'
-import { safetensors, TestDir, type TestTensors } from '../registry/testing/fixture.ts'
-import { outcomeOf, requireWeights, tensorsOf, weightsOf } from '../updates/testing/fixture.ts'
+import { bytesOf, safetensors, TestDir, type TestTensors } from '../registry/testing/fixture.ts'
+import {
+  arm,
+  isHeld,
+  outcomeOf,
+  requireWeights,
+  tensorsOf,
+  weightsOf,
+} from '../updates/testing/fixture.ts'
 import { type Daemons, NAME, type TestDaemon, withDaemons } from './testing/daemons.ts'
 
 const REQUEST = { timeout: 20, open_timeout: 10 }
 const TEST_MS = 60_000
+/** Less than an update's own `timeout`. */
+const HOLD_MS = 15_000
 const WAYS = ['pipelined', 'direct'] as const
 
 interface Setting {
@@ -61,13 +71,6 @@ async function update({ reader, engines }: Setting, mode: 'auto' | (typeof WAYS)
   const request = { ...REQUEST, engines, ranks: [0], mode }
   return outcomeOf(reader.updates.start(NAME, request).done)
 }
-
-async function holds({ url }: RunningEngine): Promise<boolean> {
-  return ((await (await fetch(`${url}/v1/faults`)).json()) as { holding: boolean }).holding
-}
-
-const bytesOf = (tensors: TestTensors) =>
-  Object.values(tensors).reduce((sum, { bytes }) => sum + bytes.length, 0)
 
 describe.skipIf(withoutUcx !== null)('of another host is read', () => {
   for (const parent of ['/tmp', '/dev/shm']) {
@@ -135,18 +138,13 @@ describe.skipIf(withoutUcx !== null)('of another host is read', () => {
     () =>
       withOwner('/dev/shm', async (setting) => {
         const { engine } = setting
-        const faults = (armed: string[]) =>
-          fetch(`${engine.url}/v1/faults`, {
-            method: 'POST',
-            body: JSON.stringify({ faults: armed }),
-          })
         const [, path] = await registerInPlace(setting, tensorsOf(120, 60_000, 1))
-        await faults(['hold@2'])
+        await arm(engine, 'hold@2')
         const outcome = update(setting, 'pipelined')
-        while (!(await holds(engine))) await Bun.sleep(20)
+        await until('the engine to hold', HOLD_MS, () => isHeld(engine))
         // the writer does not wait for the update
         writeFileSync(path, 'other bytes')
-        await faults([])
+        await arm(engine)
         const { failure } = await outcome
         expect(failure?.code).toMatch(/^(file_changed|checkpoint_invalid)$/)
         expect(failure?.message).toContain(path)

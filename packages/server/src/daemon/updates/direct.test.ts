@@ -6,6 +6,7 @@ import type { ErrorCode, Phase, UpdateRequest } from '@ckpt/core'
 import type { RunningEngine } from '../../engines/reference/index.ts'
 import { run } from '../../../../../test/support/process.ts'
 import {
+  arm,
   type Bench,
   NAME,
   outcomeOf,
@@ -255,11 +256,7 @@ test.each(['close@1', 'hang@1'])(
         await bench.register(tensorsOf(COUNT, 2_000_000, 1))
         expect((await update(bench, engines)).report).toMatchObject({ mode: 'pipelined' })
         await bench.register(tensorsOf(COUNT, 2_000_000, 2))
-        const armed = await fetch(`${bad.url}/v1/faults`, {
-          method: 'POST',
-          body: JSON.stringify({ faults: [`${fault}:once`] }),
-        })
-        expect(armed.ok).toBe(true)
+        await arm(bad, `${fault}:once`)
         const { report, failure } = await update(bench, engines, { mode: 'direct', timeout: 6 })
         expect({ report, rank: failure?.rank }).toEqual({ report: null, rank: 1 })
         const torn = bench.updates.status().engines.map((engine) => engine.torn)

@@ -1,9 +1,12 @@
 import { expect, test } from 'bun:test'
 import { CkptError, type Dialect } from '@ckpt/core'
 import { openLibrary } from '@ckpt/cuda'
+import { until } from '../../../../../test/support/until.ts'
 import { all, PlayedUpdates } from './testing/played-updates.ts'
 import { NONE, X } from './testing/scripted-daemon.ts'
 
+/** Less than Bun gives a test. */
+const HOLD_MS = 4000
 const DIALECTS: readonly Dialect[] = ['D1', 'D2', 'D3', 'D4']
 const played = new PlayedUpdates(openLibrary({ kind: 'host', hostDevices: 4 }))
 const { daemon, startEngine, post, weightsOf, begin, open, list, end } = played
@@ -369,10 +372,10 @@ test('hold@open, hold@K and hold@post: stands still, and goes on when other faul
   const arm = (...faults: string[]) =>
     fetch(`${engine.url}/v1/faults`, { method: 'POST', body: JSON.stringify({ faults }) })
   const goOn = async () => {
-    for (let holding = false; !holding; ) {
+    await until('the engine to hold', HOLD_MS, async () => {
       const told = (await (await fetch(`${engine.url}/v1/faults`)).json()) as { holding: boolean }
-      ;({ holding } = told)
-    }
+      return told.holding
+    })
     await arm()
   }
   expect((await arm('nonsense@3')).status).toBe(400)

@@ -17,6 +17,11 @@ export interface TestTensor {
 
 export type TestTensors = Record<string, TestTensor>
 
+/** Of all of them. */
+export function bytesOf(tensors: TestTensors): number {
+  return Object.values(tensors).reduce((sum, { bytes }) => sum + bytes.length, 0)
+}
+
 /** Bytes that differ between seeds and between positions. */
 export function pattern(bytes: number, seed: number): Uint8Array {
   const out = new Uint8Array(bytes)

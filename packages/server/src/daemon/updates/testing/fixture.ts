@@ -135,6 +135,18 @@ export async function outcomeOf(done: Promise<UpdateReport>): Promise<Outcome> {
   }
 }
 
+/** What a reference engine does wrong from now on; what it holds goes on. */
+export async function arm({ url }: RunningEngine, ...faults: string[]): Promise<void> {
+  const init = { method: 'POST', body: JSON.stringify({ faults }) }
+  const { status } = await fetch(`${url}/v1/faults`, init)
+  if (status !== 200) throw new Error(`the engine does not know ${faults.join()}`)
+}
+
+/** Whether a fault makes it stand still. */
+export async function isHeld({ url }: RunningEngine): Promise<boolean> {
+  return ((await (await fetch(`${url}/v1/faults`)).json()) as { holding: boolean }).holding
+}
+
 /** Waits until something holds; throws after ten seconds. */
 export async function until(holds: () => boolean): Promise<void> {
   for (let tries = 0; tries < 5000; tries++) {
