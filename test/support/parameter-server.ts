@@ -71,16 +71,22 @@ export class ParameterServer {
 
   async stop(): Promise<void> {
     this.#child.stdin.end()
-    await Promise.race([this.#child.exited, Bun.sleep(STOP_MS)])
-    this.#child.kill('SIGKILL')
+    const timer = setTimeout(() => this.#child.kill('SIGKILL'), STOP_MS)
     await this.#child.exited
+    clearTimeout(timer)
   }
 
   /** Null: none came in time, or it has ended. */
   async #line(timeoutMs: number): Promise<string | null> {
-    const late = Bun.sleep(timeoutMs).then(() => null)
+    const { promise: late, resolve } = Promise.withResolvers<null>()
+    const timer = setTimeout(() => resolve(null), timeoutMs)
     const next = this.#lines.next().then(({ done, value }) => (done === true ? null : value))
-    return await Promise.race([next, late])
+    try {
+      return await Promise.race([next, late])
+    } finally {
+      // else a script does not end before it
+      clearTimeout(timer)
+    }
   }
 
   async #broken(what: string): Promise<Error> {
