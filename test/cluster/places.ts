@@ -51,6 +51,8 @@ const ENDING = { killed: ['release', 'post'], stopped: ['release', 'post'] } as 
 const WRITTEN = { stopped: ['release'], unsure: ['engine'] } as const
 /** Nothing is changed yet. */
 const UNWRITTEN = { killed: ['open'] } as const
+/** Every rank has copied: one that has not would find later that its engine is as it was. */
+const SOME = 0.01
 /** It may hear later what its daemon has said last, that nothing was copied or that all is there, and nobody hears its answer. */
 const UNHEARD = { unsure: ['follower', 'engine'] } as const
 
@@ -95,7 +97,7 @@ const DIRECT = {
     // the other one goes on before it is missed
     killed: ['transfer', 'open'],
   },
-  first: { phase: 'transfer', step: 'copied-0', copied: 0, tears: true, ...WRITTEN },
+  first: { phase: 'transfer', step: 'copied-0', copied: SOME, tears: true, ...WRITTEN },
   middle: { phase: 'transfer', step: 'copied-50', copied: 0.5, tears: true, ...WRITTEN },
   last: { phase: 'transfer', step: 'copied-70', copied: 0.7, tears: true, ...WRITTEN },
   copied: { phase: 'transfer', step: 'copied-100', tears: true, ...WRITTEN },
