@@ -11,8 +11,15 @@ test('updates of ranks that share a device have the buckets that are simulated, 
   const notes: string[] = []
   try {
     const context = {
-      ...{ devices: 'host:1', sizes: [32 * MIB], models: [], dir, python: '', wheels: null },
-      ...{ trace: '', note: (text: string) => void notes.push(text), open: openLibrary },
+      devices: 'host:1',
+      sizes: [32 * MIB],
+      models: [],
+      dir,
+      python: '',
+      wheels: null,
+      trace: '',
+      note: (text: string) => void notes.push(text),
+      open: openLibrary,
     }
     const rows = await Array.fromAsync(sharedDeviceRows(context, [2]))
     const [row] = rows
