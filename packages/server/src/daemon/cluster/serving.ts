@@ -134,7 +134,10 @@ export class DaemonCluster {
 
   #lost(node: ClusterNode, failure: Failure): void {
     const { code, message } = failure
-    log.warn('{message} ({code})', { code, message })
+    // it comes for one call, and goes
+    if (node.nodeRank >= NODES_MAX) {
+      log.info('a guest on {host} has left: {message}', { host: node.info.host, message })
+    } else log.warn('{message} ({code})', { code, message })
     const { updates } = this.#opened.served
     this.#forwarded.get(node.nodeRank)?.close()
     this.#forwarded.delete(node.nodeRank)
