@@ -21,6 +21,9 @@ interface Faults {
   readonly version?: string
   /** Of its own weight transfer; null: it was started without. */
   readonly backend?: string | null
+  readonly worldSize?: number
+  /** A version that does not know it. */
+  readonly refusesPackedInit?: boolean
 }
 
 interface Info {
@@ -44,7 +47,11 @@ class NativeVllm {
   readonly #hang = Promise.withResolvers<Response>()
   /** Updates whose ring could not be mapped any more when they were finished. */
   ringsGone = 0
+  /** Chunks that were loaded into layers which an update before had left half loaded. */
+  mixed = 0
   #chunks = 0
+  #halfLoaded = false
+  #goesOn = false
   #active: boolean
   #lastHandle: { readonly handle: Uint8Array; readonly bytes: number } | null = null
 
@@ -80,6 +87,9 @@ class NativeVllm {
       return Response.json({ version: this.faults.version ?? '0.26.0' })
     }
     if (req.method === 'GET' && pathname === '/server_info') return this.#info(req)
+    if (req.method === 'GET' && pathname === '/get_world_size') {
+      return Response.json({ world_size: this.faults.worldSize ?? 1 })
+    }
     if (req.method === 'GET')
       return new Response('', { status: pathname === '/metrics' ? 404 : 405 })
     const text = await req.text()
@@ -110,6 +120,8 @@ class NativeVllm {
           `Call to collective_rpc method failed: Method '${body.method}' is not implemented.`,
         )
       case '/init_weight_transfer_engine':
+        if (this.faults.refusesPackedInit && body.init_info.packed) throw new Error('unexpected')
+        return Response.json({})
       case '/reset_prefix_cache':
       case '/pause':
       case '/resume':
@@ -118,11 +130,21 @@ class NativeVllm {
         if (this.#active)
           throw new Error('start_weight_update called while a weight update is already active.')
         this.#active = true
+        // layers that are half loaded stay so
+        this.#goesOn = this.#halfLoaded
         return Response.json({})
       case '/update_weights':
-        return this.#take(body.update_info)
+        try {
+          return this.#take(body.update_info)
+        } catch (error) {
+          // as 0.26 does, which then begins anew without complaint
+          this.#active = false
+          throw error
+        }
       case '/finish_weight_update':
+        if (!this.#active) throw new Error('finish_weight_update called without a start')
         this.#active = false
+        this.#halfLoaded = false
         this.#mapAgain()
         return Response.json({})
       default:
@@ -143,6 +165,8 @@ class NativeVllm {
 
   #take(info: Info): Response | Promise<Response> {
     const chunk = this.#chunks++
+    this.#halfLoaded = true
+    if (this.#goesOn) this.mixed++
     if (chunk === this.faults.failAt) throw new Error('the engine refuses this chunk')
     if (chunk === this.faults.hangAt) return this.#hang.promise
     const handles = loadPickle(Uint8Array.fromBase64(info.ipc_handles_pickled), RULES) as Map<
@@ -216,6 +240,7 @@ describe("vLLM's own weight transfer", () => {
   }
 
   function compare(engine: NativeVllm, files: string[]): void {
+    expect(engine.mixed).toBe(0)
     const expected = readSafetensors(files)
     expect([...engine.held.keys()].sort()).toEqual([...expected.keys()].sort())
     for (const [name, held] of engine.held) {
@@ -243,7 +268,8 @@ describe("vLLM's own weight transfer", () => {
     expect(engine.bodies['/init_weight_transfer_engine']).toEqual({ init_info: {} })
     expect(engine.bodies['/update_weights'].update_info.packed).toBe(true)
     expect(engine.bodies['/finish_weight_update']).toEqual({ weight_version: 'step 3' })
-    expect(engine.calls.filter((call) => call === '/start_weight_update')).toHaveLength(3)
+    // before the first, which it is not known to be whole before, one that brings nothing
+    expect(engine.calls.filter((call) => call === '/start_weight_update')).toHaveLength(4)
     expect(engine.calls.at(-1)).toBe('/reset_prefix_cache')
     expect(engine.ringsGone).toBe(0)
   }, 60_000)
@@ -252,6 +278,8 @@ describe("vLLM's own weight transfer", () => {
     ['0.30.1', {}, true],
     ['0.22.0', {}, false],
     ['0.26.0', { active: true }, false],
+    ['0.1.dev11+gabc', {}, true],
+    ['dev', { refusesPackedInit: true }, false],
   ])(
     'of version %s (%p)',
     async (version, faults, atInit) => {
@@ -405,8 +433,16 @@ describe("vLLM's own weight transfer", () => {
 
   test.each([
     [PLAIN, null, 'no weight transfer of its own: start vLLM with'],
-    [PLAIN, 'nccl', 'its own weight transfer is through nccl, with 1 rank: start vLLM with'],
-    [{ engine_method: 'update_weights_from_ipc' }, 'ipc', 'through ipc, with 1 rank: start vLLM'],
+    [
+      PLAIN,
+      'nccl',
+      'its own weight transfer is through nccl, which is not spoken here: start vLLM',
+    ],
+    [
+      { engine_method: 'update_weights_from_ipc' },
+      'ipc',
+      'its own weight transfer is used where neither a method (--engine-method) nor',
+    ],
   ])(
     'without an extension it says how to start it (%p, %p)',
     async (more, backend, words) => {
@@ -414,9 +450,22 @@ describe("vLLM's own weight transfer", () => {
       const { status, body } = await update(engine, writeModel(dir.path, 12), more)
       expect(status).toBe(502)
       expect(body.error.message).toContain("Method 'update_weights_from_ipc' is not implemented.")
-      expect(body.error.message).toContain(`This vLLM has no worker extension, and `)
+      expect(body.error.message).toContain('This vLLM has no worker extension')
       expect(body.error.message).toContain(words)
       expect(engine.calls).toEqual(['/collective_rpc', '/server_info'])
+      expect(await isTorn(engine)).toBe(false)
+    },
+    60_000,
+  )
+
+  test.each([PLAIN, {}])(
+    'an engine of several ranks is not brought to it by being said to have one (%p)',
+    async (more) => {
+      await using engine = new NativeVllm(library, { worldSize: 2 })
+      const { body } = await update(engine, writeModel(dir.path, 13), more)
+      expect(body.error.message).toContain('is used for engines of one rank, and')
+      expect(body.error.message).toContain('has 2: tell all of its ranks')
+      expect(engine.calls).not.toContain('/init_weight_transfer_engine')
       expect(await isTorn(engine)).toBe(false)
     },
     60_000,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from ckpt_client import Daemon
 
@@ -29,6 +31,17 @@ def start_ckpt(stack: ExitStack, folder: Path, name: str, devices: int = 1, host
     command += [] if host_gib is None else ["--host-memory-gib", str(host_gib)]
     start(stack, command, folder / f"{name}.log", {}, address)
     return Daemon(str(address))
+
+
+def update_plainly(daemon: str, files: Path, engine: str, ranks: int) -> dict[str, Any]:
+    """`ckpt update` with nothing but what it must be told. Returns the report of its update."""
+    command = [os.environ.get("BUN", "bun"), str(_ROOT / "packages/server/src/cli/main.ts"), "update", "--daemon", daemon, "--json"]
+    command += ["--checkpoint-path", str(files), "--endpoint", engine, "--inference-parallel-size", str(ranks)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_READY_SECONDS)
+    if done.returncode != 0:
+        raise RuntimeError(f"ckpt update: {done.stdout[-_LOG_CHARACTERS:]} {done.stderr[-_LOG_CHARACTERS:]}")
+    report: dict[str, Any] = json.loads(done.stdout)["updates"][0]
+    return report
 
 
 def start(stack: ExitStack, command: list[str], log: Path, env: dict[str, str], address: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ckpt_client import Daemon
 from command import common_options, model_of, working_folder
-from daemons import start_ckpt
+from daemons import start_ckpt, update_plainly
 from measure import DeviceMemory, header, pinned_rate
 from models import Model
 from sglang_server import SglangServer, Sums
@@ -60,6 +60,7 @@ def main() -> int:
     parser = common_options(__doc__)
     parser.add_argument("--ways", default=",".join(_WAYS))
     parser.add_argument("--from-disk", action="store_true", help="compare with what SGLang has loaded from the files itself")
+    parser.add_argument("--plain", action="store_true", help="updates are sent by `ckpt update` with its plain defaults")
     parser.add_argument("--serving", action="store_true", help="a request is running when each update begins")
     parser.add_argument("--port", type=int, default=8123, help="of the server")
     parser.add_argument("arguments", nargs="*", help="more of the server's, after --")
@@ -169,26 +170,32 @@ class Measured:
                 self._update(way, number, daemon)
 
     def _update(self, way: str, number: int, daemon: Daemon) -> None:
-        version = number % _VERSIONS
-        ranks = list(range(self._options.tensor_parallel))
-        engines = [{"url": f"{self._server.url}/update_weights_from_ipc", "ranks": ranks, "engine": "sglang"}]
         request = self._server.generate() if self._options.serving else None
         with DeviceMemory() as memory:
             begin = time.perf_counter()
-            report = daemon.update(
-                f"version-{version}",
-                engines=engines,
-                pause="abort",
-                weight_version=f"{way} {number}",
-                timeout=_UPDATE_SECONDS,
-                mode="pipelined",
-            )
+            report = self._send(way, number, daemon)
             whole = time.perf_counter() - begin
         if request is not None:
             request.join(_JOIN_SECONDS)
             if request.is_alive():
                 self.problems.append(f"{way} {number}: a request of before the pause was not answered")
         self._add(way, number, whole, memory.bytes, report)
+
+    def _send(self, way: str, number: int, daemon: Daemon) -> dict[str, Any]:
+        version = number % _VERSIONS
+        if self._options.plain:
+            files = self._folder / f"files-{version}"
+            return update_plainly(str(self._folder / f"ckpt-{way}.sock"), files, self._server.url, self._options.tensor_parallel)
+        ranks = list(range(self._options.tensor_parallel))
+        engines = [{"url": f"{self._server.url}/update_weights_from_ipc", "ranks": ranks, "engine": "sglang"}]
+        return daemon.update(
+            f"version-{version}",
+            engines=engines,
+            pause="abort",
+            weight_version=f"{way} {number}",
+            timeout=_UPDATE_SECONDS,
+            mode="pipelined",
+        )
 
     def _add(self, way: str, number: int, whole: float, device_bytes: int, report: dict[str, Any]) -> None:
         version = number % _VERSIONS

@@ -15,12 +15,15 @@ from command import common_options, model_of, working_folder
 from measure import DeviceMemory, header, pinned_rate
 from models import Model
 from vllm_server import VllmServer
-from ways import CkptWay, DirectWay, NativeWay, PeerWay, VllmIpcWay
+from ways import CkptWay, DirectWay, NativeRefusedWay, NativeWay, PeerWay, PeerWorkerWay, PlainWay, VllmIpcWay
 
 _WAYS = {
     "checkpoint-engine": PeerWay,
     "vllm-ipc": VllmIpcWay,
     "native": NativeWay,
+    "native-refused": NativeRefusedWay,
+    "peer-worker": PeerWorkerWay,
+    "plain": PlainWay,
     "ordinary": CkptWay,
     "layerwise": CkptWay,
     "recorded": CkptWay,
@@ -31,7 +34,7 @@ _UNQUANTISED = ("ordinary", "direct")
 # of an engine whose every layer can be loaded as it is there is no need
 _QUANTISED = ("layerwise",)
 # these know one rank
-_ONE_RANK = ("checkpoint-engine", "vllm-ipc", "native")
+_ONE_RANK = ("checkpoint-engine", "vllm-ipc", "native", "native-refused")
 _IPC = ["--weight-transfer-config", '{"backend":"ipc"}']
 _COLUMNS = ("round", "s", "GB/s", "percent", "apart s", "MiB", "us/tensor", "replayed", "wrong")
 # its own 51 sizes take longer than everything else
@@ -96,7 +99,7 @@ def _run(stack: ExitStack, model: Model, folder: Path, options: argparse.Namespa
     if options.tensor_parallel > 1:
         arguments = [*arguments, "--tensor-parallel-size", str(options.tensor_parallel), "--disable-custom-all-reduce"]
     load = [] if options.fresh else _DUMMY
-    ipc = _IPC if {"vllm-ipc", "native"} & {*options.ways.split(",")} else []
+    ipc = _IPC if {"vllm-ipc", "native", "native-refused"} & {*options.ways.split(",")} else []
     server = stack.enter_context(VllmServer(config, options.port, folder / "vllm.log", [*load, *ipc, *arguments]))
     # while the server starts
     files = model.write_files(folder / "files", 1)
@@ -166,7 +169,7 @@ class Measured:
         tensors = last.get("replayed", 0) + last.get("ordinary", 0)
         rate = self._model.bytes / seconds / 1e9
         # another way's worker may have told it before
-        told = isinstance(daemon, CkptWay) and daemon.method is None
+        told = isinstance(daemon, CkptWay) and daemon.tells
         busy = last["busy_seconds"] / tensors * 1e6 if tensors and told else None
         row = Row(
             way,

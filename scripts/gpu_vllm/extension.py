@@ -14,7 +14,7 @@ class MeasuredExtension(WorkerExtension, VllmColocateWorkerExtension):
     """Both extensions have the one method that daemons call; `measured_way` says whose it is."""
 
     def update_weights_from_ipc(self, zmq_handles: dict[str, str]) -> Any:
-        if os.environ.get("MEASURED_WAY") == "checkpoint-engine":
+        if os.environ.get("MEASURED_WAY") in ("checkpoint-engine", "peer-worker"):
             return VllmColocateWorkerExtension.update_weights_from_ipc(self, zmq_handles)
         return WorkerExtension.update_weights_from_ipc(self, zmq_handles)
 

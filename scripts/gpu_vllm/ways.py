@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_client.connection import UnixConnection
-from daemons import start, start_ckpt
+from daemons import start, start_ckpt, update_plainly
 from safetensors.torch import load_file
 from vllm_server import VllmServer
 
 _CHECKPOINT = "measured"
+_REFUSED = "refused"
+# in place of a name as long, in the middle of the model
+_UNKNOWN = "no_such_weight"
 _UPDATE_SECONDS = 300
 _PACKED_BYTES = 2**30
 
@@ -27,6 +30,8 @@ class CkptWay:
     first_mode = mode = "pipelined"
     #: None: the daemon's own choice
     method: str | None = None
+    #: the engine's worker is ours, which says what it has done
+    tells = True
 
     def __init__(self, stack: ExitStack, server: VllmServer, files: list[Path], folder: Path, ranks: int):
         self._server = server
@@ -36,11 +41,13 @@ class CkptWay:
 
     def update(self, number: int) -> dict[str, Any]:
         """@param number: 0: the first one, which may be of another kind"""
+        return self._update(_CHECKPOINT, self.mode if number > 0 else self.first_mode)
+
+    def _update(self, checkpoint: str, mode: str) -> dict[str, Any]:
         url = f"{self._server.url}/collective_rpc"
         engines = [{"url": url, "ranks": self._ranks, "engine": "vllm"}]
-        mode = self.mode if number > 0 else self.first_mode
         method = {} if self.method is None else {"engine_method": self.method}
-        return self._daemon.update(_CHECKPOINT, engines=engines, pause="none", timeout=_UPDATE_SECONDS, mode=mode, **method)
+        return self._daemon.update(checkpoint, engines=engines, pause="none", timeout=_UPDATE_SECONDS, mode=mode, **method)
 
     def close(self) -> None:
         self._daemon.delete(_CHECKPOINT, force=True)
@@ -63,6 +70,44 @@ class NativeWay(CkptWay):
     """`ckpt serve`, through its ring and vLLM's own weight transfer: no extension takes part."""
 
     method = "native-ipc"
+    tells = False
+
+
+class NativeRefusedWay(NativeWay):
+    """The same, each time after an update that vLLM refuses in the middle: what that has loaded must not stay."""
+
+    def __init__(self, stack: ExitStack, server: VllmServer, files: list[Path], folder: Path, ranks: int):
+        super().__init__(stack, server, files, folder, ranks)
+        self._daemon.register_files(_REFUSED, [str(path) for path in _with_unknown_name(files, folder / "refused")])
+
+    def update(self, number: int) -> dict[str, Any]:
+        refused = ""
+        try:
+            self._update(_REFUSED, self.mode)
+        except Exception as error:
+            refused = str(error)
+        if _UNKNOWN not in refused:
+            raise RuntimeError(f"a tensor that the model does not have was not refused: {refused!r}")
+        print(f"  refused: {refused[:200]}", flush=True)
+        return super().update(number)
+
+
+class PeerWorkerWay(CkptWay):
+    """`ckpt serve`, with checkpoint-engine's extension in the engine."""
+
+    tells = False
+
+
+class PlainWay(CkptWay):
+    """`ckpt update` with nothing but where the files and the engine are; the daemon runs."""
+
+    def __init__(self, stack: ExitStack, server: VllmServer, files: list[Path], folder: Path, ranks: int):
+        super().__init__(stack, server, files, folder, ranks)
+        self._address = str(folder / "ckpt.sock")
+        self._files = files[0].parent
+
+    def update(self, _number: int) -> dict[str, Any]:
+        return update_plainly(self._address, self._files, self._server.url, len(self._ranks))
 
 
 class PeerWay:
@@ -117,6 +162,25 @@ class VllmIpcWay:
         self._send(iter(self._tensors.items()), how)
         self._server.post("/finish_weight_update", {})
         return {}
+
+
+def _with_unknown_name(files: list[Path], folder: Path) -> list[Path]:
+    """Links to the files, and a copy of the one in the middle that has a tensor which the model does not."""
+    folder.mkdir()
+    paths = [folder / path.name for path in files]
+    middle = len(files) // 2
+    for index, (path, link) in enumerate(zip(files, paths, strict=True)):
+        if index != middle:
+            os.link(path, link)
+            continue
+        content = path.read_bytes()
+        size = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:size])
+        names = [name for name in header if name.endswith(".self_attn.o_proj.weight")]
+        known = names[len(names) // 2]
+        unknown = known[: -len(_UNKNOWN)] + _UNKNOWN
+        link.write_bytes(content[:size].replace(f'"{known}"'.encode(), f'"{unknown}"'.encode()) + content[size:])
+    return paths
 
 
 def _free_port() -> int:

@@ -26,6 +26,8 @@ export interface NativeUpdate {
   /** Where its rank waits for the engine's worker. */
   readonly address: string
   readonly weightVersion: string | null
+  /** Its last transfer is known to have come to its end. */
+  readonly ended: boolean
 }
 
 /** With the status of the last answer; 0: there was none. */
@@ -78,16 +80,31 @@ export async function updateNatively(
  * @returns whether chunks are packed was told with it: newer versions are told so, older ones with each chunk
  */
 async function initTransfer(client: EngineClient, signal: AbortSignal): Promise<boolean> {
+  await requireOneRank(client, signal)
   const version = await versionOf(client, signal)
-  if (version?.atLeast(0, 22) === false) {
+  // what is built from its sources calls itself 0.1 or dev
+  const isKnown = version?.atLeast(0, 2) === true
+  if (isKnown && !version.atLeast(0, 22)) {
     const message = `vLLM ${version.text} takes no packed weights through CUDA IPC, its own weight transfer does since 0.22: load a worker extension (--worker-extension-cls)`
     throw new CallError(200, message)
   }
-  const atInit = version?.atLeast(0, 27) ?? false
   const path = '/init_weight_transfer_engine'
-  const reply = await client.post(path, { init_info: atInit ? { packed: true } : {} }, signal)
+  const init = (info: object) => client.post(path, { init_info: info }, signal)
+  const atInit = !isKnown || version.atLeast(0, 27)
+  let reply = await init(atInit ? { packed: true } : {})
   if (reply.ok) return atInit
+  if (!isKnown) reply = await init({})
+  if (reply.ok) return false
   throw new CallError(reply.status, `${path}: ${reply.words}; ${STARTED_WITH}`)
+}
+
+/** A worker of a larger engine would not find its device in the chunks, and raise. */
+async function requireOneRank(client: EngineClient, signal: AbortSignal): Promise<void> {
+  const { ok, json } = await client.get('/get_world_size?include_dp=true', signal)
+  const { world_size: size } = (json ?? {}) as { world_size?: unknown }
+  if (!ok || typeof size !== 'number' || size === 1) return
+  const message = `its own weight transfer is used for engines of one rank, and ${client.base} has ${size}: tell all of its ranks, and start it with a worker extension`
+  throw new CallError(200, message)
 }
 
 /** Its worker tells none of these. */
@@ -163,8 +180,19 @@ class NativeTransfer {
     }
   }
 
-  /** From here on the engine's parameters are taken apart. One that an update before has left so is put together first. */
+  /**
+   * From here on the engine's parameters are taken apart. What a transfer before has left half loaded is put together first, by one that
+   * brings nothing: 0.26 forgets after a refused chunk that one was active, begins anew, and goes on with what was loaded then.
+   */
   async #start(): Promise<void> {
+    if (!this.#update.ended) {
+      await this.#begin()
+      await this.#post('/finish_weight_update', {})
+    }
+    await this.#begin()
+  }
+
+  async #begin(): Promise<void> {
     const body = { is_checkpoint_format: true }
     try {
       await this.#post('/start_weight_update', body)

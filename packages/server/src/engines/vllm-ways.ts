@@ -19,14 +19,16 @@ export interface WithoutExtension {
   readonly backend: string | null
 }
 
-/** Whether an answer may be that no worker has the method: older versions say no more than that something failed. */
-export function mayMissMethod({ status, words }: Pick<EngineReply, 'status' | 'words'>): boolean {
-  return status === 500 && /not implemented|has no attribute|internal server error/i.test(words)
+/** Whether an answer is that no worker has the method, as vLLM says it: a worker that has raised says other things. */
+export function missesMethod(
+  { status, words }: Pick<EngineReply, 'status' | 'words'>,
+  method: string,
+): boolean {
+  return status === 500 && words.includes(method) && /not implemented|has no attribute/i.test(words)
 }
 
 /**
- * How a vLLM was started that has failed to call a method of a worker extension. No worker is asked; the first time the server
- * takes seconds, since it looks at its whole environment too.
+ * How a vLLM was started. No worker is asked; the first time the server takes seconds, since it looks at its whole environment too.
  *
  * @returns null: it has an extension, or does not tell
  */
@@ -42,11 +44,12 @@ export async function withoutExtension(
   return { backend: weight_transfer_config?.backend ?? null }
 }
 
-/** Why an engine of so many ranks cannot be updated. */
-export function missesExtension({ backend }: WithoutExtension, ranks: number): string {
+/** What would bring such an engine the weights. @param other what stands in the way of its own transfer through CUDA IPC */
+export function missesExtension({ backend }: WithoutExtension, other: string): string {
+  if (backend === 'ipc') return `This vLLM has no worker extension; ${other}`
   const own =
     backend === null
       ? 'no weight transfer of its own'
-      : `its own weight transfer is through ${backend}, with ${ranks} ${ranks === 1 ? 'rank' : 'ranks'}`
-  return `This vLLM has no worker extension, and ${own}: ${STARTED_WITH}${ranks === 1 ? '' : ', which engines of several ranks need'}`
+      : `its own weight transfer is through ${backend}, which is not spoken here`
+  return `This vLLM has no worker extension, and ${own}: ${STARTED_WITH}`
 }

@@ -5,12 +5,17 @@ import { adapterOf, detectEngine } from '../../engines/detect.ts'
 import type { EngineHost } from '../../engines/host.ts'
 import { updateNatively } from '../../engines/native-ipc.ts'
 import { engineStart, NOT_RUNNING } from '../../engines/start.ts'
-import { mayMissMethod, missesExtension, withoutExtension } from '../../engines/vllm-ways.ts'
+import {
+  missesExtension,
+  missesMethod,
+  type WithoutExtension,
+  withoutExtension,
+} from '../../engines/vllm-ways.ts'
 import type { EngineAt } from '../rank/messages.ts'
 import type { RankInfo } from '../types.ts'
 import type { EngineRecord } from './engines.ts'
 import { EngineRequest } from './request.ts'
-import { type EngineSpec, requireNative, type UpdateSpec } from './spec.ts'
+import { type EngineSpec, requireNative, type UpdateSpec, whyNotNative } from './spec.ts'
 
 const LOOK_MS = 5000
 const LOOK_AGAIN_MS = 200
@@ -146,6 +151,7 @@ export class EngineContact {
       if (this.spec.native === 'asked') requireNative(this.spec.url, this.#adapter.kind)
       const seen = await this.#adapter.look(this.#client, within)
       if (seen.ready && seen.deviceUuids !== null) this.#checkDevices(seen.deviceUuids)
+      if (seen.ready) await this.#requireExtension(this.#adapter, signal)
       this.#words = seen.words
       return seen.ready
     } catch (error) {
@@ -181,6 +187,18 @@ export class EngineContact {
         : ''
     const message = `${this.spec.url} failed ${this.#record.tornBy === null ? 'an update' : `update ${this.#record.tornBy}`} in an RPC that leaves its tensor-parallel ranks out of step: start it again${unseen}`
     throw this.#error('engine_restart_needed', message)
+  }
+
+  /**
+   * A method that its workers do not have leaves the ranks of a larger vLLM out of step: it is asked before the first update.
+   *
+   * @throws CkptError `not_supported`
+   */
+  async #requireExtension({ kind }: EngineAdapter, signal: AbortSignal): Promise<void> {
+    if (kind !== 'vllm' || this.spec.ranks.length < 2 || this.#record.updated) return
+    const without = await this.#askWithout(signal)
+    if (without !== null)
+      throw this.#error('not_supported', missesExtension(without, whyNotNative(this.spec)))
   }
 
   /** One that was started again may have an extension. */
@@ -328,9 +346,10 @@ export class EngineContact {
       const { updatePath } = adapter
       const reply = await this.#client.postUpdate(updatePath, adapter.updateBody(body), signal)
       const result = { ...adapter.judge(reply), status: reply.status }
-      const missesMethod =
-        adapter.kind === 'vllm' && body.method !== DIRECT_METHOD && mayMissMethod(reply)
-      return missesMethod ? await this.#withoutExtension(result, body, signal) : result
+      const { method } = body
+      const misses =
+        adapter.kind === 'vllm' && method !== DIRECT_METHOD && missesMethod(reply, method)
+      return misses ? await this.#withoutExtension(result, body, signal) : result
     } catch (error) {
       const { message } = CkptError.wrap(error)
       return { ok: false, status: 0, message, structured: false, reload: null }
@@ -343,13 +362,13 @@ export class EngineContact {
     body: UpdateBody,
     signal: AbortSignal,
   ): Promise<HttpResult> {
-    const late: Failure = { code: 'engine_timeout', message: 'it does not tell how it was started' }
-    const within = signalWithin(signal, WAYS_MS, late)
-    const without = await withoutExtension(this.#client, within).catch(() => null)
+    const without = await this.#askWithout(signal)
     if (without === null) return failed
-    const { native, ranks } = this.spec
-    if (native !== 'may' || without.backend !== 'ipc') {
-      return { ...failed, message: `${failed.message} ${missesExtension(without, ranks.length)}` }
+    if (this.spec.native !== 'may' || without.backend !== 'ipc') {
+      return {
+        ...failed,
+        message: `${failed.message} ${missesExtension(without, whyNotNative(this.spec))}`,
+      }
     }
     this.#record.native = { start: await this.#start(signal) }
     const { dialect } = this.#record
@@ -359,17 +378,28 @@ export class EngineContact {
     return { ...failed, message }
   }
 
+  /** Null: it has one, or does not tell. */
+  #askWithout(signal: AbortSignal): Promise<WithoutExtension | null> {
+    const late: Failure = { code: 'engine_timeout', message: 'it does not tell how it was started' }
+    return withoutExtension(this.#client, signalWithin(signal, WAYS_MS, late)).catch(() => null)
+  }
+
   /** Of an engine of one rank. */
   async #updateNatively(
     { map, weightVersion }: UpdateBody,
     signal: AbortSignal,
   ): Promise<HttpResult> {
     const [uuid, address] = Object.entries(map)[0] as [string, string]
-    const update = { client: this.#client, uuid, address, weightVersion }
+    const record = this.#record
+    const start = await this.#start(signal).catch(() => null)
+    const ended = start !== null && record.nativeEnded === start
+    const update = { client: this.#client, uuid, address, weightVersion, ended }
+    record.nativeEnded = null
     this.#wentNatively = true
     const result = await updateNatively(update, signal)
+    if (result.ok) record.nativeEnded = start
     // another start of it, which may have an extension, would not be seen
-    if (!result.ok && this.#record.native?.start === null) this.#record.native = null
+    if (!result.ok && record.native?.start === null) record.native = null
     return result
   }
 
@@ -460,6 +490,7 @@ export class EngineContact {
     const whole = fate.finished ? (answered ?? true) : fate.released && answered === true
     if (whole) this.succeed(fate.version, fate.dialect)
     else if (this.#isTouched(fate.touched)) await this.#tear(updateId, signal)
+    else if (await this.#hasRaised(signal)) await this.#requireRestart(signal)
     if (record.tornBy !== null) return this.#stop(signal)
     if (whole) await this.#settleInPassing(signal)
     // what is owed when this fails stays in the record
@@ -504,6 +535,11 @@ export class EngineContact {
     } catch {
       this.#servingTorn = !this.#record.paused
     }
+  }
+
+  /** Of an engine that has not been sent anything: without the method, or before they were given a ring, its workers raise too. */
+  async #hasRaised(signal: AbortSignal): Promise<boolean> {
+    return (this.#result?.status ?? 0) >= 500 && (await this.#outOfStep(signal))
   }
 
   /** Whether workers may have raised out of the call, in an engine that does not get over that; see design.md, section 7. */

@@ -33,6 +33,8 @@ test('vLLM is paused for the update and resumed afterwards, unless it was paused
     await updates.start(NAME, request).done
     expect(proxy.calls).toEqual([
       'GET /health',
+      // of several ranks: whether they have the method
+      'GET /server_info?config_format=json',
       'GET /is_paused',
       'POST /pause?mode=wait&clear_cache=true',
       'POST /collective_rpc',
@@ -123,6 +125,51 @@ test('a tensor-parallel vLLM whose worker raised must be started again', async (
     expect(whole).toMatchObject({ torn: false, updated: true })
     expect(whole).not.toHaveProperty('engine_restart_needed')
     await second.close()
+  }, SMALL_BUCKETS)
+})
+
+test('a tensor-parallel vLLM whose workers have raised before they were given anything must be started again too', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    await register(tensorsOf(12, 200_000, 1))
+    const engine = await start()
+    const raises = () => new Response('Failed: no attribute', { status: 500 })
+    const first = proxyOf(engine, { ...VLLM, 'POST /collective_rpc': raises })
+    const request = { update_url: `${first.url}/collective_rpc`, timeout: 20 }
+    const { id, done } = updates.start(NAME, request)
+    expect((await outcomeOf(done)).failure?.code).toBe('engine_failed')
+    expect(updates.state(id).engines).toMatchObject([{ torn: false, engine_restart_needed: true }])
+    const refused = await outcomeOf(updates.start(NAME, request).done)
+    expect(refused.failure).toMatchObject({ code: 'engine_restart_needed', rank: 0 })
+    await first.close()
+    const second = proxyOf(engine, VLLM, first.port)
+    const [report] = (await updates.start(NAME, request).done).engines
+    expect(report).not.toHaveProperty('engine_restart_needed')
+    await second.close()
+  }, SMALL_BUCKETS)
+})
+
+test('a tensor-parallel vLLM without a worker extension is not asked for what its workers do not have', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    await register(tensorsOf(12, 200_000, 1))
+    const engine = await start()
+    const parallel_config = { worker_extension_cls: '', world_size: 2 }
+    const info = { vllm_config: { parallel_config, weight_transfer_config: { backend: 'ipc' } } }
+    const proxy = proxyOf(engine, { ...VLLM, 'GET /server_info': () => Response.json(info) })
+    const request = { update_url: `${proxy.url}/collective_rpc`, timeout: 20 }
+    const { failure } = await outcomeOf(updates.start(NAME, request).done)
+    expect(failure).toMatchObject({ code: 'not_supported', rank: 0, phase: 'open' })
+    expect(failure?.message).toContain(
+      'This vLLM has no worker extension; its own weight transfer is used for engines of one rank, and this one has 2',
+    )
+    expect(proxy.calls).not.toContain('POST /collective_rpc')
+    expect(updates.status().engines[0]).not.toHaveProperty('engine_restart_needed')
+    // with one nobody is asked again
+    parallel_config.worker_extension_cls = 'ckpt_worker.WorkerExtension'
+    await updates.start(NAME, request).done
+    const before = proxy.calls.length
+    await updates.start(NAME, request).done
+    expect(proxy.calls.slice(before).join()).not.toContain('/server_info')
+    await proxy.close()
   }, SMALL_BUCKETS)
 })
 

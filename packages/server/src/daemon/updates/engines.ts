@@ -35,6 +35,8 @@ export interface EngineRecord {
   saidBy: Promise<string | null> | null
   /** It is a vLLM without a worker extension that takes updates by its own transfer; `start` tells this start from later ones. */
   native: { readonly start: string | null } | null
+  /** What told its start when its last update by its own transfer came to its end; null: none did, or it cannot be seen. */
+  nativeEnded: string | null
   /** The update request that it has not answered yet. */
   request: EngineRequest | null
   /** Writes the marks of all engines. */
@@ -73,6 +75,7 @@ export class EngineBook {
       notDirect: undefined,
       saidBy: null,
       native: null,
+      nativeEnded: null,
       request: null,
       save: () => this.save(),
     }

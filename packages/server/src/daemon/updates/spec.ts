@@ -121,6 +121,16 @@ function withNative(
   return { ...engine, native: 'asked' }
 }
 
+/** Of an engine that may not be updated by vLLM's own transfer: what stands in the way, and what to do. */
+export function whyNotNative({ node, ranks }: EngineSpec): string {
+  if (ranks.length > 1) {
+    return `its own weight transfer is used for engines of one rank, and this one has ${ranks.length}: start it with a worker extension`
+  }
+  return node === 0
+    ? 'its own weight transfer is used where neither a method (--engine-method) nor mode direct is asked for'
+    : 'its own weight transfer is used by a daemon of its host: ask that one for the update, or start it with a worker extension'
+}
+
 /** @throws CkptError `not_supported` */
 export function requireNative(url: string, kind: EngineKind): void {
   if (kind !== 'vllm') throw notNative(`it is vLLM's, and ${url} is ${kind}`)
