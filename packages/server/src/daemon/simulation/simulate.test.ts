@@ -33,6 +33,8 @@ describe('simulated updates', () => {
     // it means something only where many things do happen
     const seen = ['done', 'aborted', 'engine_failed', 'node_lost', 'rank_failed', 'update_timeout']
     for (const outcome of seen) expect([outcome, counts.of(outcome)]).not.toEqual([outcome, 0])
+    const { done, failed, torn } = counts.direct
+    expect(Math.min(done, failed, torn)).toBeGreaterThan(0)
   }, 120_000)
 
   test('from a seed that differs each time', async () => {

@@ -105,7 +105,7 @@ export class SimulatedTime {
   /** Returns what puts the real ones back. */
   install(): () => void {
     const { setTimeout, clearTimeout, setInterval, clearInterval } = globalThis
-    const { sleep } = Bun
+    const { sleep, gc } = Bun
     const { now } = performance
     const origin = Object.getOwnPropertyDescriptor(performance, 'timeOrigin')
     const clear = (timer: unknown) => {
@@ -119,11 +119,14 @@ export class SimulatedTime {
     }
     Object.assign(globalThis, replaced)
     Bun.sleep = (ms) => this.sleep(Number(ms))
+    // all of this process's, for each idle rank
+    Bun.gc = () => {}
     performance.now = () => this.nowMs
     Object.defineProperty(performance, 'timeOrigin', { value: 0, configurable: true })
     return () => {
       Object.assign(globalThis, { setTimeout, clearTimeout, setInterval, clearInterval })
       Bun.sleep = sleep
+      Bun.gc = gc
       performance.now = now
       if (origin !== undefined) Object.defineProperty(performance, 'timeOrigin', origin)
       else Reflect.deleteProperty(performance, 'timeOrigin')

@@ -1,0 +1,105 @@
+/** As `mutations.test.ts`, of direct updates. */
+import { describe, expect, test } from 'bun:test'
+import { DirectCopies } from '../rank/direct-copies.ts'
+import { DirectRun } from '../rank/direct-run.ts'
+import { EngineMemory } from '../rank/engine-memory.ts'
+import { Fetches } from '../rank/fetches.ts'
+import { PROGRESS_SENT, type RankMessage } from '../rank/messages.ts'
+import { RankPool } from '../rank/pool.ts'
+import { SlotCopies } from '../rank/slot-copies.ts'
+import { SimulatedDevices } from './devices.ts'
+import { firstViolation, type Mutation } from './mutation.ts'
+import type { Scenario } from './scenario.ts'
+
+/** All of its engines are written directly. */
+function directly(scenario: Scenario): Scenario {
+  const { ranks } = scenario
+  const engines = scenario.engines.map((engine) => ({ ...engine, direct: 'replicas' as const }))
+  const idle = ranks.filter((rank) => !engines.some((engine) => engine.ranks.includes(rank)))
+  const scripts = idle.map(() => ({ runMs: 1, postMs: 5 }))
+  const rest = { dialect: 'D4', isVllm: false, direct: 'replicas', ranks: idle, scripts } as const
+  return {
+    ...scenario,
+    engines: idle.length === 0 ? engines : [...engines, rest],
+    direct: { first: 'pipelined', disturbed: 'direct', last: 'auto' },
+  }
+}
+
+/** The same, aborted while it copies for seconds, and followed at once by the next one. */
+function slowly(scenario: Scenario): Scenario {
+  const speed = { ...scenario.speed, h2dBytesPerMs: 1000 }
+  const tensors = scenario.tensors.map((count) => Math.min(count, 3))
+  const sizes = { tensors, tensorBytesMost: 1_000_000, speed }
+  return directly({ ...scenario, ...sizes, faults: [{ type: 'abort', atMs: 200 }] })
+}
+
+const CLOSED = /an engine's memory was closed that is being written/
+
+const MUTATIONS: readonly Mutation[] = [
+  {
+    name: 'an engine is told that it has all before the copies are complete',
+    of: DirectCopies.prototype,
+    member: 'done',
+    by: () => () => true,
+    seen: /does not hold still for it \(serves\)|does not have what was brought/,
+    // other ranks wait for what it would have brought them
+    also: /an engine's memory was closed that is being written|timed out waiting for the copies/,
+  },
+  {
+    name: 'copies are taken for complete that are not',
+    of: SimulatedDevices.prototype,
+    member: 'eventQuery',
+    by: () => () => true,
+    seen: /does not hold still for it \(serves\)|does not have what was brought/,
+    // the update through the ring comes first
+    also: /does not lie in its ring|an engine's memory was closed that is being written/,
+  },
+  {
+    name: 'nobody notes that an engine was told to hold still',
+    of: DirectRun.prototype,
+    member: 'handle',
+    by: (handle) =>
+      function untold(this: any, message: RankMessage) {
+        handle.call(this, message)
+        Atomics.store(new Int32Array(this.options.progress), PROGRESS_SENT, 0)
+      },
+    seen: /has a part of a version and is not called torn/,
+  },
+  {
+    name: 'the memory of an engine is closed while copies are on their way',
+    of: EngineMemory.prototype,
+    member: 'settle',
+    by: () => () => true,
+    seen: CLOSED,
+  },
+  {
+    name: 'an update does not wait for the copies of the one before it',
+    of: RankPool.prototype,
+    member: 'quiet',
+    by: () => async () => {},
+    change: slowly,
+    seen: /does not hold still for it \((still|loads|serves)\)/,
+  },
+  {
+    name: 'what is read of other hosts is copied before it is there',
+    of: Fetches.prototype,
+    member: 'isThere',
+    by: () => () => true,
+    seen: /does not have what was brought/,
+  },
+  {
+    name: 'an engine is told that it has all without what other hosts have',
+    of: SlotCopies.prototype,
+    member: 'done',
+    by: () => () => true,
+    seen: /does not hold still for it \(serves\)|does not have what was brought/,
+  },
+]
+
+describe('the simulation sees that', () => {
+  for (const mutation of MUTATIONS) {
+    test(mutation.name, () => {
+      expect(firstViolation({ change: directly, ...mutation })).toMatch(mutation.seen)
+    }, 60_000)
+  }
+})

@@ -1,0 +1,39 @@
+import type { DirectFault } from './direct-worker.ts'
+import type { Random } from './random.ts'
+import type { EnginePlan, Fault, Scenario } from './scenario.ts'
+
+/** The updates of a scenario whose engines can be written directly. */
+export interface DirectUpdates {
+  /** Of the first one, which goes through the ring and is not disturbed: after one with `auto` the next one is prepared. */
+  readonly first: 'auto' | 'pipelined'
+  /** Of the disturbed one, and of the one that follows. */
+  readonly disturbed: 'auto' | 'direct'
+  readonly last: 'auto' | 'direct'
+}
+
+const KINDS: readonly DirectFault['kind'][] = ['refuse', 'error', 'error', 'hang', 'close', 'move']
+const STEPS: readonly DirectFault['step'][] = ['look', 'begin', 'copies', 'copies', 'end', 'leave']
+
+/** The same with engines of `ckpt_worker`, for some seeds; the others are what they would be without. */
+export function withDirect(scenario: Scenario, random: Random): Scenario {
+  if (!random.chance(0.4)) return scenario
+  const engines = scenario.engines.map((engine): EnginePlan => {
+    return { ...engine, direct: random.pick(['replicas', 'slices']) }
+  })
+  const direct: DirectUpdates = {
+    first: random.pick(['auto', 'pipelined']),
+    disturbed: random.pick(['auto', 'direct']),
+    last: random.pick(['auto', 'auto', 'auto', 'direct']),
+  }
+  const faults = scenario.faults.map((fault) => inDirectUpdate(fault, random))
+  return { ...scenario, engines, direct, faults }
+}
+
+/** Whichever way the update goes its worker does something wrong. */
+function inDirectUpdate(fault: Fault, random: Random): Fault {
+  if (fault.type !== 'worker') return fault
+  const kind = random.pick(KINDS)
+  // only what has been told can be somewhere else
+  const direct: DirectFault = { kind, step: kind === 'move' ? 'look' : random.pick(STEPS) }
+  return { ...fault, script: { ...fault.script, direct } }
+}
