@@ -97,9 +97,10 @@ export class SimulatedDevices {
     this.p2p = new RemoteReads(shared, life, this.#buffers, copyH2d, raise)
   }
 
-  /** Memory, streams and events that were not given back. */
-  get live(): { memories: number; streams: number; events: number } {
+  /** Memory, streams, events and reads that were not given back. */
+  get live(): { memories: number; streams: number; events: number; reads: number } {
     return {
+      reads: this.p2p.reads,
       memories: this.memories.size,
       streams: this.streams.size,
       events: this.#events.size,
@@ -197,6 +198,7 @@ export class SimulatedDevices {
     if (one === undefined || one.memory.bytes !== bytes) {
       throw new NativeError('ckpt_memory_open', STATUS_ERR_DEVICE, 'invalid resource handle')
     }
+    this.#time.busy(one.openMs)
     const { tears } = one
     return this.add(this.memories, { ring: one.memory, device, write: () => one.write(tears) })
   }

@@ -1,6 +1,8 @@
 /** As `mutations.test.ts`, of direct updates. */
 import { describe, expect, test } from 'bun:test'
+import { Board } from '../rank/board.ts'
 import { DirectCopies } from '../rank/direct-copies.ts'
+import { DirectPlans } from '../rank/direct-plans.ts'
 import { DirectRun } from '../rank/direct-run.ts'
 import { EngineMemory } from '../rank/engine-memory.ts'
 import { Fetches } from '../rank/fetches.ts'
@@ -8,7 +10,7 @@ import { PROGRESS_SENT, type RankMessage } from '../rank/messages.ts'
 import { RankPool } from '../rank/pool.ts'
 import { SlotCopies } from '../rank/slot-copies.ts'
 import { SimulatedDevices } from './devices.ts'
-import { firstViolation, type Mutation } from './mutation.ts'
+import { firstViolation, type Mutation, nothing } from './mutation.ts'
 import type { Scenario } from './scenario.ts'
 
 /** All of its engines are written directly. */
@@ -17,10 +19,10 @@ function directly(scenario: Scenario): Scenario {
   const engines = scenario.engines.map((engine) => ({ ...engine, direct: 'replicas' as const }))
   const idle = ranks.filter((rank) => !engines.some((engine) => engine.ranks.includes(rank)))
   const scripts = idle.map(() => ({ runMs: 1, postMs: 5 }))
-  const rest = { dialect: 'D4', isVllm: false, direct: 'replicas', ranks: idle, scripts } as const
+  const kind = { dialect: 'D4', isVllm: false, direct: 'replicas', directHeals: true } as const
   return {
     ...scenario,
-    engines: idle.length === 0 ? engines : [...engines, rest],
+    engines: idle.length === 0 ? engines : [...engines, { ...kind, ranks: idle, scripts }],
     direct: { first: 'pipelined', disturbed: 'direct', last: 'auto' },
   }
 }
@@ -33,7 +35,19 @@ function slowly(scenario: Scenario): Scenario {
   return directly({ ...scenario, ...sizes, faults: [{ type: 'abort', atMs: 200 }] })
 }
 
+/** The same, where a worker has moved its weights since the preparation, before it is asked where they lie. */
+function moved(scenario: Scenario): Scenario {
+  const all = directly(scenario)
+  const script = all.engines[0]?.scripts[0] ?? { runMs: 1, postMs: 1 }
+  const direct = { kind: 'move', step: 'look' } as const
+  const fault = { type: 'worker', engine: 0, worker: 0, script: { ...script, direct } } as const
+  return { ...all, direct: { first: 'auto', disturbed: 'direct', last: 'auto' }, faults: [fault] }
+}
+
 const CLOSED = /an engine's memory was closed that is being written/
+/** It is closed as soon as its worker was told. */
+const EARLY =
+  /closed that is being written|does not hold still for it \(serves\)|does not have what was brought/
 
 const MUTATIONS: readonly Mutation[] = [
   {
@@ -41,18 +55,18 @@ const MUTATIONS: readonly Mutation[] = [
     of: DirectCopies.prototype,
     member: 'done',
     by: () => () => true,
-    seen: /does not hold still for it \(serves\)|does not have what was brought/,
+    seen: EARLY,
     // other ranks wait for what it would have brought them
-    also: /an engine's memory was closed that is being written|timed out waiting for the copies/,
+    also: /timed out waiting for the copies/,
   },
   {
     name: 'copies are taken for complete that are not',
     of: SimulatedDevices.prototype,
     member: 'eventQuery',
     by: () => () => true,
-    seen: /does not hold still for it \(serves\)|does not have what was brought/,
+    seen: EARLY,
     // the update through the ring comes first
-    also: /does not lie in its ring|an engine's memory was closed that is being written/,
+    also: /does not lie in its ring/,
   },
   {
     name: 'nobody notes that an engine was told to hold still',
@@ -71,6 +85,28 @@ const MUTATIONS: readonly Mutation[] = [
     member: 'settle',
     by: () => () => true,
     seen: CLOSED,
+  },
+  {
+    name: 'an engine is written where its weights were',
+    of: DirectPlans.prototype,
+    member: 'memory',
+    by: (memory) =>
+      function before(this: any, engine: string) {
+        const now = memory.call(this, engine)
+        if (now === null) return null
+        this.before ??= new Map()
+        if (!this.before.has(engine)) this.before.set(engine, now)
+        return this.before.get(engine)
+      },
+    change: moved,
+    seen: /has given back memory that is written/,
+  },
+  {
+    name: 'a rank takes what another one had brought in the update before',
+    of: Board.prototype,
+    member: 'clear',
+    by: nothing,
+    seen: /does not have what was brought|has been given back/,
   },
   {
     name: 'an update does not wait for the copies of the one before it',
@@ -92,7 +128,7 @@ const MUTATIONS: readonly Mutation[] = [
     of: SlotCopies.prototype,
     member: 'done',
     by: () => () => true,
-    seen: /does not hold still for it \(serves\)|does not have what was brought/,
+    seen: EARLY,
   },
 ]
 

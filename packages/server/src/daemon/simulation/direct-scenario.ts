@@ -11,6 +11,7 @@ export interface DirectUpdates {
   readonly last: 'auto' | 'direct'
 }
 
+const LARGE_BYTES = 12 * 2 ** 20
 const KINDS: readonly DirectFault['kind'][] = ['refuse', 'error', 'error', 'hang', 'close', 'move']
 const STEPS: readonly DirectFault['step'][] = ['look', 'begin', 'copies', 'copies', 'end', 'leave']
 
@@ -18,7 +19,8 @@ const STEPS: readonly DirectFault['step'][] = ['look', 'begin', 'copies', 'copie
 export function withDirect(scenario: Scenario, random: Random): Scenario {
   if (!random.chance(0.4)) return scenario
   const engines = scenario.engines.map((engine): EnginePlan => {
-    return { ...engine, direct: random.pick(['replicas', 'slices']) }
+    const direct = random.chance(0.05) ? null : random.pick(['replicas', 'slices'] as const)
+    return { ...engine, direct, directHeals: random.chance(0.5) }
   })
   const direct: DirectUpdates = {
     first: random.pick(['auto', 'pipelined']),
@@ -26,14 +28,20 @@ export function withDirect(scenario: Scenario, random: Random): Scenario {
     last: random.pick(['auto', 'auto', 'auto', 'direct']),
   }
   const faults = scenario.faults.map((fault) => inDirectUpdate(fault, random))
-  return { ...scenario, engines, direct, faults }
+  return { ...scenario, ...sizesOf(random), engines, direct, faults }
+}
+
+/** Now and then such that there are several groups of copies. */
+function sizesOf(random: Random): Partial<Scenario> {
+  if (!random.chance(0.15)) return {}
+  return { tensorBytesMost: LARGE_BYTES, ringBytes: null, bucketBytes: null }
 }
 
 /** Whichever way the update goes its worker does something wrong. */
 function inDirectUpdate(fault: Fault, random: Random): Fault {
   if (fault.type !== 'worker') return fault
   const kind = random.pick(KINDS)
-  // only what has been told can be somewhere else
-  const direct: DirectFault = { kind, step: kind === 'move' ? 'look' : random.pick(STEPS) }
+  const step = kind === 'move' ? random.pick(['look', 'begin'] as const) : random.pick(STEPS)
+  const direct: DirectFault = { kind, step }
   return { ...fault, script: { ...fault.script, direct } }
 }

@@ -8,7 +8,7 @@ import type { Wire, WorkerEnd } from './wires.ts'
 export interface DirectFault {
   /**
    * `refuse`: it says no and goes on. `error`: it raises, and says so where it can. `hang`: it never comes back. `close`: its
-   * process dies. `move`: its weights lie elsewhere after it has said where they lie.
+   * process dies. `move`: its weights lie elsewhere than before.
    */
   readonly kind: 'refuse' | 'error' | 'hang' | 'close' | 'move'
   readonly step: 'look' | 'begin' | 'copies' | 'end' | 'leave'
@@ -106,15 +106,15 @@ export class DirectWorker implements WorkerEnd {
   }
 
   #look(known: unknown): void {
-    const { notPlaced } = this.#parameters
     if (this.#misbehaves('look')) return
+    const { notPlaced } = this.#parameters
     if (notPlaced !== null) return this.#refuse(notPlaced)
     const { head, map } = this.#parameters.placement(known)
     this.#wire?.reply(packFrame(head, map))
-    if (this.#faults('move', 'look')) this.#parameters.move()
   }
 
   #begin(generation: unknown): void {
+    if (this.#script.direct?.kind === 'move') this.#misbehaves('begin')
     if (generation !== this.#parameters.generation) {
       return this.#refuse("the engine's memory has changed")
     }
@@ -144,15 +144,10 @@ export class DirectWorker implements WorkerEnd {
     this.#leaves(null)
   }
 
-  #faults(kind: DirectFault['kind'], step: DirectFault['step']): boolean {
-    const { direct } = this.#script
-    return direct?.kind === kind && direct.step === step
-  }
-
-  /** Whether it does something else than it was told to. */
+  /** Whether it does something else than it was told to. After a move it does that. */
   #misbehaves(step: DirectFault['step']): boolean {
     const { direct } = this.#script
-    if (direct === undefined || direct.step !== step || direct.kind === 'move') return false
+    if (direct?.step !== step) return false
     this.#place.witness.trace(() => `the worker at ${this.#address}: ${direct.kind} at ${step}`)
     switch (direct.kind) {
       case 'hang':
@@ -169,6 +164,10 @@ export class DirectWorker implements WorkerEnd {
       case 'error':
         this.#fail(step)
         return true
+      case 'move':
+        // while a daemon copies it cannot
+        if (step === 'look' || step === 'begin') this.#parameters.move()
+        return false
     }
   }
 

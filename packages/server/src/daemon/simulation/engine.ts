@@ -20,6 +20,8 @@ export interface EngineKind {
    * Null: they are checkpoint-engine's.
    */
   readonly direct: 'replicas' | 'slices' | null
+  /** Of these: whether weights that are torn may be written directly. */
+  readonly directHeals: boolean
 }
 
 /** How an engine answers when one of its workers has failed. */
@@ -83,7 +85,8 @@ export class SimulatedEngine {
     const { of, index: part } =
       this.#kind.direct === 'slices' ? { of: this.keys.length, index } : { of: 1, index: 0 }
     const name = `worker ${index} of ${this.url}`
-    return new Parameters(this.#place.devices, name, { of, index: part })
+    const { devices } = this.#place
+    return new Parameters(devices, name, { of, index: part }, this.#kind.directHeals)
   }
 
   /** Of its workers; null: they do not tell where they are. */

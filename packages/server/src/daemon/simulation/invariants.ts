@@ -84,11 +84,11 @@ function isWhole({ expected, versions }: World, engine: SimulatedEngine): boolea
 export function checkLeft(world: World): string | null {
   for (const { parts, pool, threads } of world.daemons) {
     const { groups, live } = parts.library
-    const { memories, streams, events } = live
+    const { memories, streams, events, reads } = live
     const died = threads.length > (pool?.links.length ?? 0)
     // what a thread had when it died nobody gives back
-    if (!died && memories + streams + events + groups > 0) {
-      const what = `${memories} rings, ${streams} streams, ${events} events, ${groups} groups`
+    if (!died && memories + streams + events + reads + groups > 0) {
+      const what = `${memories} rings, ${streams} streams, ${events} events, ${reads} reads, ${groups} groups`
       return `daemon ${parts.node} has not given back: ${what}`
     }
     if (parts.registry.leases > 0) return `daemon ${parts.node} still leases its checkpoint`

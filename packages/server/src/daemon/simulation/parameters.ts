@@ -9,6 +9,8 @@ export type Version = ReadonlyMap<string, ExpectedTensor>
 /** Device memory of an engine's worker that other processes can open. */
 export interface SharedAllocation {
   readonly memory: TracedMemory
+  /** What it takes to open it. */
+  readonly openMs: number
   /** How often its worker was torn. */
   readonly tears: number
   /** A copy into it is enqueued. What this returns is called whenever the copy goes on. `tears`: those when it was opened. */
@@ -29,12 +31,15 @@ type State =
   | 'dead'
 
 const HANDLE_BYTES = 64
+/** Some allocations take long. */
+const OPEN_MS = 20
 
 /** The weights of one engine worker, as long as its process lives. It sees to it that nobody writes them at the wrong time. */
 export class Parameters {
   readonly #devices: SharedDevices
   readonly #name: string
   readonly #shard: Shard
+  readonly #heals: boolean
   #state: State = 'serves'
   /** Updates that have begun to change them. */
   #updates = 0
@@ -49,7 +54,9 @@ export class Parameters {
   #handles: readonly number[] = []
   #pieces = new Map<string, Piece[]>()
 
-  constructor(devices: SharedDevices, name: string, shard: Shard) {
+  /** @param heals whether a daemon may copy over them when they are torn, as of the reference engine; vLLM's worker refuses */
+  constructor(devices: SharedDevices, name: string, shard: Shard, heals: boolean) {
+    this.#heals = heals
     this.#devices = devices
     this.#name = name
     this.#shard = shard
@@ -61,6 +68,7 @@ export class Parameters {
 
   /** Why no daemon can copy into them; null: one can. */
   get notPlaced(): string | null {
+    if (this.torn && !this.#heals) return 'the last update has failed half way'
     return this.#placed ? null : 'no update has gone through'
   }
 
@@ -131,8 +139,10 @@ export class Parameters {
 
   #share(memory: TracedMemory): SharedAllocation {
     const tearsNow = () => this.#tears
+    const { random } = this.#devices
     return {
       memory,
+      openMs: random.chance(0.2) ? random.between(0, OPEN_MS) : 0,
       get tears() {
         return tearsNow()
       },

@@ -58,6 +58,11 @@ export class RemoteReads {
     this.#raise = raise
   }
 
+  /** That were not given back. */
+  get reads(): number {
+    return this.#reads.size
+  }
+
   open(): number {
     return this.#shared.handle()
   }

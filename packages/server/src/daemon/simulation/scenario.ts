@@ -143,7 +143,8 @@ function makeEngines(random: Random, ranks: readonly number[]): EnginePlan[] {
     if (engines.length > 0 && random.chance(0.1)) continue
     const scripts = own.map(() => scriptOf(random))
     const dialect = random.pick(DIALECTS)
-    engines.push({ ranks: own, dialect, isVllm: random.chance(0.3), direct: null, scripts })
+    const kind = { dialect, isVllm: random.chance(0.3), direct: null, directHeals: false }
+    engines.push({ ranks: own, ...kind, scripts })
   }
   return engines
 }

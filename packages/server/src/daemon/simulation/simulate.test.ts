@@ -49,7 +49,7 @@ describe('simulated updates', () => {
   })
 
   test('a seed repeats exactly', () => {
-    for (const seed of [3, 14, 15, 92, 653]) {
+    for (const seed of [3, 14, 15, 92, 653, 956]) {
       const lines = () => {
         const traced: string[] = []
         simulateSeed(seed, { trace: (line) => traced.push(line.replace(RANDOM_NAME, '')) })

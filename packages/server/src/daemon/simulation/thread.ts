@@ -191,6 +191,8 @@ export class SimulatedThread implements RankThread {
       library.inRun = true
       const goesOn = running.run.step()
       library.inRun = false
+      const { doneMs } = this.#place.time
+      if (doneMs > nowMs) this.stall(doneMs - nowMs)
       if (goesOn) return this.#plan(Math.max(nowMs, Math.min(running.run.nextMs, nowMs + POLL_MS)))
       this.#run = null
       running.end()
@@ -216,7 +218,7 @@ export class SimulatedThread implements RankThread {
   /** It does nothing for a while, as one that is in a native call. */
   stall(ms: number): void {
     const { time } = this.#place
-    this.#stalledUntilMs = time.nowMs + ms
+    this.#stalledUntilMs = Math.max(this.#stalledUntilMs, time.nowMs + ms)
     time.after(ms, () => (this.#run === null ? this.#takeAll() : this.#wake()), this.#life)
   }
 

@@ -48,11 +48,23 @@ export class SimulatedTime {
   nowMs = 0
   events = 0
   readonly #queue = new EventQueue<Due>()
+  /** What happens now has taken so long already. */
+  #busyMs = 0
   #life = new Life()
 
   /** Whoever does what happens now. */
   get life(): Life {
     return this.#life
+  }
+
+  /** Whoever does what happens now waits in a call for so long: its clock goes on, and it has to do nothing else until then. */
+  busy(ms: number): void {
+    this.#busyMs += ms
+  }
+
+  /** When whoever does what happens now has done it. */
+  get doneMs(): number {
+    return this.nowMs + this.#busyMs
   }
 
   /** What `life` does after so long, unless it has died. */
@@ -97,6 +109,7 @@ export class SimulatedTime {
       if (timer === limit) return until()
       if (++this.events > EVENTS_MAX) throw new Error('the simulation does not end')
       this.as(life, run)
+      this.#busyMs = 0
     }
     limit.cancelled = true
     return true
@@ -121,7 +134,7 @@ export class SimulatedTime {
     Bun.sleep = (ms) => this.sleep(Number(ms))
     // all of this process's, for each idle rank
     Bun.gc = () => {}
-    performance.now = () => this.nowMs
+    performance.now = () => this.doneMs
     Object.defineProperty(performance, 'timeOrigin', { value: 0, configurable: true })
     return () => {
       Object.assign(globalThis, { setTimeout, clearTimeout, setInterval, clearInterval })
