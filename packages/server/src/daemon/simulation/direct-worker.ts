@@ -30,6 +30,9 @@ interface Request {
   readonly untouched?: unknown
 }
 
+const LOOK_MS = 200
+const GRACE_MS = 2000
+
 export const DIED = 'the process died'
 
 /** One worker of an engine in one direct update, as `ckpt_worker/direct.py` does it. */
@@ -72,6 +75,17 @@ export class DirectWorker implements WorkerEnd {
 
   connect(): void {
     this.#wire = this.#place.wires.connect(this.#address, this, this.#life)
+    this.#watch(0)
+  }
+
+  /** It does not wait for ever for a daemon that is gone. */
+  #watch(goneMs: number): void {
+    const look = () => {
+      if (this.over || this.#hangs) return
+      if (goneMs >= GRACE_MS) return this.#raise('DaemonGone: it did not come back')
+      this.#watch(this.#wire?.isLost ? goneMs + LOOK_MS : 0)
+    }
+    this.#place.time.after(LOOK_MS, look, this.#life)
   }
 
   whenOver(then: () => void): void {

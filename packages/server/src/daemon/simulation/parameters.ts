@@ -47,6 +47,8 @@ export class Parameters {
   /** An update has gone through, so that it is known where everything lies. */
   #placed = false
   #wasTorn = false
+  /** Since it was held still. */
+  #copied = false
   /** Whose sizes they have. */
   #of: Version | null = null
   #layout: ParameterLayout | null = null
@@ -88,6 +90,7 @@ export class Parameters {
   /** A daemon may copy from now on. */
   holdStill(): void {
     this.#wasTorn = this.#state === 'torn'
+    this.#copied = false
     this.#begin('still')
   }
 
@@ -150,6 +153,7 @@ export class Parameters {
         // what was torn before it was opened is nobody's to go on with
         if (this.#state === 'torn' && tears === this.#tears) this.#violated()
         const updates = this.#updates
+        this.#copied = true
         const check = () => this.#checkWrite(memory, updates)
         check()
         return check
@@ -188,8 +192,12 @@ export class Parameters {
     this.#placed = true
   }
 
-  /** It was held still, and nothing was copied. Returns whether it is whole. */
+  /** It was held still, and a daemon says that nothing was copied. Returns whether it is whole. */
   goOn(): boolean {
+    if (this.#copied) {
+      const words = `${this.#name} is told that nothing was copied, and something was`
+      this.#devices.witness.violated(words)
+    }
     if (this.#wasTorn) this.tear()
     else this.#state = 'serves'
     return !this.#wasTorn
