@@ -199,8 +199,8 @@ export class SimulatedDevices {
       throw new NativeError('ckpt_memory_open', STATUS_ERR_DEVICE, 'invalid resource handle')
     }
     this.#time.busy(one.openMs)
-    const { tears } = one
-    return this.add(this.memories, { ring: one.memory, device, write: () => one.write(tears) })
+    const { looks } = one
+    return this.add(this.memories, { ring: one.memory, device, write: () => one.write(looks) })
   }
 
   memoryExport(memory: number): Uint8Array {

@@ -1,5 +1,13 @@
 /** As `mutations.test.ts`, of direct updates. */
 import { describe, expect, test } from 'bun:test'
+import {
+  type DirectAction,
+  DirectConversation,
+  type DirectEvent,
+  packFrame,
+  packLeave,
+  unpackFrame,
+} from '@ckpt/core'
 import { Board } from '../rank/board.ts'
 import { DirectCopies } from '../rank/direct-copies.ts'
 import { DirectPlans } from '../rank/direct-plans.ts'
@@ -11,7 +19,8 @@ import { RankPool } from '../rank/pool.ts'
 import { SlotCopies } from '../rank/slot-copies.ts'
 import { SimulatedDevices } from './devices.ts'
 import { firstViolation, type Mutation, nothing } from './mutation.ts'
-import type { Scenario } from './scenario.ts'
+import type { DirectFault } from './direct-worker.ts'
+import type { Fault, Scenario } from './scenario.ts'
 
 /** All of its engines are written directly. */
 function directly(scenario: Scenario): Scenario {
@@ -35,19 +44,37 @@ function slowly(scenario: Scenario): Scenario {
   return directly({ ...scenario, ...sizes, faults: [{ type: 'abort', atMs: 200 }] })
 }
 
-/** The same, where a worker has moved its weights since the preparation, before it is asked where they lie. */
+function faultOf({ engines }: Scenario, direct: DirectFault): Fault {
+  const script = engines[0]?.scripts[0] ?? { runMs: 1, postMs: 1 }
+  return { type: 'worker', engine: 0, worker: 0, script: { ...script, direct } }
+}
+
+/** As {@link slowly}, where a worker does not come back that could say that it is torn. */
+function hanging(scenario: Scenario): Scenario {
+  const slow = slowly(scenario)
+  return { ...slow, faults: [...slow.faults, faultOf(slow, { kind: 'hang', step: 'copies' })] }
+}
+
+/** As {@link directly}, where a worker has moved its weights since the preparation, before it is asked where they lie. */
 function moved(scenario: Scenario): Scenario {
   const all = directly(scenario)
-  const script = all.engines[0]?.scripts[0] ?? { runMs: 1, postMs: 1 }
-  const direct = { kind: 'move', step: 'look' } as const
-  const fault = { type: 'worker', engine: 0, worker: 0, script: { ...script, direct } } as const
-  return { ...all, direct: { first: 'auto', disturbed: 'direct', last: 'auto' }, faults: [fault] }
+  const faults = [faultOf(all, { kind: 'move', step: 'look' })]
+  return { ...all, direct: { first: 'auto', disturbed: 'direct', last: 'auto' }, faults }
 }
 
 const CLOSED = /an engine's memory was closed that is being written/
 /** It is closed as soon as its worker was told. */
 const EARLY =
   /closed that is being written|does not hold still for it \(serves\)|does not have what was brought/
+
+const GRANTED = packFrame({ ok: true })
+
+/** What tells a worker to leave says that its weights are what they were. */
+function asUntouched(action: DirectAction): DirectAction {
+  if (action.type !== 'send') return action
+  const head = unpackFrame(action.body)?.head as { readonly type: string }
+  return head.type === 'leave' ? { ...action, body: packLeave('enough', true) } : action
+}
 
 const MUTATIONS: readonly Mutation[] = [
   {
@@ -69,6 +96,29 @@ const MUTATIONS: readonly Mutation[] = [
     also: /does not lie in its ring/,
   },
   {
+    name: 'a worker is not told to hold still before the copies',
+    of: DirectConversation.prototype,
+    member: 'step',
+    by: (step) =>
+      function unasked(this: any, event: DirectEvent) {
+        const actions = step.call(this, event)
+        if (event.type !== 'begin') return actions
+        return step.call(this, { type: 'reply', body: GRANTED, nowMs: event.nowMs })
+      },
+    seen: /does not hold still for it \(serves\)/,
+    also: /is called torn and was sent nothing/,
+  },
+  {
+    name: 'a worker is told that nothing was copied when something was',
+    of: DirectConversation.prototype,
+    member: 'step',
+    by: (step) =>
+      function whole(this: any, event: DirectEvent) {
+        return (step.call(this, event) as DirectAction[]).map(asUntouched)
+      },
+    seen: /is told that nothing was copied, and something was/,
+  },
+  {
     name: 'nobody notes that an engine was told to hold still',
     of: DirectRun.prototype,
     member: 'handle',
@@ -77,6 +127,7 @@ const MUTATIONS: readonly Mutation[] = [
         handle.call(this, message)
         Atomics.store(new Int32Array(this.options.progress), PROGRESS_SENT, 0)
       },
+    change: hanging,
     seen: /has a part of a version and is not called torn/,
   },
   {

@@ -121,6 +121,7 @@ export class DirectWorker implements WorkerEnd {
 
   #look(known: unknown): void {
     if (this.#misbehaves('look')) return
+    this.#parameters.look()
     const { notPlaced } = this.#parameters
     if (notPlaced !== null) return this.#refuse(notPlaced)
     const { head, map } = this.#parameters.placement(known)

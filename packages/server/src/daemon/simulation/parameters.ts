@@ -11,10 +11,10 @@ export interface SharedAllocation {
   readonly memory: TracedMemory
   /** What it takes to open it. */
   readonly openMs: number
-  /** How often its worker was torn. */
-  readonly tears: number
-  /** A copy into it is enqueued. What this returns is called whenever the copy goes on. `tears`: those when it was opened. */
-  write(tears: number): () => void
+  /** How often its worker was asked where it is. */
+  readonly looks: number
+  /** A copy into it is enqueued. What this returns is called whenever the copy goes on. `looks`: those when it was opened. */
+  write(looks: number): () => void
 }
 
 /** What the worker does with its weights. */
@@ -43,7 +43,9 @@ export class Parameters {
   #state: State = 'serves'
   /** Updates that have begun to change them. */
   #updates = 0
-  #tears = 0
+  /** How often a daemon has asked where they lie, and when they were torn. */
+  #looks = 0
+  #tornLooks = 0
   /** An update has gone through, so that it is known where everything lies. */
   #placed = false
   #wasTorn = false
@@ -77,6 +79,11 @@ export class Parameters {
   /** Of the memory that they lie in. */
   get generation(): string {
     return this.#handles.join()
+  }
+
+  /** A daemon asks where they lie. */
+  look(): void {
+    this.#looks++
   }
 
   /** What a daemon is told that does not know this map; the map is empty for one that does. */
@@ -141,17 +148,17 @@ export class Parameters {
   }
 
   #share(memory: TracedMemory): SharedAllocation {
-    const tearsNow = () => this.#tears
+    const looksNow = () => this.#looks
     const { random } = this.#devices
     return {
       memory,
       openMs: random.chance(0.2) ? random.between(0, OPEN_MS) : 0,
-      get tears() {
-        return tearsNow()
+      get looks() {
+        return looksNow()
       },
-      write: (tears) => {
-        // what was torn before it was opened is nobody's to go on with
-        if (this.#state === 'torn' && tears === this.#tears) this.#violated()
+      write: (looks) => {
+        // what an update before has torn is not this one's to go on with
+        if (this.#state === 'torn' && looks > this.#tornLooks) this.#violated()
         const updates = this.#updates
         this.#copied = true
         const check = () => this.#checkWrite(memory, updates)
@@ -205,7 +212,7 @@ export class Parameters {
 
   /** The update that was at it has failed. */
   tear(): void {
-    this.#tears++
+    this.#tornLooks = this.#looks
     this.#state = 'torn'
   }
 
