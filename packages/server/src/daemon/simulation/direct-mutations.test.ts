@@ -153,6 +153,13 @@ const MUTATIONS: readonly Mutation[] = [
     seen: /has given back memory that is written/,
   },
   {
+    name: 'nothing is ever written directly',
+    of: DirectPlans.prototype,
+    member: 'take',
+    by: () => () => ({ reason: 'no' }),
+    seen: /nothing stands against a direct update, and it fails/,
+  },
+  {
     name: 'a rank takes what another one had brought in the update before',
     of: Board.prototype,
     member: 'clear',

@@ -31,6 +31,16 @@ export function withDirect(scenario: Scenario, random: Random): Scenario {
   return { ...scenario, ...sizesOf(random), engines, direct, faults }
 }
 
+/** Whether the update that faults would disturb is to be direct, none does, and its engines can be written once they have had one. */
+export function mustBeDirect({ direct, engines, ranks, faults }: Scenario): boolean {
+  const written = engines.flatMap((engine) => (engine.direct === null ? [] : engine.ranks))
+  return (
+    direct?.disturbed === 'direct' &&
+    faults.length === 0 &&
+    ranks.every((rank) => written.includes(rank))
+  )
+}
+
 /** Now and then such that there are several groups of copies. */
 function sizesOf(random: Random): Partial<Scenario> {
   if (!random.chance(0.15)) return {}

@@ -63,6 +63,8 @@ export function checkTorn(
     const touched = engine.listsSent + engine.beginsSent > 0
     if (torn && !touched && !engine.ended && waysHold)
       witness.violated(`${engine.url} is called torn and was sent nothing`)
+    if (torn && failure !== null && !engine.paused && !engine.ended && waysHold)
+      witness.violated(`${engine.url} is torn and goes on`)
     if (torn && failure === null) witness.violated(`${engine.url} is called torn after a success`)
     if (!torn && failure !== null && touched && !engine.ended && !isWhole(world, engine)) {
       witness.violated(`${engine.url} has a part of a version and is not called torn`)

@@ -3,7 +3,7 @@ import { makeSpec } from '../updates/spec.ts'
 import { CHECKPOINT } from './checkpoint.ts'
 import type { DirectCounts } from './counts.ts'
 import { checkFailure, checkLeft, checkSuccess, checkTorn } from './invariants.ts'
-import { withDirect } from './direct-scenario.ts'
+import { mustBeDirect, withDirect } from './direct-scenario.ts'
 import { Random } from './random.ts'
 import { type Fault, makeScenario, type Scenario } from './scenario.ts'
 import { SimulatedTime } from './time.ts'
@@ -120,11 +120,15 @@ class Simulation implements Witness {
       return null
     }
     const { faults, direct, mode } = this.#scenario
-    if (direct !== null) this.#undisturbed(world, direct.first)
+    const ready = direct !== null && this.#undisturbed(world, direct.first)
     if (this.#violation !== null) return null
     world.register()
     const first = this.#update(world, faults, direct?.disturbed ?? mode)
     if (first === null || this.#violation !== null) return first
+    if (ready && first.failure !== null && mustBeDirect(this.#scenario)) {
+      const { message, code } = first.failure
+      this.violated(`nothing stands against a direct update, and it fails: ${message} (${code})`)
+    }
     this.#heal(world, first)
     if (this.#violation !== null) return first
     this.#undisturbed(world, direct?.last ?? mode)
@@ -135,15 +139,17 @@ class Simulation implements Witness {
     return first
   }
 
-  #undisturbed(world: World, mode: UpdateMode): void {
+  /** Whether it was made; what no update can have is no violation. */
+  #undisturbed(world: World, mode: UpdateMode): boolean {
     world.register()
     const ended = this.#update(world, null, mode)
-    if (!ended?.failure) return
+    if (!ended?.failure) return ended !== null
     const { code, message, phase } = ended.failure
     // of sizes and ranks that no update can have, or of engines that have to take one through the ring first
     const isRefused = phase === 'plan' && REFUSED.includes(code)
     if (!isRefused) this.violated(`the next update fails: ${message} (${code})`)
-    else if (mode === 'direct') this.#undisturbed(world, 'auto')
+    else if (mode === 'direct') return this.#undisturbed(world, 'auto')
+    return false
   }
 
   #until(condition: () => boolean, withinMs: number): boolean {
