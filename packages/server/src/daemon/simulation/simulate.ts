@@ -26,6 +26,8 @@ export interface SimulateOptions {
   readonly trace?: (line: string) => void
   /** In place of what the seed would have. */
   readonly change?: ((scenario: Scenario) => Scenario) | undefined
+  /** No update is direct: what a seed was before there were direct ones. */
+  readonly ringOnly?: boolean
 }
 
 export type Outcome =
@@ -76,7 +78,8 @@ class Simulation implements Witness {
     this.#options = options
     this.#random = new Random(seed)
     // draws of its own, so that it changes nothing of the others
-    const scenario = withDirect(makeScenario(this.#random), new Random(seed ^ DIRECT))
+    const ring = makeScenario(this.#random)
+    const scenario = options.ringOnly ? ring : withDirect(ring, new Random(seed ^ DIRECT))
     this.#scenario = options.change?.(scenario) ?? scenario
   }
 
