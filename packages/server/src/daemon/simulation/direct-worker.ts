@@ -38,8 +38,6 @@ export const DIED = 'the process died'
 /** One worker of an engine in one direct update, as `ckpt_worker/direct.py` does it. */
 export class DirectWorker implements WorkerEnd {
   over = false
-  /** It was told to hold still. */
-  told = false
   readonly #place: WorkerPlace
   readonly #address: string
   readonly #script: DirectScript
@@ -133,7 +131,6 @@ export class DirectWorker implements WorkerEnd {
     if (generation !== this.#parameters.generation) {
       return this.#refuse("the engine's memory has changed")
     }
-    this.told = true
     if (this.#misbehaves('begin')) return
     this.#begun = true
     this.#parameters.holdStill()
