@@ -55,7 +55,8 @@ async function simulateMany(from: number, seeds: number): Promise<boolean> {
   for (const [outcome, count] of counts.outcomes) {
     console.log(`${outcome.padEnd(24)}${String(count).padStart(7)}`)
   }
-  const { failing, updates } = counts
+  const { failing, updates, direct } = counts
+  console.log(`direct updates: ${direct.done} done, ${direct.failed} failed, ${direct.torn} torn`)
   const verdict = failing.length === 0 ? 'nothing that must not happen' : `${failing.length} FAILED`
   console.log(
     `${counts.seeds} seeds from ${from}, ${updates} updates in ${seconds.toFixed(1)} s: ${verdict}`,

@@ -3,7 +3,7 @@ import { Count, ErrorCodeName } from '../api/bounds.ts'
 import { NODE_RANKS, NODES_MAX, NodeInfo } from './node-info.ts'
 
 /** Of what daemons of one cluster say to each other, here and in `daemon/remote/messages.ts`. Those of another version are refused. */
-export const CLUSTER_VERSION = 5
+export const CLUSTER_VERSION = 6
 
 /** The most bytes of one part of a message, and of all of them. */
 export const PART_BYTES_MAX = 2 ** 30

@@ -135,16 +135,34 @@ export class DirectRun {
 
   /** Runs until the engine's worker has left and its memory is closed or in quarantine. Blocks. */
   loop(): void {
+    this.begin()
+    while (this.step()) this.#turn(() => this.#wait())
+    this.close()
+  }
+
+  /** First step of {@link DirectRun.loop}, for whoever has the waits in hand, see `RankRun`. */
+  begin(): void {
     this.#started = true
     this.#turn(() => this.#step({ type: 'start', nowMs: clockMs() }))
     this.#turn(() => inject(this.#host.library, 'look'))
     this.#turn(() => this.#guess())
-    while (!this.#done()) {
-      this.#turn(() => this.#work())
-      if (this.#done()) break
-      this.#turn(() => this.#wait())
-    }
-    this.close()
+  }
+
+  /** Does what is to be done now; whether the run goes on. Does not wait. */
+  step(): boolean {
+    if (this.#done()) return false
+    this.#turn(() => this.#work())
+    return !this.#done()
+  }
+
+  /** When {@link DirectRun.step} has something to do even if nothing comes, of {@link clockMs}. */
+  get nextMs(): number {
+    return this.#woken ? clockMs() : this.#untilMs
+  }
+
+  get #untilMs(): number {
+    const { deadlineMs } = this.#conversation
+    return Math.min(this.#endMs, deadlineMs ?? this.#endMs)
   }
 
   #done(): boolean {
@@ -187,9 +205,7 @@ export class DirectRun {
   }
 
   #wait(): void {
-    const { deadlineMs } = this.#conversation
-    const untilMs = Math.min(this.#endMs, deadlineMs ?? this.#endMs)
-    this.#waits.until(untilMs, this.#closed ? null : this.#engine, this.#woken)
+    this.#waits.until(this.#untilMs, this.#closed ? null : this.#engine, this.#woken)
   }
 
   #takeEngine(): void {

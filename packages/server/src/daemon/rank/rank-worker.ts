@@ -51,7 +51,7 @@ export interface RankWorkerThread {
   /** The next message that has arrived; null: none. */
   receive(): RankMessage | null
   /** Takes a run to its end and then calls `end`, for whoever has the waits in hand; absent: the run's own loop does, and blocks. */
-  drive?(run: RankRun, end: () => void): void
+  drive?(run: RankRun | DirectRun, end: () => void): void
   /** The Worker has closed. */
   exit(): void
 }
@@ -65,7 +65,7 @@ export interface RankWorkerParts {
   readonly thread: RankWorkerThread
 }
 
-/** The Worker of one rank: idle in its event loop between updates, in the loop of a {@link RankRun} during one. */
+/** The Worker of one rank: idle in its event loop between updates, in the loop of a {@link RankRun} or {@link DirectRun} during one. */
 export class RankWorker implements RunHost {
   readonly library: Library
   readonly context: ZmqContext
@@ -197,9 +197,7 @@ export class RankWorker implements RunHost {
 
   #runToEnd(run: RankRun | DirectRun): void {
     const thread = this.#thread
-    if (thread.drive === undefined || run instanceof DirectRun) {
-      return this.#endRun(() => run.loop())
-    }
+    if (thread.drive === undefined) return this.#endRun(() => run.loop())
     thread.drive(run, () => {
       this.#endRun(() => run.close())
       this.#takeLater()

@@ -27,7 +27,7 @@ test('the messages between daemons are those of their version', async () => {
   }
   const found = digest.digest('hex').slice(0, DIGEST_CHARACTERS)
   expect({ version: CLUSTER_VERSION, digest: found }).toEqual({
-    version: 5,
-    digest: '2a0fd8364ef5f05f',
+    version: 6,
+    digest: '94b0ea1c6d95817b',
   })
 })

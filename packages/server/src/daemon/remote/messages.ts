@@ -109,6 +109,8 @@ export type NodeRequest =
   | { readonly op: 'use'; readonly ranks: readonly number[] }
   /** Answered when nothing writes an engine's memory any more. */
   | { readonly op: 'quiet' }
+  /** Answered at once: what its ranks have come to in their runs was posted before. */
+  | { readonly op: 'said' }
   | { readonly op: 'rank'; readonly rank: number; readonly request: RemoteRankRequest }
   /** An HTTP request to an engine, from there. `call`: ends it, see {@link NodePost}. */
   | { readonly op: 'engine'; readonly call: number; readonly request: EngineCall }
@@ -125,6 +127,7 @@ export interface NodeAnswers {
   layout: { readonly held: boolean }
   use: { readonly workers: readonly number[] }
   quiet: null
+  said: null
   engine: EngineAnswer
   engine_listener: { readonly listener: string | null }
 }

@@ -205,7 +205,7 @@ export class NodeRuns {
     this.#running.set(link, running)
     this.#unsettled.add(running)
     if (http) this.#awaitAnswer(running)
-    this.#timer ??= setInterval(() => this.#tellProgress(), PROGRESS_MS)
+    this.#timer ??= setInterval(() => this.tellProgress(), PROGRESS_MS)
     return running
   }
 
@@ -300,7 +300,8 @@ export class NodeRuns {
     journal.ended((address) => pool.keeps(address)).catch(() => {})
   }
 
-  #tellProgress(): void {
+  /** What is new of it. */
+  tellProgress(): void {
     for (const running of this.#running.values()) {
       const { link, run, progress, told } = running
       if (progress.every((value, i) => value === told[i])) continue

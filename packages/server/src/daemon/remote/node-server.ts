@@ -76,6 +76,9 @@ export class NodeServer {
       case 'quiet':
         await this.#parts.pool.quiet()
         return null
+      case 'said':
+        this.#runs.tellProgress()
+        return null
       case 'engine':
         return this.#parts.engines.call(request.call, request.request)
       case 'engine_listener':

@@ -47,3 +47,28 @@ test('a rank is told which others of its daemon are in the update, as that numbe
     { request: { meeting: { here: [null, null, 1] } } },
   ])
 })
+
+// its daemon is silent, and is given up only when the update has ended
+test('a rank that is told to stop is taken to have sent lists until its daemon has said what it has sent', async () => {
+  const answered = Promise.withResolvers<null>()
+  const calls = { node: 1, tell() {}, ask: () => answered.promise } as unknown as NodeCalls
+  const rank = new RemoteRank({ rank: 2 } as never, 0, calls, () => ({}) as never)
+  const told = new SharedArrayBuffer(PROGRESS_BYTES)
+  const sent = () => Atomics.load(new Int32Array(told), PROGRESS_SENT)
+  const progress = new Int32Array(PROGRESS_BYTES / 4)
+  rank.listen(7, 0, () => {}, told)
+  rank.raiseAbort()
+  expect(sent()).toBe(0)
+  rank.announce(7)
+  rank.raiseAbort()
+  expect(sent()).toBe(1)
+  // of before it was told
+  rank.take({ op: 'progress', rank: 2, run: 7, progress })
+  expect(sent()).toBe(1)
+  answered.resolve(null)
+  await Bun.sleep(0)
+  expect(sent()).toBe(0)
+  progress[PROGRESS_SENT] = 3
+  rank.take({ op: 'progress', rank: 2, run: 7, progress })
+  expect(sent()).toBe(3)
+})

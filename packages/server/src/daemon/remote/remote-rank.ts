@@ -45,8 +45,14 @@ interface RunningThere {
   readonly run: number
   readonly listener: RankListener
   readonly progress: Int32Array
+  /** The update has no other rank, so that it waits for nobody. */
+  isAlone: boolean
   /** It may send lists. */
   announced: boolean
+  /** As its daemon has told it last: {@link PROGRESS_SENT}. */
+  sent: number
+  /** It is told to stop, and its daemon has not answered since: nobody knows what it has sent. */
+  doubted: boolean
 }
 
 /** A rank whose Worker another daemon has; the leader's end. */
@@ -135,6 +141,7 @@ export class RemoteRank implements RankHandle {
       }
       case 'open': {
         const { collective, ...options } = request.options
+        if (this.#run !== null) this.#run.isAlone = options.ranks.length === 1
         const meeting = this.#meetingOf(collective, options.ranks)
         return { type: 'open', meeting, ...this.#there(options) }
       }
@@ -177,7 +184,8 @@ export class RemoteRank implements RankHandle {
   }
 
   listen(run: number, _ring: number, listener: RankListener, progress: SharedArrayBuffer): void {
-    this.#run = { run, listener, progress: new Int32Array(progress), announced: false }
+    const nothing = { isAlone: false, announced: false, sent: 0, doubted: false }
+    this.#run = { run, listener, progress: new Int32Array(progress), ...nothing }
   }
 
   unlisten(): void {
@@ -185,6 +193,7 @@ export class RemoteRank implements RankHandle {
   }
 
   begin(run: number): void {
+    if (this.#run?.run === run) this.#run.announced ||= this.#run.isAlone
     this.#tell(run, { type: 'begin' })
   }
 
@@ -211,7 +220,28 @@ export class RemoteRank implements RankHandle {
   }
 
   raiseAbort(): void {
-    if (this.#run !== null) this.#tell(this.#run.run, { type: 'raise_abort' })
+    const current = this.#run
+    if (current === null) return
+    this.#tell(current.run, { type: 'raise_abort' })
+    if (current.announced && !current.doubted) void this.#doubt(current)
+  }
+
+  /** A daemon that is silent is lost only seconds later, and an update may have ended by then. */
+  async #doubt(current: RunningThere): Promise<void> {
+    current.doubted = true
+    this.#noteSent(current)
+    try {
+      // what it has posted comes before the answer, and it sends nothing more
+      await this.#calls.ask({ op: 'said' })
+    } catch {
+      return
+    }
+    current.doubted = false
+    this.#noteSent(current)
+  }
+
+  #noteSent({ progress, sent, doubted }: RunningThere): void {
+    Atomics.store(progress, PROGRESS_SENT, doubted ? Math.max(1, sent) : sent)
   }
 
   abort(run: number, failure: Failure, leaveMs: number): void {
@@ -241,8 +271,12 @@ export class RemoteRank implements RankHandle {
     if (current?.run !== post.run) return
     // what it has sent is known before it is told that it has failed
     for (const [i, value] of post.progress.entries()) Atomics.store(current.progress, i, value)
+    current.sent = Atomics.load(current.progress, PROGRESS_SENT)
+    const isClosed = post.op === 'event' && post.event.type === 'closed'
+    if (isClosed) current.doubted = false
+    this.#noteSent(current)
     if (post.op === 'progress') return
-    if (post.event.type === 'closed') this.#run = null
+    if (isClosed) this.#run = null
     current.listener(this.#translateEvent(post.event, clockMs() - post.nowMs), this.rank)
   }
 

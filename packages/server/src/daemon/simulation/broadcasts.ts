@@ -1,6 +1,6 @@
 import { NativeError, STATUS_ERR_ABORTED } from '@ckpt/cuda'
 import type { HardwareQueues } from './hardware-queues.ts'
-import type { RingMemory } from './ring-memory.ts'
+import type { TracedMemory } from './traced-memory.ts'
 import type { Stream } from './streams.ts'
 import type { Life, SimulatedTime, Timer } from './time.ts'
 import type { Witness } from './violation.ts'
@@ -8,7 +8,7 @@ import type { Witness } from './violation.ts'
 /** Where a member's bytes are. */
 export interface Target {
   readonly handle: number
-  readonly ring: RingMemory
+  readonly ring: TracedMemory
   /** Its process. */
   readonly life: Life
   /** What other ranks of its process wait for on its device; absent: they are not in its way. */

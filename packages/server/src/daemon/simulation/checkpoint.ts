@@ -1,8 +1,9 @@
 import { buildTable, layoutDigest, type SourceSpace, type TensorRow } from '@ckpt/core'
 import { CkptError, type TensorTable } from '@ckpt/core'
 import type { HeldVersion, VersionLease } from '../types.ts'
-import { keyOf, type SimulatedLibrary } from './library.ts'
+import type { SimulatedLibrary } from './library.ts'
 import type { Random } from './random.ts'
+import { keyOf } from './remote-reads.ts'
 import type { Witness } from './violation.ts'
 
 export const CHECKPOINT = 'model'
@@ -67,7 +68,7 @@ export class SimulatedRegistry {
 
   /** Another version of the same shapes. */
   register(): void {
-    const buffers = Uint32Array.from(this.#source.starts, () => this.#library.shared.handle())
+    const buffers = Uint32Array.from(this.#source.starts, () => this.#library.serveBuffer())
     const table = this.#table
     const sources = [this.#source]
     this.#versions++
@@ -129,4 +130,4 @@ export class SimulatedRegistry {
   gather(): void {}
 }
 
-const U8 = 1
+export const U8 = 1

@@ -1,16 +1,27 @@
 import type { SeedResult } from './simulate.ts'
 
+/** Updates that were made straight into the engines' memory. */
+export interface DirectCounts {
+  done: number
+  /** Whose engines had been told to hold still. */
+  failed: number
+  /** Of those: with an engine that has a part of it. */
+  torn: number
+}
+
 /** How many seeds ended how. */
 export class SeedCounts {
   seeds = 0
   updates = 0
   /** Seeds in which something happened that must not. */
   readonly failing: SeedResult[] = []
+  readonly direct: DirectCounts = { done: 0, failed: 0, torn: 0 }
   readonly #outcomes = new Map<string, number>()
 
   add(result: SeedResult): void {
     this.seeds++
     this.updates += result.updates
+    for (const how of ['done', 'failed', 'torn'] as const) this.direct[how] += result.direct[how]
     if (result.violation !== null) this.failing.push(result)
     this.#outcomes.set(result.outcome, (this.#outcomes.get(result.outcome) ?? 0) + 1)
   }

@@ -5,8 +5,10 @@ import {
   type WorkerAct,
 } from '@ckpt/core/engine/testing/scripted-worker'
 import type { ExpectedTensor } from './checkpoint.ts'
+import type { Parameters } from './parameters.ts'
 import type { Random } from './random.ts'
-import type { RingMemory } from './ring-memory.ts'
+import type { SharedDevices } from './shared-devices.ts'
+import type { TracedMemory } from './traced-memory.ts'
 import type { Life, SimulatedTime } from './time.ts'
 import type { Witness } from './violation.ts'
 import type { Wire, WorkerEnd, Wires } from './wires.ts'
@@ -17,8 +19,9 @@ export interface WorkerPlace {
   readonly random: Random
   readonly wires: Wires
   readonly witness: Witness
+  readonly devices: SharedDevices
   /** Null: it was freed, or never was. */
-  ringOf(handle: Uint8Array): RingMemory | null
+  ringOf(handle: Uint8Array): TracedMemory | null
   /** What the update that runs must bring. */
   expected(): ReadonlyMap<string, ExpectedTensor>
 }
@@ -38,9 +41,11 @@ export class EngineWorker implements WorkerEnd {
   readonly #scripted: ScriptedWorker
   readonly #life: Life
   readonly #left: (error: string | null) => void
+  readonly #parametersNow: () => Parameters | null
+  #changed = false
   readonly #then: (() => void)[] = []
   #wire: Wire | null = null
-  #ring: RingMemory | null = null
+  #ring: TracedMemory | null = null
   #freeMs = 0
 
   constructor(
@@ -49,12 +54,19 @@ export class EngineWorker implements WorkerEnd {
     script: Script,
     life: Life,
     left: (error: string | null) => void,
+    parameters: () => Parameters | null,
   ) {
+    this.#parametersNow = parameters
     this.#place = place
     this.#address = address
     this.#scripted = new ScriptedWorker(script)
     this.#life = life
     this.#left = left
+  }
+
+  /** Null: where they lie is nobody's business. */
+  get #parameters(): Parameters | null {
+    return this.#parametersNow()
   }
 
   connect(): void {
@@ -75,6 +87,7 @@ export class EngineWorker implements WorkerEnd {
     if (listed !== null) {
       this.lists++
       this.#look(listed, 'is told of')
+      this.#change()
     }
     const { time, random } = this.#place
     let startMs = Math.max(time.nowMs, this.#freeMs)
@@ -84,6 +97,11 @@ export class EngineWorker implements WorkerEnd {
       time.at(atMs, () => this.#act(act, listed), this.#life)
       startMs = atMs
     }
+  }
+
+  #change(): void {
+    if (!this.#changed) this.#parameters?.load(this.#place.expected())
+    this.#changed = true
   }
 
   #map(handle: Uint8Array): void {
@@ -110,14 +128,14 @@ export class EngineWorker implements WorkerEnd {
       case 'reply':
         if (listed !== null && act.body.length === 0) {
           this.#look(listed, 'has taken')
-          for (const { name } of listed) this.taken.push(name)
+          for (const { name } of listed) this.#take(name)
         }
         this.#ring?.readers.delete(this)
         return this.#wire?.reply(act.body)
       case 'disconnected':
         return this.#wire?.close()
       case 'left':
-        this.whole = act.error === null
+        this.#leave(act.error)
         this.#end()
         return this.#left(act.error)
     }
@@ -127,6 +145,21 @@ export class EngineWorker implements WorkerEnd {
     this.over = true
     this.#ring?.readers.delete(this)
     for (const then of this.#then.splice(0)) then()
+  }
+
+  #take(name: string): void {
+    this.taken.push(name)
+    const one = this.#place.expected().get(name)
+    if (one !== undefined) this.#parameters?.take(name, one)
+  }
+
+  #leave(error: string | null): void {
+    this.whole = error === null
+    if (error === null) {
+      // one without bytes has no list
+      this.#change()
+      this.#parameters?.serve()
+    } else if (this.#changed) this.#parameters?.tear()
   }
 
   /** Its process ends. */

@@ -1,12 +1,28 @@
 import { CkptError, type Dialect } from '@ckpt/core'
 import type { Script } from '@ckpt/core/engine/testing/scripted-worker'
 import type { EngineAnswer, EngineCall, EngineHost } from '../../engines/host.ts'
+import { DIED, type DirectFault, DirectWorker } from './direct-worker.ts'
 import { EngineWorker, type WorkerPlace } from './engine-worker.ts'
+import { Parameters } from './parameters.ts'
 import type { Random } from './random.ts'
 import { Life, type SimulatedTime } from './time.ts'
 
 /** What a worker of an engine does in its next update. */
-export type WorkerScript = Omit<Script, 'dialect'>
+export type WorkerScript = Omit<Script, 'dialect'> & { readonly direct?: DirectFault }
+
+/** What an engine is. */
+export interface EngineKind {
+  readonly dialect: Dialect
+  /** Its own collective RPC may get out of step. */
+  readonly isVllm: boolean
+  /**
+   * Whether its workers are of `ckpt_worker`, which tell where their weights lie: each has all of them, or a slice of each tensor.
+   * Null: they are checkpoint-engine's.
+   */
+  readonly direct: 'replicas' | 'slices' | null
+  /** Of these: whether weights that are torn may be written directly. */
+  readonly directHeals: boolean
+}
 
 /** How an engine answers when one of its workers has failed. */
 const ERROR = 500
@@ -23,7 +39,6 @@ export class SimulatedEngine {
   readonly url: string
   /** In the order of its workers: as the daemon's maps name them. */
   readonly keys: readonly (readonly string[])[]
-  readonly dialect: Dialect
   /** What each worker does in the next update. */
   scripts: readonly WorkerScript[]
   paused = false
@@ -33,34 +48,50 @@ export class SimulatedEngine {
   ended = false
   /** Lists that its workers were sent in the last update. */
   listsSent = 0
+  /** Of the same: how often they were told to hold still. */
+  beginsSent = 0
   readonly #place: WorkerPlace
   readonly #random: Random
   readonly #number: number
   #life = new Life()
   #starts = 0
   #downUntilMs = 0
-  readonly #workers: (EngineWorker | null)[]
+  readonly #workers: (EngineWorker | DirectWorker | null)[]
   #calls = new Set<Call>()
-  /** Its own collective RPC may get out of step. */
-  readonly #isVllm: boolean
+  readonly #kind: EngineKind
+  /** Of each worker; null: see {@link EngineKind}. */
+  readonly #parameters: Parameters[] | null
 
   constructor(
     number: number,
     keys: readonly (readonly string[])[],
-    dialect: Dialect,
-    isVllm: boolean,
+    kind: EngineKind,
     place: WorkerPlace,
     random: Random,
   ) {
     this.#number = number
     this.url = `http://127.0.0.1:${20_000 + number}`
     this.keys = keys
-    this.dialect = dialect
-    this.#isVllm = isVllm
+    this.#kind = kind
     this.#place = place
+    this.#parameters = kind.direct === null ? null : keys.map((_, i) => this.#fresh(i))
     this.#random = random
     this.#workers = keys.map(() => null)
     this.scripts = keys.map(() => ({ runMs: 1, postMs: 1 }))
+  }
+
+  /** Of a process that has just begun. */
+  #fresh(index: number): Parameters {
+    const { of, index: part } =
+      this.#kind.direct === 'slices' ? { of: this.keys.length, index } : { of: 1, index: 0 }
+    const name = `worker ${index} of ${this.url}`
+    const { devices } = this.#place
+    return new Parameters(devices, name, { of, index: part }, this.#kind.directHeals)
+  }
+
+  /** Of its workers; null: they do not tell where they are. */
+  get parameters(): readonly Parameters[] | null {
+    return this.#parameters
   }
 
   get #time(): SimulatedTime {
@@ -76,7 +107,7 @@ export class SimulatedEngine {
     return this.#calls.size > 0 || this.#workers.some((worker) => worker !== null && !worker.over)
   }
 
-  get workers(): readonly EngineWorker[] {
+  get workers(): readonly (EngineWorker | DirectWorker)[] {
     return this.#workers.flatMap((worker) => worker ?? [])
   }
 
@@ -91,12 +122,21 @@ export class SimulatedEngine {
     this.ended = true
     for (const worker of this.#workers) worker?.die()
     this.#workers.fill(null)
+    this.#parameters?.forEach((_, index) => this.#renew(index))
     for (const call of this.#calls) call.fail(new CkptError('engine_unreachable', 'ECONNRESET'))
     this.#calls.clear()
     this.#life = new Life()
     this.#starts++
     this.paused = false
     this.#downUntilMs = this.#time.nowMs + RESTART_MS
+  }
+
+  /** A worker's process has ended, and another one takes its place. */
+  #renew(index: number): void {
+    const parameters = this.#parameters
+    if (parameters === null) return
+    parameters[index]?.die()
+    parameters[index] = this.#fresh(index)
   }
 
   call(call: EngineCall, signal: AbortSignal): Promise<EngineAnswer> {
@@ -128,8 +168,11 @@ export class SimulatedEngine {
     const { pathname } = new URL(url)
     switch (pathname) {
       case '/collective_rpc': {
-        const { args } = JSON.parse(body ?? '{}') as { args: [Record<string, string>] }
-        return this.#update(args[0], call)
+        const { method, args } = JSON.parse(body ?? '{}') as {
+          method: string
+          args: [Record<string, string>]
+        }
+        return this.#update(args[0], method === 'ckpt_direct', call)
       }
       case '/health':
         return call.answer({ status: 200, text: '' })
@@ -140,43 +183,59 @@ export class SimulatedEngine {
         this.paused = pathname === '/pause'
         return call.answer({ status: 200, text: '{}' })
       case '/version':
-        if (this.#isVllm) return call.answer({ status: 200, text: '{"version":"1"}' })
+        if (this.#kind.isVllm) return call.answer({ status: 200, text: '{"version":"1"}' })
         return call.answer({ status: 404, text: '' })
       default:
         return call.answer({ status: 404, text: '' })
     }
   }
 
-  #update(map: Record<string, string>, call: Call): void {
-    const errors: (string | null)[] = []
+  #update(map: Record<string, string>, direct: boolean, call: Call): void {
+    if (direct && this.#parameters === null) {
+      return call.answer({ status: ERROR, text: 'AttributeError: ckpt_direct' })
+    }
+    const errors = new Map<number, string | null>()
     this.addresses.clear()
-    const left = (error: string | null) => {
-      errors.push(error)
+    const left = (index: number, error: string | null) => {
+      errors.set(index, error)
+      if (error === DIED) this.#renew(index)
       // the first one that fails is answered for; the others may be at it still
       if (error === DIED && this.#random.chance(0.5)) return this.restart()
-      if (error !== null) return call.answer({ status: ERROR, text: error })
-      if (errors.length < this.keys.length) return
-      call.answer({ status: 200, text: JSON.stringify({ results: errors }) })
+      const raises = this.#parameters === null || error === DIED
+      if (error !== null && raises) return call.answer({ status: ERROR, text: error })
+      if (errors.size < this.keys.length) return
+      call.answer({ status: 200, text: JSON.stringify({ results: this.#results(errors, direct) }) })
     }
     for (const [i, keys] of this.keys.entries()) {
       const address = keys.map((key) => map[key]).find((one) => one !== undefined && one !== '')
-      const script = { ...(this.scripts[i] as WorkerScript), dialect: this.dialect }
-      if (address === undefined) left('KeyError: no address of this device')
+      if (address === undefined) left(i, 'KeyError: no address of this device')
       else {
         this.addresses.add(address)
-        this.#startWorker(i, address, script, left)
+        this.#startWorker(i, address, direct, (error) => left(i, error))
       }
     }
+  }
+
+  /** Our own workers do not raise, but say how it went. */
+  #results(errors: ReadonlyMap<number, string | null>, direct: boolean): unknown[] {
+    const parameters = this.#parameters
+    if (parameters === null) return [...errors.values()]
+    return parameters.map(({ torn, notPlaced }, i) => {
+      const error = errors.get(i) ?? null
+      const common = { ok: error === null, error, torn }
+      if (direct) return common
+      return { ...common, not_direct: torn ? 'the last update has failed half way' : notPlaced }
+    })
   }
 
   /** A worker takes one update after another. */
   #startWorker(
     index: number,
     address: string,
-    script: Script,
+    direct: boolean,
     left: (error: string | null) => void,
   ): void {
-    const worker = new EngineWorker(this.#place, address, script, this.#life, left)
+    const worker = this.#worker(index, address, direct, left)
     const before = this.#workers[index]
     this.#workers[index] = worker
     const life = this.#life
@@ -185,9 +244,26 @@ export class SimulatedEngine {
     if (before == null) come()
     else before.whenOver(come)
   }
+
+  #worker(
+    index: number,
+    address: string,
+    direct: boolean,
+    left: (error: string | null) => void,
+  ): EngineWorker | DirectWorker {
+    const own = this.scripts[index] as WorkerScript
+    const all = this.#parameters
+    const life = this.#life
+    const place = this.#place
+    if (direct && all !== null) {
+      return new DirectWorker(place, address, own, () => all[index] as Parameters, life, left)
+    }
+    const { dialect } = this.#kind
+    const script = { ...own, dialect }
+    return new EngineWorker(place, address, script, life, left, () => all?.[index] ?? null)
+  }
 }
 
-const DIED = 'the process died'
 const REFUSED = new CkptError('engine_unreachable', 'ECONNREFUSED')
 
 /** The host that these engines run on. */

@@ -8,53 +8,10 @@ import { HeldPlan } from '../rank/plans.ts'
 import type { RankMessage } from '../rank/messages.ts'
 import { RankTeam } from '../updates/team.ts'
 import { UpdateTimes } from '../updates/times.ts'
-import { SimulatedLibrary } from './library.ts'
+import { SimulatedDevices } from './devices.ts'
+import { firstViolation, type Mutation, nothing } from './mutation.ts'
 import type { Fault, Scenario } from './scenario.ts'
-import { type SimulateOptions, simulateSeed } from './simulate.ts'
 import { SimulatedThread } from './thread.ts'
-
-const SEEDS_MOST = 1500
-
-interface Mutation {
-  readonly name: string
-  /** What it replaces, and by what. */
-  readonly of: object
-  readonly member: string
-  readonly by: (original: any) => unknown
-  /** What it takes for it to matter, where that is seldom. */
-  readonly change?: SimulateOptions['change']
-  /** How the simulation tells of it. */
-  readonly seen: RegExp
-  /** What the daemon's own checks may say of it in other seeds. */
-  readonly also?: RegExp
-}
-
-/** Returns what puts the original back. */
-function replace({ of, member, by }: Mutation): () => void {
-  const before = Object.getOwnPropertyDescriptor(of, member)
-  if (before === undefined) throw new Error(`there is no ${member}`)
-  const isGetter = before.get !== undefined
-  const mutant = by(before.get ?? before.value)
-  Object.defineProperty(of, member, {
-    configurable: true,
-    ...(isGetter ? { get: mutant as () => unknown } : { value: mutant, writable: true }),
-  })
-  return () => Object.defineProperty(of, member, before)
-}
-
-/** What the first seeds say that something is wrong; empty: none. */
-function firstViolation(mutation: Mutation): string {
-  const restore = replace(mutation)
-  try {
-    for (let seed = 1; seed <= SEEDS_MOST; seed++) {
-      const { violation } = simulateSeed(seed, { change: mutation.change })
-      if (violation !== null && !mutation.also?.test(violation)) return violation
-    }
-    return ''
-  } finally {
-    restore()
-  }
-}
 
 /** One rank of one daemon, undisturbed. */
 function alone(scenario: Scenario): Scenario {
@@ -70,8 +27,6 @@ function deathOf({ ranks }: Scenario): Fault {
 function stallOf({ ranks }: Scenario): Fault {
   return { type: 'thread_stalls', rank: ranks[0] as number, atMs: 30, forMs: 8000 }
 }
-
-const nothing = () => () => {}
 
 /** Two daemons, whose two ranks share a device, undisturbed. */
 function sharing(scenario: Scenario): Scenario {
@@ -99,14 +54,14 @@ function withoutPeers(message: RankMessage): RankMessage {
 const MUTATIONS: readonly Mutation[] = [
   {
     name: 'a list is announced before its copies are complete',
-    of: SimulatedLibrary.prototype,
+    of: SimulatedDevices.prototype,
     member: 'eventQuery',
     by: () => () => true,
     seen: /does not lie in its ring/,
   },
   {
     name: 'a broadcast does not wait for the copy of its root',
-    of: SimulatedLibrary.prototype,
+    of: SimulatedDevices.prototype,
     member: 'streamWaitEvent',
     by: nothing,
     seen: /does not lie in its ring/,

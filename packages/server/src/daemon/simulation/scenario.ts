@@ -1,5 +1,6 @@
 import type { Dialect } from '@ckpt/core'
-import type { WorkerScript } from './engine.ts'
+import type { DirectUpdates } from './direct-scenario.ts'
+import type { EngineKind, WorkerScript } from './engine.ts'
 import { Random } from './random.ts'
 
 /** How a simulated update is disturbed. */
@@ -29,11 +30,9 @@ export type Fault =
   /** The time is too short. */
   | { readonly type: 'short' }
 
-export interface EnginePlan {
+export interface EnginePlan extends EngineKind {
   /** Global ranks. */
   readonly ranks: readonly number[]
-  readonly dialect: Dialect
-  readonly isVllm: boolean
   readonly scripts: readonly WorkerScript[]
 }
 
@@ -58,6 +57,8 @@ export interface Scenario {
   /** The most that messages take: to workers, between threads, between daemons. */
   readonly delaysMs: { readonly wires: number; readonly threads: number; readonly network: number }
   readonly faults: readonly Fault[]
+  /** Null: every update goes through the ring. */
+  readonly direct: DirectUpdates | null
 }
 
 const MIB = 2 ** 20
@@ -98,6 +99,7 @@ export function makeScenario(random: Random): Scenario {
       network: random.pick([0.2, 5, 50]),
     },
     faults: makeFaults(random, { devices, ranks, engines }),
+    direct: null,
   }
 }
 
@@ -141,7 +143,8 @@ function makeEngines(random: Random, ranks: readonly number[]): EnginePlan[] {
     if (engines.length > 0 && random.chance(0.1)) continue
     const scripts = own.map(() => scriptOf(random))
     const dialect = random.pick(DIALECTS)
-    engines.push({ ranks: own, dialect, isVllm: random.chance(0.3), scripts })
+    const kind = { dialect, isVllm: random.chance(0.3), direct: null, directHeals: false }
+    engines.push({ ranks: own, ...kind, scripts })
   }
   return engines
 }

@@ -1,7 +1,8 @@
 import { Broadcasts } from './broadcasts.ts'
 import { Meetings } from './meetings.ts'
+import type { SharedAllocation } from './parameters.ts'
 import type { Random } from './random.ts'
-import type { SimulatedTime } from './time.ts'
+import type { Life, SimulatedTime } from './time.ts'
 import type { Witness } from './violation.ts'
 
 /** How fast the devices of a simulation are. */
@@ -19,6 +20,10 @@ export class SharedDevices {
   readonly speed: DeviceSpeed
   readonly witness: Witness
   readonly meetings = new Meetings((members) => new Broadcasts(this, members, 'complete'))
+  /** Engines' memory that can be opened, by the number in its handle. */
+  readonly allocations = new Map<number, SharedAllocation>()
+  /** The process that has a buffer of a checkpoint. */
+  readonly owners = new Map<number, Life>()
   #handles = 0
 
   constructor(time: SimulatedTime, random: Random, speed: DeviceSpeed, witness: Witness) {

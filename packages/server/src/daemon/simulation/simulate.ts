@@ -1,7 +1,9 @@
 import { CkptError, type Failure, type UpdateReport } from '@ckpt/core'
 import { makeSpec } from '../updates/spec.ts'
 import { CHECKPOINT } from './checkpoint.ts'
+import type { DirectCounts } from './counts.ts'
 import { checkFailure, checkLeft, checkSuccess, checkTorn } from './invariants.ts'
+import { mustBeDirect, withDirect } from './direct-scenario.ts'
 import { Random } from './random.ts'
 import { type Fault, makeScenario, type Scenario } from './scenario.ts'
 import { SimulatedTime } from './time.ts'
@@ -16,6 +18,7 @@ export interface SeedResult {
   /** What must never happen and did; null: nothing. */
   readonly violation: string | null
   readonly updates: number
+  readonly direct: DirectCounts
 }
 
 export interface SimulateOptions {
@@ -23,11 +26,15 @@ export interface SimulateOptions {
   readonly trace?: (line: string) => void
   /** In place of what the seed would have. */
   readonly change?: ((scenario: Scenario) => Scenario) | undefined
+  /** No update is direct: what a seed was before there were direct ones. */
+  readonly ringOnly?: boolean
 }
 
 export type Outcome =
   | { readonly report: UpdateReport; readonly failure: null }
   | { readonly report: null; readonly failure: Failure }
+
+type UpdateMode = Scenario['mode'] | 'direct'
 
 /** An update ends within its timeout and this. */
 const AFTER_DEADLINE_MS = 2000
@@ -38,6 +45,8 @@ const HEAL_MS = 9000
 const CLEAN_TIMEOUT_S = 120
 /** What a client is told of which the daemon has gone. */
 const LEADER_DIED: Failure = { code: 'daemon_unreachable', message: 'the leader has died' }
+/** Tells the draws of direct updates from those of everything else. */
+const DIRECT = 0x44495245
 const OF_DAEMONS: readonly Fault['type'][] = ['daemon_dies', 'cut', 'dark']
 const REFUSED: readonly Failure['code'][] = ['device_memory_exhausted', 'not_supported']
 
@@ -61,13 +70,16 @@ class Simulation implements Witness {
   readonly #scenario: Scenario
   #violation: string | null = null
   #updates = 0
+  readonly #direct: DirectCounts = { done: 0, failed: 0, torn: 0 }
 
   constructor(seed: number, time: SimulatedTime, options: SimulateOptions) {
     this.#seed = seed
     this.#time = time
     this.#options = options
     this.#random = new Random(seed)
-    const scenario = makeScenario(this.#random)
+    // draws of its own, so that it changes nothing of the others
+    const ring = makeScenario(this.#random)
+    const scenario = options.ringOnly ? ring : withDirect(ring, new Random(seed ^ DIRECT))
     this.#scenario = options.change?.(scenario) ?? scenario
   }
 
@@ -90,7 +102,8 @@ class Simulation implements Witness {
       this.violated(`what is thrown: ${error instanceof Error ? error.stack : String(error)}`)
     }
     const violation = this.#violation
-    return { seed: this.#seed, outcome, violation, updates: this.#updates }
+    const direct = this.#direct
+    return { seed: this.#seed, outcome, violation, updates: this.#updates, direct }
   }
 
   #steps(): Outcome | null {
@@ -109,25 +122,37 @@ class Simulation implements Witness {
       this.violated('the daemons do not come together')
       return null
     }
+    const { faults, direct, mode } = this.#scenario
+    const ready = direct !== null && this.#undisturbed(world, direct.first)
+    if (this.#violation !== null) return null
     world.register()
-    const { faults } = this.#scenario
-    const first = this.#update(world, faults)
+    const first = this.#update(world, faults, direct?.disturbed ?? mode)
     if (first === null || this.#violation !== null) return first
+    if (ready && first.failure !== null && mustBeDirect(this.#scenario)) {
+      const { message, code } = first.failure
+      this.violated(`nothing stands against a direct update, and it fails: ${message} (${code})`)
+    }
     this.#heal(world, first)
     if (this.#violation !== null) return first
-    world.register()
-    const second = this.#update(world, null)
-    if (second?.failure) {
-      const { code, message } = second.failure
-      // of sizes and ranks that no update can have
-      const isRefused = second.failure.phase === 'plan' && REFUSED.includes(code)
-      if (!isRefused) this.violated(`the next update fails: ${message} (${code})`)
-    }
+    this.#undisturbed(world, direct?.last ?? mode)
     if (this.#violation !== null) return first
     this.#until(() => checkLeft(world) === null, SETTLE_MS)
     const left = checkLeft(world)
     if (left !== null) this.violated(left)
     return first
+  }
+
+  /** Whether it was made; what no update can have is no violation. */
+  #undisturbed(world: World, mode: UpdateMode): boolean {
+    world.register()
+    const ended = this.#update(world, null, mode)
+    if (!ended?.failure) return ended !== null
+    const { code, message, phase } = ended.failure
+    // of sizes and ranks that no update can have, or of engines that have to take one through the ring first
+    const isRefused = phase === 'plan' && REFUSED.includes(code)
+    if (!isRefused) this.violated(`the next update fails: ${message} (${code})`)
+    else if (mode === 'direct') return this.#undisturbed(world, 'auto')
+    return false
   }
 
   #until(condition: () => boolean, withinMs: number): boolean {
@@ -136,7 +161,7 @@ class Simulation implements Witness {
   }
 
   /** @param faults null: nothing disturbs it */
-  #update(world: World, faults: readonly Fault[] | null): Outcome | null {
+  #update(world: World, faults: readonly Fault[] | null, mode: UpdateMode): Outcome | null {
     this.#updates++
     const id = `update-${this.#updates}`
     const short = faults?.some(({ type }) => type === 'short') ?? false
@@ -147,12 +172,13 @@ class Simulation implements Witness {
     const { queue } = world.leader
     for (const engine of world.engines) {
       engine.listsSent = 0
+      engine.beginsSent = 0
       engine.ended = false
     }
     this.#disturb(world, faults ?? [], id)
     this.#time.as(world.leader.life, () => {
       try {
-        const record = queue?.add(this.#spec(world, id, timeout, faults === null), undefined)
+        const record = queue?.add(this.#spec(world, id, timeout, faults === null, mode), undefined)
         record?.done.then(
           (report) => (outcome = { report, failure: null }),
           (error) => (outcome = { report: null, failure: CkptError.wrap(error).failure }),
@@ -171,15 +197,23 @@ class Simulation implements Witness {
       return null
     }
     this.trace(() => `${id}: ${JSON.stringify(ended.failure ?? 'done')}`)
-    if (ended.failure === null) checkSuccess(world, this)
+    if (ended.failure === null) checkSuccess(world, ended.report.mode === 'direct', this)
     else checkFailure(ended.failure, this)
+    this.#count(world, id, ended)
     const waysHold = (faults ?? []).every(({ type }) => !OF_DAEMONS.includes(type))
     checkTorn(world, id, ended, waysHold, this)
     return ended
   }
 
-  #spec(world: World, id: string, timeout: number, clean: boolean) {
-    const { mode, pause, openS, ranks: asked } = this.#scenario
+  #count({ engines, leader }: World, id: string, { report }: Outcome): void {
+    if (report?.mode === 'direct') this.#direct.done++
+    if (report !== null || !engines.some(({ beginsSent }) => beginsSent > 0)) return
+    this.#direct.failed++
+    if (engines.some(({ url }) => leader.tornBy(url) === id)) this.#direct.torn++
+  }
+
+  #spec(world: World, id: string, timeout: number, clean: boolean, mode: UpdateMode) {
+    const { pause, openS, ranks: asked } = this.#scenario
     const engines = this.#scenario.engines.map(({ ranks }, i) => ({
       url: world.engines[i]?.url ?? '',
       ranks: [...ranks],
@@ -211,7 +245,7 @@ class Simulation implements Witness {
         const one = world.engines[engine]
         if (one === undefined) continue
         one.scripts = one.scripts.with(worker, script)
-        one.ended = script.fault?.kind === 'close'
+        one.ended = script.fault?.kind === 'close' || script.direct?.kind === 'close'
       } else if (fault.type === 'copy') this.#failCopy(world, fault.node, fault.copy)
       else if ('atMs' in fault) this.#time.after(fault.atMs, () => this.#strike(world, fault, id))
     }

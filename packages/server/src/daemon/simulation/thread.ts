@@ -1,6 +1,7 @@
 import { CkptError } from '@ckpt/core'
 import { clockMs } from '../clock.ts'
 import type { OpenOptions, RankMessage, RankReport, RankWorkerStart } from '../rank/messages.ts'
+import type { DirectRun } from '../rank/direct-run.ts'
 import type { RankRun } from '../rank/run.ts'
 import { RankWorker } from '../rank/rank-worker.ts'
 import type { RankThread, ThreadEvents } from '../rank/thread.ts'
@@ -34,7 +35,7 @@ export class SimulatedThread implements RankThread {
   readonly #life: Life
   readonly #inbox: RankMessage[] = []
   #worker: RankWorker | null = null
-  #run: { readonly run: RankRun; readonly end: () => void } | null = null
+  #run: { readonly run: RankRun | DirectRun; readonly end: () => void } | null = null
   #turn: Timer | null = null
   #turnMs = Number.POSITIVE_INFINITY
   #inMs = 0
@@ -156,7 +157,7 @@ export class SimulatedThread implements RankThread {
     meetings.come(collective.id, ranks.length, member, told)
   }
 
-  #drive(run: RankRun, end: () => void): void {
+  #drive(run: RankRun | DirectRun, end: () => void): void {
     this.#run = { run, end }
     run.begin()
     this.#plan(this.#place.time.nowMs)
@@ -190,6 +191,8 @@ export class SimulatedThread implements RankThread {
       library.inRun = true
       const goesOn = running.run.step()
       library.inRun = false
+      const { doneMs } = this.#place.time
+      if (doneMs > nowMs) this.stall(doneMs - nowMs)
       if (goesOn) return this.#plan(Math.max(nowMs, Math.min(running.run.nextMs, nowMs + POLL_MS)))
       this.#run = null
       running.end()
@@ -215,7 +218,7 @@ export class SimulatedThread implements RankThread {
   /** It does nothing for a while, as one that is in a native call. */
   stall(ms: number): void {
     const { time } = this.#place
-    this.#stalledUntilMs = time.nowMs + ms
+    this.#stalledUntilMs = Math.max(this.#stalledUntilMs, time.nowMs + ms)
     time.after(ms, () => (this.#run === null ? this.#takeAll() : this.#wake()), this.#life)
   }
 

@@ -48,11 +48,23 @@ export class SimulatedTime {
   nowMs = 0
   events = 0
   readonly #queue = new EventQueue<Due>()
+  /** What happens now has taken so long already. */
+  #busyMs = 0
   #life = new Life()
 
   /** Whoever does what happens now. */
   get life(): Life {
     return this.#life
+  }
+
+  /** Whoever does what happens now waits in a call for so long: its clock goes on, and it has to do nothing else until then. */
+  busy(ms: number): void {
+    this.#busyMs += ms
+  }
+
+  /** When whoever does what happens now has done it. */
+  get doneMs(): number {
+    return this.nowMs + this.#busyMs
   }
 
   /** What `life` does after so long, unless it has died. */
@@ -97,6 +109,7 @@ export class SimulatedTime {
       if (timer === limit) return until()
       if (++this.events > EVENTS_MAX) throw new Error('the simulation does not end')
       this.as(life, run)
+      this.#busyMs = 0
     }
     limit.cancelled = true
     return true
@@ -105,7 +118,7 @@ export class SimulatedTime {
   /** Returns what puts the real ones back. */
   install(): () => void {
     const { setTimeout, clearTimeout, setInterval, clearInterval } = globalThis
-    const { sleep } = Bun
+    const { sleep, gc } = Bun
     const { now } = performance
     const origin = Object.getOwnPropertyDescriptor(performance, 'timeOrigin')
     const clear = (timer: unknown) => {
@@ -119,11 +132,14 @@ export class SimulatedTime {
     }
     Object.assign(globalThis, replaced)
     Bun.sleep = (ms) => this.sleep(Number(ms))
-    performance.now = () => this.nowMs
+    // all of this process's, for each idle rank
+    Bun.gc = () => {}
+    performance.now = () => this.doneMs
     Object.defineProperty(performance, 'timeOrigin', { value: 0, configurable: true })
     return () => {
       Object.assign(globalThis, { setTimeout, clearTimeout, setInterval, clearInterval })
       Bun.sleep = sleep
+      Bun.gc = gc
       performance.now = now
       if (origin !== undefined) Object.defineProperty(performance, 'timeOrigin', origin)
       else Reflect.deleteProperty(performance, 'timeOrigin')

@@ -81,6 +81,11 @@ export class Wire {
     this.#life = life
   }
 
+  /** Whoever was at the other end has closed it, or has died. */
+  get isLost(): boolean {
+    return this.#socket !== null && !this.#socket.isOpen
+  }
+
   attach(socket: SimulatedSocket): void {
     this.#socket = socket
     socket.wire = this
@@ -126,6 +131,7 @@ class SimulatedSocket {
   readonly #bodies: Uint8Array[] = []
   #address = ''
   #peer = false
+  #closed = false
 
   constructor(wires: Wires, life: Life, wake: () => void) {
     this.#wires = wires
@@ -136,6 +142,10 @@ class SimulatedSocket {
   /** Whether a worker may connect. */
   get free(): boolean {
     return this.life.alive && this.wire === null
+  }
+
+  get isOpen(): boolean {
+    return this.life.alive && !this.#closed
   }
 
   setOption(): void {}
@@ -177,6 +187,7 @@ class SimulatedSocket {
   }
 
   close(): void {
+    this.#closed = true
     this.#wires.unbind(this.#address, this)
   }
 }

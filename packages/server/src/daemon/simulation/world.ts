@@ -1,4 +1,4 @@
-import { readEngineMessage } from '@ckpt/core'
+import { readEngineMessage, unpackFrame } from '@ckpt/core'
 import type { DaemonOptions } from '../types.ts'
 import { type ExpectedTensor, SimulatedRegistry } from './checkpoint.ts'
 import { ranksOf, SimulatedDaemon } from './daemon.ts'
@@ -24,7 +24,8 @@ export class World {
   readonly #shared: SharedDevices
   readonly #wires: Wires
   readonly #network: Network
-  #expected: ReadonlyMap<string, ExpectedTensor> = new Map()
+  /** Of what was registered, the newest last. */
+  readonly versions: ReadonlyMap<string, ExpectedTensor>[] = []
   #incarnations = 0
 
   constructor(time: SimulatedTime, random: Random, witness: Witness, scenario: Scenario) {
@@ -41,11 +42,13 @@ export class World {
   }
 
   #sent(address: string, body: Uint8Array): void {
-    const message = readEngineMessage(body)
-    this.#witness.trace(() => `${message.type} to ${address}`)
-    if (message.type !== 'list') return
+    const direct = unpackFrame(body)?.head as { readonly type: string } | undefined
+    const { type } = direct ?? readEngineMessage(body)
+    this.#witness.trace(() => `${type} to ${address}`)
     for (const engine of this.engines) {
-      if (engine.addresses.has(address)) engine.listsSent++
+      if (!engine.addresses.has(address)) continue
+      if (type === 'list') engine.listsSent++
+      if (type === 'begin') engine.beginsSent++
     }
   }
 
@@ -55,13 +58,14 @@ export class World {
       random: this.#random,
       wires: this.#wires,
       witness: this.#witness,
+      devices: this.#shared,
       ringOf: (handle) => this.#ringOf(handle),
-      expected: () => this.#expected,
+      expected: () => this.expected,
     }
     const infos = this.#scenario.devices.flatMap((devices, node) => ranksOf(node, devices))
-    return this.#scenario.engines.map(({ ranks, dialect, isVllm, scripts }, number) => {
+    return this.#scenario.engines.map(({ ranks, scripts, ...kind }, number) => {
       const keys = ranks.map((rank) => [infos[rank]?.key ?? '', infos[rank]?.uuid ?? ''])
-      const engine = new SimulatedEngine(number, keys, dialect, isVllm, place, this.#random)
+      const engine = new SimulatedEngine(number, keys, kind, place, this.#random)
       engine.scripts = scripts
       return engine
     })
@@ -181,10 +185,10 @@ export class World {
   /** New weights everywhere: what the next update must bring. */
   register(): void {
     for (const { parts } of this.daemons) parts.registry.register()
-    this.#expected = new Map(this.daemons.flatMap(({ parts }) => parts.registry.expected))
+    this.versions.push(new Map(this.daemons.flatMap(({ parts }) => parts.registry.expected)))
   }
 
   get expected(): ReadonlyMap<string, ExpectedTensor> {
-    return this.#expected
+    return this.versions.at(-1) ?? new Map()
   }
 }

@@ -430,7 +430,7 @@ export class EngineContact {
    * @throws CkptError `engine_restart_needed`
    */
   async giveUpDirect(updateId: string, told: boolean, signal: AbortSignal): Promise<void> {
-    if (this.#isTouched(told)) this.#record.tornBy = updateId
+    if (this.#isTouched(told)) this.#markTorn(updateId, told)
     if (!(await this.#outOfStep(signal))) return
     this.#record.notDirect = undefined
     await this.#requireRestart(signal)
@@ -441,6 +441,12 @@ export class EngineContact {
   /** What an answer does not say proves nothing: with data parallelism vLLM gives only the first engine core's. */
   #isTouched(told: boolean): boolean {
     return told || this.#result?.torn === true
+  }
+
+  /** A worker that says so though nobody has told it anything has a part of an earlier update. */
+  #markTorn(updateId: string, told: boolean): void {
+    const { tornBy } = this.#record
+    this.#record.tornBy = told || tornBy === null ? updateId : tornBy
   }
 
   /** After a success: caches of old results go. */
@@ -489,7 +495,7 @@ export class EngineContact {
     const answered = this.#result?.ok
     const whole = fate.finished ? (answered ?? true) : fate.released && answered === true
     if (whole) this.succeed(fate.version, fate.dialect)
-    else if (this.#isTouched(fate.touched)) await this.#tear(updateId, signal)
+    else if (this.#isTouched(fate.touched)) await this.#tear(updateId, fate.touched, signal)
     else if (await this.#hasRaised(signal)) await this.#requireRestart(signal)
     if (record.tornBy !== null) return this.#stop(signal)
     if (whole) await this.#settleInPassing(signal)
@@ -506,8 +512,8 @@ export class EngineContact {
     }
   }
 
-  async #tear(updateId: string, signal: AbortSignal): Promise<void> {
-    this.#record.tornBy = updateId
+  async #tear(updateId: string, told: boolean, signal: AbortSignal): Promise<void> {
+    this.#markTorn(updateId, told)
     if (await this.#outOfStep(signal)) await this.#requireRestart(signal)
   }
 
