@@ -163,7 +163,8 @@ class Measured:
             # one for each way: it remembers what an engine's worker speaks
             host_gib = _VERSIONS * self._model.bytes // 2**30 + _HOST_GIB
             daemon = start_ckpt(stack, self._folder, f"ckpt-{way}", self._options.tensor_parallel, host_gib)
-            for version, files in enumerate(self._files):
+            # the plain command does that too
+            for version, files in enumerate(self._files if not self._options.plain else []):
                 daemon.register_files(f"version-{version}", files)
             # the first one pins, compiles or records
             for number in range(self._options.rounds + 1):
