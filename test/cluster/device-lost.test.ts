@@ -66,14 +66,14 @@ class LostDevice {
     return this.#cluster.daemon(node).child.output.slice(this.#said[node])
   }
 
-  /** The client is told whose it was, and when. */
+  /** The client, who has asked the daemon that is lost, is told whose it was, and when. */
   async lose(step: FaultStep): Promise<void> {
     const cluster = this.#cluster
     await cluster.register()
     const id = cluster.nextUpdateId()
     const daemon = cluster.daemon(this.#node)
     daemon.arm('lose', step)
-    const answer = cluster.update(0, id)
+    const answer = cluster.update(this.#node, id)
     await Promise.race([daemon.struck(), answer])
     const struckMs = performance.now()
     const { status, failure } = await answer
