@@ -1,7 +1,7 @@
 import { mkdirSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { STAY_MS } from '../../packages/server/src/daemon/rank/keeper.ts'
-import type { FaultStep } from '../../packages/server/src/daemon/rank/injected.ts'
+import type { FaultKind, FaultStep } from '../../packages/server/src/daemon/rank/injected.ts'
 import { CKPT, request } from '../support/process.ts'
 import { Child } from './child.ts'
 import type { ClusterKind } from './kinds.ts'
@@ -65,7 +65,7 @@ export class TestDaemon {
   }
 
   /** Its rank makes this fault when it comes to that step. */
-  arm(kind: 'throw' | 'die' | 'hold' | 'hang', step: FaultStep): void {
+  arm(kind: FaultKind, step: FaultStep): void {
     // under another name first: what is read is whole
     const file = join(this.#faults, `${kind}@${step}`)
     writeFileSync(`${file}.new`, '')

@@ -13,7 +13,8 @@ import { naturalCompare } from '@ckpt/core'
 import { libraryDir, numaNodeCount, openLibrary, ZmqContext } from '@ckpt/cuda'
 import type { Check } from './check.ts'
 import { formatBytes } from './format.ts'
-import { type FoundLibrary, openNccl, openUcx } from './library-check.ts'
+import { openNccl, openUcx } from './library-check.ts'
+import { ncclCheck } from './nccl-check.ts'
 import { rdmaCheck } from './rdma-check.ts'
 
 const GIB = 1024 ** 3
@@ -28,7 +29,7 @@ export function runChecks(): Check[] {
     nativeLibrary('cuda'),
     cudaDriver(),
     cudaToolkit(),
-    nccl(),
+    ncclCheck(openNccl(['libnccl.so.2'])),
     ucx(),
     rdma(),
     hostMemory(),
@@ -135,25 +136,13 @@ function cudaToolkit(): Check {
   return { name, state: 'absent', found: 'no nvcc', fix }
 }
 
-function nccl(): Check {
-  const fix =
-    'only needed for `ckpt serve --broadcast nccl`: apt-get install libnccl2, or the wheel nvidia-nccl-cu13 on LD_LIBRARY_PATH'
-  return optionalLibrary('NCCL', ['libnccl.so.2'], openNccl, fix)
-}
-
 function ucx(): Check {
-  const fix = 'only needed for joining instances on other hosts: apt-get install libucx0'
-  return optionalLibrary('UCX', ['libucp.so.0', 'libucp.so'], openUcx, fix)
-}
-
-function optionalLibrary(
-  name: string,
-  files: readonly [string, ...string[]],
-  open: (files: readonly string[]) => FoundLibrary | null,
-  fix: string,
-): Check {
-  const library = open(files)
-  if (library === null) return { name, state: 'absent', found: `no ${files[0]}`, fix }
+  const name = 'UCX'
+  const library = openUcx(['libucp.so.0', 'libucp.so'])
+  if (library === null) {
+    const fix = 'only needed for joining instances on other hosts: apt-get install libucx0'
+    return { name, state: 'absent', found: 'no libucp.so.0', fix }
+  }
   const version = library.version === null ? '' : `: ${library.version}`
   return { name, state: 'ok', found: `${library.name} opens${version}` }
 }

@@ -12,6 +12,9 @@ import { collect, positiveNumber, wholeNumber, withJson } from './options.ts'
 import { printText } from './output.ts'
 import { supervise } from './supervise.ts'
 
+/** A terminal and systemd signal the supervisor and the daemon, and the supervisor passes it on. */
+const SAME_SIGNAL_MS = 1000
+
 type ServeFlags = Partial<{ -readonly [K in keyof ServeOptions]: NonNullable<ServeOptions[K]> }> & {
   allowDir?: string[]
   allowEngine?: string[]
@@ -113,13 +116,14 @@ async function runDaemon(flags: ServeFlags): Promise<number> {
   throw CkptError.from(end)
 }
 
-/** Resolves at the first SIGTERM or SIGINT; a second one ends the process at once. */
+/** Resolves at the first SIGTERM or SIGINT; a later one ends the process at once. */
 function stopSignal(): Promise<NodeJS.Signals> {
   return new Promise((resolve) => {
-    let asked = false
+    let askedMs: number | null = null
     const stop = (signal: NodeJS.Signals) => {
-      if (asked) process.exit(EXIT.failed)
-      asked = true
+      const nowMs = performance.now()
+      if (askedMs !== null && nowMs - askedMs >= SAME_SIGNAL_MS) process.exit(EXIT.failed)
+      askedMs ??= nowMs
       resolve(signal)
     }
     process.on('SIGTERM', stop)

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, expect, test } from 'bun:test'
 import { join } from 'node:path'
-import { run, type Scratch, scratch } from '../../../../test/support/process.ts'
+import { CKPT, run, type Scratch, scratch } from '../../../../test/support/process.ts'
 
 let dir: Scratch
 beforeAll(() => {
@@ -61,6 +61,18 @@ test('SIGTERM between two runs ends the supervision, too', async () => {
   expect(await child.exited).toBe(4)
   expect(await runs()).toBe(1)
 }, 20_000)
+
+test('Ctrl-C, which the terminal gives to both, ends the daemon in order', async () => {
+  const where = ['--uds', join(dir.path, 'ckpt.sock'), '--state-dir', join(dir.path, 'state')]
+  const command = [...CKPT, 'serve', '--supervise', '--devices', 'host', ...where]
+  // in a process group of its own, as a shell starts it
+  const child = Bun.spawn(command, { stdout: 'pipe', stderr: 'ignore', detached: true })
+  for await (const chunk of child.stdout) {
+    if (new TextDecoder().decode(chunk).includes('ready at')) break
+  }
+  process.kill(-child.pid, 'SIGINT')
+  expect(await child.exited).toBe(0)
+}, 60_000)
 
 /** Waits until the supervised script has got as far as to make this file. */
 async function appears(path: string): Promise<void> {

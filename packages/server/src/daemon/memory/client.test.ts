@@ -4,7 +4,13 @@ import { failure, LIBRARY, safetensors, TestDir, u8 } from '../registry/testing/
 import { MemoryClient } from './client.ts'
 import type { LoadRequest } from './protocol.ts'
 
-const START = { library: LIBRARY, budgetBytes: 2 ** 30, rankNodes: [], allowedDirs: null }
+const START = {
+  library: LIBRARY,
+  budgetBytes: 2 ** 30,
+  rankNodes: [],
+  networkDevices: [],
+  allowedDirs: null,
+}
 
 function load(part: number, files: string[]): LoadRequest {
   return {

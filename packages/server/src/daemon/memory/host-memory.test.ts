@@ -4,7 +4,13 @@ import { openLibrary } from '@ckpt/cuda'
 import { failure, LIBRARY, safetensors, TestDir, u8 } from '../registry/testing/fixture.ts'
 import { HostMemory } from './host-memory.ts'
 
-const START = { library: LIBRARY, budgetBytes: 2 ** 30, rankNodes: [], allowedDirs: null }
+const START = {
+  library: LIBRARY,
+  budgetBytes: 2 ** 30,
+  rankNodes: [],
+  networkDevices: [],
+  allowedDirs: null,
+}
 const LOAD = { part: 1, owner: null, peers: [], refuseConflicts: true, stream: false }
 
 for (const inPlace of [false, true]) {

@@ -39,7 +39,7 @@ export class HostMemory {
 
   constructor(request: StartRequest, broken: (part: PartId, path: string) => void) {
     this.#library = openLibrary(request.library)
-    this.#served = new ServedMemory(this.#library)
+    this.#served = new ServedMemory(this.#library, request.networkDevices)
     const { budgetBytes, rankNodes } = request
     this.#arena = new Arena(this.#library, budgetBytes, rankNodes, (buffer) =>
       this.#served.forget(buffer),

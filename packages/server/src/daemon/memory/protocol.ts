@@ -12,6 +12,8 @@ export interface StartRequest {
   readonly budgetBytes: number
   /** The NUMA node of each rank, which memory is taken from in turn; empty: the kernel's choice. */
   readonly rankNodes: readonly number[]
+  /** Of all ranks: others read the memory over these; empty: over whatever UCX finds. */
+  readonly networkDevices: readonly NetworkDeviceInfo[]
   /** null: any. */
   readonly allowedDirs: readonly string[] | null
 }

@@ -1,15 +1,20 @@
 import type { Handle, Library } from '@ckpt/cuda'
+import type { NetworkDeviceInfo } from '../types.ts'
+import { ucxDevices } from '../ucx-devices.ts'
 import type { RemoteBuffers } from './protocol.ts'
 
 /** Host memory that ranks of other daemons may read. A buffer stays registered for that until it is freed. */
 export class ServedMemory {
   readonly #library: Library
+  readonly #devices: string
   readonly #keys = new Map<Handle, Uint8Array>()
   #p2p: Handle = 0
   #address = new Uint8Array(0)
 
-  constructor(library: Library) {
+  /** @param devices that it is read over: all that ranks of this daemon have; empty: whatever UCX finds */
+  constructor(library: Library, devices: readonly NetworkDeviceInfo[]) {
     this.#library = library
+    this.#devices = ucxDevices(devices)
   }
 
   /**
@@ -23,7 +28,7 @@ export class ServedMemory {
   }
 
   #open(): void {
-    this.#p2p = this.#library.p2p.open('')
+    this.#p2p = this.#library.p2p.open(this.#devices)
     this.#address = new Uint8Array(this.#library.p2p.address(this.#p2p))
   }
 

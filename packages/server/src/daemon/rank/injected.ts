@@ -1,7 +1,7 @@
 import { renameSync } from 'node:fs'
 import { join } from 'node:path'
 import { CkptError } from '@ckpt/core/api/errors'
-import type { Library } from '@ckpt/cuda'
+import { type Library, NativeError, STATUS_ERR_DEVICE_LOST } from '@ckpt/cuda'
 
 /**
  * Directory of the faults that tests have rank Workers of this process make; absent, as it is everywhere else: none is looked for.
@@ -10,12 +10,16 @@ import type { Library } from '@ckpt/cuda'
  * | kind | what the Worker does at that step |
  * |---|---|
  * | `throw` | its work throws |
+ * | `lose` | its device is lost, as the native library says that |
  * | `die` | it ends, as one that has thrown where nobody expects it |
  * | `hold` | nothing, until the renamed file is removed |
  * | `hang` | does not come back out of a native call |
  */
 const DIRECTORY = process.env.CKPT_FAULT_DIR ?? null
-const KINDS = ['throw', 'die', 'hold', 'hang'] as const
+const KINDS = ['throw', 'lose', 'die', 'hold', 'hang'] as const
+export type FaultKind = (typeof KINDS)[number]
+/** What finds it: copies are looked after by their events. */
+const LOSES = 'ckpt_event_query'
 const HOLD_MS = 20
 /** Longer than any test. */
 const HANG_MS = 3_600_000
@@ -45,6 +49,9 @@ export function inject(library: Library, step: FaultStep): void {
   if (DIRECTORY === null) return
   const kind = KINDS.find((one) => moved(`${one}@${step}`, `${one}@${step}.struck`))
   if (kind === 'throw') throw new CkptError('rank_failed', `injected at ${step}`)
+  if (kind === 'lose') {
+    throw new NativeError(LOSES, STATUS_ERR_DEVICE_LOST, `injected at ${step}`)
+  }
   if (kind === 'die') process.exit(1)
   if (kind === 'hang') wait(library, HANG_MS)
   if (kind !== 'hold') return

@@ -57,7 +57,11 @@ test('of a Worker that ends during a run the ring stays counted and the checkpoi
   const native = openLibrary(options)
   const dead: string[] = []
   const told = (failure: { code: string }) => dead.push(failure.code)
-  const pool = await RankPool.start(options, native, ranks, { dead: told, left: () => {} })
+  const pool = await RankPool.start(options, native, ranks, {
+    failed: () => {},
+    dead: told,
+    left: () => {},
+  })
   const [link] = await pool.use([0])
   const events: string[] = []
   link!.listen(7, 2 ** 20, (event) => events.push(event.type))

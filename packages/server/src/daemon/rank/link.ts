@@ -46,13 +46,15 @@ interface RunningHere {
 
 /** Is told what concerns the daemon also while no update uses the rank. */
 export interface RankWatcher {
+  /** What was asked of the Worker failed, or its part of an update, of which that is told first. */
+  failed(failure: Failure): void
   /** Why the Worker died. */
   dead(failure: Failure): void
   /** No worker of an engine can wait at this address any more. */
   left(address: string): void
 }
 
-const NOBODY: RankWatcher = { dead: () => {}, left: () => {} }
+const NOBODY: RankWatcher = { failed: () => {}, dead: () => {}, left: () => {} }
 
 /** The main thread's end of one rank Worker of this daemon. */
 export class RankLink implements RankHandle {
@@ -298,7 +300,7 @@ export class RankLink implements RankHandle {
       case 'refusal':
         this.#waiting.get(report.id)?.reject(CkptError.from(report.failure))
         this.#waiting.delete(report.id)
-        return
+        return this.#watcher.failed(report.failure)
       case 'settled':
         this.#settling.get(report.run)?.resolve()
         this.#settling.delete(report.run)
@@ -337,9 +339,11 @@ export class RankLink implements RankHandle {
       if (used !== null) this.memory = { totalBytes, freeBytes: totalBytes - used }
     }
     const current = this.#run
-    if (current?.run !== run) return
-    if (event.type === 'closed') this.#run = null
-    current.listener(event, this.rank)
+    if (current?.run === run) {
+      if (event.type === 'closed') this.#run = null
+      current.listener(event, this.rank)
+    }
+    if (event.type === 'failed') this.#watcher.failed(event.failure)
   }
 
   #die(message: string): void {

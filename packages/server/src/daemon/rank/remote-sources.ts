@@ -2,6 +2,7 @@ import type { Handle, Library } from '@ckpt/cuda'
 import type { RemoteBuffers } from '../memory/protocol.ts'
 import type { ReadHandles } from './messages.ts'
 import type { NetworkDeviceInfo } from '../types.ts'
+import { ucxDevices } from '../ucx-devices.ts'
 
 interface RemotePeer {
   readonly peer: Handle
@@ -29,7 +30,7 @@ export class RemoteSources {
   ) {
     this.#library = library
     this.#changed = changed
-    this.#devices = devices.map(({ name }) => `${name}:1`).join(',')
+    this.#devices = ucxDevices(devices)
   }
 
   /**

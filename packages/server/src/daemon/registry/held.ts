@@ -32,8 +32,9 @@ export async function createRegistry(options: DaemonOptions): Promise<Registry> 
   const budgetBytes = hostMemoryBytes ?? defaultBudgetBytes()
   const versions = new Versions(options.ranks.map(({ rank }) => rank))
   const rankNodes = memoryNodes(options.ranks)
+  const networkDevices = options.ranks.flatMap((rank) => rank.networkDevices ?? [])
   const memory = await MemoryClient.start(
-    { library, allowedDirs, budgetBytes, rankNodes },
+    { library, allowedDirs, budgetBytes, rankNodes, networkDevices },
     (id, path) => {
       const part = versions.byId(id)
       if (part !== undefined) part.invalid = path

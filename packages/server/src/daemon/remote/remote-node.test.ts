@@ -1,4 +1,6 @@
 import { expect, test } from 'bun:test'
+import { CkptError } from '@ckpt/core'
+import type { RankInfo } from '../types.ts'
 import type { NodeChannel, NodeRequest } from './messages.ts'
 import { pack, type Packed, unpack } from './pack.ts'
 import { RemoteNode } from './remote-node.ts'
@@ -48,4 +50,20 @@ test('one that was not taken is sent again for the next', async () => {
   answer(1)
   expect(await next).toBe('k')
   expect(asked).toHaveLength(2)
+})
+
+test('of a failure of one of its ranks the leader hears its own number for it', async () => {
+  const refused = Promise.withResolvers<Packed>()
+  const channel: NodeChannel = { request: () => refused.promise, post() {} }
+  const ranks = [{ rank: 0 }, { rank: 1 }] as unknown as RankInfo[]
+  const description = { ranks, socketDir: '/s', marks: [] }
+  const node = new RemoteNode(1, description, channel, () => LAYOUT)
+  node.number(2)
+  const used = node.use(node.ranks)
+  refused.reject(new CkptError('device_lost', 'Xid 79', { rank: 1 }))
+  expect(await used.catch((error: CkptError) => error.failure)).toEqual({
+    code: 'device_lost',
+    message: 'Xid 79',
+    rank: 3,
+  })
 })

@@ -21,6 +21,9 @@ import { type NodeCalls, type NodePart, RemoteRank } from './remote-rank.ts'
 /** What is answered when an update has come to it: the update has a deadline of its own. */
 const SLOW: readonly NodeRequest['op'][] = ['complete', 'quiet', 'rank', 'engine']
 
+/** What is said of a rank, even where it does not say of which. */
+const OF_A_RANK: readonly Failure['code'][] = ['node_lost', 'device_lost']
+
 export interface ToldLayout {
   /** See {@link LayoutColumns}. */
   readonly key: string
@@ -91,11 +94,12 @@ export class RemoteNode implements NodeCalls {
     }
   }
 
-  /** Of a daemon that is lost its ranks are. */
+  /** Of a daemon that is lost its ranks are; it tells of its own numbers. */
   #named(failure: Failure): CkptError {
-    const [first] = this.#ranks
-    const told = failure.code === 'node_lost' && first !== undefined
-    return CkptError.from(told ? { rank: first.rank.rank, ...failure } : failure)
+    const own = this.description.ranks.findIndex(({ rank }) => rank === failure.rank)
+    const rank = this.#ranks[Math.max(0, own)]
+    const told = rank !== undefined && (own !== -1 || OF_A_RANK.includes(failure.code))
+    return CkptError.from(told ? { ...failure, rank: rank.rank.rank } : failure)
   }
 
   post(post: NodePost): void {

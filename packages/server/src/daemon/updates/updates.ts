@@ -29,6 +29,7 @@ import { enginesHere } from '../../engines/host.ts'
 import type { Ranks } from '../rank/handle.ts'
 import type { DaemonOptions, HeldVersion, RankInfo } from '../types.ts'
 import { Communicators, mostSharers } from './communicators.ts'
+import { DeviceLoss } from './device-loss.ts'
 import { DirectCosts } from './direct-costs.ts'
 import { engineKey } from './engine-key.ts'
 import { engineMap } from './engine-map.ts'
@@ -117,19 +118,21 @@ export async function createUpdates(
   const rates = await RateBook.open(options.stateDir, options.library.kind, options.broadcast)
   const library = openLibrary(options.library)
   if (options.broadcast === 'nccl') requireNccl(library, options.ranks)
-  const lost = Promise.withResolvers<Failure>()
   const spins = ranksSpin(options.spin, options.ranks.length)
-  const failed = (failure: Failure) => {
-    if (failure.code === 'device_lost') lost.resolve(failure)
-  }
+  // none goes on while the Workers start
+  let busy = () => false
+  const loss = new DeviceLoss(() => busy())
+  const failed = (failure: Failure) => loss.take(failure)
   const watcher = {
+    failed,
     dead: failed,
     left: (address: string) => void journal.left(address),
   }
   const pool = await RankPool.start(options.library, library, options.ranks, watcher, spins)
-  const deviceLost = lost.promise
   const held = { options, library, registry, sockets, journal, left, rates, pool }
-  return new DaemonUpdates({ ...held, spins, deviceLost, failed, place })
+  const updates = new DaemonUpdates({ ...held, spins, loss, place })
+  busy = () => updates.busy
+  return updates
 }
 
 /** @throws CkptError `not_supported` */
@@ -153,10 +156,9 @@ interface Parts {
   readonly pool: RankPool
   /** Whether ranks do. */
   readonly spins: boolean
-  readonly deviceLost: Promise<Failure>
+  /** Is told of whatever fails on a rank. */
+  readonly loss: DeviceLoss
   readonly place: ClusterPlace | null
-  /** To be told of whatever fails on a rank: resolves {@link deviceLost} where that is why. */
-  failed(failure: Failure): void
 }
 
 function leaderOf(
@@ -174,7 +176,6 @@ function requireLeader(leader: Leader | null): Leader {
 }
 
 class DaemonUpdates implements Updates {
-  readonly deviceLost: Promise<Failure>
   readonly leader: Leader | null
   readonly node: NodeServer | null
   readonly #parts: Parts
@@ -195,8 +196,7 @@ class DaemonUpdates implements Updates {
     this.#parts = parts
     this.#book = new EngineBook(parts.journal)
     this.#planner = new Planner(parts.options, parts.rates)
-    const { pool, rates, failed } = parts
-    this.deviceLost = parts.deviceLost
+    const { pool, rates, loss } = parts
     this.leader = leaderOf(parts, {
       lost: (ranks, failure) => this.#queue.lose(ranks, failure),
       gone: (guest) => void this.#book.forgetNode(guest).catch(() => {}),
@@ -204,7 +204,9 @@ class DaemonUpdates implements Updates {
     })
     this.#ranks = this.leader?.ranks ?? pool
     this.#queue = new UpdateQueue(this.#context(), (failure) => {
-      if (failure) failed(failure)
+      // a rank of this daemon has said so itself, one of another is that daemon's affair
+      if (failure?.rank === undefined && failure) loss.take(failure)
+      loss.idle()
       this.#measuring.restart()
       this.#collection.restart()
     })
@@ -218,7 +220,7 @@ class DaemonUpdates implements Updates {
       idle: () => isIdle(this.#queue, pool, parts.registry),
       // an update would find another plan than the one that was made when its checkpoint was registered
       measured: () => this.#preparePlan(),
-      failed,
+      failed: (failure) => loss.take(failure),
     })
     this.node = this.#nodeServer()
   }
@@ -248,13 +250,14 @@ class DaemonUpdates implements Updates {
   }
 
   #nodeServer(): NodeServer | null {
-    const { place, options, registry, pool, journal, sockets } = this.#parts
+    const { place, options, registry, pool, journal, sockets, loss } = this.#parts
     if (place?.role !== 'follower') return null
     const busy = (now: boolean) => {
       for (const one of [this.#measuring, this.#collection]) {
         if (now) one.pause()
         else one.restart()
       }
+      if (!now) loss.idle()
     }
     const engines = new NodeEngines(ENGINES_HERE, options.allowedEngines)
     const marks = new NodeMarks(this.#book, ENGINES_HERE, this.#closing.signal)
@@ -274,13 +277,22 @@ class DaemonUpdates implements Updates {
     await stopTorn(book, book.servingTorn(node), host, this.#closing.signal)
   }
 
+  get deviceLost(): Promise<Failure> {
+    return this.#parts.loss.told
+  }
+
+  /** Whether an update goes on, of this daemon or of its leader. */
+  get busy(): boolean {
+    return this.#queue.runningId !== null || this.node?.busy === true
+  }
+
   begin(): void {
     this.#rehearse()
     this.#measuring.begin()
   }
 
   #rehearse(): void {
-    const { spins, pool, sockets, failed } = this.#parts
+    const { spins, pool, sockets, loss } = this.#parts
     if (!spins) return
     const stop = this.#rehearsal.memory
     for (const link of pool.links) {
@@ -290,7 +302,7 @@ class DaemonUpdates implements Updates {
         // updates do without
         const { failure, message } = CkptError.wrap(error)
         log.debug('rank {rank} could not rehearse: {message}', { rank, message })
-        failed(failure)
+        loss.take(failure)
       })
     }
   }

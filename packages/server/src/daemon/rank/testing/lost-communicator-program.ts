@@ -18,7 +18,11 @@ const SETTLED_MS = 300
 const { library: options, ranks } = selectDevices('host:1', 2)
 const native = openLibrary(options)
 let died = 0
-const pool = await RankPool.start(options, native, ranks, { dead: () => died++, left: () => {} })
+const pool = await RankPool.start(options, native, ranks, {
+  failed: () => {},
+  dead: () => died++,
+  left: () => {},
+})
 const links = await pool.use([0, 1])
 for (const link of links) await link.request({ type: 'plan', key: 'plan', input: planInput(1) })
 const team = new RankTeam(RUN, links, () => {})

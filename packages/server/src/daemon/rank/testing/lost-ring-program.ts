@@ -20,6 +20,7 @@ const native = openLibrary(options)
 const dead: Pick<Failure, 'code' | 'rank' | 'message'>[] = []
 const died = Promise.withResolvers<void>()
 const pool = await RankPool.start(options, native, ranks, {
+  failed: () => {},
   dead({ code, rank, message }) {
     dead.push({ code, rank, message })
     died.resolve()
