@@ -1,9 +1,11 @@
 /** One case of the matrix: who is lost, how and when; what the others must then do. */
 import type { ErrorCode, Phase } from '@ckpt/core'
 import type { TestVersion } from './checkpoint.ts'
+import type { Child } from './child.ts'
 import { type Answer, NAME, type TestCluster } from './cluster.ts'
 import type { TestEngine } from './engine.ts'
 import type { Way } from './kinds.ts'
+import { growthOf, HOLDINGS, type Holdings, holdingsOf } from './holdings.ts'
 import { factsOf, type Hold, holdAt, type Place, type PlaceFacts } from './places.ts'
 import { until } from '../support/until.ts'
 
@@ -23,6 +25,16 @@ const LOST_MS = 5000
 const AFTER_MS = 2000
 /** What two cores that do everything at once add to it. */
 const SLACK_MS = 1000
+/** What is kept for a moment, as connections of ranks that idle and of requests, is closed by then. */
+const CLOSED_MS = 8000
+/**
+ * What a Worker has that does not come back out of a native call, beside the one that replaces it: its event loop and its ZeroMQ
+ * context, UCX's connections and the threads of its streams and of UCX, and the ring and the memory that the call may still use.
+ */
+const HUNG = { descriptors: 32, threads: 8, mappings: 4 } as const satisfies Counts
+const NONE: Counts = { descriptors: 0, threads: 0, mappings: 0 }
+
+type Counts = Readonly<Record<keyof Holdings, number>>
 
 interface Expected {
   readonly codes: readonly ErrorCode[]
@@ -55,7 +67,8 @@ class CaseRun {
   /** The other nodes. The last one keeps the update where the node is lost meanwhile. */
   readonly #others: readonly number[]
   readonly #id: string
-  readonly #descriptors = new Map<string, number>()
+  /** By process: the case may replace it by another one, which has nothing to be compared with. */
+  readonly #before = new Map<number, Holdings>()
   #holds: readonly Hold[] = []
   #answer: Promise<Answer> | null = null
   #struckMs = 0
@@ -76,13 +89,15 @@ class CaseRun {
 
   async prepare(): Promise<void> {
     await this.#cluster.register()
-    for (const { child } of [...this.#cluster.daemons, ...this.#cluster.engines]) {
-      this.#descriptors.set(child.name, child.descriptors)
-    }
+    for (const { pid } of this.#children) this.#before.set(pid, holdingsOf(pid))
     if (this.#case.who === 'rank') return
     this.#holds = await Promise.all(
       this.#keepers.map(([facts, node]) => holdAt(this.#cluster, facts, node)),
     )
+  }
+
+  get #children(): readonly Child[] {
+    return [...this.#cluster.daemons, ...this.#cluster.engines].map(({ child }) => child)
   }
 
   /** What keeps the update there, and where. */
@@ -352,5 +367,24 @@ class CaseRun {
       const { quarantined_bytes: bytes } = (await cluster.status(nodeRank)).memory
       if (bytes !== 0) throw new Error(`node ${nodeRank} keeps ${bytes} bytes in quarantine`)
     }
+    let grown: string[] = []
+    await until('nobody to hold more than before', CLOSED_MS, () => {
+      grown = this.#children.flatMap((child) => this.#grown(child))
+      return grown.length === 0
+    }).catch(() => {
+      throw new Error(grown.join('; '))
+    })
+  }
+
+  #grown({ name, pid }: Child): string[] {
+    const before = this.#before.get(pid)
+    if (before === undefined) return []
+    const hung = this.#case.how === 'hang' && pid === this.#cluster.daemon(this.#node).child.pid
+    const allowed = hung ? HUNG : NONE
+    const now = holdingsOf(pid)
+    return HOLDINGS.flatMap((what) => {
+      const { more, kinds } = growthOf(before[what], now[what])
+      return more > allowed[what] ? [`${name} has ${more} more ${what} than before: ${kinds}`] : []
+    })
   }
 }

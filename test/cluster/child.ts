@@ -1,4 +1,4 @@
-import { existsSync, readdirSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { until } from '../support/until.ts'
 
 const READY_MS = 30_000
@@ -79,11 +79,6 @@ export class Child {
     const status = await Promise.race([this.#running.exited, late])
     if (status === null) await this.kill()
     return status
-  }
-
-  /** Open descriptors. */
-  get descriptors(): number {
-    return readdirSync(`/proc/${this.pid}/fd`).length
   }
 
   /** Pids of those of its processes that have ended, whose shared memory must go. */

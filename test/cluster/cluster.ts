@@ -61,7 +61,7 @@ export class TestCluster {
       const children = [...cluster.daemons, ...cluster.engines].map(({ child }) => child)
       await Promise.all(children.map((child) => child.start()))
       await cluster.joined()
-      if (kind.way === 'direct') await cluster.#meetEngines()
+      await cluster.#meetEngines()
       return cluster
     } catch (error) {
       await cluster.end()
@@ -69,11 +69,17 @@ export class TestCluster {
     }
   }
 
-  /** What an engine answers to one update tells how the next one may go. */
+  /**
+   * What an engine answers to one update tells how the next one may go. Afterwards every process has what it makes once and keeps, so
+   * that what it holds is comparable.
+   */
   async #meetEngines(): Promise<void> {
-    await this.register()
-    const { failure } = await this.update(0, this.nextUpdateId(), { mode: 'pipelined' })
-    if (failure !== null) throw new Error(JSON.stringify(failure))
+    const modes = this.kind.way === 'direct' ? ['pipelined', 'direct'] : [this.kind.mode]
+    for (const mode of modes) {
+      await this.register()
+      const { failure } = await this.update(0, this.nextUpdateId(), { mode })
+      if (failure !== null) throw new Error(JSON.stringify(failure))
+    }
   }
 
   private constructor(kind: ClusterKind, network: Network, port: number) {

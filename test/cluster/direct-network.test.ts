@@ -4,9 +4,9 @@ import type { UpdateReport } from '@ckpt/core'
 import { run } from '../support/process.ts'
 import { withoutUcx } from '../support/ucx.ts'
 import type { TestVersion } from './checkpoint.ts'
-import { type Network, TestCluster } from './cluster.ts'
+import { TestCluster } from './cluster.ts'
 import { type ClusterKind, KINDS } from './kinds.ts'
-import { namespaces } from './namespaces.ts'
+import { type Hosts, namespaces } from './namespaces.ts'
 import { until } from '../support/until.ts'
 
 setDefaultTimeout(120_000)
@@ -26,11 +26,15 @@ const BESIDE = 1.1
 /** The host that is cut off, of which the others read. */
 const CUT = 1
 
+/** The host that has nothing, and its link when it is slow: 40 MB/s, half of what is copied a second otherwise. */
+const SLOW = 2
+const SLOW_MEGABITS = 320
+
 const found = withoutUcx ?? (await namespaces(KIND.nodes))
 if (typeof found === 'string') console.log(`skipped, direct updates across hosts: ${found}`)
 
 describe.skipIf(typeof found === 'string')('direct updates across hosts', () => {
-  const network = found as Network
+  const network = found as Hosts
   let cluster: TestCluster
 
   afterAll(async () => {
@@ -95,6 +99,20 @@ describe.skipIf(typeof found === 'string')('direct updates across hosts', () => 
     expect(known.filter(({ torn }) => torn)).toEqual([])
     for (const engine of cluster.engines) expect(await engine.isPaused()).toBe(false)
   })
+
+  test.skipIf(Bun.which('tc') === null)(
+    'a link that is slow: the update takes as long as its bytes need, and all of them come',
+    async () => {
+      await network.rate(SLOW, SLOW_MEGABITS)
+      const version = await cluster.register()
+      const needed = lackedBytes(version)[SLOW] as number
+      const { mode, p2p, seconds } = await updateAll(cluster, version)
+      expect(mode).toBe('direct')
+      expect(p2p?.bytes).toBeGreaterThanOrEqual(needed)
+      // the headers, which are not counted, are more than what the link lets through at once in the beginning
+      expect(seconds.transfer).toBeGreaterThanOrEqual((needed * 8) / (SLOW_MEGABITS * 1e6))
+    },
+  )
 })
 
 /** Every byte of every engine is looked at. */

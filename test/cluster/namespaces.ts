@@ -5,8 +5,14 @@ import type { Network } from './cluster.ts'
 const SCRIPT = join(ROOT, 'scripts/cluster')
 const SKIPPED = 77
 
+/** Hosts whose links can be slowed down too. */
+export interface Hosts extends Network {
+  /** What this node sends, and what it is sent, is at most so many megabits a second from now on. Needs `tc`. */
+  rate(node: number, megabits: number): Promise<void>
+}
+
 /** Every daemon on a host of its own, as far as the network goes. A text: why this machine does not permit it. */
-export async function namespaces(nodes: number): Promise<Network | string> {
+export async function namespaces(nodes: number): Promise<Hosts | string> {
   const { status, stdout, stderr } = await run([SCRIPT, 'up', `${nodes}`])
   if (status === SKIPPED) return stderr.trim()
   if (status !== 0) throw new Error(`scripts/cluster up: ${stderr}`)
@@ -20,6 +26,7 @@ export async function namespaces(nodes: number): Promise<Network | string> {
     within: (node) => [SCRIPT, 'exec', id, `${node}`],
     cut: (node) => tell('cut', `${node}`),
     mend: (node) => tell('mend', `${node}`),
+    rate: (node, megabits) => tell('rate', `${node}`, `${megabits}`),
     close: () => tell('down'),
   }
 }

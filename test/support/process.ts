@@ -96,7 +96,7 @@ export async function request(
   route: string,
   body?: unknown,
 ): Promise<{ status: number; body: any }> {
-  const init: Record<string, unknown> = { unix: socket, method, timeout: false }
+  const init: Record<string, unknown> = { unix: socket, method, timeout: false, keepalive: false }
   if (body !== undefined) {
     init.body = JSON.stringify(body)
     init.headers = { 'content-type': 'application/json' }

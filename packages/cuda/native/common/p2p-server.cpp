@@ -40,6 +40,7 @@ bool P2pServer::step() {
   try {
     receive();
     end_sends();
+    lose_failed();
     return answer_from_file();
   } catch (const std::exception&) {
     // the worker ends, or there is no memory: readers see that the connection does not answer
@@ -70,9 +71,11 @@ void P2pServer::receive() {
 
 void P2pServer::meet(const uint8_t* message, size_t length) {
   ReaderMessage head;
-  if (length <= sizeof head || readers_.size() >= kReadersMax) return;
+  if (length < sizeof head) return;
   std::memcpy(&head, message, sizeof head);
-  if (readers_.count(head.reader) != 0) return;
+  const auto known = readers_.find(head.reader);
+  if (length == sizeof head && known != readers_.end()) lose(known);
+  if (length == sizeof head || known != readers_.end() || readers_.size() >= kReadersMax) return;
   try {
     readers_[head.reader].peer = worker_.connect({message + sizeof head, message + length});
   } catch (const Error&) {  // it will not be answered
@@ -146,10 +149,18 @@ bool P2pServer::answer_from_file() {
   return true;
 }
 
-void P2pServer::lose(Readers::iterator reader) {
+P2pServer::Readers::iterator P2pServer::lose(Readers::iterator reader) {
   worker_.disconnect(reader->second.peer);
   wanted_ -= reader->second.wanted.size();
-  readers_.erase(reader);
+  return readers_.erase(reader);
+}
+
+// Of a process that is gone, which asks for nothing that it could not be sent.
+void P2pServer::lose_failed() {
+  const uint64_t failures = worker_.failures();
+  if (std::exchange(failures_, failures) == failures) return;
+  for (auto reader = readers_.begin(); reader != readers_.end();)
+    reader = worker_.failed(reader->second.peer) ? lose(reader) : std::next(reader);
 }
 
 void P2pServer::refuse(const ReadMessage& message, const Error& error) {

@@ -39,7 +39,8 @@ struct ReadMessage {
   uint64_t bytes;
 };
 
-// Then the worker's address.
+// Then the worker's address. Nothing then: the reader leaves. UCX does not tell that it has closed its
+// end, and what the owner has of the connection would stay.
 struct ReaderMessage {
   uint64_t reader;  // random
 };
@@ -80,7 +81,8 @@ class P2pServer {
   Readers::iterator next_reader();
   bool may_have_chunk(uint64_t reader) const;
   Chunk* free_chunk();
-  void lose(Readers::iterator reader);
+  Readers::iterator lose(Readers::iterator reader);
+  void lose_failed();
   void refuse(const ReadMessage& message, const Error& error);
   void send(const ReadMessage& message, const void* from, uint64_t bytes,
             std::shared_ptr<const void> keeps);
@@ -102,6 +104,7 @@ class P2pServer {
   uint64_t turn_ = 0;  // the reader that was answered from a file last
   std::list<Send> sends_;
   size_t wanted_ = 0;  // of all readers
+  uint64_t failures_ = 0;  // of the worker's peers, as far as they were looked at
   // One is sent while the next one is read.
   static constexpr size_t kChunks = 8, kChunksPerReader = 2;
   std::array<Chunk, kChunks> chunks_;

@@ -90,9 +90,29 @@ void P2pPeer::send_address() {
   const auto message = std::make_shared<std::vector<uint8_t>>(sizeof head + address.size());
   std::memcpy(message->data(), &head, sizeof head);
   std::copy(address.begin(), address.end(), message->begin() + sizeof head);
+  tell("connect to a peer", message);
+}
+
+void P2pPeer::close() {
+  std::call_once(introduced_, [] {});  // nor is it from now on
+  if (reader_ != 0) leave();
+  p2p_->worker().disconnect(peer_);
+}
+
+// It goes at once where there is room for it; an owner for which there is none finds out when it sends,
+// or when this process ends.
+void P2pPeer::leave() try {
+  const ReaderMessage head{reader_};
+  const auto message = std::make_shared<std::vector<uint8_t>>(sizeof head);
+  std::memcpy(message->data(), &head, sizeof head);
+  tell("leave a peer", message);
+} catch (const Error&) {  // the peer is lost, or all of it ends
+}
+
+void P2pPeer::tell(const char* what, std::shared_ptr<const std::vector<uint8_t>> message) {
   const Ucx& ucx = Ucx::get();
   p2p_->worker()
-      .send(peer_, "connect to a peer",
+      .send(peer_, what,
             [&](const Ucx::RequestParams& params) {
               return ucx.tag_send_nbx(peer_->endpoint, message->data(), message->size(), kReaderTag,
                                       &params);

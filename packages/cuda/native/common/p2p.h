@@ -81,7 +81,7 @@ class P2pPeer : public Object {
   // Lets it be asked for what is read, from the first call on.
   void introduce();
   // Ends what reads from it.
-  void close() override { p2p_->worker().disconnect(peer_); }
+  void close() override;
   // "rdma", "cma", "shm" or "emulated".
   const std::string& transport() const noexcept { return transport_; }
   // UCX reads, but for what maps a file; else it is asked for what is read.
@@ -94,6 +94,8 @@ class P2pPeer : public Object {
 
  private:
   void send_address();
+  void leave();
+  void tell(const char* what, std::shared_ptr<const std::vector<uint8_t>> message);
   const std::shared_ptr<P2p> p2p_;
   UcxWorker::Peer* peer_;
   std::string transport_;

@@ -156,6 +156,11 @@ void UcxWorker::disconnect(Peer* peer) {
   wake();
 }
 
+bool UcxWorker::failed(const Peer* peer) {
+  const Lock lock(*this);
+  return peer->failure.has_value();
+}
+
 UcxWorker::Pending UcxWorker::start(Peer* peer, const char* what, const Post& post, bool receives,
                                     uint64_t length) {
   const auto request = std::make_shared<Request>();
@@ -289,6 +294,7 @@ void UcxWorker::on_failure(void* argument, Ucx::Endpoint, Ucx::Status status) {
     peer.failure = Error(CKPT_ERR_IO, format_text("the peer process is lost: UCX: %s", reason));
   }
   peer.lost = peer.worker->any_lost_ = true;
+  peer.worker->failures_++;
 }
 
 void UcxWorker::cancel(const Pending& request) {

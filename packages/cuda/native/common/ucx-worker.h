@@ -62,6 +62,10 @@ class UcxWorker {
   Peer* connect(const std::vector<uint8_t>& address);
   // What is under way ends with an error first.
   void disconnect(Peer* peer);
+  // Whether nothing can be posted to it any more.
+  bool failed(const Peer* peer);
+  // How many peers UCX has said so of.
+  uint64_t failures() const noexcept { return failures_; }
 
   // Calls post(params) with what makes UCX say when it is done. Throws the peer's failure.
   using Post = std::function<Ucx::StatusPointer(const Ucx::RequestParams&)>;
@@ -153,6 +157,7 @@ class UcxWorker {
   std::set<Ucx::RemoteKey> keys_;
   Peer anyone_;
   bool any_lost_ = false;
+  std::atomic<uint64_t> failures_{0};
   bool asleep_ = false;
   bool any_ended_ = false;  // since the last step
   std::optional<Error> ending_;

@@ -228,11 +228,56 @@ describe('the whole job', () => {
     await expectHeld(engine.ready[1]!, 2, model.files)
   })
 
-  test('--update-method all updates everybody, then the first group by its ranks', async () => {
-    const { status, document } = await updateThere('--update-method', 'all')
-    expect(document.error).toBeUndefined()
-    expect(status).toBe(0)
-    expect(document.updates).toHaveLength(2)
+  describe('of two engines with a rank each', () => {
+    let engines: Started[]
+    const endpoints = () => engines.flatMap((one) => ['--endpoint', one.ready[1]!])
+    // each has its rank on the first device, as the ranks of this daemon
+    const BOTH = ['--inference-parallel-size', '1', '--devices', 'host:1']
+    const updateBoth = async (...args: string[]) => {
+      const { status, stdout } = await update(...endpoints(), ...BOTH, ...args)
+      return { status, document: JSON.parse(stdout) }
+    }
+    /** Of each update: the ranks that it was of, by engine. */
+    const ranksOf = (document: { updates: { engines: { ranks: number[] }[] }[] }) =>
+      document.updates.map((report) => report.engines.map(({ ranks }) => ranks))
+
+    beforeAll(async () => {
+      engines = await Promise.all([0, 1].map(() => startEngine('127.0.0.1:0', 1)))
+    })
+    afterAll(() => Promise.all(engines.map((one) => one.stop())))
+
+    test('--update-method all updates everybody, then the first group by its ranks', async () => {
+      const { path, files } = await makeModel('both', 11)
+      const { status, document } = await updateBoth(
+        '--update-method',
+        'all',
+        '--checkpoint-path',
+        path,
+      )
+      expect(document.error).toBeUndefined()
+      expect(status).toBe(0)
+      expect(ranksOf(document)).toEqual([[[0], [1]], [[0]]])
+      expect(document.updates.map((report: any) => report.ranks)).toEqual([2, 1])
+      for (const one of engines) await expectHeld(one.ready[1]!, 1, files)
+    })
+
+    test('--update-method p2p updates the first group alone', async () => {
+      const before = await makeModel('before', 12)
+      expect((await updateBoth('--checkpoint-path', before.path)).status).toBe(0)
+      const { path, files } = await makeModel('after', 13)
+      const { status, document } = await updateBoth(
+        '--update-method',
+        'p2p',
+        '--checkpoint-path',
+        path,
+      )
+      expect(document.error).toBeUndefined()
+      expect(status).toBe(0)
+      expect(ranksOf(document)).toEqual([[[0]]])
+      expect(document.updates[0].ranks).toBe(1)
+      await expectHeld(engines[0]!.ready[1]!, 1, files)
+      await expectHeld(engines[1]!.ready[1]!, 1, before.files)
+    })
   })
 
   test('--custom-dist is accepted with a notice', async () => {
