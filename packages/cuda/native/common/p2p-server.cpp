@@ -74,7 +74,7 @@ void P2pServer::meet(const uint8_t* message, size_t length) {
   if (length < sizeof head) return;
   std::memcpy(&head, message, sizeof head);
   const auto known = readers_.find(head.reader);
-  if (length == sizeof head && known != readers_.end()) lose(known);
+  if (length == sizeof head && known != readers_.end()) forget(known);
   if (length == sizeof head || known != readers_.end() || readers_.size() >= kReadersMax) return;
   try {
     readers_[head.reader].peer = worker_.connect({message + sizeof head, message + length});
@@ -149,8 +149,14 @@ bool P2pServer::answer_from_file() {
   return true;
 }
 
-P2pServer::Readers::iterator P2pServer::lose(Readers::iterator reader) {
+void P2pServer::lose(Readers::iterator reader) {
   worker_.disconnect(reader->second.peer);
+  forget(reader);
+}
+
+// What UCX has of the connection stays: UCX 1.13 has crashed in its progress (an event of a TCP endpoint
+// that it had freed) where both ends were closed at the same time.
+P2pServer::Readers::iterator P2pServer::forget(Readers::iterator reader) {
   wanted_ -= reader->second.wanted.size();
   return readers_.erase(reader);
 }
@@ -160,7 +166,7 @@ void P2pServer::lose_failed() {
   const uint64_t failures = worker_.failures();
   if (std::exchange(failures_, failures) == failures) return;
   for (auto reader = readers_.begin(); reader != readers_.end();)
-    reader = worker_.failed(reader->second.peer) ? lose(reader) : std::next(reader);
+    reader = worker_.failed(reader->second.peer) ? forget(reader) : std::next(reader);
 }
 
 void P2pServer::refuse(const ReadMessage& message, const Error& error) {

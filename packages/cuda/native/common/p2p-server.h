@@ -39,8 +39,8 @@ struct ReadMessage {
   uint64_t bytes;
 };
 
-// Then the worker's address. Nothing then: the reader leaves. UCX does not tell that it has closed its
-// end, and what the owner has of the connection would stay.
+// Then the worker's address. Nothing then: the reader leaves, and another one may have its place; UCX
+// does not tell that it has closed its end.
 struct ReaderMessage {
   uint64_t reader;  // random
 };
@@ -81,7 +81,8 @@ class P2pServer {
   Readers::iterator next_reader();
   bool may_have_chunk(uint64_t reader) const;
   Chunk* free_chunk();
-  Readers::iterator lose(Readers::iterator reader);
+  void lose(Readers::iterator reader);
+  Readers::iterator forget(Readers::iterator reader);
   void lose_failed();
   void refuse(const ReadMessage& message, const Error& error);
   void send(const ReadMessage& message, const void* from, uint64_t bytes,

@@ -7,8 +7,6 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
-#include <filesystem>
-#include <iterator>
 #include <utility>
 
 
@@ -65,11 +63,6 @@ void Owner::signal(int number) const {
   kill(child_, number);
   if (number != SIGSTOP) return;
   std::this_thread::sleep_for(std::chrono::milliseconds(30));  // until it does
-}
-
-size_t Owner::descriptors() const {
-  const std::filesystem::directory_iterator open("/proc/" + std::to_string(child_) + "/fd");
-  return static_cast<size_t>(std::distance(std::filesystem::begin(open), std::filesystem::end(open)));
 }
 
 void Owner::kill_and_wait() {

@@ -21,8 +21,6 @@ class Owner {
   Owner(const Owner&) = delete;
   void signal(int number) const;
   void kill_and_wait();
-  // Open ones.
-  size_t descriptors() const;
   // Lets it end, which it must do as a process that is well.
   void end();
 
