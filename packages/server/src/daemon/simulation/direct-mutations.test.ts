@@ -186,8 +186,9 @@ const MUTATIONS: readonly Mutation[] = [
     of: SlotCopies.prototype,
     member: 'done',
     by: () => () => true,
-    // or nobody looks after the rest any more, and the update waits for it in vain
-    seen: new RegExp(`${EARLY.source}|timed out waiting for the copies`),
+    seen: EARLY,
+    // nobody looks after the rest any more
+    also: /timed out waiting for the copies/,
   },
 ]
 

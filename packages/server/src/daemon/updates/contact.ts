@@ -116,7 +116,8 @@ export class EngineContact {
   /**
    * Waits until the engine can take an update.
    *
-   * @throws CkptError `engine_unreachable`, `engine_device_missing`, `engine_restart_needed`, `engine_busy`, `engine_protocol`
+   * @throws CkptError `engine_unreachable`, `engine_device_missing`, `engine_restart_needed`, `engine_busy`, `engine_protocol`,
+   * `not_supported`
    */
   async ready(waitMs: number, signal: AbortSignal): Promise<void> {
     const endMs = performance.now() + waitMs
@@ -126,7 +127,7 @@ export class EngineContact {
     for (;;) {
       // one that stands still must not keep it from being told who that is
       const lookMs = waitMs === 0 ? LOOK_MS : Math.max(1, endMs - performance.now())
-      if (await this.#look(signal, Math.min(LOOK_MS, lookMs))) return
+      if (await this.#look(signal, Math.min(LOOK_MS, lookMs))) return this.#requireExtension(signal)
       const leftMs = endMs - performance.now()
       if (leftMs <= 0) break
       await Bun.sleep(Math.min(LOOK_AGAIN_MS, leftMs))
@@ -151,7 +152,6 @@ export class EngineContact {
       if (this.spec.native === 'asked') requireNative(this.spec.url, this.#adapter.kind)
       const seen = await this.#adapter.look(this.#client, within)
       if (seen.ready && seen.deviceUuids !== null) this.#checkDevices(seen.deviceUuids)
-      if (seen.ready) await this.#requireExtension(this.#adapter, signal)
       this.#words = seen.words
       return seen.ready
     } catch (error) {
@@ -194,11 +194,15 @@ export class EngineContact {
    *
    * @throws CkptError `not_supported`
    */
-  async #requireExtension({ kind }: EngineAdapter, signal: AbortSignal): Promise<void> {
-    if (kind !== 'vllm' || this.spec.ranks.length < 2 || this.#record.updated) return
+  async #requireExtension(signal: AbortSignal): Promise<void> {
+    const { kind, updated } = this.#record
+    if (kind !== 'vllm' || this.spec.ranks.length < 2 || updated) return
     const without = await this.#askWithout(signal)
-    if (without !== null)
-      throw this.#error('not_supported', missesExtension(without, whyNotNative(this.spec)))
+    if (without !== null) throw this.#error('not_supported', this.#missesExtension(without))
+  }
+
+  #missesExtension(without: WithoutExtension): string {
+    return missesExtension(without, whyNotNative(this.spec))
   }
 
   /** One that was started again may have an extension. */
@@ -365,10 +369,7 @@ export class EngineContact {
     const without = await this.#askWithout(signal)
     if (without === null) return failed
     if (this.spec.native !== 'may' || without.backend !== 'ipc') {
-      return {
-        ...failed,
-        message: `${failed.message} ${missesExtension(without, whyNotNative(this.spec))}`,
-      }
+      return { ...failed, message: `${failed.message} ${this.#missesExtension(without)}` }
     }
     this.#record.native = { start: await this.#start(signal) }
     const { dialect } = this.#record
