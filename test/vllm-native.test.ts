@@ -441,7 +441,7 @@ describe("vLLM's own weight transfer", () => {
     [
       { engine_method: 'update_weights_from_ipc' },
       'ipc',
-      'its own weight transfer is used where neither a method (--engine-method) nor',
+      'its own weight transfer is used where no method is asked for: leave --engine-method out',
     ],
   ])(
     'without an extension it says how to start it (%p, %p)',
@@ -463,7 +463,9 @@ describe("vLLM's own weight transfer", () => {
     async (more) => {
       await using engine = new NativeVllm(library, { worldSize: 2 })
       const { body } = await update(engine, writeModel(dir.path, 13), more)
-      expect(body.error.message).toContain('is used for engines of one rank, and')
+      expect(body.error.message).toContain(
+        "the engine's update failed before its worker had connected: its own weight transfer is used for engines of one rank, and",
+      )
       expect(body.error.message).toContain('has 2: tell all of its ranks')
       expect(engine.calls).not.toContain('/init_weight_transfer_engine')
       expect(await isTorn(engine)).toBe(false)

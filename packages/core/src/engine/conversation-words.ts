@@ -61,12 +61,15 @@ export function describeStay(
   return `the engine's worker had not left ${waited} after the failure`
 }
 
-/** An answer of the engine that is not a success; status 0: there was none. */
+/** An answer of the engine that is not a success; status 0: there was none, 2xx: it says so itself, or the daemon does in its place. */
 export function describeHttp(result: HttpResult, everConnected: boolean): string {
-  const what =
-    result.status === 0 ? "the engine's request failed" : `the engine answered ${result.status}`
   const before = everConnected ? '' : ' before its worker had connected'
-  return `${what}${before}: ${result.message.trim() || 'no message'}`
+  return `${howItFailed(result)}${before}: ${result.message.trim() || 'no message'}`
+}
+
+function howItFailed({ status }: HttpResult): string {
+  if (status === 0) return "the engine's request failed"
+  return status < 300 ? "the engine's update failed" : `the engine answered ${status}`
 }
 
 export function seconds(milliseconds: number): string {

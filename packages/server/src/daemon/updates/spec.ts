@@ -127,7 +127,7 @@ export function whyNotNative({ node, ranks }: EngineSpec): string {
     return `its own weight transfer is used for engines of one rank, and this one has ${ranks.length}: start it with a worker extension`
   }
   return node === 0
-    ? 'its own weight transfer is used where neither a method (--engine-method) nor mode direct is asked for'
+    ? 'its own weight transfer is used where no method is asked for: leave --engine-method out'
     : 'its own weight transfer is used by a daemon of its host: ask that one for the update, or start it with a worker extension'
 }
 
