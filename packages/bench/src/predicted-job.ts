@@ -1,4 +1,5 @@
 import type { UpdateReport } from '@ckpt/core'
+import { timelineOf, type UpdateTimeline } from './calibration.ts'
 import { atMost, shown } from './claims.ts'
 import type { ClusterUpdates } from './cluster-updates.ts'
 import { type Row, rowOf } from './row.ts'
@@ -17,9 +18,60 @@ export interface PredictedJob {
   readonly made: { readonly report: UpdateReport; readonly seconds: number }[]
 }
 
+/** What tells the rates of the stages without the updates that are predicted. */
+export interface RateSource {
+  time(): Promise<void> | void
+  takeUpdate(timeline: UpdateTimeline): void
+  readonly rates: StageRates
+}
+
+export interface PredictedRounds {
+  /** Whose rates a note tells. */
+  readonly what: string
+  readonly updates: ClusterUpdates
+  readonly calibration: RateSource
+  /** Another, small checkpoint: its updates are the calibration's. */
+  readonly small: Versions
+  readonly jobs: readonly PredictedJob[]
+  /** Rounds, of which those do not count. */
+  readonly warmUps: number
+  readonly rounds: number
+  /** Whether a prediction is to be right. */
+  readonly claims: boolean
+}
+
+/** Each round has what the calibration times, an update of the small checkpoint and one of each job. */
+export async function* predictedRows(
+  all: PredictedRounds,
+  note: (text: string) => void,
+): AsyncGenerator<Row> {
+  const { what, updates, calibration, jobs, warmUps, rounds, claims } = all
+  for (let round = -warmUps; round < rounds; round++) await playRound(all, round >= 0)
+  const { rates } = calibration
+  note(`${what}, measured beside the updates: ${ratesText(rates)}`)
+  for (const job of jobs) {
+    note(`${job.name}: ${job.made.map(({ seconds }) => shown(seconds)).join(', ')} s`)
+    yield await jobRow(updates, job, rates, claims)
+  }
+}
+
+async function playRound(
+  { updates, calibration, small, jobs }: PredictedRounds,
+  counts: boolean,
+): Promise<void> {
+  if (counts) await calibration.time()
+  const report = await updates.update(small)
+  if (counts) calibration.takeUpdate(timelineOf(await updates.trace(report)))
+  for (const { versions, made } of jobs) {
+    const told = await updates.update(versions)
+    const { totalSeconds } = timelineOf(await updates.trace(told))
+    if (counts) made.push({ report: told, seconds: totalSeconds })
+  }
+}
+
 /** The last update of each is made again, so that every byte is looked at. */
-export async function jobRow(
-  updates: Pick<ClusterUpdates, 'update' | 'check'>,
+async function jobRow(
+  updates: ClusterUpdates,
   job: PredictedJob,
   rates: StageRates,
   claims: boolean,
@@ -42,7 +94,7 @@ export async function jobRow(
   return { ...row, claims: [atMost(`${name}: ${what}: apart by`, apart, APART_MOST, '%')] }
 }
 
-export function ratesText(rates: StageRates): string {
+function ratesText(rates: StageRates): string {
   const mb = (bytesPerSecond: number) =>
     bytesPerSecond === Infinity ? 'no limit' : `${Math.round(bytesPerSecond / 1e6)} MB/s`
   const ms = (seconds: number) => `${shown(seconds * 1000)} ms`

@@ -1,19 +1,18 @@
 import { join } from 'node:path'
 import { type Handle, type Library, selectDevices } from '@ckpt/cuda'
 import { type BenchContext, GIB, KIB, MIB, sizeName } from './bench.ts'
-import { timelineOf, type UpdateTimeline } from './calibration.ts'
+import type { UpdateTimeline } from './calibration.ts'
 import { layersOf } from './checkpoint.ts'
-import { shown } from './claims.ts'
 import { ClusterUpdates } from './cluster-updates.ts'
 import { allocate, type DeviceBytes, joinGroup } from './device-bytes.ts'
 import { median } from './measure.ts'
 import { PinnedCopies } from './pinned-copies.ts'
 import { SHM } from './places.ts'
-import { jobRow, type PredictedJob, ratesText } from './predicted-job.ts'
+import { type PredictedJob, predictedRows, type RateSource } from './predicted-job.ts'
 import type { Row } from './row.ts'
 import { layoutOfSharedDevice, type StageRates } from './simulated-update.ts'
 import { finish } from './streams.ts'
-import { type Versions, writePair } from './versions.ts'
+import { writePair } from './versions.ts'
 
 const RANKS = [1, 2, 4, 8] as const
 const WARM_UPS = 3
@@ -84,36 +83,13 @@ async function* countRows(
     jobs.push({ name, versions, layout: shared, made: [] })
   }
   const calibration = new SharedCalibration(stack, context, count, layout)
-  for (let round = -WARM_UPS; round < ROUNDS; round++) {
-    await playRound(updates, calibration, small, jobs, round >= 0)
-  }
-  const { rates } = calibration
-  note(`${count} on one device, measured beside the updates: ${ratesText(rates)}`)
-  for (const job of jobs) {
-    note(`${job.name}: ${job.made.map(({ seconds }) => shown(seconds)).join(', ')} s`)
-    yield await jobRow(updates, job, rates, layout.claims)
-  }
-}
-
-async function playRound(
-  updates: ClusterUpdates,
-  calibration: SharedCalibration,
-  small: Versions,
-  jobs: readonly PredictedJob[],
-  counts: boolean,
-): Promise<void> {
-  if (counts) calibration.time()
-  const report = await updates.update(small)
-  if (counts) calibration.takeUpdate(timelineOf(await updates.trace(report)))
-  for (const { versions, made } of jobs) {
-    const told = await updates.update(versions)
-    const { totalSeconds } = timelineOf(await updates.trace(told))
-    if (counts) made.push({ report: told, seconds: totalSeconds })
-  }
+  const rounds = { warmUps: WARM_UPS, rounds: ROUNDS, claims: layout.claims }
+  const what = `${count} on one device`
+  yield* predictedRows({ what, updates, calibration, small, jobs, ...rounds }, note)
 }
 
 /** The link's rate and that of plain broadcasts between so many memories of the device, timed between the updates; of the engines what a smaller update shows. */
-class SharedCalibration {
+class SharedCalibration implements RateSource {
   readonly #copies: PinnedCopies
   readonly #broadcasts: PlainBroadcasts | null
   readonly #buckets: number[] = []

@@ -1,18 +1,17 @@
 import { join } from 'node:path'
 import { selectDevices } from '@ckpt/cuda'
 import { type Bench, type BenchContext, GIB, MIB, sizeName } from './bench.ts'
-import { Calibration, timelineOf } from './calibration.ts'
+import { Calibration } from './calibration.ts'
 import { layersOf } from './checkpoint.ts'
-import { shown } from './claims.ts'
 import { ClusterUpdates } from './cluster-updates.ts'
 import { SHM } from './places.ts'
-import { jobRow, type PredictedJob, ratesText } from './predicted-job.ts'
+import { type PredictedJob, predictedRows } from './predicted-job.ts'
 import { LAYER_BYTES, LAYOUTS, type PredictedLayout } from './prediction-layouts.ts'
 import { sharedDeviceRows } from './prediction-ranks.ts'
 import { PlainCluster } from './plain-cluster.ts'
 import type { Row } from './row.ts'
 import { layoutOfFiles } from './simulated-update.ts'
-import { type Versions, writePair } from './versions.ts'
+import { writePair } from './versions.ts'
 
 const DAEMONS = 4
 
@@ -62,36 +61,7 @@ async function* layoutRows(
   const pieceBytes = layersPerPiece * LAYER_BYTES
   const calibrated = { bytes: pieces * pieceBytes, pieceBytes, ringBytes }
   const calibration = new Calibration(plain, DAEMONS, calibrated)
-  for (let round = -WARM_UPS; round < ROUNDS; round++) {
-    await playRound({ updates, calibration, small, jobs }, round >= 0)
-  }
-  note(`${layout.name}, measured beside the updates: ${ratesText(calibration.rates)}`)
-  for (const job of jobs) {
-    note(`${job.name}: ${job.made.map(({ seconds }) => shown(seconds)).join(', ')} s`)
-    yield await jobRow(updates, job, calibration.rates, layout.claims)
-  }
-}
-
-async function playRound(
-  {
-    updates,
-    calibration,
-    small,
-    jobs,
-  }: {
-    readonly updates: ClusterUpdates
-    readonly calibration: Calibration
-    readonly small: Versions
-    readonly jobs: readonly PredictedJob[]
-  },
-  counts: boolean,
-): Promise<void> {
-  if (counts) await calibration.time()
-  const report = await updates.update(small)
-  if (counts) calibration.takeUpdate(timelineOf(await updates.trace(report)))
-  for (const { versions, made } of jobs) {
-    const told = await updates.update(versions)
-    const { totalSeconds } = timelineOf(await updates.trace(told))
-    if (counts) made.push({ report: told, seconds: totalSeconds })
-  }
+  const { claims } = layout
+  const rounds = { warmUps: WARM_UPS, rounds: ROUNDS, claims }
+  yield* predictedRows({ what: layout.name, updates, calibration, small, jobs, ...rounds }, note)
 }

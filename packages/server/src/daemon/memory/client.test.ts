@@ -1,16 +1,15 @@
 import { expect, test } from 'bun:test'
 import { openLibrary } from '@ckpt/cuda'
-import { failure, LIBRARY, safetensors, TestDir, u8 } from '../registry/testing/fixture.ts'
+import {
+  failure,
+  LIBRARY,
+  MEMORY_START,
+  safetensors,
+  TestDir,
+  u8,
+} from '../registry/testing/fixture.ts'
 import { MemoryClient } from './client.ts'
 import type { LoadRequest } from './protocol.ts'
-
-const START = {
-  library: LIBRARY,
-  budgetBytes: 2 ** 30,
-  rankNodes: [],
-  networkDevices: [],
-  allowedDirs: null,
-}
 
 function load(part: number, files: string[]): LoadRequest {
   return {
@@ -29,7 +28,7 @@ test('answers come to their requests, failures as CkptError', async () => {
   const dir = new TestDir()
   const library = openLibrary(LIBRARY)
   const before = library.liveObjects()
-  const client = await MemoryClient.start(START, () => {})
+  const client = await MemoryClient.start(MEMORY_START, () => {})
   const path = dir.write('a.safetensors', safetensors({ w: u8(1000, 1) }))
   const settled = await Promise.allSettled([
     client.call('load', load(1, [path])),
@@ -54,7 +53,7 @@ test('answers come to their requests, failures as CkptError', async () => {
 })
 
 test('when the Worker dies, every request that waits and every later one fails as internal', async () => {
-  const client = await MemoryClient.start(START, () => {})
+  const client = await MemoryClient.start(MEMORY_START, () => {})
   const waiting = [
     client.call('share', { name: 'm', bytes: [2 ** 20] }),
     client.call('check', { files: [] }),
@@ -69,6 +68,8 @@ test('when the Worker dies, every request that waits and every later one fails a
 
 test('a library that cannot be opened fails the start', async () => {
   const library = { kind: 'host', hostDevices: 65 } as const
-  const outcome = await MemoryClient.start({ ...START, library }, () => {}).catch((error) => error)
+  const outcome = await MemoryClient.start({ ...MEMORY_START, library }, () => {}).catch(
+    (error) => error,
+  )
   expect(outcome).toBeInstanceOf(Error)
 })

@@ -1,23 +1,23 @@
 import { expect, test } from 'bun:test'
 import { existsSync, readFileSync, renameSync, truncateSync } from 'node:fs'
 import { openLibrary } from '@ckpt/cuda'
-import { failure, LIBRARY, safetensors, TestDir, u8 } from '../registry/testing/fixture.ts'
+import {
+  failure,
+  LIBRARY,
+  MEMORY_START,
+  safetensors,
+  TestDir,
+  u8,
+} from '../registry/testing/fixture.ts'
 import { HostMemory } from './host-memory.ts'
 
-const START = {
-  library: LIBRARY,
-  budgetBytes: 2 ** 30,
-  rankNodes: [],
-  networkDevices: [],
-  allowedDirs: null,
-}
 const LOAD = { part: 1, owner: null, peers: [], refuseConflicts: true, stream: false }
 
 for (const inPlace of [false, true]) {
   test(`consume removes the file that was loaded, not one that took its path meanwhile; in place: ${inPlace}`, async () => {
     const dir = new TestDir('/dev/shm')
     const before = openLibrary(LIBRARY).liveObjects()
-    const memory = new HostMemory(START, () => {})
+    const memory = new HostMemory(MEMORY_START, () => {})
     const replaced = dir.write('a.safetensors', safetensors({ a: u8(100_000, 1) }))
     const kept = dir.write('b.safetensors', safetensors({ b: u8(1000, 2) }))
     const next = dir.write('next', 'the next version')
@@ -40,7 +40,7 @@ test('what is read while it is sent is removed when it has been read, and what f
   const dir = new TestDir('/dev/shm')
   const library = openLibrary(LIBRARY)
   const before = library.liveObjects()
-  const memory = new HostMemory(START, () => {})
+  const memory = new HostMemory(MEMORY_START, () => {})
   const file = dir.write('a.safetensors', safetensors({ a: u8(40_000_000, 1) }))
   const request = { ...LOAD, files: [file], inPlace: false, consume: true, stream: true }
   const { reading } = await memory.load(request)

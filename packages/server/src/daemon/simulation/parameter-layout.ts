@@ -1,20 +1,12 @@
 import { COPY_DIMENSIONS, encodePlacementMap, type MapCopy } from '@ckpt/core'
+import type { DirectCopy } from '@ckpt/core/placement/direct-copy'
 import { torchView } from '@ckpt/core/safetensors/dtypes'
 import { type ExpectedTensor, U8 } from './checkpoint.ts'
 import type { Random } from './random.ts'
 
-/** Rows of a tensor and where an engine's worker has them. */
-export interface Piece {
+/** Rows of a tensor, `source` in that, and where an engine's worker has them. */
+export interface Piece extends Omit<DirectCopy, 'owner'> {
   readonly name: string
-  /** Into the tensor. */
-  readonly source: number
-  readonly sourcePitch: number
-  /** Index of the allocation. */
-  readonly allocation: number
-  readonly destination: number
-  readonly destinationPitch: number
-  readonly width: number
-  readonly height: number
 }
 
 export interface ParameterLayout {

@@ -1,4 +1,10 @@
-import { NativeError, type P2pPiece, STATUS_ERR_ABORTED, STATUS_ERR_HANDLE } from '@ckpt/cuda'
+import {
+  type Library,
+  NativeError,
+  type P2pPiece,
+  STATUS_ERR_ABORTED,
+  STATUS_ERR_HANDLE,
+} from '@ckpt/cuda'
 import { STATUS_ERR_IO } from '@ckpt/cuda/generated'
 import type { HostBuffers } from './host-buffers.ts'
 import type { SharedDevices } from './shared-devices.ts'
@@ -22,22 +28,12 @@ interface Read {
   error: NativeError | null
 }
 
-/** What is copied to a device out of a buffer. */
-type CopyH2d = (
-  stream: number,
-  memory: number,
-  offset: number,
-  buffer: number,
-  bufferOffset: number,
-  bytes: number,
-) => void
-
 /** Reads of other hosts' memory. */
 export class RemoteReads {
   readonly #shared: SharedDevices
   readonly #life: Life
   readonly #buffers: HostBuffers
-  readonly #copyH2d: CopyH2d
+  readonly #copyH2d: Library['copyH2d']
   readonly #raise: (signal: number) => void
   /** Connection, of which process's end. */
   readonly #peers = new Map<number, number>()
@@ -48,7 +44,7 @@ export class RemoteReads {
     shared: SharedDevices,
     life: Life,
     buffers: HostBuffers,
-    copyH2d: CopyH2d,
+    copyH2d: Library['copyH2d'],
     raise: (signal: number) => void,
   ) {
     this.#shared = shared

@@ -77,6 +77,14 @@ export class TestDir {
 }
 
 export const LIBRARY = { kind: 'host', hostDevices: 2 } as const
+/** Of the memory Worker. */
+export const MEMORY_START = {
+  library: LIBRARY,
+  budgetBytes: 2 ** 30,
+  rankNodes: [],
+  networkDevices: [],
+  allowedDirs: null,
+}
 
 export function daemonOptions(
   stateDir: string,
