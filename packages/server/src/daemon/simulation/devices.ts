@@ -9,6 +9,7 @@ import {
 import { STATUS_ERR_DEVICE } from '@ckpt/cuda/generated'
 import { HardwareQueues } from './hardware-queues.ts'
 import { HostBuffers } from './host-buffers.ts'
+import { ipcHandle, memoryOf } from './ipc-handle.ts'
 import type { Random } from './random.ts'
 import { RemoteReads } from './remote-reads.ts'
 import type { DeviceSpeed, SharedDevices } from './shared-devices.ts'
@@ -18,8 +19,6 @@ import { type Extent, TracedMemory } from './traced-memory.ts'
 import type { Witness } from './violation.ts'
 
 const DEVICE_BYTES = 2 ** 30
-
-const IPC_HANDLE_BYTES = 64
 /** Of a copy out of device memory. */
 const NO_BUFFER = 0
 
@@ -194,7 +193,7 @@ export class SimulatedDevices {
   /** Memory of an engine. */
   memoryOpen(device: number, handle: Uint8Array, bytes: number): number {
     const { allocations } = this.shared
-    const one = allocations.get(numberOf(handle))
+    const one = allocations.get(memoryOf(handle))
     if (one === undefined || one.memory.bytes !== bytes) {
       throw new NativeError('ckpt_memory_open', STATUS_ERR_DEVICE, 'invalid resource handle')
     }
@@ -204,14 +203,12 @@ export class SimulatedDevices {
   }
 
   memoryExport(memory: number): Uint8Array {
-    const handle = new Uint8Array(IPC_HANDLE_BYTES)
-    new DataView(handle.buffer).setUint32(0, memory)
-    return handle
+    return ipcHandle(memory)
   }
 
   /** What an engine's worker maps. */
   ringOf(handle: Uint8Array): TracedMemory | null {
-    return this.memories.get(numberOf(handle))?.ring ?? null
+    return this.memories.get(memoryOf(handle))?.ring ?? null
   }
 
   refcounterCreate(): { refcounter: number; name: string } {
@@ -358,9 +355,4 @@ export class SimulatedDevices {
     const work = new TimedWork(this.#time, queues === undefined ? what : { ...what, whenTurn })
     this.of(this.streams, stream, 'copy').push(work)
   }
-}
-
-/** In a handle that other processes open memory with. */
-function numberOf(handle: Uint8Array): number {
-  return new DataView(handle.buffer, handle.byteOffset).getUint32(0)
 }

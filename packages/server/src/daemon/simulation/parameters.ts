@@ -1,4 +1,5 @@
 import type { ExpectedTensor } from './checkpoint.ts'
+import { ipcHandle } from './ipc-handle.ts'
 import { layOut, type ParameterLayout, type Piece, type Shard } from './parameter-layout.ts'
 import type { SharedDevices } from './shared-devices.ts'
 import { TracedMemory } from './traced-memory.ts'
@@ -30,7 +31,6 @@ type State =
   /** Its process has ended: what others have open of its memory is nobody's. */
   | 'dead'
 
-const HANDLE_BYTES = 64
 /** Some allocations take long. */
 const OPEN_MS = 20
 
@@ -89,7 +89,7 @@ export class Parameters {
   /** What a daemon is told that does not know this map; the map is empty for one that does. */
   placement(known: unknown) {
     const { map, digest } = this.#layout as ParameterLayout
-    const handles = this.#handles.map((handle) => handleBytes(handle).toHex())
+    const handles = this.#handles.map((handle) => ipcHandle(handle).toHex())
     const head = { ok: true, generation: this.generation, handles, map: digest }
     return { head, map: known === digest ? new Uint8Array(0) : map }
   }
@@ -255,11 +255,4 @@ export class Parameters {
     }
     return true
   }
-}
-
-/** What another process opens an allocation with. */
-function handleBytes(handle: number): Uint8Array {
-  const bytes = new Uint8Array(HANDLE_BYTES)
-  new DataView(bytes.buffer).setUint32(0, handle)
-  return bytes
 }

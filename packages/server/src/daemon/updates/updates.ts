@@ -205,7 +205,7 @@ class DaemonUpdates implements Updates {
     this.#ranks = this.leader?.ranks ?? pool
     this.#queue = new UpdateQueue(this.#context(), (failure) => {
       // a rank of this daemon has said so itself, one of another is that daemon's affair
-      if (failure?.rank === undefined && failure) loss.take(failure)
+      if (failure !== null && failure.rank === undefined) loss.take(failure)
       loss.idle()
       this.#measuring.restart()
       this.#collection.restart()
