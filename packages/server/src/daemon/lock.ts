@@ -1,15 +1,10 @@
-import { dlopen } from 'bun:ffi'
 import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { CkptError } from '@ckpt/core'
+import { openLibc } from './libc.ts'
 
 const LOCK_EX = 2
 const LOCK_NB = 4
-/** glibc, then musl. */
-const LIBC_NAMES = [
-  'libc.so.6',
-  `libc.musl-${process.arch === 'arm64' ? 'aarch64' : 'x86_64'}.so.1`,
-]
 
 /** Two daemons may not share a state directory: each would release the other's engines as leftovers. */
 export interface StateLock {
@@ -53,18 +48,6 @@ export function lockStateDir(dir: string): StateLock {
 let loaded: ((fd: number, operation: number) => number) | null = null
 
 function flock(fd: number, operation: number): number {
-  loaded ??= openFlock()
+  loaded ??= openLibc({ flock: { args: ['i32', 'i32'], returns: 'i32' } }).flock
   return loaded(fd, operation)
-}
-
-function openFlock(): (fd: number, operation: number) => number {
-  const reasons: string[] = []
-  for (const name of LIBC_NAMES) {
-    try {
-      return dlopen(name, { flock: { args: ['i32', 'i32'], returns: 'i32' } }).symbols.flock
-    } catch (error) {
-      reasons.push(error instanceof Error ? error.message : String(error))
-    }
-  }
-  throw new CkptError('native_missing', `no C library for flock: ${reasons.join('; ')}`)
 }

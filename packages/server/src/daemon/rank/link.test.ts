@@ -34,10 +34,12 @@ test('a rank whose Worker is stuck holds the checkpoint until it has closed', as
   const address = `ipc://${dir.path}/stuck.sock`
   void link!.request({ type: 'release_left', cutOff: [address], ended: [], limitMs: 10_000 })
   const team = new RankTeam(1, [link!], () => {})
-  const opening = team.open(
-    { ...OPENING, deadlineMs: performance.timeOrigin + performance.now() + 5000 },
-    () => ({ address: null, http: false, engine: null, dialect: null }),
-  )
+  const opening = team.open({ ...OPENING, deadlineMs: clockMs() + 5000 }, () => ({
+    address: null,
+    http: false,
+    engine: null,
+    dialect: null,
+  }))
   const refused = opening.then(
     () => 'opened',
     () => 'refused',

@@ -1,5 +1,6 @@
 import { drainMicrotasks } from 'bun:jsc'
 import { EventQueue } from '@ckpt/core/update/event-queue'
+import { setClockOrigin } from '../clock.ts'
 
 /** A process or a thread: what is dead does nothing any more. */
 export class Life {
@@ -120,7 +121,6 @@ export class SimulatedTime {
     const { setTimeout, clearTimeout, setInterval, clearInterval } = globalThis
     const { sleep, gc } = Bun
     const { now } = performance
-    const origin = Object.getOwnPropertyDescriptor(performance, 'timeOrigin')
     const clear = (timer: unknown) => {
       if (timer instanceof Timer) timer.cancelled = true
     }
@@ -135,14 +135,13 @@ export class SimulatedTime {
     // all of this process's, for each idle rank
     Bun.gc = () => {}
     performance.now = () => this.doneMs
-    Object.defineProperty(performance, 'timeOrigin', { value: 0, configurable: true })
+    const origin = setClockOrigin(0)
     return () => {
       Object.assign(globalThis, { setTimeout, clearTimeout, setInterval, clearInterval })
       Bun.sleep = sleep
       Bun.gc = gc
       performance.now = now
-      if (origin !== undefined) Object.defineProperty(performance, 'timeOrigin', origin)
-      else Reflect.deleteProperty(performance, 'timeOrigin')
+      setClockOrigin(origin)
     }
   }
 
