@@ -1,40 +1,72 @@
 /**
- * A string whose plain comparison is the natural order of the name: each run of digits becomes `0`,
- * its length as one character, and the digits without leading zeros. `layers.2` then comes before
- * `layers.10`.
- */
-export function naturalKey(name: string): string {
-  const { length } = name
-  let key = ''
-  let copied = 0
-  for (let at = 0; at < length; at++) {
-    if (!isDigit(name, at)) continue
-    key += name.slice(copied, at)
-    let end = at + 1
-    while (end < length && isDigit(name, end)) end++
-    while (at < end - 1 && name.charCodeAt(at) === ZERO) at++
-    key += `0${String.fromCharCode(Math.min(end - at, 0xffff))}${name.slice(at, end)}`
-    copied = end
-    at = end
-  }
-  return copied === 0 ? name : key + name.slice(copied)
-}
-
-/**
- * Natural order of names: numbers compare as numbers, all else by UTF-16 unit. Total: 0 only for
- * equal names.
+ * Natural order of names: numbers compare as numbers, all else by UTF-16 unit; where one name has a number and the other has none,
+ * it stands for its digit 0. Total: 0 only for equal names.
  */
 export function naturalCompare(a: string, b: string): number {
-  return comparePlain(naturalKey(a), naturalKey(b)) || comparePlain(a, b)
+  let i = commonUnits(a, b)
+  // the first difference may be in the middle of a number
+  while (i > 0 && isDigit(a, i - 1)) i--
+  let j = i
+  while (i < a.length && j < b.length) {
+    const [isNumber, isOther] = [isDigit(a, i), isDigit(b, j)]
+    if (isNumber && isOther) {
+      const [end, otherEnd] = [numberEnd(a, i), numberEnd(b, j)]
+      const order = compareNumbers(a, i, end, b, j, otherEnd)
+      if (order !== 0) return order
+      i = end
+      j = otherEnd
+    } else {
+      const unit = isNumber ? ZERO : a.charCodeAt(i++)
+      const other = isOther ? ZERO : b.charCodeAt(j++)
+      if (unit !== other) return unit < other ? -1 : 1
+    }
+  }
+  const [isLonger, otherIsLonger] = [i < a.length, j < b.length]
+  if (isLonger !== otherIsLonger) return isLonger ? 1 : -1
+  // `a01` and `a1`
+  return comparePlain(a, b)
+}
+
+/** Length of what two texts begin with. */
+function commonUnits(a: string, b: string): number {
+  const most = Math.min(a.length, b.length)
+  let at = 0
+  while (at < most && a.charCodeAt(at) === b.charCodeAt(at)) at++
+  return at
+}
+
+function numberEnd(text: string, begin: number): number {
+  let end = begin + 1
+  while (end < text.length && isDigit(text, end)) end++
+  return end
+}
+
+/** Of the digits at `[i, end)` of one text and at `[j, otherEnd)` of another. */
+function compareNumbers(
+  a: string,
+  begin: number,
+  end: number,
+  b: string,
+  otherBegin: number,
+  otherEnd: number,
+): number {
+  let [i, j] = [begin, otherBegin]
+  while (i < end - 1 && a.charCodeAt(i) === ZERO) i++
+  while (j < otherEnd - 1 && b.charCodeAt(j) === ZERO) j++
+  const [length, otherLength] = [end - i, otherEnd - j]
+  if (length !== otherLength) return length < otherLength ? -1 : 1
+  for (; i < end; i++, j++) {
+    const difference = a.charCodeAt(i) - b.charCodeAt(j)
+    if (difference !== 0) return difference < 0 ? -1 : 1
+  }
+  return 0
 }
 
 /** Indices of the names in natural order. */
 export function naturalOrder(names: readonly string[]): Uint32Array {
-  const keys = names.map(naturalKey)
   const order = Uint32Array.from(names, (_, i) => i)
   const compare = (i: number, j: number): number =>
-    comparePlain(keys[i] as string, keys[j] as string) ||
-    comparePlain(names[i] as string, names[j] as string)
+    naturalCompare(names[i] as string, names[j] as string)
   // tables mostly come sorted: one pass then saves the sort
   for (let i = 1; i < names.length; i++) if (compare(i - 1, i) > 0) return order.sort(compare)
   return order

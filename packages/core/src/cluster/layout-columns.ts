@@ -186,11 +186,12 @@ function readSources(columns: Columns, { owners, buffers }: Counts): SourceSpace
 
 function readNames({ names, nameLengths }: Columns): string[] {
   const text = decodeText(names)
-  const all: string[] = []
+  const all = new Array<string>(nameLengths.length)
   let at = 0
-  for (const length of nameLengths) {
-    all.push(text.slice(at, at + length))
-    at += length
+  for (let i = 0; i < all.length; i++) {
+    const end = at + (nameLengths[i] as number)
+    all[i] = text.slice(at, end)
+    at = end
   }
   if (at !== text.length) throw refuse('its names are cut')
   return all
@@ -205,17 +206,16 @@ function decodeText(bytes: Uint8Array): string {
 }
 
 function readShapes({ dimensions, dimensionCounts }: Columns): number[][] {
-  const shapes: number[][] = []
+  const shapes = new Array<number[]>(dimensionCounts.length)
   let at = 0
-  for (const count of dimensionCounts) {
+  for (let i = 0; i < shapes.length; i++) {
     const shape: number[] = []
-    for (let k = 0; k < count; k++) {
-      const size = dimensions[at + k] ?? -1
+    for (const end = at + (dimensionCounts[i] as number); at < end; at++) {
+      const size = dimensions[at] ?? -1
       if (!Number.isSafeInteger(size) || size < 0) throw refuse('a dimension is no size')
       shape.push(size)
     }
-    shapes.push(shape)
-    at += count
+    shapes[i] = shape
   }
   if (at !== dimensions.length) throw refuse('its dimensions are cut')
   return shapes

@@ -1,5 +1,5 @@
 import { type PlacedTensor, requireAgreement } from '../checkpoint/merge-rows.ts'
-import { naturalKey } from '../checkpoint/natural-order.ts'
+import { naturalCompare } from '../checkpoint/natural-order.ts'
 import type { SourceSpace, TensorTable } from '../checkpoint/table.ts'
 import type { HeldLayout } from './layout-columns.ts'
 
@@ -42,9 +42,11 @@ export function mergeLayouts(parts: readonly LayoutPart[]): MergedLayout {
     .map(({ layout }, part) => new Head(part, layout.table.names))
     .filter(({ ended }) => !ended)
     .sort((a, b) => (a.comesBefore(b) ? -1 : 1))
+  let lastRun = 1
   for (let head = heads.shift(); head !== undefined; head = heads.shift()) {
     const begin = head.at
-    head.passRun(heads[0])
+    head.passRun(heads[0], lastRun)
+    lastRun = head.at - begin
     out.add(head.part, begin, head.at)
     if (!head.ended) heads.splice(placeOf(heads, head), 0, head)
   }
@@ -55,60 +57,57 @@ export function mergeLayouts(parts: readonly LayoutPart[]): MergedLayout {
 class Head {
   readonly part: number
   readonly #names: readonly string[]
-  #at = 0
-  #key = ''
+  /** Index of the name that comes next. */
+  at = 0
 
   constructor(part: number, names: readonly string[]) {
     this.part = part
     this.#names = names
-    this.#moveTo(0)
-  }
-
-  /** Index of the name that comes next. */
-  get at(): number {
-    return this.#at
   }
 
   get ended(): boolean {
-    return this.#at === this.#names.length
-  }
-
-  #moveTo(at: number): void {
-    this.#at = at
-    this.#key = this.ended ? '' : naturalKey(this.#names[at] as string)
+    return this.at === this.#names.length
   }
 
   /** Whether the next name comes before the next of another part; of one name the first part comes first. */
   comesBefore(other: Head): boolean {
-    return this.#precedes(this.#at, this.#key, other)
+    return this.#precedes(this.at, other)
   }
 
-  #precedes(at: number, key: string, other: Head): boolean {
-    if (key !== other.#key) return key < other.#key
-    // `a01` and `a1`
-    const [mine, theirs] = [this.#names[at] as string, other.#names[other.#at] as string]
-    return mine === theirs ? this.part < other.part : mine < theirs
+  #precedes(at: number, other: Head): boolean {
+    const order = naturalCompare(this.#names[at] as string, other.#names[other.at] as string)
+    return order === 0 ? this.part < other.part : order < 0
   }
 
-  /** Goes on to the first name that does not come before the next one of the rival, at least by one. */
-  passRun(rival: Head | undefined): void {
+  /**
+   * Goes on to the first name that does not come before the next one of the rival, at least by one. Parts mostly take turns with
+   * runs of one length: that of the last run is tried first.
+   */
+  passRun(rival: Head | undefined, lastRun: number): void {
     const { length } = this.#names
-    if (rival === undefined) return this.#moveTo(length)
-    const precedes = (at: number) =>
-      this.#precedes(at, naturalKey(this.#names[at] as string), rival)
-    let low = this.#at
-    let step = 1
-    while (low + step < length && precedes(low + step)) {
-      low += step
-      step *= 2
+    if (rival === undefined) {
+      this.at = length
+      return
     }
-    let high = Math.min(low + step, length)
+    // the name at `low` comes before the rival's, that at `high` does not
+    let low = this.at
+    let high = length
+    let step = Math.max(1, lastRun - 1)
+    let next = 1
+    while (low + step < high) {
+      if (!this.#precedes(low + step, rival)) high = low + step
+      else {
+        low += step
+        step = next
+        next *= 2
+      }
+    }
     while (low + 1 < high) {
       const middle = (low + high) >> 1
-      if (precedes(middle)) low = middle
+      if (this.#precedes(middle, rival)) low = middle
       else high = middle
     }
-    this.#moveTo(low + 1)
+    this.at = low + 1
   }
 }
 
@@ -116,6 +115,8 @@ class Head {
 function placeOf(heads: readonly Head[], head: Head): number {
   let low = 0
   let high = heads.length
+  // where parts take turns
+  if (high === 0 || (heads[high - 1] as Head).comesBefore(head)) return high
   while (low < high) {
     const middle = (low + high) >> 1
     if ((heads[middle] as Head).comesBefore(head)) low = middle + 1

@@ -15,6 +15,8 @@ export interface LayoutColumns {
 const KEPT_MAX = 8
 /** Twenty times what the largest published model has. */
 const PLAIN_BYTES_MAX = 256 * 2 ** 20
+/** Of what is unpacked at once: most parts of a checkpoint of many daemons are not larger. */
+const CHUNK_BYTES = 2 ** 19
 
 export function layoutColumns(table: TensorTable, sources: readonly SourceSpace[]): LayoutColumns {
   const plain = encodeLayout({ table, sources })
@@ -30,7 +32,8 @@ export function readColumns(columns: LayoutColumns['columns']): HeldLayout {
 
 function unpacked(columns: Uint8Array): Uint8Array {
   try {
-    return new Uint8Array(zstdDecompressSync(columns, { maxOutputLength: PLAIN_BYTES_MAX }))
+    const limits = { maxOutputLength: PLAIN_BYTES_MAX, chunkSize: CHUNK_BYTES }
+    return new Uint8Array(zstdDecompressSync(columns, limits))
   } catch (error) {
     throw refuse(CkptError.wrap(error).message)
   }
