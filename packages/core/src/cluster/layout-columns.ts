@@ -186,11 +186,11 @@ function readSources(columns: Columns, { owners, buffers }: Counts): SourceSpace
 
 function readNames({ names, nameLengths }: Columns): string[] {
   const text = decodeText(names)
-  const all = new Array<string>(nameLengths.length)
+  const all: string[] = []
   let at = 0
-  for (let i = 0; i < all.length; i++) {
+  for (let i = 0; i < nameLengths.length; i++) {
     const end = at + (nameLengths[i] as number)
-    all[i] = text.slice(at, end)
+    all.push(text.slice(at, end))
     at = end
   }
   if (at !== text.length) throw refuse('its names are cut')
@@ -206,16 +206,16 @@ function decodeText(bytes: Uint8Array): string {
 }
 
 function readShapes({ dimensions, dimensionCounts }: Columns): number[][] {
-  const shapes = new Array<number[]>(dimensionCounts.length)
+  const shapes: number[][] = []
   let at = 0
-  for (let i = 0; i < shapes.length; i++) {
+  for (let i = 0; i < dimensionCounts.length; i++) {
     const shape: number[] = []
     for (const end = at + (dimensionCounts[i] as number); at < end; at++) {
       const size = dimensions[at] ?? -1
       if (!Number.isSafeInteger(size) || size < 0) throw refuse('a dimension is no size')
       shape.push(size)
     }
-    shapes[i] = shape
+    shapes.push(shape)
   }
   if (at !== dimensions.length) throw refuse('its dimensions are cut')
   return shapes
