@@ -34,7 +34,10 @@ export function addEngineCommand(program: Command): void {
       1,
     )
     .addOption(
-      new Option('--shard <by>', 'what the ranks split: rows, columns, or each of some tensors')
+      new Option(
+        '--shard <by>',
+        'what the ranks split: rows, columns, either as models do it, or that and whole experts',
+      )
         .choices(SHARDED_BY)
         .default('rows'),
     )

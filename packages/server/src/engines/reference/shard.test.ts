@@ -48,6 +48,26 @@ test('mixed: columns of what projects back, rows of the others', () => {
   expect(mixed('layers.0.no_projection')).toEqual([2, 4])
 })
 
+test('experts: each is whole on one rank, all else is mixed', () => {
+  const nothing = { shape: [0, 4], ...runs(0, 0, 0, 0) }
+  for (const [expert, owner] of [
+    [0, 0],
+    [1, 1],
+    [5, 1],
+    [63, 3],
+  ] as const) {
+    const name = `layers.7.mlp.experts.${expert}.down_proj.weight`
+    const parts = [0, 1, 2, 3].map((rank) => shard(BF16, [8, 4], 'experts', rank, 4, name))
+    const whole = { shape: [8, 4], ...runs(0, 64, 64, 1) }
+    expect(parts).toEqual(parts.map((_, rank) => (rank === owner ? whole : nothing)))
+  }
+  const other = (name: string) => shard(BF16, [4, 4], 'experts', 1, 2, name)?.shape
+  expect(other('layers.0.self_attn.o_proj.weight')).toEqual([4, 2])
+  expect(other('layers.0.mlp.shared_experts.up_proj.weight')).toEqual([2, 4])
+  expect(other('layers.0.mlp.gate.weight')).toEqual([2, 4])
+  expect(shard(BF16, [], 'experts', 1, 2, 'experts.0.scale')?.bytes).toBe(0)
+})
+
 test('packed elements: what is not whole bytes stays together', () => {
   const F4 = dtypeIndex('F4')
   expect(shard(F4, [4], 'rows', 1, 2)).toEqual({ shape: [2], ...runs(1, 1, 2, 1) })
@@ -59,10 +79,17 @@ test('packed elements: what is not whole bytes stays together', () => {
 test('the shards of all ranks are the tensor, or each of them is', () => {
   const shapes = fc.array(fc.nat(12), { maxLength: 4 })
   const sizes = fc.integer({ min: 1, max: 8 })
+  const ways = fc.constantFrom(...SHARDED_BY)
+  const names = fc.oneof(
+    fc.constantFrom('q_proj', 'o_proj'),
+    fc.nat(20).map((expert) => `experts.${expert}.w2`),
+  )
   fc.assert(
-    fc.property(shapes, sizes, fc.constantFrom(...SHARDED_BY), (shape, size, by) => {
+    fc.property(shapes, sizes, ways, names, (shape, size, by, name) => {
       const bytes = shape.reduce((product, dimension) => product * dimension, 2)
-      const parts = Array.from({ length: size }, (_, rank) => shard(BF16, shape, by, rank, size)!)
+      const parts = Array.from({ length: size }, (_, rank) => {
+        return shard(BF16, shape, by, rank, size, name)!
+      })
       const split = parts.some((part) => part.bytes < bytes)
       const times = new Uint8Array(bytes)
       for (const { offset, width, pitch, height, shape: own } of parts) {

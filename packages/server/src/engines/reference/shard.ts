@@ -1,15 +1,19 @@
 import { tensorBytes } from '@ckpt/core/safetensors/dtypes'
 
 /**
- * Along which dimension the ranks of an engine split its tensors: `rows` dimension 0, `columns` dimension 1, `mixed` as models do it,
- * columns of what {@link COLUMNS_OF} names and rows of the others.
+ * What the ranks of an engine split its tensors by: `rows` dimension 0, `columns` dimension 1, `mixed` as models do it, columns of
+ * what {@link COLUMNS_OF} names and rows of the others; `experts`: expert K is whole on rank K modulo the size and on no other,
+ * all else is `mixed`.
  */
-export const SHARDED_BY = ['rows', 'columns', 'mixed'] as const
+export const SHARDED_BY = ['rows', 'columns', 'mixed', 'experts'] as const
 
 export type ShardedBy = (typeof SHARDED_BY)[number]
 
 /** Projections back to the hidden size: what comes before them was split by rows. */
 const COLUMNS_OF = /(^|\.)(o_proj|down_proj|w2)(\.|$)/
+
+/** The number of a tensor's expert. */
+const EXPERT = /(?:^|\.)experts\.(\d+)\./
 
 /** Which part of every tensor a rank holds. */
 export interface Sharding {
@@ -40,7 +44,7 @@ export interface Shard {
 }
 
 /**
- * Of a dimension of length d that the size divides, elements `[rank*d/size, (rank+1)*d/size)`; the whole tensor where the size does
+ * Of an expert of another rank nothing. Of a dimension of length d that the size divides, elements `[rank*d/size, (rank+1)*d/size)`; the whole tensor where the size does
  * not divide it, it has no such dimension, or the packed elements of such a part would not be whole bytes. Null when the
  * tensor itself is not whole bytes.
  */
@@ -49,7 +53,10 @@ export function shardOf(tensor: ShardedTensor, { by, rank, size }: Sharding): Sh
   const bytes = tensorBytes(dtype, shape)
   if (bytes === null) return null
   const whole = { shape, offset: 0, width: bytes, pitch: bytes, height: 1, bytes }
-  const dimension = by === 'columns' || (by === 'mixed' && COLUMNS_OF.test(name)) ? 1 : 0
+  const expert = by === 'experts' ? EXPERT.exec(name)?.[1] : undefined
+  if (expert !== undefined) return Number(expert) % size === rank ? whole : nothingOf(shape)
+  const isProjectedBack = (by === 'mixed' || by === 'experts') && COLUMNS_OF.test(name)
+  const dimension = by === 'columns' || isProjectedBack ? 1 : 0
   const length = shape[dimension]
   if (length === undefined || length % size !== 0) return whole
   const inner = shape.slice(dimension + 1)
@@ -65,4 +72,8 @@ export function shardOf(tensor: ShardedTensor, { by, rank, size }: Sharding): Sh
     height,
     bytes: width * height,
   }
+}
+
+function nothingOf(shape: readonly number[]): Shard {
+  return { shape: [0, ...shape.slice(1)], offset: 0, width: 0, pitch: 0, height: 0, bytes: 0 }
 }

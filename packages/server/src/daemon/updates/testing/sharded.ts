@@ -5,8 +5,8 @@ import type { ShardedBy } from '../../../engines/reference/shard.ts'
 import { pattern, type TestTensor, type TestTensors } from '../../registry/testing/fixture.ts'
 import { weightsOf } from './fixture.ts'
 
-const ITEM_BYTES: Readonly<Record<string, number>> = { BF16: 2, F32: 4, I8: 1 }
-const NAMES = ['q_proj', 'o_proj', 'experts.3.w1', 'experts.3.w2', 'mlp.down_proj', 'norm']
+const ITEM_BYTES: Readonly<Record<string, number>> = { BF16: 2, F32: 4, I8: 1, U8: 1 }
+const NAMES = ['q_proj', 'o_proj', 'experts.3.w1', 'experts.4.w2', 'mlp.down_proj', 'norm']
 
 /** Of every number of dimensions, and of lengths that the ranks divide and that they do not; others for another layout. */
 export function randomTensors(layout: number, seed: number): TestTensors {
@@ -29,7 +29,14 @@ export function randomTensors(layout: number, seed: number): TestTensors {
 /** Element by element. */
 function partOf(name: string, tensor: TestTensor, by: ShardedBy, rank: number, size: number) {
   const { dtype, shape, bytes } = tensor
-  const columns = by === 'columns' || (by === 'mixed' && /o_proj|down_proj|w2/.test(name))
+  if (by === 'experts' && name.includes('experts.')) {
+    const expert = name.includes('experts.3.') ? 3 : 4
+    return expert % size === rank
+      ? { shape, bytes }
+      : { shape: [0, ...shape.slice(1)], bytes: new Uint8Array(0) }
+  }
+  const isMixed = by === 'mixed' || by === 'experts'
+  const columns = by === 'columns' || (isMixed && /o_proj|down_proj|w2/.test(name))
   const dimension = columns ? 1 : 0
   const length = shape[dimension]
   if (length === undefined || length % size !== 0) return { shape, bytes }
