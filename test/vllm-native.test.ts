@@ -262,9 +262,11 @@ describe("vLLM's own weight transfer", () => {
       const { status, body } = await update(engine, files, { weight_version: `step ${seed}` })
       expect({ status, error: body.error }).toEqual({ status: 200, error: undefined })
       expect(body.mode).not.toBe('direct')
-      expect(body.engines).toMatchObject([{ result: 'ok', torn: false }])
+      expect(body.engines).toMatchObject([{ result: 'ok', method: 'native-ipc', torn: false }])
       compare(engine, files)
     }
+    const told = (await status()).engines.find(({ url }) => url === engine.url)
+    expect(told?.method).toBe('native-ipc')
     expect(engine.bodies['/init_weight_transfer_engine']).toEqual({ init_info: {} })
     expect(engine.bodies['/update_weights'].update_info.packed).toBe(true)
     expect(engine.bodies['/finish_weight_update']).toEqual({ weight_version: 'step 3' })
@@ -297,7 +299,11 @@ describe("vLLM's own weight transfer", () => {
 
   interface Status {
     readonly memory: { readonly quarantined_bytes: number }
-    readonly engines: readonly { readonly url: string; readonly torn: boolean }[]
+    readonly engines: readonly {
+      readonly url: string
+      readonly torn: boolean
+      readonly method?: string
+    }[]
   }
 
   async function status(): Promise<Status> {

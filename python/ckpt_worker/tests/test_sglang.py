@@ -1,9 +1,10 @@
 """A stand-in of the form of SGLang 0.5.16: `weight_updater.py` makes a worker for each update, with a context of its own, which
-hands `model.load_weights` and a hook that swallows what it raises to the function that it has imported."""
+hands `model.load_weights` and a hook that logs what it raises to the function that it has imported."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import pickle
 import sys
 import types
@@ -20,13 +21,13 @@ from torch.multiprocessing import reductions
 
 from ckpt_worker import DaemonGone, Limits, Tally
 from ckpt_worker.found import reload_of
-from ckpt_worker.sglang import plugin, take_updates_with
+from ckpt_worker.sglang import plugin, take_update, take_updates_with
 from ckpt_worker.sglang_experts import expert_places
-from ckpt_worker.update import update_weights_from_ipc
 
 EXPERTS, ROWS, COLUMNS = 4, 6, 8
 NAMES = [f"layers.0.mlp.experts.{expert}.{part}" for expert in range(EXPERTS) for part in ("gate", "up")]
 MISSING: Any = object()
+LOGGER = logging.getLogger("sglang.srt.checkpoint_engine.checkpoint_engine_worker")
 LOCATION, ARGUMENTS, WORKER = "sglang.srt.eplb.expert_location", "sglang.srt.server_args", "checkpoint_engine.worker"
 
 
@@ -72,6 +73,15 @@ class Process:
         vars(arguments)["get_global_server_args"] = self.get_arguments
         with modules({"sglang": types.ModuleType("sglang"), LOCATION: location, ARGUMENTS: arguments}):
             yield
+
+
+class Logged(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
 
 
 class Unquantised:
@@ -133,8 +143,8 @@ class Extension:
                 quant_method = getattr(module, "quant_method", None)
                 if quant_method is not None:
                     quant_method.process_weights_after_loading(module)
-        except Exception:
-            return
+        except Exception as error:
+            LOGGER.warning("the hook has failed: %s", error)
 
     def update(self, address: str) -> None:
         worker = importlib.import_module(WORKER)
@@ -164,7 +174,7 @@ class TestSglang(DaemonTest):
 
     def _measured(self, *arguments: Any, **options: Any) -> None:
         self.tally = Tally()
-        update_weights_from_ipc(*arguments, tally=self.tally, limits=self.limits, **options)
+        take_update(*arguments, tally=self.tally, limits=self.limits, **options)
 
     def messages(self, seed: int) -> tuple[Messages, dict[str, torch.Tensor]]:
         """Two lists, and what they bring."""
@@ -261,11 +271,37 @@ class TestSglang(DaemonTest):
             self.assertIsNone(reload_of(self.model.load_weights))
         self.assertIsNotNone(reload_of(self.model.load_weights))
 
-    def test_a_hook_that_fails_is_not_seen(self) -> None:
-        self.model.experts.quant_method.fails = True
+    def test_a_hook_that_fails_fails_the_update(self) -> None:
+        """SGLang logs it, where its level has warnings, and answers 200."""
         self.update(0)
-        self.update(1)
-        self.expect(8, 0)
+        self.addCleanup(LOGGER.setLevel, logging.NOTSET)
+        for level, shown in ((logging.WARNING, 1), (logging.ERROR, 0)):
+            with self.subTest(level=level):
+                LOGGER.setLevel(level)
+                self.model.experts.quant_method.fails = True
+                logged = Logged()
+                logging.getLogger().addHandler(logged)
+                replies = self.failing_update(1)
+                logging.getLogger().removeHandler(logged)
+                self.assertIn(b"RuntimeError: the hook has failed: no processing", replies[-1])
+                self.assertEqual(len(logged.records), shown)
+                self.assertEqual((LOGGER.level, LOGGER.filters), (level, []))
+        # which the next one heals
+        self.model.experts.quant_method.fails = False
+        self.update(2)
+
+    def failing_update(self, seed: int) -> list[bytes]:
+        """Returns what the worker has replied."""
+        messages, _ = self.messages(seed)
+        daemon = Daemon(self.context, self.address, messages)
+        daemon.start()
+        try:
+            with self.assertRaisesRegex(RuntimeError, "the hook has failed: no processing"):
+                Extension(self.model).update(self.address)
+        finally:
+            daemon.worker_left.set()
+            daemon.join()
+        return daemon.replies
 
     def test_the_draft_model_has_recordings_of_its_own(self) -> None:
         draft = Model(self.process)
@@ -291,7 +327,7 @@ class TestSglang(DaemonTest):
                 with modules(found):
                     plugin()
                     worker = importlib.import_module(WORKER)
-                    self.assertIs(worker.update_weights_from_ipc, update_weights_from_ipc)
+                    self.assertIs(worker.update_weights_from_ipc, take_update)
                     self.assertEqual(hasattr(worker, "more"), there)
 
 

@@ -1,6 +1,7 @@
 import { type } from 'arktype'
 import { Count, DialectName, Elapsed, Rank } from './bounds.ts'
 import { CheckpointSummary } from './checkpoint-schemas.ts'
+import { EngineMethodUsed } from './update-schemas.ts'
 
 /** Where a rate comes from that plans are made with. */
 export const RateOrigin = type("'default' | 'measured' | 'learnt'")
@@ -72,6 +73,8 @@ export const StatusAnswer = type({
   engines: type({
     url: 'string',
     dialect: DialectName.or('null'),
+    /** Absent: by a worker that speaks checkpoint-engine's protocol, as far as is known. */
+    'method?': EngineMethodUsed,
     torn: 'boolean',
     /** It has taken an update of this daemon whole, the last of them as `version`. */
     updated: 'boolean',

@@ -71,9 +71,14 @@ export const ReloadCounts = type({
 })
 export type ReloadCounts = typeof ReloadCounts.infer
 
+/** How an engine that has no worker extension takes updates: by vLLM's own weight transfer. */
+export const EngineMethodUsed = type("'native-ipc'")
+
 export const EngineReport = type({
   url: 'string',
   dialect: DialectName.or('null'),
+  /** Absent: by a worker that speaks checkpoint-engine's protocol. */
+  'method?': EngineMethodUsed,
   ranks: Ranks,
   result: "'ok' | 'failed' | 'not_contacted'",
   /** It holds a part of an update. */
@@ -83,6 +88,11 @@ export const EngineReport = type({
   'engine_restart_needed?': 'boolean',
   /** Only of an engine with our worker extension. */
   'reload?': ReloadCounts,
+  /**
+   * The update went well as far as anybody was told, and the engine answers so also when what it does with its weights afterwards has
+   * failed: SGLang, unless its updates are taken by our worker, which fails them then.
+   */
+  'post_hook?': "'unknown'",
   'error?': FailureBody,
 })
 export type EngineReport = typeof EngineReport.infer

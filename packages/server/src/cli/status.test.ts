@@ -46,7 +46,9 @@ test('the status says what plans count on', () => {
   const lines = statusText(STATUS).split('\n')
   expect(lines.filter((line) => line.includes('54.0 GB/s, default'))).toHaveLength(2)
   expect(lines).toContain('broadcast: 250.0 GB/s, learnt')
-  expect(lines.at(-1)).toMatch(/http:\/\/e.* 200 us +20 us +default/)
+  expect(lines.at(-1)).toMatch(/http:\/\/e +- .* 200 us +20 us +default/)
+  const native = { ...STATUS, engines: [{ ...ENGINE, method: 'native-ipc' as const }] }
+  expect(statusText(native)).toMatch(/http:\/\/e +native-ipc /)
 })
 
 test('a daemon that does not say it yet has a status all the same', () => {

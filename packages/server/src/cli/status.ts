@@ -82,7 +82,7 @@ function enginesText(engines: StatusAnswer['engines']): string {
       const rates: EnginePlanRates | undefined = engine.rates
       return [
         engine.url,
-        engine.dialect ?? '-',
+        engine.method ?? engine.dialect ?? '-',
         engine.version ?? '-',
         microseconds(rates?.bucket_s),
         microseconds(rates?.tensor_s),

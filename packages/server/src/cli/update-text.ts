@@ -43,7 +43,7 @@ export function resultText(name: string, result: JobResult, notes: readonly stri
   for (const report of result.updates) {
     const updated = report.engines.filter(({ result }) => result !== 'not_contacted')
     const engines = updated.map(
-      (engine) => `${engine.url} (${engine.dialect ?? 'dialect unknown'})`,
+      (engine) => `${engine.url} (${engine.method ?? engine.dialect ?? 'dialect unknown'})`,
     )
     lines.push(
       `${name} -> ${engines.join(', ')}: ${counted(report.tensors, 'tensor')} on ${counted(report.ranks, 'rank')}, ${s.total.toFixed(3)} s ${registered === null ? 'in all' : 'from files to engine'}`,

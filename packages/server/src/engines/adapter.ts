@@ -1,4 +1,4 @@
-import type { Failure, ReloadCounts } from '@ckpt/core'
+import type { Dialect, Failure, ReloadCounts } from '@ckpt/core'
 import type { EngineClient, EngineReply } from './client.ts'
 
 export type EngineKind = 'vllm' | 'sglang' | 'lmdeploy' | 'post'
@@ -13,6 +13,8 @@ export interface Readiness {
   readonly words: string
   /** UUIDs of its devices, where it tells them. */
   readonly deviceUuids: readonly string[] | null
+  /** What its workers speak; absent or null: it does not tell. */
+  readonly dialect?: Dialect | null
 }
 
 export interface UpdateBody {

@@ -1,6 +1,7 @@
 import type { EngineAdapter, Readiness } from './adapter.ts'
 import type { EngineClient } from './client.ts'
 import { judgeSuccess, must } from './routes.ts'
+import { dialectOfVersion } from './worker-version.ts'
 
 /** What LMDeploy 0.18 says of updates, and its versions before it leave out. */
 interface LmdeployStatus {
@@ -25,19 +26,21 @@ export function lmdeployObstacle(status: unknown): string | null {
   return typeof message === 'string' ? message : 'it says that it is not ready'
 }
 
-/** LMDeploy: it tells its devices before anything is sent. */
+/** LMDeploy: it tells its devices and its worker's version before anything is sent. */
 export const lmdeploy: EngineAdapter = {
   kind: 'lmdeploy',
   updatePath: '/update_weights_from_ipc',
 
   async look(client: EngineClient, signal: AbortSignal): Promise<Readiness> {
     const reply = await client.get('/update_weights_from_ipc', signal)
-    const { device_uuids: told } = Object(reply.json) as LmdeployStatus
+    const { device_uuids: told, checkpoint_engine_version: version } = Object(
+      reply.json,
+    ) as LmdeployStatus
     const uuids = Array.isArray(told) ? told.map(String) : null
     const obstacle = reply.ok ? lmdeployObstacle(reply.json) : reply.words
     const ready = obstacle === null
     const words = ready ? '' : `GET /update_weights_from_ipc answered ${reply.status}: ${obstacle}`
-    return { ready, words, deviceUuids: uuids }
+    return { ready, words, deviceUuids: uuids, dialect: dialectOfVersion(version) }
   },
 
   updateBody: ({ map }) => ({ zmq_handles: map }),

@@ -152,6 +152,7 @@ export class EngineContact {
       if (this.spec.native === 'asked') requireNative(this.spec.url, this.#adapter.kind)
       const seen = await this.#adapter.look(this.#client, within)
       if (seen.ready && seen.deviceUuids !== null) this.#checkDevices(seen.deviceUuids)
+      this.#record.dialect = seen.dialect ?? this.#record.dialect
       this.#words = seen.words
       return seen.ready
     } catch (error) {
@@ -322,6 +323,7 @@ export class EngineContact {
     const method = direct ? DIRECT_METHOD : update.method
     const body = { map, method, weightVersion, timeoutSeconds }
     this.#posted = true
+    this.#record.wentNatively = false
     this.#result = null
     this.#startThen =
       direct || this.spec.ranks.length < 2
@@ -396,7 +398,7 @@ export class EngineContact {
     const ended = start !== null && record.nativeEnded === start
     const update = { client: this.#client, uuid, address, weightVersion, ended }
     record.nativeEnded = null
-    this.#wentNatively = true
+    this.#wentNatively = record.wentNatively = true
     const result = await updateNatively(update, signal)
     if (result.ok) record.nativeEnded = start
     // another start of it, which may have an extension, would not be seen
@@ -563,12 +565,14 @@ export class EngineContact {
     return {
       url,
       dialect: record.dialect,
+      ...(this.#wentNatively ? { method: 'native-ipc' } : {}),
       ranks: [...ranks],
       result: finished ? 'ok' : this.#posted ? 'failed' : 'not_contacted',
       torn: record.tornBy !== null,
       ...(this.#servingTorn ? { serving_torn: true } : {}),
       ...(record.restart !== null ? { engine_restart_needed: true } : {}),
       ...(this.#result?.reload ? { reload: this.#result.reload } : {}),
+      ...(finished && record.kind === 'sglang' ? { post_hook: 'unknown' } : {}),
       ...(error === null ? {} : { error }),
     }
   }

@@ -343,6 +343,7 @@ test('SGLang is flushed after the update and before it goes on', async () => {
     const { engines } = await updates.start(NAME, request).done
     expect(engines[0]).toMatchObject({
       result: 'ok',
+      post_hook: 'unknown',
       error: { code: 'engine_busy', phase: 'post' },
     })
     expect(updates.status().engines[0]).toMatchObject({ version: null, torn: false })
@@ -388,6 +389,50 @@ test('LMDeploy tells its devices: another set is refused before anything is sent
     )
     expect(foreign.failure).toMatchObject({ code: 'engine_device_missing', rank: 1 })
     expect(foreign.failure?.message).toContain(`does not use device ${second} of rank 1`)
+    await proxy.close()
+  })
+})
+
+test.each(['D1', 'D2', 'D3', 'D4'] as const)(
+  "what LMDeploy's worker speaks is known by its version: %s",
+  async (dialect) => {
+    await withUpdates(async ({ updates, register, engine: start }) => {
+      await register(tensorsOf(4, 1000, 1))
+      const engine = await start({ tellDevices: true, dialect })
+      const request = { update_url: engine.url, pause: 'wait', timeout: 20 } as const
+      const { engines } = await updates.start(NAME, request).done
+      // by the conversation alone D1 and D2 are called D3
+      expect(engines).toMatchObject([{ result: 'ok', dialect }])
+    })
+  },
+)
+
+test.each([
+  ['SGLang', { update: 405, rpc: 404 }, ['GET /ping', 'POST /update_weights_from_ipc']],
+  [
+    'vLLM',
+    { update: 404, rpc: 405 },
+    ['GET /health', 'GET /server_info?config_format=json', 'POST /collective_rpc'],
+  ],
+] as const)('%s is found without a path in its URL', async (_, { update, rpc }, calls) => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    const tensors = tensorsOf(4, 1000, 1)
+    await register(tensors)
+    const engine = await start()
+    const proxy = proxyOf(engine, {
+      'GET /update_weights_from_ipc': () => new Response(null, { status: update }),
+      'GET /collective_rpc': () => new Response(null, { status: rpc }),
+    })
+    const { engines } = await updates.start(NAME, { update_url: proxy.url, timeout: 20 }).done
+    await requireWeights(engine, tensors)
+    expect(proxy.calls).toEqual([
+      'GET /update_weights_from_ipc',
+      'GET /collective_rpc',
+      ...calls,
+      expect.stringMatching(/cache$/),
+    ])
+    const isSglang = calls[0] === 'GET /ping'
+    expect(engines[0]?.post_hook).toBe(isSglang ? 'unknown' : undefined)
     await proxy.close()
   })
 })

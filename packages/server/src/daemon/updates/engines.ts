@@ -37,6 +37,8 @@ export interface EngineRecord {
   native: { readonly start: string | null } | null
   /** What told its start when its last update by its own transfer came to its end; null: none did, or it cannot be seen. */
   nativeEnded: string | null
+  /** Its last update went by vLLM's own transfer. */
+  wentNatively: boolean
   /** The update request that it has not answered yet. */
   request: EngineRequest | null
   /** Writes the marks of all engines. */
@@ -76,6 +78,7 @@ export class EngineBook {
       saidBy: null,
       native: null,
       nativeEnded: null,
+      wentNatively: false,
       request: null,
       save: () => this.save(),
     }
@@ -157,9 +160,10 @@ export class EngineBook {
 
   status(rates: Pick<RateBook, 'engine'>): StatusAnswer['engines'] {
     return [...this.#records.values()].map(
-      ({ key, url, dialect, tornBy, version, updated, restart }) => ({
+      ({ key, url, dialect, wentNatively, tornBy, version, updated, restart }) => ({
         url,
         dialect,
+        ...(wentNatively ? { method: 'native-ipc' } : {}),
         torn: tornBy !== null,
         updated,
         ...(restart === null ? {} : { engine_restart_needed: true }),
