@@ -16,6 +16,7 @@ import { CommandError } from './exit.ts'
 import { formatBytes, formatRate, formatSeconds } from './format.ts'
 import type { Progress } from './progress.ts'
 import type { OuterStage } from './stage-table.ts'
+import type { VerifiedEngine } from './verify-update.ts'
 
 /** One update of the job: the engines, and the ranks when not all of them. */
 export interface UpdateStep {
@@ -52,6 +53,8 @@ export interface JobResult {
   readonly registered: RegisterAnswer | null
   readonly gathered: GatherAnswer
   readonly updates: readonly UpdateReport[]
+  /** Only where that was asked for. */
+  verified?: readonly VerifiedEngine[]
 }
 
 /** Ends the job from outside; the running update is aborted and waited for. */

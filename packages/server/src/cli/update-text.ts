@@ -2,6 +2,7 @@ import type { EngineReport, UpdateReport } from '@ckpt/core'
 import { counted, formatBytes } from './format.ts'
 import { stageTable } from './stage-table.ts'
 import { type JobResult, registerNotes, registerStage } from './update-job.ts'
+import type { VerifiedEngine } from './verify-update.ts'
 
 /** What an engine with our worker extension had to load itself, which is slow where it is every time. */
 function reloadLines({ url, reload }: EngineReport): string[] {
@@ -31,6 +32,15 @@ function remoteLines({ p2p }: UpdateReport): string[] {
   return [`note: ${formatBytes(p2p.bytes)} read out of the memory of other hosts (${how})`]
 }
 
+function verifiedLine({ url, result, ranks }: VerifiedEngine): string {
+  if (result === 'no_route')
+    return `note: ${url} was not verified: it has no route /weights_checker`
+  const what = `${url}: the checksums of ${counted(ranks, 'rank')}`
+  return result === 'equal'
+    ? `${what} are those of the same files before`
+    : `${what} were recorded for the next time`
+}
+
 /** What a person is told of a job that is done. */
 export function resultText(name: string, result: JobResult, notes: readonly string[]): string {
   const { seconds: s, registered } = result
@@ -54,5 +64,6 @@ export function resultText(name: string, result: JobResult, notes: readonly stri
       ...remoteLines(report),
     )
   }
+  lines.push(...(result.verified ?? []).map(verifiedLine))
   return lines.join('\n')
 }

@@ -215,6 +215,39 @@ describe('the whole job', () => {
     expect(nowhere.status).toBe(2)
   })
 
+  test('--verify compares what SGLang says of its weights with what it said of the same files', async () => {
+    let sum = 'one'
+    using sglang = Bun.serve({
+      port: 0,
+      routes: {
+        '/weights_checker': {
+          POST: () => {
+            const at = { tp_rank: 0, tp_size: 1, dp_rank: 0, dp_size: 1, pp_rank: 0, pp_size: 1 }
+            const rank = { checksums: { w: sum }, per_gpu_checksum: sum, parallelism_info: at }
+            return Response.json({ success: true, message: 'Success.', ranks: [rank] })
+          },
+        },
+      },
+      fetch: (of) =>
+        fetch(engine.ready[1]! + new URL(of.url).pathname, { method: of.method, body: of.body }),
+    })
+    const env = { XDG_RUNTIME_DIR: dir.path, XDG_STATE_HOME: join(dir.path, 'state') }
+    const there = ['--endpoint', `http://127.0.0.1:${sglang.port}`, '--engine', 'sglang']
+    const how = ['--checkpoint-path', model.path, '--inference-parallel-size', '2', '--verify']
+    const verify = (...more: string[]) =>
+      run([...CKPT, 'update', 'verified', '--daemon', socket, ...there, ...how, ...more], env)
+    expect((await verify()).stdout).toContain('checksums of 1 rank were recorded for the next time')
+    const again = await verify('--json')
+    const verified = [expect.objectContaining({ result: 'equal', ranks: 1 })]
+    expect(JSON.parse(again.stdout)).toMatchObject({ ok: true, verified })
+    sum = 'two'
+    const wrong = await verify()
+    expect(wrong.status).toBe(1)
+    expect(wrong.stderr).toMatch(/checksum of tp 0 of 1.* is two; with the same files it was one/)
+    const refused = await verify('--consume')
+    expect([refused.status, refused.stderr]).toEqual([2, expect.stringContaining('--verify reads')])
+  })
+
   test('what the daemon holds is used when there is no path', async () => {
     await request(socket, 'POST', '/v1/checkpoints/held/files', {
       files: model.files,

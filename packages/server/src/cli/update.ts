@@ -12,6 +12,7 @@ import { findCheckpointFiles } from './checkpoint-files.ts'
 import { addressText, type DaemonClient, DaemonClient as Client, daemonAddress } from './client.ts'
 import { engineTargets } from './engine-targets.ts'
 import { EXIT, usageError } from './exit.ts'
+import { formatSeconds } from './format.ts'
 import { interruptBySignal } from './interrupt.ts'
 import { startLocalDaemon } from './local-daemon.ts'
 import { loadMetas, saveMetas } from './metas-file.ts'
@@ -28,6 +29,7 @@ import { Progress } from './progress.ts'
 import { requireDaemons } from './require-daemons.ts'
 import { writeTrace } from './trace-file.ts'
 import { resultText } from './update-text.ts'
+import { type VerifiedEngine, verifyUpdate } from './verify-update.ts'
 import { type JobResult, runUpdateJob, type UpdateJob, type UpdateStep } from './update-job.ts'
 
 interface UpdateFlags extends DaemonFlags {
@@ -60,6 +62,7 @@ interface UpdateFlags extends DaemonFlags {
   bucketMib?: number
   hostMemoryGib?: number
   trace?: string
+  verify?: boolean
 }
 
 const DEFAULT_ENDPOINT = 'http://localhost:19730'
@@ -171,6 +174,10 @@ function addUpdateOptions(command: Command): void {
       ),
     )
     .option('--trace <file>', 'write when each stage had work, for Perfetto or chrome://tracing')
+    .option(
+      '--verify',
+      'compare the checksums of an SGLang with those that it had of the same files before, or record them',
+    )
     .option('--sleep-time <s>', 'stay for so many seconds afterwards', seconds, 0)
     .option('--custom-dist <name>', 'accepted and not needed: there is no torch.distributed here')
 }
@@ -185,6 +192,7 @@ async function update(name: string, flags: UpdateFlags): Promise<number> {
   try {
     const job = await planJob(name, flags, inputs, daemon)
     const result = await runUpdateJob(daemon.client, job, progress, interrupt)
+    if (flags.verify) result.verified = await verify(job, inputs, result, progress)
     if (flags.trace) await saveTrace(flags.trace, daemon.client, result)
     if (flags.saveMetasFile) await saveMetas(flags.saveMetasFile, await daemon.client.metas())
     result.seconds.total = (performance.now() - startMs) / 1000
@@ -200,6 +208,23 @@ async function update(name: string, flags: UpdateFlags): Promise<number> {
   }
 }
 
+/** The engines that have taken the last update that they were in. */
+async function verify(
+  { steps }: UpdateJob,
+  { found }: Inputs,
+  { updates }: JobResult,
+  progress: Progress,
+): Promise<VerifiedEngine[]> {
+  const reports = updates.flatMap(({ engines }) => engines)
+  const updated = new Set(reports.flatMap(({ url, result }) => (result === 'ok' ? [url] : [])))
+  const engines = (steps[0]?.engines ?? []).filter(({ url }) => updated.has(url))
+  progress.show('verify', "the engines' checksums")
+  const startMs = performance.now()
+  const verified = await verifyUpdate(engines, found)
+  progress.done('verify', formatSeconds((performance.now() - startMs) / 1000))
+  return verified
+}
+
 /** Of the last update of the job. */
 async function saveTrace(
   path: string,
@@ -211,6 +236,8 @@ async function saveTrace(
 
 interface Inputs {
   readonly files: RegisterRequest | null
+  /** The safetensors files themselves. */
+  readonly found: readonly string[]
   readonly metas: UpdateJob['metas']
   readonly notes: string[]
 }
@@ -218,6 +245,7 @@ interface Inputs {
 /** Everything that can be wrong with files is found before a daemon is started or asked. */
 async function readInputs(flags: UpdateFlags): Promise<Inputs> {
   const notes: string[] = []
+  requireFiles(flags)
   if (flags.customDist !== undefined) {
     notes.push(
       `--custom-dist ${flags.customDist} is not needed: there is no torch.distributed here`,
@@ -229,9 +257,9 @@ async function readInputs(flags: UpdateFlags): Promise<Inputs> {
         '--checkpoint-path is not read: with --load-metas-file the bytes come from the other instance',
       )
     }
-    return { files: null, metas: await loadMetas(flags.loadMetasFile), notes }
+    return { files: null, found: [], metas: await loadMetas(flags.loadMetasFile), notes }
   }
-  if (flags.checkpointPath === undefined) return { files: null, metas: null, notes }
+  if (flags.checkpointPath === undefined) return { files: null, found: [], metas: null, notes }
   const found = await findCheckpointFiles(flags.checkpointPath)
   // whoever asks to consume is told what was not removed
   const wait = !flags.stream || flags.consume === true
@@ -239,7 +267,15 @@ async function readInputs(flags: UpdateFlags): Promise<Inputs> {
   if (flags.inPlace) files.in_place = true
   if (flags.consume) files.consume = true
   if (flags.weightVersion !== undefined) files.version = flags.weightVersion
-  return { files, metas: null, notes }
+  return { files, found: found.files, metas: null, notes }
+}
+
+function requireFiles(flags: UpdateFlags): void {
+  if (!flags.verify) return
+  if (flags.checkpointPath === undefined || flags.loadMetasFile !== undefined) {
+    throw usageError('--verify knows a checkpoint by its files: it needs --checkpoint-path')
+  }
+  if (flags.consume) throw usageError('--verify reads the files, which --consume removes')
 }
 
 interface ReachedDaemon {

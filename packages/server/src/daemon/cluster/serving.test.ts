@@ -103,5 +103,5 @@ test('each shows the other in its status, until it has gone', async () => {
 })
 
 test('without a token file no daemon starts', async () => {
-  expect(start(0, freePort(), 1)).rejects.toThrow('--cluster-token-file')
+  await expect(start(0, freePort(), 1)).rejects.toThrow('--cluster-token-file')
 })

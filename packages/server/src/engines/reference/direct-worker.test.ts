@@ -493,7 +493,7 @@ test('without the option the workers have no such method, and only D4 may have i
   for (const method of ['other', 'constructor']) {
     expect((await post(await startDirect(1), '/collective_rpc', { method })).status).toBe(500)
   }
-  expect(startEngine({ direct: true, dialect: 'D3' })).rejects.toThrow(CkptError)
+  await expect(startEngine({ direct: true, dialect: 'D3' })).rejects.toThrow(CkptError)
 })
 
 test('closing the engine ends a direct update that waits', async () => {

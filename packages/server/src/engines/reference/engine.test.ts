@@ -363,7 +363,7 @@ test('wrong requests and options are refused by name', async () => {
     { faults: ['nonsense@1'] },
     { devices: 'gpu' },
   ]) {
-    expect(startEngine(options)).rejects.toThrow(CkptError)
+    await expect(startEngine(options)).rejects.toThrow(CkptError)
   }
 })
 
