@@ -8,7 +8,7 @@ import type { RankTeam } from './team.ts'
 const RANKS = [0, 1].map((rank) => ({ rank, key: `GPU-${rank}` }) as RankInfo)
 
 /** An update whose rank 1 is the slowest. */
-function scene(state: Partial<UpdateState> = {}) {
+function scene(state: Partial<UpdateState> = {}, leftMs = 0) {
   const links = RANKS.map((rank) => ({ rank, owes: false, dead: null }) as unknown as RankHandle)
   const team = { links, slowestRank: 1, anyOpened: () => true } as unknown as RankTeam
   const told: Failure[] = []
@@ -23,7 +23,7 @@ function scene(state: Partial<UpdateState> = {}) {
     waitsForCopies: false,
     ...state,
   }
-  const times = { leftMs: 0, waitMs: 0 }
+  const times = { leftMs, waitMs: leftMs }
   const failures = new RankFailures(
     { timeoutMs: 3000 },
     times,
@@ -62,6 +62,24 @@ test('at the deadline the word of the slowest rank counts, and that of another o
   await Bun.sleep(250)
   expect(told[1]).toMatchObject({ rank: 1, message: expect.stringContaining('have passed') })
 })
+
+test.each(['engine_failed', 'engine_disconnected'] as const)(
+  'an engine that gives up at the deadline (%s) is not what the update waited for, one before it is',
+  async (code) => {
+    const gaveUp: Failure = { code, message: 'timed out waiting for list 9', rank: 0 }
+    const atDeadline = scene({ phase: 'transfer' })
+    atDeadline.failures.take(gaveUp, RANKS[0]!, true)
+    expect(atDeadline.told).toEqual([])
+    await Bun.sleep(250)
+    expect(atDeadline.told).toMatchObject([{ code: 'update_timeout', phase: 'transfer', rank: 1 }])
+    const slowest = scene({ phase: 'transfer' })
+    slowest.failures.take({ ...gaveUp, rank: 1 }, RANKS[1]!, true)
+    expect(slowest.told).toEqual([{ ...gaveUp, rank: 1 }])
+    const before = scene({ phase: 'transfer' }, 1000)
+    before.failures.take(gaveUp, RANKS[0]!, true)
+    expect(before.told).toEqual([gaveUp])
+  },
+)
 
 test('a device whose worker never came while others did is missing', () => {
   const { failures, told } = scene()

@@ -1,4 +1,4 @@
-import type { Failure, Phase } from '@ckpt/core'
+import type { ErrorCode, Failure, Phase } from '@ckpt/core'
 import type { RankHandle } from '../rank/handle.ts'
 import type { HeldVersion, RankInfo } from '../types.ts'
 import type { EngineContact } from './contact.ts'
@@ -14,6 +14,8 @@ const SLOWEST_RANK_MS = 180
 const MISSED_RANK_MS = 6000
 /** How long before the deadline an engine may find that it is over. */
 const ENGINE_GIVES_UP_MS = 250
+/** How that looks. */
+const GIVES_UP: ReadonlySet<ErrorCode> = new Set(['engine_failed', 'engine_disconnected'])
 /** What an update waits for in the others, files or engines, no rank can be late with. */
 const RANK_PHASES: ReadonlySet<Phase> = new Set(['open', 'transfer', 'release'])
 
@@ -91,8 +93,8 @@ export class RankFailures {
     const { team, reading } = this.#state()
     const failure = this.#asMissingDevice(told, rank, connected)
     if (failure.code === 'node_lost' && !this.#isLost(failure.rank)) return this.#missed(failure)
-    // engines are told the deadline, and give up at it themselves
-    const gaveUp = failure.code === 'engine_failed' && this.#times.leftMs < ENGINE_GIVES_UP_MS
+    // engines are told the deadline, and give up at it themselves: their workers close
+    const gaveUp = GIVES_UP.has(failure.code) && this.#times.leftMs < ENGINE_GIVES_UP_MS
     if (failure.code !== 'update_timeout' && !gaveUp) return this.#fail(failure)
     if (failure.rank === team?.slowestRank) {
       return this.#fail({ ...failure, message: `${failure.message}${reading}` })
