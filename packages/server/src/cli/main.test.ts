@@ -96,7 +96,7 @@ describe('help and version are status 0', () => {
       'Options:': 4,
       'Checkpoint:': 8,
       'Engine:': 8,
-      'Update:': 9,
+      'Update:': 10,
       'Without a running daemon:': 4,
     })
   })
