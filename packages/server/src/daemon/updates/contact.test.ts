@@ -43,3 +43,24 @@ test('an engine that an earlier update has torn is not said to be torn by one th
   await (await contact()).giveUpDirect('fourth', true, signal)
   expect(record.tornBy).toBe('fourth')
 })
+
+test('an engine that was not ready in time is told of by what it said, not by a last look that had no time left', async () => {
+  const record = new EngineBook({ engines: async () => {} } as unknown as Journal).record(SPEC)
+  let looks = 0
+  const loading: EngineHost = {
+    call: async (_, signal) => {
+      if (++looks === 1) return { status: 503, text: 'the model is being loaded' }
+      return await new Promise<never>((_resolve, reject) => {
+        signal.addEventListener('abort', () => reject(signal.reason))
+      })
+    },
+    listener: async () => null,
+  }
+  const contact = new EngineContact(SPEC, [RANK], record, loading)
+  // the second look comes 200 ms after the first
+  const ready = contact.ready(260, new AbortController().signal)
+  await expect(ready).rejects.toThrow(
+    /not ready within 0.3 s: \/health answered 503: the model is being loaded$/,
+  )
+  expect(looks).toBe(2)
+})

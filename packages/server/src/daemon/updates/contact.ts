@@ -160,7 +160,9 @@ export class EngineContact {
       if (!(error instanceof CkptError) || error.code !== 'engine_unreachable') {
         throw this.#named(error, 'open')
       }
-      this.#words = error.message
+      // the last look may have no time left for an answer: what an earlier one has seen tells more
+      const isCut = within.aborted && limitMs < LOOK_AGAIN_MS
+      if (!isCut || this.#words === '') this.#words = error.message
       return false
     }
   }
