@@ -18,17 +18,29 @@ function columns(of: readonly { source: number; bytes: number }[]): Fragments {
   }
 }
 
+const RANKS_MAX = 10
+
+/** Bits of those that need a piece: any, or two. */
+const rank = fc.integer({ min: 0, max: RANKS_MAX - 1 })
+const holders = fc.oneof(
+  fc.integer({ min: 1, max: 2 ** RANKS_MAX - 1 }),
+  fc.tuple(rank, rank).map(([a, b]) => (1 << a) | (1 << b)),
+)
+
 /** Pieces of any size, each needed by some of the ranks, which some links have in common. */
 const instances = fc
   .record({
-    links: fc.array(fc.integer({ min: 0, max: 4 }), { minLength: 1, maxLength: 6 }),
-    otherBytes: fc.array(fc.integer({ min: 0, max: 4_000 }), { minLength: 6, maxLength: 6 }),
-    pieces: fc.array(
-      fc.record({
-        bytes: fc.integer({ min: 1, max: 500 }),
-        holders: fc.integer({ min: 1, max: 63 }),
-      }),
-      { maxLength: 120 },
+    links: fc.array(fc.integer({ min: 0, max: 7 }), { minLength: 1, maxLength: RANKS_MAX }),
+    otherBytes: fc.oneof(
+      fc.constant(Array<number>(RANKS_MAX).fill(0)),
+      fc.array(fc.integer({ min: 0, max: 4_000 }), { minLength: RANKS_MAX, maxLength: RANKS_MAX }),
+    ),
+    pieces: fc.oneof(
+      fc.array(fc.record({ bytes: fc.integer({ min: 1, max: 500 }), holders }), { maxLength: 120 }),
+      // none is far smaller than another, and each set of ranks has several
+      fc
+        .array(fc.record({ bytes: fc.integer({ min: 1, max: 2 }), holders }), { maxLength: 30 })
+        .map((sets) => [sets, sets, sets, sets].flat()),
     ),
   })
   .map(({ links, otherBytes, pieces }) => {
@@ -116,8 +128,23 @@ describe('what ranks take from each other', () => {
         const largest = Math.max(0, ...sharers.flatMap(({ fragments }) => [...fragments.bytes]))
         expect(Math.max(...loads)).toBeLessThanOrEqual(1.05 * fractionalOptimum(sharers) + largest)
       }),
-      { numRuns: 300 },
+      { numRuns: 1000 },
     )
+  })
+
+  test('with each two of eight having pieces in common, no link brings a part of many more', () => {
+    const pairs = Array.from({ length: 8 }, (_, a) =>
+      Array.from({ length: a }, (_, b) => [a, b] as const),
+    ).flat()
+    const pieces = pairs.flatMap((pair) => [pair, pair, pair, pair])
+    const sharers = Array.from({ length: 8 }, (_, link): Sharer => {
+      const own = pieces.flatMap((pair, source) =>
+        pair.includes(link) ? [{ source, bytes: 1 }] : [],
+      )
+      return { link, otherBytes: 0, fragments: columns(own) }
+    })
+    // 112 of them
+    expect(Math.max(...loadsOf(sharers, planShares(sharers)).values())).toBeLessThanOrEqual(15)
   })
 
   test('replicas take turns', () => {

@@ -1,4 +1,5 @@
 import type { Fragments } from './fragments.ts'
+import { divide, type PieceSet, type Quotas, takeLink } from './quotas.ts'
 
 /** One rank of those that share, all of one daemon. */
 export interface Sharer {
@@ -35,16 +36,6 @@ interface Common {
   readonly fragments: readonly number[]
 }
 
-/** Fragments that the same ranks need. */
-interface CommonSet {
-  readonly links: readonly number[]
-  bytes: number
-  /** Bytes that each of the links brings. */
-  readonly quotas: Map<number, number>
-}
-
-const ROUNDS_MAX = 200
-
 /**
  * What each of some ranks takes from another one instead of copying it over its device's link: of what several need one brings it, so
  * that the links carry as much as each other as far as that is possible. Ranks that plan for themselves get the same.
@@ -52,21 +43,16 @@ const ROUNDS_MAX = 200
 export function planShares(sharers: readonly Sharer[]): readonly Share[] {
   const { common, alone } = commonFragments(sharers)
   const loads = new Map<number, number>()
-  const add = (to: Map<number, number>, link: number, bytes: number) =>
-    to.set(link, (to.get(link) ?? 0) + bytes)
   for (const [index, { link, otherBytes }] of sharers.entries()) {
-    add(loads, link, otherBytes + (alone[index] as number))
+    loads.set(link, (loads.get(link) ?? 0) + otherBytes + (alone[index] as number))
   }
-  const sets = setsOf(common, sharers)
-  balance([...new Set(sets.values())], loads)
+  const quotas = quotasOf(common, sharers, loads)
   const taken: Taken[][] = sharers.map(() => [])
   const given: number[][] = sharers.map(() => [])
   const brought = sharers.map(() => 0)
   for (const one of common) {
     const { holders, fragments, bytes } = one
-    const { links, quotas } = sets.get(one) as CommonSet
-    const link = most(links, (of) => quotas.get(of) ?? 0)
-    add(quotas, link, -bytes)
+    const link = takeLink(quotas.get(one) as Quotas, bytes)
     const here = [...holders.keys()].filter((at) => sharers[holders[at] as number]?.link === link)
     const at = most(here, (of) => -(brought[holders[of] as number] as number))
     const from = holders[at] as number
@@ -120,53 +106,25 @@ function commonFragments(sharers: readonly Sharer[]) {
   return { common: common as readonly Common[], alone }
 }
 
-function setsOf(common: readonly Common[], sharers: readonly Sharer[]): Map<Common, CommonSet> {
-  const known = new Map<string, CommonSet>()
-  const sets = new Map<Common, CommonSet>()
-  for (const one of common) {
-    const key = one.holders.join()
-    const links = [...new Set(one.holders.map((holder) => sharers[holder]?.link as number))]
-    const set = known.get(key) ?? { links, bytes: 0, quotas: new Map() }
-    set.bytes += one.bytes
-    known.set(key, set)
-    sets.set(one, set)
-  }
-  return sets
-}
-
-/**
- * Gives the links of each set their quotas, so that the largest load is as small as it can be: set by set they are made as equal as
- * that one allows, until nothing moves any more.
- */
-function balance(sets: readonly CommonSet[], loads: Map<number, number>): void {
-  for (let round = 0; round < ROUNDS_MAX; round++) {
-    let moved = 0
-    for (const set of sets) moved += fill(set, loads)
-    if (moved < 1) return
-  }
-}
-
-/** As water fills a vessel with steps. Returns bytes that have moved. */
-function fill({ links, bytes, quotas }: CommonSet, loads: Map<number, number>): number {
-  const base = (link: number) => (loads.get(link) ?? 0) - (quotas.get(link) ?? 0)
-  const ascending = links.toSorted((a, b) => base(a) - base(b))
-  let level = 0
-  let below = 0
-  for (const [index, link] of ascending.entries()) {
-    below += base(link)
-    level = (bytes + below) / (index + 1)
-    const next = ascending[index + 1]
-    if (next === undefined || level <= base(next)) break
-  }
-  let moved = 0
-  for (const link of links) {
-    const before = quotas.get(link) ?? 0
-    const now = Math.max(0, level - base(link))
-    loads.set(link, base(link) + now)
-    quotas.set(link, now)
-    moved += Math.abs(now - before)
-  }
-  return moved
+/** Of each fragment the quotas of those that the same links could bring. */
+function quotasOf(
+  common: readonly Common[],
+  sharers: readonly Sharer[],
+  loads: ReadonlyMap<number, number>,
+): Map<Common, Quotas> {
+  const sets = new Map<string, PieceSet>()
+  const keys = common.map(({ holders, bytes }) => {
+    const links = [...new Set(holders.map((holder) => sharers[holder]?.link as number))]
+    links.sort((a, b) => a - b)
+    const key = links.join()
+    const set = sets.get(key) ?? { links, bytes: 0 }
+    set.bytes += bytes
+    sets.set(key, set)
+    return key
+  })
+  const divided = divide([...sets.values()], loads)
+  const byKey = new Map([...sets.keys()].map((key, index) => [key, divided[index] as Quotas]))
+  return new Map(common.map((one, index) => [one, byKey.get(keys[index] as string) as Quotas]))
 }
 
 /** The first of those that have most. */
