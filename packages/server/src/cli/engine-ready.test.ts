@@ -55,6 +55,18 @@ test('SGLang is never asked with /health, vLLM never with anything else', async 
   expect(server.asked).toEqual(['/ping', '/health'])
 })
 
+test('an SGLang whose /ping is not let through is known by its route of updates, and what is none is told of', async () => {
+  const posted = () => new Response(null, { status: 405 })
+  await using hidden = engine({ '/update_weights_from_ipc': posted, '/health': ok })
+  await wait({ url: hidden.url, engine: 'sglang' }).done
+  expect(hidden.asked).toEqual(['/ping', '/update_weights_from_ipc'])
+  await using other = engine({ '/health': ok })
+  const { done } = wait({ url: other.url, engine: 'sglang' }, 300)
+  await expect(done).rejects.toThrow(
+    '/ping answered 404, /update_weights_from_ipc answered 404: is it SGLang?',
+  )
+})
+
 test('LMDeploy says itself when it is ready', async () => {
   let tries = 0
   await using server = engine({

@@ -52,16 +52,30 @@ async function notReady(target: EngineTarget, signal: AbortSignal): Promise<stri
     case 'vllm':
       return refusal('/health', await ask(target, '/health', signal))
     case 'sglang':
-      return refusal('/ping', await ask(target, '/ping', signal))
+      return sglangRefusal(target, signal)
     case 'lmdeploy':
       return lmdeployRefusal(await ask(target, '/update_weights_from_ipc', signal))
     default: {
       const ping = await ask(target, '/ping', signal)
-      if (typeof ping === 'string' || ![404, 405].includes(ping.status))
-        return refusal('/ping', ping)
+      if (!isMissing(ping)) return refusal('/ping', ping)
       return refusal('/health', await ask(target, '/health', signal))
     }
   }
+}
+
+/** A server without `/ping`, or a proxy that does not let it through, is up when it has the route of updates, which is none for GET. */
+async function sglangRefusal(target: EngineTarget, signal: AbortSignal): Promise<string | null> {
+  const ping = await ask(target, '/ping', signal)
+  if (!isMissing(ping)) return refusal('/ping', ping)
+  const update = await ask(target, '/update_weights_from_ipc', signal)
+  if (typeof update !== 'string' && update.status === 405) return null
+  const words =
+    refusal('/update_weights_from_ipc', update) ?? 'but GET /update_weights_from_ipc is answered'
+  return `${refusal('/ping', ping)}, ${words}: is it SGLang?`
+}
+
+function isMissing(answer: Answer | string): answer is Answer {
+  return typeof answer !== 'string' && [404, 405].includes(answer.status)
 }
 
 interface Answer {
