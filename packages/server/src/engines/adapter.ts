@@ -41,6 +41,19 @@ export interface UpdateVerdict {
   readonly notDirect?: string | null
 }
 
+/** What is told of a pause. */
+export interface Posting {
+  /**
+   * Awaited when the engine was asked whether it is paused already (where it has a way to ask) and the pause is about to be posted:
+   * from then on a resume is owed, whatever becomes of the call.
+   *
+   * @param losesWeights paused it has no weights, nor has it any when it is resumed, until an update was whole
+   */
+  beforePost(losesWeights: boolean): Promise<void>
+  /** The engine has answered that it does not do it. */
+  refused(): void
+}
+
 /** One kind of inference server; wire facts in `docs/engines.md`. Every call ends when its signal does. */
 export interface EngineAdapter {
   readonly kind: EngineKind
@@ -50,16 +63,12 @@ export interface EngineAdapter {
   look(client: EngineClient, signal: AbortSignal): Promise<Readiness>
   updateBody(body: UpdateBody): unknown
   judge(reply: EngineReply): UpdateVerdict
-  /**
-   * False: the engine was paused already, so it is not ours to resume. `beforePost` is awaited when that was asked (where the
-   * engine has a way to ask) and the pause is about to be posted: from then on a resume is owed, whatever becomes of the call.
-   * Throws `not_supported` where it cannot be paused.
-   */
+  /** False: the engine was paused already, so it is not ours to resume. Throws `not_supported` where it cannot be paused. */
   pause(
     client: EngineClient,
     mode: PauseMode,
     signal: AbortSignal,
-    beforePost: () => Promise<void>,
+    posting: Posting,
   ): Promise<boolean>
   resume(client: EngineClient, signal: AbortSignal): Promise<void>
   /**

@@ -1,6 +1,6 @@
 import type { EngineAdapter, Readiness } from './adapter.ts'
 import type { EngineClient } from './client.ts'
-import { judgeSuccess, must } from './routes.ts'
+import { judgeSuccess, must, mustPause } from './routes.ts'
 import { dialectOfVersion } from './worker-version.ts'
 
 /** What LMDeploy 0.18 says of updates, and its versions before it leave out. */
@@ -48,16 +48,16 @@ export const lmdeploy: EngineAdapter = {
   judge: judgeSuccess,
 
   /**
-   * Level 2 gives weights and cache up; the weights' memory comes back at once, to be written, also when someone else has put it
-   * to sleep. Versions without the route /is_sleeping do not say so: what was asleep there is woken up after the update.
+   * Level 2 gives weights and cache up: whoever wakes it before an update was whole has it serve memory that nobody has written. The
+   * weights' memory comes back at once, to be written, also when someone else has put it to sleep. Versions without the route /is_sleeping do not say so: what was asleep there is woken up after the update.
    */
-  async pause(client, _mode, signal, beforePost): Promise<boolean> {
+  async pause(client, _mode, signal, posting): Promise<boolean> {
     const asked = await client.get('/is_sleeping', signal)
     const asleep = (asked.json as { is_sleeping?: unknown } | null | undefined)?.is_sleeping
     const ours = !asked.ok || asleep !== true
     if (ours) {
-      await beforePost()
-      must(await client.post('/sleep?level=2', undefined, signal), 'pause')
+      await posting.beforePost(true)
+      mustPause(client, '/sleep', await client.post('/sleep?level=2', undefined, signal), posting)
     }
     must(await client.post('/wakeup?tags=weights', undefined, signal), 'pause')
     return ours

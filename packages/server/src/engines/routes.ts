@@ -1,5 +1,5 @@
 import { CkptError, type Phase } from '@ckpt/core'
-import type { Readiness, UpdateVerdict } from './adapter.ts'
+import type { Posting, Readiness, UpdateVerdict } from './adapter.ts'
 import type { EngineClient, EngineReply } from './client.ts'
 
 /** The server does not have this route (405: not with this method). */
@@ -17,6 +17,21 @@ export function must(reply: EngineReply, phase: Phase): void {
       phase,
     },
   )
+}
+
+/**
+ * @throws CkptError `not_supported` when the server has no such route, else as {@link must}
+ */
+export function mustPause(
+  client: EngineClient,
+  path: string,
+  reply: EngineReply,
+  posting: Posting,
+): void {
+  const isMissed = isMissing(reply)
+  if (isMissed || (reply.status >= 400 && reply.status < 500)) posting.refused()
+  if (isMissed) throw new CkptError('not_supported', `${client.base} has no route ${path}`)
+  must(reply, 'pause')
 }
 
 /** An answer that may say `success: false` in a 200; nothing of its workers is in it. */

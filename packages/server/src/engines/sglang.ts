@@ -1,7 +1,7 @@
 import type { Failure } from '@ckpt/core'
 import type { EngineAdapter, PauseMode } from './adapter.ts'
 import type { EngineClient } from './client.ts'
-import { judgeSuccess, lookAt, must } from './routes.ts'
+import { judgeSuccess, lookAt, must, mustPause } from './routes.ts'
 
 const FLUSH_RETRY_MS = 100
 /**
@@ -34,10 +34,11 @@ export const sglang: EngineAdapter = {
    * Retracted requests go on afterwards; SGLang has no mode that lets them end first. It has no route that tells whether it is
    * paused either: one that an operator has paused is resumed after an update with `pause`.
    */
-  async pause(client, mode: PauseMode, signal, beforePost): Promise<boolean> {
-    await beforePost()
+  async pause(client, mode: PauseMode, signal, posting): Promise<boolean> {
+    await posting.beforePost(false)
     const body = { mode: mode === 'abort' ? 'abort' : 'retract' }
-    must(await client.post('/pause_generation', body, signal), 'pause')
+    const path = '/pause_generation'
+    mustPause(client, path, await client.post(path, body, signal), posting)
     return true
   },
 

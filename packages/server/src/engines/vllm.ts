@@ -1,7 +1,7 @@
 import { CkptError, type Failure, type ReloadCounts } from '@ckpt/core'
 import type { EngineAdapter, PauseMode, UpdateVerdict } from './adapter.ts'
 import type { EngineClient, EngineReply } from './client.ts'
-import { isMissing, lookAt, must } from './routes.ts'
+import { isMissing, lookAt, must, mustPause } from './routes.ts'
 import { versionText } from './vllm-version.ts'
 import { engineWords } from './words.ts'
 
@@ -43,15 +43,12 @@ export const vllm: EngineAdapter = {
     }
   },
 
-  async pause(client, mode: PauseMode, signal, beforePost): Promise<boolean> {
+  async pause(client, mode: PauseMode, signal, posting): Promise<boolean> {
     const asked = await client.get('/is_paused', signal)
     if (asked.ok && (asked.json as { is_paused?: unknown } | null)?.is_paused === true) return false
-    await beforePost()
+    await posting.beforePost(false)
     const reply = await client.post(`/pause?mode=${mode}&clear_cache=true`, undefined, signal)
-    if (isMissing(reply)) {
-      throw new CkptError('not_supported', `${client.base} has no route /pause`)
-    }
-    must(reply, 'pause')
+    mustPause(client, '/pause', reply, posting)
     return true
   },
 

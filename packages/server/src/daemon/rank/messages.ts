@@ -32,6 +32,8 @@ export interface EngineAt {
   readonly url: string
   readonly uds: string | null
   readonly kind: EngineKind | null
+  /** The daemon that calls it: for others the same URL may be another engine. */
+  readonly node: number
 }
 
 /** What a rank is told before an update runs. */

@@ -173,7 +173,10 @@ export class RemoteRank implements RankHandle {
 
   /** What is its own daemon's stays out. */
   #there<T extends RunOptions>(options: T) {
-    const { buffers, readings: _readings, progress: _progress, deadlineMs, ...rest } = options
+    const { buffers, readings: _readings, progress: _progress, deadlineMs, ...sent } = options
+    // an engine of several hosts is called from one of them
+    const engineAt = sent.engineAt?.node === this.node ? sent.engineAt : null
+    const rest = { ...sent, engineAt }
     const place = { ...this.#calls.part, owners: buffers.length, leftMs: deadlineMs - clockMs() }
     return { options: rest, place }
   }

@@ -19,13 +19,17 @@ import { pack, unpack } from '../remote/pack.ts'
 import type { DaemonOptions, RankInfo } from '../types.ts'
 import { Communicators } from '../updates/communicators.ts'
 import { DirectCosts } from '../updates/direct-costs.ts'
+import { engineKey } from '../updates/engine-key.ts'
 import { EngineBook } from '../updates/engines.ts'
-import type { Journal } from '../updates/journal.ts'
+import type { EngineMark, Journal } from '../updates/journal.ts'
 import { Planner } from '../updates/plan.ts'
 import { UpdateQueue } from '../updates/queue.ts'
 import type { RateBook } from '../updates/rates.ts'
+import { marksOf } from '../updates/recovery.ts'
 import type { RunContext } from '../updates/run-context.ts'
+import { takeMarks } from '../updates/stop-torn.ts'
 import type { SimulatedRegistry } from './checkpoint.ts'
+import type { Disk } from './disk.ts'
 import type { SimulatedLibrary } from './library.ts'
 import type { Network, NetworkEnd, NetworkEvents } from './network.ts'
 import type { Random } from './random.ts'
@@ -50,11 +54,11 @@ export interface DaemonParts {
   readonly library: SimulatedLibrary
   readonly registry: SimulatedRegistry
   readonly engines: EngineHost
+  /** Of this process and those before it. */
+  readonly disk: Disk
   /** The most that a message between two threads takes. */
   readonly delayMs: number
 }
-
-const DISK_MS = 5
 
 /** One daemon, of the daemon's own code but for the Worker that joins the cluster. */
 export class SimulatedDaemon {
@@ -113,13 +117,13 @@ export class SimulatedDaemon {
         address,
         nodes,
         lost: (ranks, failure) => this.queue?.lose(ranks, failure),
-        joined: async () => {},
+        joined: (node, marks) => this.#takeMarks(node, marks),
         gone: () => {},
       })
       this.end = network.lead(life, `leader ${incarnation}`, nodes, this.#events) as never
     }
-    const journal = this.#journal()
-    this.book = new EngineBook(journal)
+    const [journal, book] = this.#book()
+    this.book = book
     const context = this.#context(pool, journal, address)
     this.queue = new UpdateQueue(context, () => {})
   }
@@ -157,11 +161,20 @@ export class SimulatedDaemon {
     }
   }
 
-  /** What is written takes its time. */
-  #journal(): Journal {
-    const { time, random } = this.parts
-    const written = () => time.sleep(random.between(0, DISK_MS))
-    return { conversations: written, ended: written, engines: written } as unknown as Journal
+  /** With what the process before it has left. */
+  #book(): [Journal, EngineBook] {
+    const { disk, time, random } = this.parts
+    const marks = marksOf(disk.written)
+    const journal = disk.journal(time, random)
+    const book = new EngineBook(journal)
+    book.restore(marks, engineKey)
+    return [journal, book]
+  }
+
+  async #takeMarks(node: number, marks: readonly EngineMark[]): Promise<void> {
+    const { book, leader } = this
+    if (book === null || leader === null) throw new Error('this daemon does not lead')
+    await takeMarks(book, node, marks, leader.engines(node), this.#closing.signal)
   }
 
   #follow(pool: RankPool): void {
@@ -170,13 +183,14 @@ export class SimulatedDaemon {
       const [leader] = this.end?.membership.peers ?? []
       if (leader !== undefined) this.end?.post(leader, pack(told))
     }
+    const [journal, book] = this.#book()
     const server = {
       registry: registry as unknown as Registry,
       pool,
-      journal: this.#journal(),
+      journal,
       socketDir: this.#socketDir,
       engines: new NodeEngines(engines, null),
-      marks: new NodeMarks(new EngineBook(this.#journal()), engines, new AbortController().signal),
+      marks: new NodeMarks(book, engines, new AbortController().signal),
       busy: () => {},
     }
     this.node = new NodeServer(server, post)

@@ -156,7 +156,10 @@ export class SimulatedEngine {
       this.#calls.delete(open)
       reject(CkptError.wrap(signal.reason))
     }
-    if (signal.aborted) give()
+    if (signal.aborted) {
+      give()
+      return promise
+    }
     signal.addEventListener('abort', give, { once: true })
     const life = new Life()
     const come = () => (this.isDown ? open.fail(REFUSED) : this.#take(call, open))

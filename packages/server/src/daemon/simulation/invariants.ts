@@ -84,6 +84,10 @@ function isWhole({ expected, versions }: World, engine: SimulatedEngine): boolea
 
 /** What is left of an update that is over, and should not be; null: nothing. */
 export function checkLeft(world: World): string | null {
+  const stopped = world.engines.find(
+    ({ url, paused }) => paused && world.leader.tornBy(url) === null,
+  )
+  if (stopped !== undefined) return `${stopped.url} is whole and stays paused`
   for (const { parts, pool, threads } of world.daemons) {
     const { groups, live } = parts.library
     const { memories, streams, events, reads } = live

@@ -6,6 +6,8 @@ import { Keeper } from '../rank/keeper.ts'
 import { RankLink } from '../rank/link.ts'
 import { HeldPlan } from '../rank/plans.ts'
 import type { RankMessage } from '../rank/messages.ts'
+import { EnginePause } from '../updates/engine-pause.ts'
+import { EngineBook } from '../updates/engines.ts'
 import { RankTeam } from '../updates/team.ts'
 import { UpdateTimes } from '../updates/times.ts'
 import { SimulatedDevices } from './devices.ts'
@@ -89,6 +91,26 @@ const MUTATIONS: readonly Mutation[] = [
         return list.call(this, Math.max(0, bucket - 1))
       },
     seen: /does not lie in its ring|a worker of .* took/,
+  },
+  {
+    name: 'a pause that comes after its resume is not undone',
+    of: EnginePause.prototype,
+    member: 'undo',
+    by: nothing,
+    change: (scenario) => ({
+      ...scenario,
+      pause: 'keep',
+      delaysMs: { ...scenario.delaysMs, wires: 15 },
+      faults: [{ type: 'abort', atMs: 20 }],
+    }),
+    seen: /is whole and stays paused/,
+  },
+  {
+    name: 'what another daemon has paused is not owed',
+    of: EngineBook.prototype,
+    member: 'restore',
+    by: nothing,
+    seen: /is whole and stays paused/,
   },
   {
     name: 'a rank is not told of an abort',

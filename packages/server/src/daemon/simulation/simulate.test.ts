@@ -51,6 +51,9 @@ describe('simulated updates', () => {
       46685,
     ]
     for (const seed of seeds) expect(simulateSeed(seed, { ringOnly: true }).violation).toBeNull()
+    // engines stayed paused: that of several daemons, which two of them had stopped; one whose update was aborted while the pause was
+    // journalled; those that a leader had paused which died, and that were its follower's to stop
+    for (const seed of [102, 225, 121, 644]) expect(simulateSeed(seed).violation).toBeNull()
   })
 
   test('a seed repeats exactly', () => {

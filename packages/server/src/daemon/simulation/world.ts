@@ -1,6 +1,7 @@
 import { readEngineMessage, unpackFrame } from '@ckpt/core'
 import type { DaemonOptions } from '../types.ts'
 import { type ExpectedTensor, SimulatedRegistry } from './checkpoint.ts'
+import { Disk } from './disk.ts'
 import { ranksOf, SimulatedDaemon } from './daemon.ts'
 import { engineHost, SimulatedEngine } from './engine.ts'
 import type { WorkerPlace } from './engine-worker.ts'
@@ -26,6 +27,7 @@ export class World {
   readonly #network: Network
   /** Of what was registered, the newest last. */
   readonly versions: ReadonlyMap<string, ExpectedTensor>[] = []
+  readonly #disks: readonly Disk[]
   #incarnations = 0
 
   constructor(time: SimulatedTime, random: Random, witness: Witness, scenario: Scenario) {
@@ -38,6 +40,7 @@ export class World {
     this.#network = new Network(time, random, scenario.delaysMs.network)
     this.#wires.sent = (address, body) => this.#sent(address, body)
     this.engines = this.#makeEngines()
+    this.#disks = scenario.devices.map(() => new Disk())
     this.daemons = scenario.devices.map((_, node) => this.#makeDaemon(node))
   }
 
@@ -107,6 +110,7 @@ export class World {
       library,
       registry,
       engines: engineHost(() => this.engines),
+      disk: this.#disks[node] as Disk,
       delayMs: delaysMs.threads,
     })
   }

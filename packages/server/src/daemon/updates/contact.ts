@@ -13,6 +13,7 @@ import {
 } from '../../engines/vllm-ways.ts'
 import type { EngineAt } from '../rank/messages.ts'
 import type { RankInfo } from '../types.ts'
+import { EnginePause } from './engine-pause.ts'
 import type { EngineRecord } from './engines.ts'
 import { EngineRequest } from './request.ts'
 import { type EngineSpec, requireNative, type UpdateSpec, whyNotNative } from './spec.ts'
@@ -59,8 +60,7 @@ export class EngineContact {
   /** What told the start of the engine when the last request was posted. */
   #startThen: Promise<string | null> | null = null
   #servingTorn = false
-  /** How it was paused last; null: not by this update. */
-  #pauseMode: PauseMode | null = null
+  readonly #pausing: EnginePause
   #note: Failure | null = null
 
   /** @param host that of its first rank's daemon */
@@ -74,6 +74,7 @@ export class EngineContact {
     this.ranks = ranks
     this.#record = record
     this.#client = new EngineClient({ url: spec.url, uds: spec.uds }, host)
+    this.#pausing = new EnginePause(record, this.#client, () => this.#knownAdapter())
   }
 
   get record(): EngineRecord {
@@ -82,8 +83,8 @@ export class EngineContact {
 
   /** Of one that was looked at. */
   get at(): EngineAt {
-    const { url, uds } = this.spec
-    return { url, uds, kind: this.#record.kind }
+    const { url, uds, node } = this.spec
+    return { url, uds, kind: this.#record.kind, node }
   }
 
   /** That its workers speak, as far as is known. */
@@ -279,36 +280,21 @@ export class EngineContact {
   }
 
   /** @throws CkptError `engine_busy` at the deadline, `not_supported`, `engine_failed`, `engine_unreachable` */
-  async pause(mode: PauseMode, pauseMs: number, signal: AbortSignal): Promise<void> {
+  async pause(
+    mode: PauseMode,
+    pauseMs: number,
+    updateId: string,
+    signal: AbortSignal,
+  ): Promise<void> {
     const seconds = Math.round(pauseMs / 100) / 10
     const message = `${this.spec.url} was not paused (${mode}) within ${seconds} s: requests are still running`
     const late: Failure = { code: 'engine_busy', message, phase: 'pause', rank: this.spec.ranks[0] }
     const within = signalWithin(signal, pauseMs, late)
     try {
-      await this.#pause(mode, within, () => this.#record.save())
+      await this.#pausing.pause(mode, updateId, within, () => this.#record.save())
     } catch (error) {
       const { failure } = CkptError.wrap(error)
       throw CkptError.from({ rank: this.spec.ranks[0], ...failure, phase: 'pause' })
-    }
-  }
-
-  /**
-   * A pause that was about to be posted is ours until a resume was confirmed: an answer that did not come says nothing about the
-   * engine. `save` is awaited before it is posted, so that it is ours also for a daemon that starts after this one was killed.
-   */
-  async #pause(mode: PauseMode, signal: AbortSignal, save: () => Promise<void>): Promise<void> {
-    const record = this.#record
-    const before = record.pausedByUs
-    try {
-      await this.#knownAdapter().pause(this.#client, mode, signal, async () => {
-        record.pausedByUs = true
-        await save()
-      })
-      record.paused = true
-      this.#pauseMode = mode
-    } catch (error) {
-      if (CkptError.wrap(error).code === 'not_supported') record.pausedByUs = before
-      throw error
     }
   }
 
@@ -456,10 +442,8 @@ export class EngineContact {
 
   /** After a success: caches of old results go. */
   async settle(signal: AbortSignal): Promise<void> {
-    // what an earlier update has left paused is torn, whose requests were ended
-    const paused = this.#record.pausedByUs ? (this.#pauseMode ?? 'abort') : null
     try {
-      this.#note = await this.#knownAdapter().settle(this.#client, paused, signal)
+      this.#note = await this.#knownAdapter().settle(this.#client, this.#pausing.mode, signal)
     } catch (error) {
       throw this.#named(error, 'post')
     }
@@ -467,14 +451,11 @@ export class EngineContact {
 
   /** Resumes the engine when it was us who paused it. */
   async resume(signal: AbortSignal): Promise<void> {
-    if (!this.#record.pausedByUs) return
     try {
-      await this.#knownAdapter().resume(this.#client, signal)
+      await this.#pausing.resume(signal)
     } catch (error) {
       throw this.#named(error, 'resume')
     }
-    this.#record.pausedByUs = false
-    this.#record.paused = false
   }
 
   succeed(version: string | null, dialect: Dialect | null): void {
@@ -542,7 +523,7 @@ export class EngineContact {
   async #stop(signal: AbortSignal): Promise<void> {
     try {
       // a journal that cannot be written must not keep a torn engine serving
-      await this.#pause('abort', signal, () => this.#record.save().catch(() => {}))
+      await this.#pausing.pause('abort', null, signal, () => this.#record.save().catch(() => {}))
     } catch {
       this.#servingTorn = !this.#record.paused
     }

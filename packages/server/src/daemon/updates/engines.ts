@@ -27,6 +27,8 @@ export interface EngineRecord {
   pausedByUs: boolean
   /** The last that we know is that it is paused, by whomever. */
   paused: boolean
+  /** A resume that had to be repeated; a pause waits for it. */
+  resuming: Promise<void> | null
   /** Its answers to RPCs are out of step until it is started again; `listener` tells this start from later ones. */
   restart: { readonly listener: string | null } | null
   /** Why its next update cannot go straight into its memory; null: it may be tried; undefined: it has said nothing of it. */
@@ -73,6 +75,7 @@ export class EngineBook {
       tornBy: null,
       pausedByUs: false,
       paused: false,
+      resuming: null,
       restart: null,
       notDirect: undefined,
       saidBy: null,
@@ -95,7 +98,7 @@ export class EngineBook {
     }
   }
 
-  /** Takes over the marks that a predecessor left. */
+  /** Takes over the marks that a predecessor left, or a daemon that could not tell: what is owed stays so. */
   restore(marks: readonly EngineMark[], keyOf: (mark: EngineMark) => string): void {
     for (const mark of marks) {
       const record = this.record({
@@ -106,10 +109,10 @@ export class EngineBook {
         ranks: [],
         node: mark.node ?? 0,
       })
-      record.tornBy = mark.update_id
-      record.dialect = mark.dialect
-      record.pausedByUs = mark.paused
-      record.restart = mark.restart_needed ? { listener: mark.listener } : null
+      record.tornBy = mark.update_id ?? record.tornBy
+      record.dialect = mark.dialect ?? record.dialect
+      record.pausedByUs ||= mark.paused
+      if (mark.restart_needed) record.restart = { listener: mark.listener }
     }
   }
 

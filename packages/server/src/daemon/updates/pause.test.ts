@@ -114,6 +114,84 @@ test('an LMDeploy that an operator has put to sleep stays asleep', async () => {
   })
 })
 
+test('an LMDeploy that has given its weights up for an update that fails does not serve without them', async () => {
+  await withUpdates(async ({ updates, register, engine: start, options }) => {
+    await register(tensorsOf(4, 100_000, 1))
+    const engine = await start({ tellDevices: true })
+    const journal = () => JSON.parse(readFileSync(join(options.stateDir, 'journal.json'), 'utf8'))
+    let before: unknown
+    let refuses = true
+    const path = '/update_weights_from_ipc'
+    const proxy = proxyOf(engine, {
+      'POST /sleep': (request) => {
+        before = journal()
+        return fetch(`${engine.url}/sleep?level=2`, { method: 'POST', headers: request.headers })
+      },
+      [`POST ${path}`]: () => {
+        if (refuses) return new Response('no', { status: 400 })
+        const [headers, body] = [
+          { 'content-type': 'application/json' },
+          JSON.stringify(proxy.bodies.get(path)),
+        ]
+        return fetch(`${engine.url}${path}`, { method: 'POST', headers, body })
+      },
+    })
+    const request = { update_url: proxy.url, timeout: 20, pause: 'wait' } as const
+    const { id, done } = updates.start(NAME, request)
+    expect((await outcomeOf(done)).failure?.code).toBe('engine_failed')
+    expect(before).toMatchObject({ engines: [{ update_id: id, paused: true }] })
+    expect(updates.state(id).engines).toMatchObject([{ torn: true }])
+    expect(proxy.calls).not.toContain('POST /wakeup?tags=kv_cache')
+    expect(await isPaused(engine)).toBe(true)
+    refuses = false
+    await updates.start(NAME, request).done
+    expect(updates.status().engines).toMatchObject([{ torn: false }])
+    expect(await isPaused(engine)).toBe(false)
+    await proxy.close()
+  })
+})
+
+test('an engine that refuses to be paused is owed nothing, and has its weights', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    await register(tensorsOf(4, 100_000, 1))
+    const engine = await start({ tellDevices: true })
+    const proxy = proxyOf(engine, { 'POST /sleep': () => new Response('no', { status: 403 }) })
+    const { id, done } = updates.start(NAME, { update_url: proxy.url, timeout: 20, pause: 'wait' })
+    expect((await outcomeOf(done)).failure).toMatchObject({ code: 'engine_failed', phase: 'pause' })
+    expect(updates.state(id).engines).toMatchObject([{ torn: false }])
+    expect(proxy.calls.filter((one) => one.includes('wakeup'))).toEqual([])
+    await proxy.close()
+  })
+})
+
+test('a pause that comes after the resume of its update is undone', async () => {
+  await withUpdates(async ({ updates, register, engine: start }) => {
+    await register(tensorsOf(4, 100_000, 1))
+    const engine = await start()
+    const resumed = Promise.withResolvers<void>()
+    const again = Promise.withResolvers<void>()
+    let resumes = 0
+    const proxy = proxyOf(engine, {
+      'POST /pause': async () => {
+        await resumed.promise
+        await Bun.sleep(100)
+        return fetch(`${engine.url}/pause?mode=wait`, { method: 'POST' })
+      },
+      'POST /resume': async () => {
+        const answer = await fetch(`${engine.url}/resume`, { method: 'POST' })
+        ;[resumed, again][resumes++]?.resolve()
+        return answer
+      },
+    })
+    const request = { update_url: `${proxy.url}/collective_rpc`, timeout: 20 }
+    const { done } = updates.start(NAME, { ...request, pause: 'wait', pause_timeout: 0.3 })
+    expect((await outcomeOf(done)).failure).toMatchObject({ code: 'engine_busy', phase: 'pause' })
+    await again.promise
+    expect(await isPaused(engine)).toBe(false)
+    await proxy.close()
+  })
+})
+
 test('an engine that took the whole version is healed and goes on though another one failed', async () => {
   await withUpdates(
     async ({ updates, register, engine: start }) => {

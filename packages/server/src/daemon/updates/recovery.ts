@@ -40,7 +40,9 @@ export async function recoverFrom(
 }
 
 /** An engine whose update was cut off holds a part of it, for all we know. */
-function marksOf(document: JournalDocument): EngineMark[] {
+export function marksOf(
+  document: Pick<JournalDocument, 'engines' | 'conversations'>,
+): EngineMark[] {
   const marks = new Map(document.engines.map((mark) => [engineKey(mark), mark]))
   for (const { engine_url: url, uds, node, update_id, dialect, ended } of document.conversations) {
     if (url === null || ended) continue

@@ -451,7 +451,9 @@ export class UpdateRun {
     if (pause === null || this.#contacts.length === 0) return
     this.#enter('pause')
     const limitMs = Math.min(pauseMs, this.#times.waitMs)
-    await this.#race(Promise.all(this.#contacts.map((one) => one.pause(pause, limitMs, signal))))
+    const { id } = this.#spec
+    const paused = this.#contacts.map((one) => one.pause(pause, limitMs, id, signal))
+    await this.#race(Promise.all(paused))
   }
 
   async #openRanks(version: HeldVersion): Promise<void> {

@@ -43,7 +43,7 @@ import type { RunContext } from './run-context.ts'
 import { recoverFrom } from './recovery.ts'
 import { EngineSockets } from './sockets.ts'
 import { makeSpec } from './spec.ts'
-import { stopTorn } from './stop-torn.ts'
+import { takeMarks } from './stop-torn.ts'
 
 const ENGINES_HERE = enginesHere(process.env.CKPT_ENGINE_TOKEN ?? null)
 
@@ -200,7 +200,10 @@ class DaemonUpdates implements Updates {
     this.leader = leaderOf(parts, {
       lost: (ranks, failure) => this.#queue.lose(ranks, failure),
       gone: (guest) => void this.#book.forgetNode(guest).catch(() => {}),
-      joined: (node, marks) => this.#takeMarks(node, marks),
+      joined: (node, marks) => {
+        const host = requireLeader(this.leader).engines(node)
+        return takeMarks(this.#book, node, marks, host, this.#closing.signal)
+      },
     })
     this.#ranks = this.leader?.ranks ?? pool
     this.#queue = new UpdateQueue(this.#context(), (failure) => {
@@ -263,18 +266,6 @@ class DaemonUpdates implements Updates {
     const marks = new NodeMarks(this.#book, ENGINES_HERE, this.#closing.signal)
     const parts = { registry, pool, journal, socketDir: sockets.dir, engines, busy, marks }
     return new NodeServer(parts, place.post)
-  }
-
-  /** Of the engines of a daemon that has come: what it knows of them, and what it could not be told when it was gone. */
-  async #takeMarks(node: number, marks: readonly EngineMark[]): Promise<void> {
-    const book = this.#book
-    book.restore(
-      marks.map((mark) => ({ ...mark, node })),
-      engineKey,
-    )
-    await book.save()
-    const host = requireLeader(this.leader).engines(node)
-    await stopTorn(book, book.servingTorn(node), host, this.#closing.signal)
   }
 
   get deviceLost(): Promise<Failure> {
