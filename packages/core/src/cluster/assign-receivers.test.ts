@@ -186,6 +186,17 @@ test('one owner with one device gives all that it has, whoever takes it', () => 
   expect(simulateReads(instance, reads)).toBeCloseTo(0.4, 2)
 })
 
+test('where the owner is slower than all who take, the fastest are not counted on with what they could take', () => {
+  const instance = {
+    devices: rates(400, 50, 200, 100, 100, 25),
+    owners: [rank(0, 0, 0)],
+    receivers: [rank(1, 1, 1, 2), rank(2, 1, 3, 4), rank(3, 2, 5)],
+    buckets: buckets(144),
+  }
+  // of 475 Gbit/s that they could take
+  expect(simulateReads(instance, assignReceivers(instance))).toBeLessThan(1.02 * (144 / 400))
+})
+
 test('an owner that is a receiver reads its own, and ranks of its host what it has', () => {
   const owners = [rank(0, 0), rank(1, 0)]
   const own = { devices: [], owners, receivers: owners, buckets: buckets(6, 2) }

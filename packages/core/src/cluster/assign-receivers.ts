@@ -1,9 +1,10 @@
 import { CkptError } from '../api/errors.ts'
 import type { BucketRead, NetworkRank, OwnedBucket, ReadInstance } from './receivers.ts'
-import { simulateReads } from './simulate-reads.ts'
+import { simulateDevices, simulateReads } from './simulate-reads.ts'
 
 /** A terabyte in buckets of a gigabyte. Simulating that takes 0.1 s of a plan that is kept; beyond it no order has luck any more. */
 const TRIED_MAX = 1024
+const SLOWED_ROUNDS = 2
 
 /**
  * Who reads which bucket, in an order that keeps every device of owners and receivers at work: each sends and takes its share of any
@@ -30,18 +31,51 @@ export function assignReceivers(instance: ReadInstance): BucketRead[] {
   }
   if (remote.length === 0) return local
   const sends = senders(instance, remote)
-  const inOrderOf = (key: 'begin' | 'middle') => {
-    return takers(
-      instance,
-      sends.toSorted((a, b) => a[key] - b[key] || a.bucket - b.bucket),
-    )
-  }
-  const paced = inOrderOf('middle')
+  const by = (key: 'begin' | 'middle') =>
+    sends.toSorted((a, b) => a[key] - b[key] || a.bucket - b.bucket)
+  const rates = instance.devices.map(({ bytesPerSecond }) => bytesPerSecond)
+  const paced = takers(instance, by('middle'), rates)
   if (buckets.length > TRIED_MAX) return merge(instance, local, paced)
-  const fastest = [paced, inOrderOf('begin'), inTurns(instance, remote)]
+  const tried = [
+    ...slowed(instance, by('middle'), paced),
+    takers(instance, by('begin'), rates),
+    inTurns(instance, remote),
+  ]
+  const fastest = tried
     .map((reads) => ({ reads, seconds: simulateReads(instance, reads) }))
     .reduce((best, one) => (one.seconds < best.seconds ? one : best))
   return merge(instance, local, fastest.reads)
+}
+
+/**
+ * Where senders are slower than all who take, they give each of those the same, and the fastest get less than they could take: each is
+ * counted on with what it got of the order before.
+ *
+ * @returns that order and those that follow from it
+ */
+function slowed(
+  instance: ReadInstance,
+  sends: readonly Send[],
+  first: readonly BucketRead[],
+): (readonly BucketRead[])[] {
+  const orders = [first]
+  for (let round = 0; round < SLOWED_ROUNDS; round++) {
+    const reads = orders.at(-1) as readonly BucketRead[]
+    const bytes = Map.groupBy(reads, ({ path }) => path?.to)
+    const ended = simulateDevices(instance, reads)
+    const rates = instance.devices.map(({ bytesPerSecond }, device) => {
+      const own = bytes.get(device) ?? []
+      const sum = own.reduce((all, { bucket }) => all + bytesOf(instance, bucket), 0)
+      const seconds = ended.get(device) ?? 0
+      return sum > 0 && seconds > 0 ? sum / seconds : bytesPerSecond
+    })
+    orders.push(takers(instance, sends, rates))
+  }
+  return orders
+}
+
+function bytesOf({ buckets }: ReadInstance, bucket: number): number {
+  return (buckets[bucket] as OwnedBucket).bytes
 }
 
 function requireRates({ devices }: ReadInstance, { rank, devices: own }: NetworkRank): void {
@@ -83,9 +117,13 @@ function senders({ devices, owners, buckets }: ReadInstance, remote: readonly nu
   })
 }
 
-/** In this order, each by that device of the receivers which is done with it first. */
-function takers({ devices, receivers }: ReadInstance, sends: readonly Send[]): BucketRead[] {
-  const turns = new Turns(devices.map(({ bytesPerSecond }) => bytesPerSecond))
+/** In this order, each by that device of the receivers which is done with it first at these rates, in bytes per second. */
+function takers(
+  { receivers }: ReadInstance,
+  sends: readonly Send[],
+  rates: readonly number[],
+): BucketRead[] {
+  const turns = new Turns(rates)
   const ranks = new Turns(receivers.map(() => 1))
   const byDevice = receiversByDevice(receivers)
   const any = [...byDevice.keys()]
@@ -145,17 +183,17 @@ function devicesOf({ rank, devices }: NetworkRank): readonly number[] {
 
 /** What is read without a network comes evenly among what is not: it takes turns in the same ring. */
 function merge(
-  { buckets }: ReadInstance,
+  instance: ReadInstance,
   local: readonly BucketRead[],
   remote: readonly BucketRead[],
 ): BucketRead[] {
   const placed = [local, remote].flatMap((reads) => {
-    const bytesOf = ({ bucket }: BucketRead) => (buckets[bucket] as OwnedBucket).bytes
-    const total = reads.reduce((sum, read) => sum + bytesOf(read), 0)
+    const total = reads.reduce((sum, { bucket }) => sum + bytesOf(instance, bucket), 0)
     let before = 0
     return reads.map((read) => {
-      const middle = (before + bytesOf(read) / 2) / Math.max(1, total)
-      before += bytesOf(read)
+      const bytes = bytesOf(instance, read.bucket)
+      const middle = (before + bytes / 2) / Math.max(1, total)
+      before += bytes
       return { read, middle }
     })
   })

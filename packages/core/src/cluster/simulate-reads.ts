@@ -22,11 +22,20 @@ interface Running {
   rate: number
 }
 
+/** Seconds that reads over the network take. See {@link simulateDevices}. */
+export function simulateReads(instance: ReadInstance, reads: readonly BucketRead[]): number {
+  return Math.max(0, ...simulateDevices(instance, reads).values())
+}
+
 /**
- * Seconds that reads over the network take. A receiver's device begins with those that are its own in their order, some at a time;
+ * When each of the receivers' devices has read what is its own, in seconds. A receiver's device begins with those that are its own in their order, some at a time;
  * devices share their rate in each direction among the reads (max-min fairness).
  */
-export function simulateReads(instance: ReadInstance, reads: readonly BucketRead[]): number {
+export function simulateDevices(
+  instance: ReadInstance,
+  reads: readonly BucketRead[],
+): ReadonlyMap<number, number> {
+  const ended = new Map<number, number>()
   const rates = instance.devices.map(({ bytesPerSecond }) => bytesPerSecond)
   const waiting = queues(instance, reads)
   const running = new Set<Running>()
@@ -38,7 +47,7 @@ export function simulateReads(instance: ReadInstance, reads: readonly BucketRead
         queue.onTheWay++
       }
     }
-    if (running.size === 0) return seconds
+    if (running.size === 0) return ended
     share(rates, running)
     let step = Number.POSITIVE_INFINITY
     for (const { left, rate } of running) step = Math.min(step, left / rate)
@@ -47,6 +56,7 @@ export function simulateReads(instance: ReadInstance, reads: readonly BucketRead
       one.left -= one.rate * step
       if (one.left > NOTHING_BYTES) continue
       running.delete(one)
+      ended.set(one.to, seconds)
       one.queue.onTheWay--
     }
   }
