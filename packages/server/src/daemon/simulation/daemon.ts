@@ -184,6 +184,7 @@ export class SimulatedDaemon {
       if (leader !== undefined) this.end?.post(leader, pack(told))
     }
     const [journal, book] = this.#book()
+    this.book = book
     const server = {
       registry: registry as unknown as Registry,
       pool,

@@ -102,3 +102,15 @@ export function checkLeft(world: World): string | null {
   }
   return null
 }
+
+/** What daemons still have against engines all of which have taken an update; null: nothing. */
+export function checkMarks(world: World): string | null {
+  for (const { book, parts } of world.daemons) {
+    const { engines, conversations } = parts.disk.written
+    const marks = [...(book?.marks ?? []), ...engines]
+    if (marks.length > 0) return `daemon ${parts.node} has marks left: ${JSON.stringify(marks)}`
+    const open = conversations.find(({ ended }) => !ended)
+    if (open !== undefined) return `daemon ${parts.node} has a conversation left: ${open.address}`
+  }
+  return null
+}

@@ -2,7 +2,7 @@ import { CkptError, type Failure, type UpdateReport } from '@ckpt/core'
 import { makeSpec } from '../updates/spec.ts'
 import { CHECKPOINT } from './checkpoint.ts'
 import type { DirectCounts } from './counts.ts'
-import { checkFailure, checkLeft, checkSuccess, checkTorn } from './invariants.ts'
+import { checkFailure, checkLeft, checkMarks, checkSuccess, checkTorn } from './invariants.ts'
 import { mustBeDirect, withDirect } from './direct-scenario.ts'
 import { Random } from './random.ts'
 import { type Fault, makeScenario, type Scenario } from './scenario.ts'
@@ -134,10 +134,11 @@ class Simulation implements Witness {
     }
     this.#heal(world, first)
     if (this.#violation !== null) return first
-    this.#undisturbed(world, direct?.last ?? mode)
+    const healed = this.#undisturbed(world, direct?.last ?? mode)
     if (this.#violation !== null) return first
-    this.#until(() => checkLeft(world) === null, SETTLE_MS)
-    const left = checkLeft(world)
+    const check = () => checkLeft(world) ?? (healed ? checkMarks(world) : null)
+    this.#until(() => check() === null, SETTLE_MS)
+    const left = check()
     if (left !== null) this.violated(left)
     return first
   }
