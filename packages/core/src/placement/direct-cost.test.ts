@@ -10,17 +10,17 @@ const JOB = { totalBytes: 16 * GB, tensorCount: 400 }
 describe('a direct update', () => {
   test('is bounded by the slowest link', () => {
     const placedBytes = [2 * GB, 4 * GB]
-    expect(directSeconds({ placedBytes, reads: [] }, RATES)).toBeCloseTo(0.08)
-    const reads = [{ bytes: 10 * GB, bytesPerSecond: 25 * GB }]
-    expect(directSeconds({ placedBytes, reads }, RATES)).toBeCloseTo(0.4)
+    expect(directSeconds({ placedBytes, traffic: [] }, RATES)).toBeCloseTo(0.08)
+    const traffic = [{ bytes: 10 * GB, bytesPerSecond: 25 * GB }]
+    expect(directSeconds({ placedBytes, traffic }, RATES)).toBeCloseTo(0.4)
   })
 
   test('of eight slices is faster than the ring, of eight whole copies slower', () => {
     const ring = ringSeconds({ ...JOB, rankCount: 8 }, [], RATES)
     const slices = Array.from({ length: 8 }, () => 2 * GB)
-    expect(directSeconds({ placedBytes: slices, reads: [] }, RATES)).toBeLessThan(ring / 2)
+    expect(directSeconds({ placedBytes: slices, traffic: [] }, RATES)).toBeLessThan(ring / 2)
     const copies = Array.from({ length: 8 }, () => 16 * GB)
-    expect(directSeconds({ placedBytes: copies, reads: [] }, RATES)).toBeGreaterThan(ring * 2)
+    expect(directSeconds({ placedBytes: copies, traffic: [] }, RATES)).toBeGreaterThan(ring * 2)
   })
 
   test('of slices that hosts need of each other reads no more than the ring does', () => {
@@ -34,7 +34,7 @@ describe('a direct update', () => {
         const needed = hosts.map(({ bytes, part }) => ({ bytes: bytes * part, bytesPerSecond }))
         const all = hosts.map(({ bytes }) => ({ bytes, bytesPerSecond }))
         const job = { ...JOB, totalBytes: 1, tensorCount: 1, rankCount: hosts.length }
-        const direct = directSeconds({ placedBytes: [], reads: needed }, RATES)
+        const direct = directSeconds({ placedBytes: [], traffic: needed }, RATES)
         expect(direct).toBeLessThanOrEqual(ringSeconds(job, all, RATES))
       }),
     )

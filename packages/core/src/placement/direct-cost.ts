@@ -10,8 +10,8 @@ const RING_BUCKET_BYTES_MOST = 256 * 2 ** 20
 /** Until all ranks have a ring and all engines have mapped theirs, beside what a direct update takes too. Two ranks of a vLLM on H200s took 35 ms. */
 const RING_OPEN_SECONDS = 0.03
 
-/** What a host reads of others' memory, whatever its ranks do with it. */
-export interface HostReads {
+/** What comes to a host over its network, or leaves it: the two do not disturb each other. */
+export interface HostTraffic {
   readonly bytes: number
   readonly bytesPerSecond: number
 }
@@ -20,33 +20,37 @@ export interface HostReads {
 export interface DirectJob {
   /** Of each rank: bytes that are copied into its engine's memory. */
   readonly placedBytes: readonly number[]
-  /** Of each host. */
-  readonly reads: readonly HostReads[]
+  /** Of each host: what it reads of others' memory, and what others read of its. */
+  readonly traffic: readonly HostTraffic[]
 }
 
-/** Seconds of its copies: all links work side by side, and the slowest one bounds it. */
+/** Seconds of its copies: all links and networks work side by side, and the slowest one bounds it. */
 export function directSeconds(
-  { placedBytes, reads }: DirectJob,
+  { placedBytes, traffic }: DirectJob,
   { h2dBytesPerSecond }: Pick<CostRates, 'h2dBytesPerSecond'>,
 ): number {
   const copies = placedBytes.map((bytes) => bytes / h2dBytesPerSecond)
-  return Math.max(0, ...copies, ...reads.map(readSeconds))
+  return Math.max(0, ...copies, ...traffic.map(trafficSeconds))
 }
 
 /**
  * Seconds of the same update through rings, where each rank copies its share and all get everything by broadcasts.
  *
- * @param reads of each host: what it does not own
+ * @param traffic of each host: what it does not own comes to it, and what it owns leaves it once, however many hosts need it
  */
-export function ringSeconds(job: CostJob, reads: readonly HostReads[], rates: CostRates): number {
+export function ringSeconds(
+  job: CostJob,
+  traffic: readonly HostTraffic[],
+  rates: CostRates,
+): number {
   const bucketBytes = Math.max(
     BUCKET_BYTES_MIN,
     chooseBucketBytes(job, RING_BUCKET_BYTES_MOST, rates),
   )
-  const transfer = Math.max(predictSeconds(job, bucketBytes, rates), ...reads.map(readSeconds))
+  const transfer = Math.max(predictSeconds(job, bucketBytes, rates), ...traffic.map(trafficSeconds))
   return RING_OPEN_SECONDS + transfer
 }
 
-function readSeconds({ bytes, bytesPerSecond }: HostReads): number {
+function trafficSeconds({ bytes, bytesPerSecond }: HostTraffic): number {
   return bytes / bytesPerSecond
 }

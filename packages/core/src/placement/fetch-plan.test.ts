@@ -203,11 +203,13 @@ test('cut copies move the same bytes to the same places, each out of one range o
 test('a host reads once what any of its ranks needs, and of the rest only short gaps', () => {
   let exact = 0
   let shared = 0
-  checkHosts(({ instance: { unit }, remote, plan }) => {
+  checkHosts(({ instance: { unit, ownerNodes }, node, remote, plan }) => {
     const { union, withGaps } = neededUnits(remote.flat(), unit)
     if (plan === null) return expect(union).toEqual([])
     expect(unitsOf(plan.ranges, unit).toSorted()).toEqual(withGaps)
-    expect(fetchedBytes(plan)).toBe(withGaps.length * unit)
+    const bytes = [...fetchedBytes(plan, ownerNodes)]
+    expect(bytes.map(([from]) => from)).not.toContain(node)
+    expect(bytes.reduce((sum, [, one]) => sum + one, 0)).toBe(withGaps.length * unit)
     if (union.length === withGaps.length) exact++
     const copied = remote.flat().reduce((sum, { width, height }) => sum + width * height, 0)
     if (copied > union.length * unit) shared++

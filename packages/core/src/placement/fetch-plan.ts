@@ -180,11 +180,16 @@ function alignUp(bytes: number): number {
   return Math.ceil(bytes / BUCKET_ALIGNMENT) * BUCKET_ALIGNMENT
 }
 
-/** Bytes that are read. */
-export function fetchedBytes({ ranges }: FetchPlan): number {
-  let bytes = 0
+/** Bytes that are read of each host. */
+export function fetchedBytes(
+  { ranges }: FetchPlan,
+  ownerNodes: readonly number[],
+): Map<number, number> {
+  const bytes = new Map<number, number>()
   for (let row = 0; row < ranges.length; row += 3) {
-    bytes += (ranges[row + 2] as number) - (ranges[row + 1] as number)
+    const node = ownerNodes[ranges[row] as number] as number
+    const range = (ranges[row + 2] as number) - (ranges[row + 1] as number)
+    bytes.set(node, (bytes.get(node) ?? 0) + range)
   }
   return bytes
 }

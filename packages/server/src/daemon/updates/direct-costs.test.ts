@@ -34,14 +34,14 @@ test('ranks that hold slices are written directly, ranks of two hosts that hold 
   here.note(version, spec(), {
     placed: [8 * GB, 8 * GB],
     shareable: [8 * GB, 8 * GB],
-    fetched: new Map([[0, 0]]),
+    fetched: new Map(),
   })
   expect(here.against(version, spec())).toBeNull()
   // on one host they take it from each other
   here.note(version, spec(), {
     placed: [16 * GB, 16 * GB],
     shareable: [16 * GB, 16 * GB],
-    fetched: new Map([[0, 0]]),
+    fetched: new Map(),
   })
   expect(here.against(version, spec())).toBeNull()
   const told = [{ name: 'mlx5_0', bytesPerSecond: 400 * GB }]
@@ -94,8 +94,8 @@ test('hosts that have to get all of it from each other get no more of it by broa
   const slow = [{ name: 'eth0', bytesPerSecond: GB }]
   const apart = costs(link(0, 0, slow), link(1, 1, slow))
   const fetched = new Map([
-    [0, 8 * GB],
-    [1, 8 * GB],
+    [0, new Map([[1, 8 * GB]])],
+    [1, new Map([[0, 8 * GB]])],
   ])
   apart.note(VERSION, spec(), {
     placed: [16 * GB, 16 * GB],
@@ -103,6 +103,29 @@ test('hosts that have to get all of it from each other get no more of it by broa
     fetched,
   })
   expect(apart.against(VERSION, spec())).toBeNull()
+})
+
+test('a host that has what many need sends it to each of them, or once by broadcasts', () => {
+  const told = (gbPerSecond: number) => [{ name: 'mlx5_0', bytesPerSecond: gbPerSecond * GB }]
+  const ranks = [0, 1, 2, 3]
+  const version = { ...VERSION, ownerNodes: [0, 0] }
+  // each of four hosts needs a part
+  const note = (one: DirectCosts, part: number) => {
+    const bytes = part * 16 * GB
+    const fetched = new Map([1, 2, 3].map((node) => [node, new Map([[0, bytes]])]))
+    one.note(version, spec({ ranks }), {
+      placed: ranks.map(() => bytes),
+      shareable: ranks.map(() => 0),
+      fetched,
+    })
+    return one.against(version, spec({ ranks }))
+  }
+  const four = costs(...ranks.map((rank) => link(rank, rank, told(50))))
+  // 48 GB leave the first one, or 16
+  expect(note(four, 1)).toMatch(/broadcast is expected to take 0\.3\d\d s, .* 0\.960 s$/)
+  expect(note(four, 1 / 4)).toBeNull()
+  const fast = costs(link(0, 0, told(150)), ...[1, 2, 3].map((rank) => link(rank, rank, told(50))))
+  expect(note(fast, 1)).toBeNull()
 })
 
 test('what was said holds for a while: engines are started again, and networks come', () => {
@@ -124,8 +147,8 @@ test('a network that nobody has told of is no faster than broadcasts were', () =
   const slow = { ...RATES, broadcastBytesPerSecond: 2 * GB }
   const apart = new DirectCosts({ ratesOf: () => slow }, () => [link(0, 0), link(1, 1)])
   const fetched = new Map([
-    [0, 8 * GB],
-    [1, 8 * GB],
+    [0, new Map([[1, 8 * GB]])],
+    [1, new Map([[0, 8 * GB]])],
   ])
   apart.note(VERSION, spec(), {
     placed: [16 * GB, 16 * GB],

@@ -1,4 +1,4 @@
-import { type DirectJob, directSeconds, type HostReads, ringSeconds } from '@ckpt/core'
+import { directSeconds, type HostTraffic, ringSeconds } from '@ckpt/core'
 import type { RankHandle } from '../rank/handle.ts'
 import type { HeldVersion } from '../types.ts'
 import { clockMs } from '../clock.ts'
@@ -21,7 +21,8 @@ export interface PlacedBytes {
   readonly placed: readonly number[]
   /** Of each rank: the part of it that ranks of its host can bring each other. */
   readonly shareable: readonly number[]
-  readonly fetched: ReadonlyMap<number, number>
+  /** Of each node: bytes that it reads, by the node that has them. */
+  readonly fetched: ReadonlyMap<number, ReadonlyMap<number, number>>
 }
 
 interface Known {
@@ -32,7 +33,8 @@ interface Known {
 
 /**
  * Whether engines that can be written directly had better be updated through the ring: ranks that hold the same, replicas, each copy
- * all of it over a link of their own, where a broadcast copies it once.
+ * all of it over a link of their own, where a broadcast copies it once; and a host that has what many need sends it to each of them,
+ * where a broadcast lets it leave once.
  */
 export class DirectCosts {
   readonly #rates: Pick<RateBook, 'ratesOf'>
@@ -114,37 +116,46 @@ export class DirectCosts {
       spec.engines.map(({ key }) => key),
     )
     const { broadcastBytesPerSecond } = rates
-    const reads = (node: number, bytes: number): HostReads => {
+    const at = ([node, bytes]: readonly [number, number]): HostTraffic => {
       return { bytes, bytesPerSecond: networkRateOf(node, this.#links(), broadcastBytesPerSecond) }
     }
-    const placed = this.#shared(version, spec, said)
-    const direct = directSeconds(jobOf({ ...said, placed }, reads), rates)
+    const placedBytes = this.#shared(version, spec, said)
+    const traffic = directTraffic(said).map(at)
+    const direct = directSeconds({ placedBytes, traffic }, rates)
     const { bytes: totalBytes, table } = version
     const job = { totalBytes, tensorCount: table.names.length, rankCount: links.length }
-    const ring = ringSeconds(job, ringReads(version, links, reads), rates)
+    const ring = ringSeconds(job, ringTraffic(version, links).map(at), rates)
     if (ring >= RING_SHARE_MOST * direct) return null
     return `a broadcast is expected to take ${ring.toFixed(3)} s, copies into each engine ${direct.toFixed(3)} s`
   }
 }
 
-type Reads = (node: number, bytes: number) => HostReads
+/** Bytes that come to a node, or leave it. */
+type NodeBytes = readonly [node: number, bytes: number]
 
-function jobOf({ placed, fetched }: PlacedBytes, reads: Reads): DirectJob {
-  return { placedBytes: placed, reads: [...fetched].map(([node, bytes]) => reads(node, bytes)) }
+function directTraffic({ fetched }: PlacedBytes): NodeBytes[] {
+  const sent = new Map<number, number>()
+  const read = [...fetched].map(([node, by]): NodeBytes => {
+    for (const [from, bytes] of by) sent.set(from, (sent.get(from) ?? 0) + bytes)
+    return [node, [...by.values()].reduce((sum, bytes) => sum + bytes, 0)]
+  })
+  return [...read, ...sent]
 }
 
-function ringReads(
+function ringTraffic(
   { table, ownerNodes }: HeldVersion,
   links: readonly RankHandle[],
-  reads: Reads,
-): HostReads[] {
+): NodeBytes[] {
+  const owned = new Map<number, number>()
+  for (const [row, bytes] of table.bytes.entries()) {
+    const node = ownerNodes[table.owners[row] as number] as number
+    owned.set(node, (owned.get(node) ?? 0) + bytes)
+  }
+  const all = [...owned.values()].reduce((sum, bytes) => sum + bytes, 0)
   const nodes = [...new Set(links.map(({ node }) => node))]
-  return nodes.map((node) => {
-    const bytes = table.bytes.reduce((sum, size, row) => {
-      return ownerNodes[table.owners[row] as number] === node ? sum : sum + size
-    }, 0)
-    return reads(node, bytes)
-  })
+  const comes = nodes.map((node): NodeBytes => [node, all - (owned.get(node) ?? 0)])
+  const leaves = [...owned].filter(([node]) => nodes.some((other) => other !== node))
+  return [...comes, ...leaves]
 }
 
 function keyOf({ layoutDigest, ownerNodes }: HeldVersion, { ranks, engines }: UpdateSpec): string {

@@ -101,6 +101,8 @@ export class RankTeam {
   #released = false
   /** Of a direct update: what each node reads of others' memory. */
   #fetches: ReadonlyMap<number, FetchPlan | null> = new Map()
+  /** Of each node that reads: bytes by the node that has them. */
+  #fetched: ReadonlyMap<number, ReadonlyMap<number, number>> = new Map()
 
   constructor(run: number, links: readonly RankHandle[], onFailure: FailureListener) {
     this.#run = run
@@ -295,10 +297,15 @@ export class RankTeam {
         return [node, planFetches(node, ownerNodes, needs)]
       }),
     )
+    this.#fetched = new Map(
+      [...this.#fetches].map(([node, plan]) => {
+        return [node, plan === null ? new Map() : fetchedBytes(plan, ownerNodes)]
+      }),
+    )
     return {
       placed: this.#members.map(({ placedBytes }) => placedBytes),
       shareable: this.#members.map(({ shareableBytes }) => shareableBytes),
-      fetched: new Map([...this.#fetches].map(([node, plan]) => [node, bytesOf(plan)])),
+      fetched: this.#fetched,
     }
   }
 
@@ -317,7 +324,8 @@ export class RankTeam {
 
   /** Of a direct update: bytes that all nodes read of other nodes' memory. */
   get fetchedBytes(): number {
-    return [...this.#fetches.values()].reduce((sum, plan) => sum + bytesOf(plan), 0)
+    const all = [...this.#fetched.values()].flatMap((of) => [...of.values()])
+    return all.reduce((sum, bytes) => sum + bytes, 0)
   }
 
   /** Of the same: bytes that ranks took out of each other's engines. */
@@ -532,10 +540,6 @@ export class RankTeam {
     }
     return most
   }
-}
-
-function bytesOf(plan: FetchPlan | null): number {
-  return plan === null ? 0 : fetchedBytes(plan)
 }
 
 /** Buckets that it has; of a direct update the part of its copies, of which each has its own number. */
