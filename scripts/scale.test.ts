@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { ROOT } from '../test/support/process.ts'
 import { replaceSection } from './bench-results.ts'
-import { clusters, deviation, measured, section } from './scale.ts'
+import { clusters, deviation, direct, measured, section } from './scale.ts'
 
 setDefaultTimeout(60_000)
 
@@ -19,6 +19,12 @@ test('updates of a real vLLM were as the simulation says', () => {
   const all = measured(ROOT)
   // replayed and ordinary, of both models, on two hosts
   expect(all.length).toBeGreaterThanOrEqual(24)
+  for (const one of all) expect(Math.abs(deviation(one))).toBeLessThan(DEVIATION_MOST)
+})
+
+test('direct updates of a real vLLM took what the rate of their link says', () => {
+  const all = direct(ROOT)
+  expect(all.length).toBeGreaterThanOrEqual(10)
   for (const one of all) expect(Math.abs(deviation(one))).toBeLessThan(DEVIATION_MOST)
 })
 

@@ -12,7 +12,9 @@ import {
   clusterComparisons,
   type Compared,
   type ComparedCluster,
+  type ComparedDirect,
   comparisons,
+  directComparisons,
   predictWith,
 } from '../packages/bench/src/predicted.ts'
 import { type ModelName, modelTensors } from '../packages/server/src/cli/model-shapes.ts'
@@ -64,9 +66,11 @@ export function predictions(): string {
     const size = `${(first.bytes / 1e9).toFixed(0)} GB in ${first.tensors} tensors`
     const memory = `${(first.host_bytes.rank / 1e9).toFixed(1)} GB`
     const cells = made.map((one) => `${one.seconds.toFixed(2)} s (${one.bound_by})`)
-    return [`${model}, ${size}`, gpus, `${seconds.toFixed(2)} s`, ...cells, memory]
+    const { direct } = first
+    const straight = `${direct.seconds.toFixed(2)} s (${direct.bound_by})`
+    return [`${model}, ${size}`, gpus, `${seconds.toFixed(2)} s`, ...cells, straight, memory]
   })
-  const head = ['model', 'GPUs', 'published', ...heads, 'pinned memory a rank']
+  const head = ['model', 'GPUs', 'published', ...heads, 'direct', 'pinned memory a rank']
   return table(head, lines)
 }
 
@@ -77,6 +81,13 @@ export function measured(root: string): FromFile<Compared>[] {
   const isWanted = (file: string) =>
     /^h200-(dense|moe)[^.]*\.json$/.test(file) && !file.includes('graphs')
   return ofDocuments(root, MEASURED, comparisons, isWanted)
+}
+
+/** One server, alone on its device. */
+export function direct(root: string): FromFile<ComparedDirect>[] {
+  const isWanted = (file: string) =>
+    /^h200-(dense|moe)[^.]*\.json$/.test(file) && !/graphs|two|three/.test(file)
+  return ofDocuments(root, MEASURED, directComparisons, isWanted)
 }
 
 export function clusters(root: string): FromFile<ComparedCluster>[] {
@@ -118,6 +129,19 @@ function comparisonTable(all: FromFile<Compared>[]): string {
   return table(head, lines)
 }
 
+function directTable(all: FromFile<ComparedDirect>[]): string {
+  const lines = all.map((one) => [
+    one.what,
+    link(MEASURED, one),
+    `${one.runs}`,
+    `${one.measuredSeconds.toFixed(3)} s`,
+    `${one.predictedSeconds.toFixed(3)} s`,
+    percent(deviation(one)),
+  ])
+  const head = ['updates', 'row of', 'runs', 'whole call, median', 'predicted', 'deviation']
+  return table(head, lines)
+}
+
 function clusterTable(all: FromFile<ComparedCluster>[]): string {
   const lines = all.map((one) => [
     one.what,
@@ -145,7 +169,12 @@ function table(head: readonly string[], lines: readonly (readonly string[])[]): 
 }
 
 export function section(root: string): string {
-  return [predictions(), comparisonTable(measured(root)), clusterTable(clusters(root))].join('\n\n')
+  return [
+    predictions(),
+    comparisonTable(measured(root)),
+    directTable(direct(root)),
+    clusterTable(clusters(root)),
+  ].join('\n\n')
 }
 
 if (import.meta.main) {

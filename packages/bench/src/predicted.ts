@@ -9,7 +9,14 @@ const GIB = 2 ** 30
 export function predictWith(
   said: Partial<PredictionInput> & Pick<PredictionInput, 'tensors'>,
 ): Predicted {
-  const cluster = { hosts: 1, devicesPerHost: 1, tensorParallel: said.devicesPerHost ?? 1 }
+  const { devicesPerHost = 1 } = said
+  const networkBytesPerSecond = 50e9 * devicesPerHost
+  const cluster = {
+    hosts: 1,
+    devicesPerHost,
+    tensorParallel: devicesPerHost,
+    networkBytesPerSecond,
+  }
   const memory = { freeBytes: 40 * GIB, fraction: 0.9, ringBytes: null, bucketBytes: null }
   return predict({ ...cluster, ...memory, rates: DEFAULT_RATES, mode: 'auto', ...said })
 }
@@ -55,11 +62,7 @@ export interface Compared {
  * @throws Error that begins with `path` when it is none
  */
 export function comparisons(path: string, text: string): Compared[] {
-  const document = VllmDocument(JSON.parse(text))
-  if (document instanceof type.errors) throw new Error(`${path}: ${document.summary}`)
-  const { model, limit_gb_per_s, rows } = document
-  const [workload] = workloads([], [model === 'moe' ? 'moe-bf16' : model])
-  if (workload === undefined) throw new Error(`${path}: no tensors of ${model}`)
+  const { model, limit_gb_per_s, rows, workload } = readVllm(path, text)
   return rows.flatMap((row): Compared[] => {
     const read = RingReport(row.report)
     const { way, round, busy_us_per_tensor } = row
@@ -85,6 +88,42 @@ export function comparisons(path: string, text: string): Compared[] {
       },
     ]
   })
+}
+
+function readVllm(path: string, text: string) {
+  const document = VllmDocument(JSON.parse(text))
+  if (document instanceof type.errors) throw new Error(`${path}: ${document.summary}`)
+  const [workload] = workloads([], [document.model === 'moe' ? 'moe-bf16' : document.model])
+  if (workload === undefined) throw new Error(`${path}: no tensors of ${document.model}`)
+  return { ...document, workload }
+}
+
+/** Direct updates of a real engine, and what the rate of its link says of them. */
+export interface ComparedDirect {
+  readonly what: string
+  readonly runs: number
+  /** The median of the whole calls. */
+  readonly measuredSeconds: number
+  readonly predictedSeconds: number
+}
+
+/**
+ * The direct updates of a document of `scripts/gpu-vllm`, but for the first, before which nobody knows where the weights lie.
+ *
+ * @throws Error that begins with `path` when it is none
+ */
+export function directComparisons(path: string, text: string): ComparedDirect[] {
+  const { model, limit_gb_per_s, rows, workload } = readVllm(path, text)
+  const calls = rows
+    .filter(({ way, round }) => way === 'direct' && round > 0)
+    .map(({ seconds }) => seconds)
+    .toSorted((a, b) => a - b)
+  const measuredSeconds = calls[calls.length >> 1]
+  if (measuredSeconds === undefined) return []
+  const rates = { ...DEFAULT_RATES, h2dBytesPerSecond: limit_gb_per_s * 1e9 }
+  const { direct } = predictWith({ tensors: workload.tensors, rates }).prediction
+  const what = `${model}, direct`
+  return [{ what, runs: calls.length, measuredSeconds, predictedSeconds: direct.seconds }]
 }
 
 /** What is read of a document of `bun run bench --json --only prediction`. */

@@ -10,6 +10,11 @@ const RING_BUCKET_BYTES_MOST = 256 * 2 ** 20
 /** Until all ranks have a ring and all engines have mapped theirs, beside what a direct update takes too. Two ranks of a vLLM on H200s took 35 ms. */
 const RING_OPEN_SECONDS = 0.03
 
+/** A direct update takes no memory of the device and no work of the engine: a ring that is hardly faster is no reason against it. */
+const RING_SHARE_MOST = 0.8
+/** To wait for another rank costs some: a broadcast that is hardly faster than the link is no reason for it. */
+const SHARING_GAIN_LEAST = 1.1
+
 /** What comes to a host over its network, or leaves it: the two do not disturb each other. */
 export interface HostTraffic {
   readonly bytes: number
@@ -49,6 +54,18 @@ export function ringSeconds(
   )
   const transfer = Math.max(predictSeconds(job, bucketBytes, rates), ...traffic.map(trafficSeconds))
   return RING_OPEN_SECONDS + transfer
+}
+
+/** Whether an update that can be direct had better go through the ring. */
+export function isRingBetter(ring: number, direct: number): boolean {
+  return ring < RING_SHARE_MOST * direct
+}
+
+/** Whether ranks of a host had better take from each other's engines what several of them need than each copy it. */
+export function doesSharingPay(
+  rates: Pick<CostRates, 'h2dBytesPerSecond' | 'broadcastBytesPerSecond'>,
+): boolean {
+  return rates.broadcastBytesPerSecond >= SHARING_GAIN_LEAST * rates.h2dBytesPerSecond
 }
 
 function trafficSeconds({ bytes, bytesPerSecond }: HostTraffic): number {

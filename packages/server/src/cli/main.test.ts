@@ -214,6 +214,24 @@ describe('plan', () => {
     expect(nowhere.document.error.message).toContain('cannot be written')
   })
 
+  test('says what a direct update would take, and whether it would be one', async () => {
+    const hosts = ['plan', '--model', 'qwen3-8b', '--hosts', '2', '--devices-per-host', '8']
+    const sliced = [...hosts, '--tensor-parallel', '16', '--h2d-gbps', '50']
+    const { bytes, direct } = (await json(...sliced)).document
+    expect(direct).toMatchObject({ bound_by: 'h2d', link_bytes: bytes / 16, chosen: true })
+    expect(direct.seconds).toBeCloseTo(bytes / 16 / 50e9, 6)
+    // each host needs a half, and holds a half of that
+    expect(direct.read_bytes).toBeCloseTo(bytes / 4, 0)
+    const slow = (await json(...sliced, '--network-gbps', '1')).document.direct
+    expect(slow).toMatchObject({ bound_by: 'network', seconds: bytes / 4 / 1e9 })
+    const text = await ckpt(...sliced)
+    expect(text.stdout).toContain('updates would be done so')
+    const fast = ['--broadcast-gbps', '200', '--network-gbps', '400']
+    const replicas = ['plan', '--model', 'qwen3-8b', '--hosts', '8', ...fast]
+    expect((await json(...replicas)).document.direct.chosen).toBe(false)
+    expect((await ckpt(...replicas)).stdout).toContain('through the ring: it is faster')
+  })
+
   test('names the tensor that does not fit', async () => {
     const { status, document } = await json('plan', '--model', 'qwen3-8b', '--free-gib', '1')
     expect(status).toBe(1)

@@ -7,6 +7,7 @@ import type { Plan, SourceSpace, TensorTable, TimelineRow } from '@ckpt/core'
 import type { CostRates } from '@ckpt/core/plan/cost'
 import { makePlan } from '@ckpt/core/plan/make-plan'
 import { decideMode, type ModeInput } from '@ckpt/core/plan/mode'
+import { predictSlices } from '@ckpt/core/placement/predict-slices'
 import { dtypeIndex, tensorBytes } from '@ckpt/core/safetensors/dtypes'
 import { simulate, type Stage, type Timeline, uniformCluster } from '@ckpt/core/update/simulate'
 import { formatBytes } from './format.ts'
@@ -26,6 +27,8 @@ export interface PredictionInput {
   /** Ranks of one engine: each copies its part of every tensor. */
   readonly tensorParallel: number
   readonly rates: CostRates
+  /** Of a host, in each direction, for direct updates. */
+  readonly networkBytesPerSecond: number
   /** Free device memory of each rank. */
   readonly freeBytes: number
   readonly fraction: number
@@ -58,6 +61,16 @@ export interface Prediction {
   readonly stages: Readonly<Record<Stage, { busy_s: number; bytes: number }>>
   /** Seconds until a tenth, two tenths, ... of the bytes are in the engines. */
   readonly tenths_s: readonly number[]
+  /** An update straight into the engines' memory, each rank of which holds an equal slice; the rest is of one through a ring. */
+  readonly direct: {
+    readonly seconds: number
+    readonly gb_per_s: number
+    readonly bound_by: 'h2d' | 'network'
+    readonly link_bytes: number
+    readonly read_bytes: number
+    /** `auto` would do it so. */
+    readonly chosen: boolean
+  }
 }
 
 /** A prediction with its timeline. */
@@ -127,8 +140,25 @@ export function predict(input: PredictionInput, traced = false): Predicted {
     gb_per_s: timeline.totalSeconds > 0 ? totalBytes / timeline.totalSeconds / 1e9 : 0,
     stages: { h2d: stage('h2d'), broadcast: stage('broadcast'), reload: stage('reload') },
     tenths_s: tenths(plan.bucketSize, timeline.ackedSeconds),
+    direct: predictDirect(input, totalBytes, table.names.length),
   }
   return { prediction, rows: lanes?.rows ?? [] }
+}
+
+function predictDirect(
+  input: PredictionInput,
+  totalBytes: number,
+  tensorCount: number,
+): Prediction['direct'] {
+  const p = predictSlices({ ...input, totalBytes, tensorCount }, input.rates)
+  return {
+    seconds: p.seconds,
+    gb_per_s: p.seconds > 0 ? totalBytes / p.seconds / 1e9 : 0,
+    bound_by: p.boundBy,
+    link_bytes: p.placedBytes,
+    read_bytes: p.readBytes,
+    chosen: p.isChosen,
+  }
 }
 
 function boundBy({ totalSeconds, stages }: Timeline): Prediction['bound_by'] {

@@ -18,6 +18,7 @@ interface PlanFlags {
   tensorParallel?: number
   h2dGbps: number
   broadcastGbps: number
+  networkGbps?: number
   reloadGbps: number
   reloadUsPerTensor: number
   reloadUsPerBucket: number
@@ -36,6 +37,8 @@ const BOUNDS: Readonly<Record<Prediction['bound_by'], string>> = {
   latency: 'the way from stage to stage: none is busy all the time',
 }
 
+/** A network device of 400 Gbit/s for each. */
+const NETWORK_GBPS = 50
 const GIB = 1024 ** 3
 const MIB = 1024 ** 2
 
@@ -67,6 +70,11 @@ export function addPlanCommand(program: Command): void {
       'GB/s of a broadcast',
       positiveNumber,
       rates.broadcastBytesPerSecond / 1e9,
+    )
+    .option(
+      '--network-gbps <n>',
+      `GB/s of a host's network in each direction, for direct updates (default: ${NETWORK_GBPS} a device)`,
+      positiveNumber,
     )
     .option(
       '--reload-gbps <n>',
@@ -110,6 +118,7 @@ async function plan(flags: PlanFlags): Promise<void> {
       tensorSeconds: flags.reloadUsPerTensor / 1e6,
       bucketSeconds: flags.reloadUsPerBucket / 1e6,
     },
+    networkBytesPerSecond: (flags.networkGbps ?? NETWORK_GBPS * devicesPerHost) * 1e9,
     freeBytes: flags.freeGib * GIB,
     fraction: 0.9,
     ringBytes: flags.ringGib === undefined ? null : flags.ringGib * GIB,
@@ -195,5 +204,18 @@ function predictionText(p: Prediction): string {
     `bound by ${BOUNDS[p.bound_by]}`,
     '',
     `in the engines: ${p.tenths_s.map((s, i) => `${10 * (i + 1)} % ${formatSeconds(s)}`).join(', ')}`,
+    '',
+    directText(p.direct),
+  ].join('\n')
+}
+
+function directText(direct: Prediction['direct']): string {
+  const { seconds, gb_per_s, bound_by, link_bytes, read_bytes, chosen } = direct
+  const reads = read_bytes > 0 ? `, ${formatBytes(read_bytes)} read of other hosts by each` : ''
+  const by = bound_by === 'network' ? "the hosts' network" : BOUNDS.h2d
+  return [
+    `straight into the engines' memory, where their workers are ckpt's: ${seconds.toFixed(4)} s, ${gb_per_s.toFixed(2)} GB/s`,
+    `${formatBytes(link_bytes)} over each device's link${reads}; bound by ${by}`,
+    chosen ? 'updates would be done so' : 'updates would go through the ring: it is faster',
   ].join('\n')
 }

@@ -1,4 +1,10 @@
-import { directSeconds, type HostTraffic, ringSeconds } from '@ckpt/core'
+import {
+  directSeconds,
+  doesSharingPay,
+  type HostTraffic,
+  isRingBetter,
+  ringSeconds,
+} from '@ckpt/core'
 import type { RankHandle } from '../rank/handle.ts'
 import type { HeldVersion } from '../types.ts'
 import { clockMs } from '../clock.ts'
@@ -10,10 +16,6 @@ import type { UpdateSpec } from './spec.ts'
 const KEPT_MAX = 64
 /** After this the ranks are asked anew: their engines may have been started again, hosts may have come. */
 const VALID_MS = 600_000
-/** A direct update takes no memory of the device and no work of the engine: a ring that is hardly faster is no reason against it. */
-const RING_SHARE_MOST = 0.8
-/** To wait for another rank costs some: a broadcast that is hardly faster than the link is no reason for it. */
-const SHARING_GAIN_LEAST = 1.1
 
 /** What each node of an update copies and reads, as its ranks have said when they looked. */
 export interface PlacedBytes {
@@ -79,11 +81,8 @@ export class DirectCosts {
     const links = this.#linksOf(ranks).filter((link) => link.node === node)
     if (links.length < 2) return false
     if (new Set(links.map(({ rank }) => rank.device)).size === 1) return true
-    const { h2dBytesPerSecond, broadcastBytesPerSecond } = this.#rates.ratesOf(
-      links.map(({ rank }) => rank),
-      [],
-    )
-    return broadcastBytesPerSecond >= SHARING_GAIN_LEAST * h2dBytesPerSecond
+    const ranksHere = links.map(({ rank }) => rank)
+    return doesSharingPay(this.#rates.ratesOf(ranksHere, []))
   }
 
   #linksOf(ranks: readonly number[]): RankHandle[] {
@@ -125,7 +124,7 @@ export class DirectCosts {
     const { bytes: totalBytes, table } = version
     const job = { totalBytes, tensorCount: table.names.length, rankCount: links.length }
     const ring = ringSeconds(job, ringTraffic(version, links).map(at), rates)
-    if (ring >= RING_SHARE_MOST * direct) return null
+    if (!isRingBetter(ring, direct)) return null
     return `a broadcast is expected to take ${ring.toFixed(3)} s, copies into each engine ${direct.toFixed(3)} s`
   }
 }
