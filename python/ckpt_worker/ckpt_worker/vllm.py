@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 import zmq
 
+from .awake import require_awake
 from .conversation import Limits
 from .converted import Looked, changed_layers, has_wrapped, look_at_layers
 from .cuda_memory import CudaMemory
@@ -112,6 +113,7 @@ class VllmEngine:
         mode: Mode = "ordinary"
         reason: str | None = None
         try:
+            require_awake()
             mode, reason = self._mode()
             address = self._address(handles)
             with self._configured():
@@ -160,6 +162,7 @@ class VllmEngine:
             phase = before
 
         try:
+            require_awake()
             memory = CudaMemory()
 
             def refusal() -> str | None:
@@ -249,6 +252,7 @@ class VllmEngine:
         return name
 
     def checksum(self) -> dict[str, str]:
+        require_awake()
         sums: dict[str, str] = {}
         for model in self._models():
             tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]

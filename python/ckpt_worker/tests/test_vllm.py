@@ -20,6 +20,7 @@ from torch.multiprocessing import reductions
 from ckpt_worker import Limits, WorkerExtension
 from ckpt_worker import reload as reload_module
 from ckpt_worker import vllm as vllm_module
+from ckpt_worker.awake import Asleep
 from ckpt_worker.frames import pack, unpack
 from ckpt_worker.placement import Allocation, NotPlaced
 from ckpt_worker.reload import HOOK_CHANGES
@@ -273,6 +274,31 @@ class TestWorkerExtension(WorkerTest):
         with mock.patch.object(self.worker, "get_model", side_effect=RuntimeError("no model")):
             answer = self.worker.update_weights_from_ipc({UUID: self.address})
         self.expect(answer, ok=False, phase="begin", torn=False, error="RuntimeError: no model")
+
+    def test_an_engine_whose_weights_sleep_is_not_touched(self) -> None:
+        self.update(1)
+        weights = types.SimpleNamespace(tag="weights", is_asleep=True)
+        cache = types.SimpleNamespace(tag="kv_cache", is_asleep=True)
+        allocator = types.SimpleNamespace(pointer_to_data={1: weights, 2: cache})
+        module = types.SimpleNamespace(CuMemAllocator=types.SimpleNamespace(instance=allocator))
+        name = "vllm.device_allocator.cumem"
+        sys.modules[name] = module  # type: ignore[assignment]
+        self.addCleanup(sys.modules.pop, name)
+        for way in (self.worker.update_weights_from_ipc, self.worker.ckpt_direct):
+            answer = way({UUID: self.address})
+            self.expect(answer, ok=False, phase="begin", torn=False)
+            self.assertIn("wake them up first (POST /wake_up?tags=weights)", answer["error"])
+        with self.assertRaises(Asleep):
+            self.worker.ckpt_checksum()
+        # its cache may sleep on
+        weights.is_asleep = False
+        self.expect(self.update(2), ok=True, replayed=1)
+        # versions that do not say what sleeps, and engines without sleep mode
+        del weights.is_asleep
+        self.expect(self.update(3), ok=True)
+        module.CuMemAllocator.instance = None
+        self.expect(self.update(4), ok=True)
+        self.assertEqual(self.held(), 4.0)
 
     def test_a_device_that_the_daemon_does_not_know(self) -> None:
         answer = self.worker.update_weights_from_ipc({"GPU-1": self.address})
