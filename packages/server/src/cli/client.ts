@@ -177,10 +177,6 @@ export class DaemonClient {
     return this.#json('GET', '/v1/metas')
   }
 
-  async loadMetas(metas: Metas): Promise<void> {
-    await this.#checked('POST', '/v1/metas', metas)
-  }
-
   async #json<T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> {
     const response = await this.#checked(method, path, body, signal)
     return (await response.json()) as T

@@ -133,7 +133,6 @@ async function loadVersion(
   const job = {
     name: 'demo',
     files: { files, replace: true, wait: false, version },
-    metas: null,
     steps: [{ engines: [engine] }],
     request: { pause: 'wait', weight_version: version },
     readyTimeoutMs: 30_000,

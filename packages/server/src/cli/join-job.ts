@@ -19,7 +19,6 @@ export function joinJob(
   return {
     name,
     files: null,
-    metas: null,
     steps: [{ engines: [target], ranks }],
     request: { pause, ...request, ...(timeout === undefined ? {} : { timeout }) },
     readyTimeoutMs: flags.readyTimeout * 1000,

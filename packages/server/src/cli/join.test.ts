@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from 'bun:test'
 import { writeFileSync } from 'node:fs'
-import { request, run } from '../../../../test/support/process.ts'
+import { CKPT, request, run } from '../../../../test/support/process.ts'
 import { withoutUcx } from '../../../../test/support/ucx.ts'
 import { DaemonPair, requireWeights } from './testing/daemon-pair.ts'
 import { expectedTensors } from './verify-engine.ts'
@@ -39,6 +39,39 @@ test.skipIf(withoutUcx !== null)(
     // nobody counts with it
     const { body } = await request(pair.socket(0), 'GET', '/v1/status')
     expect(body.ranks.length).toBe(2)
+  },
+)
+
+test.skipIf(withoutUcx !== null)(
+  'metas tell where to join: ckpt update with those of a cluster does what ckpt join does',
+  async () => {
+    const socket = pair.socket(0)
+    expect((await request(socket, 'POST', '/v1/checkpoints/m/gather-metas', {})).status).toBe(200)
+    const metas = pair.path('metas.json')
+    const { body } = await request(socket, 'GET', '/v1/metas')
+    writeFileSync(metas, JSON.stringify(body))
+    const update = (name: string, ...more: string[]) => {
+      const where = ['--load-metas-file', metas, '--endpoint', engine, '--devices', 'host:2']
+      const size = ['--inference-parallel-size', '2']
+      return run([...CKPT, 'update', name, ...where, ...size, ...more], pair.environment)
+    }
+    const token = ['--cluster-token-file', pair.path('token')]
+    const { status, stdout, stderr } = await update('m', ...token, '--json')
+    expect({ status, stderr: status === 0 ? '' : stderr }).toEqual({ status: 0, stderr: '' })
+    const [report] = JSON.parse(stdout).updates
+    expect(report).toMatchObject({ version: 'v7', tensors: 2 })
+    expect(report.p2p.bytes).toBe(report.bytes)
+    await requireWeights(engine, await expectedTensors(files, 2))
+    const without = await update('m')
+    expect(without.status).toBe(2)
+    expect(without.stderr).toContain(`joins the cluster at ${pair.leader}: give its`)
+    expect((await update('other', ...token)).stderr).toContain("these metas are of checkpoint 'm'")
+    const more = await update('m', ...token, '--checkpoint-path', pair.path('model-v7-0'))
+    expect(more.status).toBe(2)
+    expect(more.stderr).toContain('--checkpoint-path has no place beside it')
+    for (const owner of Object.values(body) as { cluster?: string }[]) delete owner.cluster
+    writeFileSync(metas, JSON.stringify(body))
+    expect((await update('m', ...token)).stderr).toContain('these metas name no cluster')
   },
 )
 

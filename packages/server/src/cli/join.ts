@@ -96,7 +96,8 @@ function requireKeep({ keep, daemon, hostMemoryGib }: JoinFlags): void {
   }
 }
 
-async function join(name: string, flags: JoinFlags): Promise<number> {
+/** @returns the exit status */
+export async function join(name: string, flags: JoinFlags): Promise<number> {
   const startMs = performance.now()
   const progress = new Progress()
   const interrupt = interruptBySignal()

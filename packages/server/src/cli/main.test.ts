@@ -94,7 +94,7 @@ describe('help and version are status 0', () => {
     ])
     expect(Object.fromEntries(found)).toMatchObject({
       'Options:': 4,
-      'Checkpoint:': 8,
+      'Checkpoint:': 9,
       'Engine:': 8,
       'Update:': 10,
       'Without a running daemon:': 4,

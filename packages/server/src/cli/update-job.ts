@@ -2,7 +2,6 @@ import { randomUUID } from 'node:crypto'
 import type {
   EngineTarget,
   GatherAnswer,
-  Metas,
   RegisterAnswer,
   RegisterRequest,
   UpdateReport,
@@ -28,8 +27,6 @@ export interface UpdateJob {
   readonly name: string
   /** Null: what the daemon holds under the name is used. */
   readonly files: RegisterRequest | null
-  /** Another instance's metas, loaded after gathering. */
-  readonly metas: Metas | null
   readonly steps: readonly UpdateStep[]
   readonly request: UpdateRequest
   readonly readyTimeoutMs: number
@@ -103,7 +100,6 @@ export async function runUpdateJob(
   if (job.waitFor.length > 0) await waitForEngines(job, progress, interrupt)
   const readySeconds = clock.lap()
   const gathered = await orInterrupt(interrupt, client.gather(job.name))
-  if (job.metas !== null) await client.loadMetas(job.metas)
   const gatherSeconds = clock.lap()
   progress.done('gather', `${formatSeconds(gatherSeconds)}  digest ${gathered.digest.slice(0, 12)}`)
   const updates: UpdateReport[] = []

@@ -15,6 +15,8 @@ import { EXIT, usageError } from './exit.ts'
 import { formatSeconds } from './format.ts'
 import { interruptBySignal } from './interrupt.ts'
 import { startLocalDaemon } from './local-daemon.ts'
+import { join } from './join.ts'
+import { joinFlagsOf } from './join-metas.ts'
 import { loadMetas, saveMetas } from './metas-file.ts'
 import {
   collect,
@@ -32,7 +34,7 @@ import { resultText } from './update-text.ts'
 import { type VerifiedEngine, verifyUpdate } from './verify-update.ts'
 import { type JobResult, runUpdateJob, type UpdateJob, type UpdateStep } from './update-job.ts'
 
-interface UpdateFlags extends DaemonFlags {
+export interface UpdateFlags extends DaemonFlags {
   checkpointPath?: string
   endpoint?: string[]
   inferenceParallelSize: number
@@ -41,6 +43,7 @@ interface UpdateFlags extends DaemonFlags {
   uds?: string[]
   saveMetasFile?: string
   loadMetasFile?: string
+  clusterTokenFile?: string
   sleepTime: number
   customDist?: string
   weightVersion?: string
@@ -103,7 +106,11 @@ function addCheckpointOptions(command: Command): void {
     .option('--in-place', 'use the files where they lie instead of a copy')
     .option('--consume', 'like --in-place, and remove files in /dev/shm when they are loaded')
     .option('--save-metas-file <file>', 'write the metas as JSON after gathering')
-    .option('--load-metas-file <file>', 'join another instance whose metas these are')
+    .option(
+      '--load-metas-file <file>',
+      'join the cluster whose metas these are, as `ckpt join` does: it holds the checkpoint',
+    )
+    .option('--cluster-token-file <file>', 'with --load-metas-file: the token of that cluster')
 }
 
 function addEngineOptions(command: Command): void {
@@ -184,6 +191,9 @@ function addUpdateOptions(command: Command): void {
 
 async function update(name: string, flags: UpdateFlags): Promise<number> {
   configureLogging({ format: 'text', level: 'fatal' })
+  if (flags.loadMetasFile !== undefined) {
+    return join(name, joinFlagsOf(name, flags, await loadMetas(flags.loadMetasFile)))
+  }
   const startMs = performance.now()
   const progress = new Progress()
   const inputs = await readInputs(flags)
@@ -238,7 +248,6 @@ interface Inputs {
   readonly files: RegisterRequest | null
   /** The safetensors files themselves. */
   readonly found: readonly string[]
-  readonly metas: UpdateJob['metas']
   readonly notes: string[]
 }
 
@@ -251,15 +260,7 @@ async function readInputs(flags: UpdateFlags): Promise<Inputs> {
       `--custom-dist ${flags.customDist} is not needed: there is no torch.distributed here`,
     )
   }
-  if (flags.loadMetasFile !== undefined) {
-    if (flags.checkpointPath !== undefined) {
-      notes.push(
-        '--checkpoint-path is not read: with --load-metas-file the bytes come from the other instance',
-      )
-    }
-    return { files: null, found: [], metas: await loadMetas(flags.loadMetasFile), notes }
-  }
-  if (flags.checkpointPath === undefined) return { files: null, found: [], metas: null, notes }
+  if (flags.checkpointPath === undefined) return { files: null, found: [], notes }
   const found = await findCheckpointFiles(flags.checkpointPath)
   // whoever asks to consume is told what was not removed
   const wait = !flags.stream || flags.consume === true
@@ -267,12 +268,12 @@ async function readInputs(flags: UpdateFlags): Promise<Inputs> {
   if (flags.inPlace) files.in_place = true
   if (flags.consume) files.consume = true
   if (flags.weightVersion !== undefined) files.version = flags.weightVersion
-  return { files, found: found.files, metas: null, notes }
+  return { files, found: found.files, notes }
 }
 
 function requireFiles(flags: UpdateFlags): void {
   if (!flags.verify) return
-  if (flags.checkpointPath === undefined || flags.loadMetasFile !== undefined) {
+  if (flags.checkpointPath === undefined) {
     throw usageError('--verify knows a checkpoint by its files: it needs --checkpoint-path')
   }
   if (flags.consume) throw usageError('--verify reads the files, which --consume removes')
@@ -293,7 +294,7 @@ async function reachDaemon(flags: UpdateFlags, notes: string[]): Promise<Reached
       '--consume needs a running daemon: one that runs only for this call would end with the only copy of the files',
     )
   }
-  if (flags.checkpointPath === undefined && flags.loadMetasFile === undefined) {
+  if (flags.checkpointPath === undefined) {
     throw usageError('no daemon runs and there is no --checkpoint-path: nothing to update from')
   }
   const endpoints = endpointsOf(flags)
@@ -334,11 +335,10 @@ async function planJob(
   const seen = seesSameHosts(daemon.client, urls)
   const all: UpdateStep = { engines: targets }
   const first: UpdateStep = { engines: [targets[0]], ranks: targets[0].ranks }
-  const method = inputs.metas === null ? flags.updateMethod : 'p2p'
+  const method = flags.updateMethod
   return {
     name,
     files: inputs.files,
-    metas: inputs.metas,
     steps: method === 'broadcast' ? [all] : method === 'p2p' ? [first] : [all, first],
     request: updateRequest(flags),
     readyTimeoutMs: flags.readyTimeout * 1000,

@@ -66,7 +66,9 @@ export class DaemonCluster {
   /** How its updates take part. */
   get place(): ClusterPlace {
     const { nodeRank, nodes } = this.#options
-    if (nodeRank === 0) return { role: 'leader', nodes }
+    if (nodeRank === 0) {
+      return { role: 'leader', nodes, listens: () => joinable(this.#cluster?.address ?? null) }
+    }
     return { role: 'follower', post: (post) => this.#postLeader(post) }
   }
 
@@ -265,4 +267,10 @@ export class DaemonCluster {
 
 function leaderAway({ address, alone }: Cluster): string {
   return alone ?? `the leader at ${address} has not answered yet`
+}
+
+/** Whoever listens at every address of its host is not told which one others reach. */
+function joinable(address: string | null): string | null {
+  const place = address?.replace('tcp://', '') ?? ''
+  return /^(|(0\.0\.0\.0|\[::\]|\*):.*)$/.test(place) ? null : place
 }

@@ -371,8 +371,8 @@ class HeldCheckpoints implements Registry {
     if (this.#loadedMetas !== null && this.#versions.all(name).length === 0) {
       throw new CkptError(
         'not_supported',
-        `checkpoint '${name}' is not held here, and reading from the owners of loaded metas (ranks ` +
-          `${Object.keys(this.#loadedMetas).join(', ')}) is not supported yet`,
+        `checkpoint '${name}' is not held here, and the metas that were loaded only tell where it lies (ranks ` +
+          `${Object.keys(this.#loadedMetas).join(', ')}): \`ckpt join\` reads it there`,
       )
     }
     const newest = this.#versions.newest(name)

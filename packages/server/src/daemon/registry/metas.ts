@@ -19,9 +19,15 @@ export interface MetaOwner {
 /**
  * Where the tensors lie, as checkpoint-engine 0.4.2 writes it (`MemoryBufferMetaList` of its data_types.py). `ptr` is the
  * offset in the owner's source space, not an address: only this program reads it. `p2p_store_addr` is null, because this
- * daemon serves no remote reads.
+ * daemon serves no remote reads of strangers.
+ *
+ * @param cluster where the cluster can be joined whose daemons hold it; null: nowhere
  */
-export function makeMetas(version: HeldVersion, owners: readonly MetaOwner[]): Metas {
+export function makeMetas(
+  version: HeldVersion,
+  owners: readonly MetaOwner[],
+  cluster: string | null = null,
+): Metas {
   const metas: Metas = {}
   for (const [index, told] of owners.entries()) {
     const list = memoryMetas(version, index)
@@ -33,6 +39,7 @@ export function makeMetas(version: HeldVersion, owners: readonly MetaOwner[]): M
       checkpoint: version.name,
       version: told.version,
       layout_digest: told.layoutDigest,
+      ...(cluster === null ? {} : { cluster }),
     }
     metas[`${told.rank}`] = owner
   }

@@ -59,6 +59,7 @@ export class ClusterVersions {
   readonly #registry: Pick<Registry, 'lease' | 'gather'>
   readonly #nodes: (ranks: readonly number[]) => readonly RemoteNode[]
   readonly #ranks: () => number
+  readonly #listens: () => string | null
   /** By checkpoint: as it was put together last. */
   readonly #merged = new Map<string, Merged>()
   readonly #held = new HeldParts()
@@ -71,12 +72,15 @@ export class ClusterVersions {
   /**
    * @param nodes the other daemons that an update of these ranks is about: guests only with a rank in it
    * @param ranks how many all daemons have, guests aside
+   * @param listens where others can join; null: that cannot be told
    */
   constructor(
     registry: Pick<Registry, 'lease' | 'gather'>,
     nodes: (ranks: readonly number[]) => readonly RemoteNode[],
     ranks: () => number,
+    listens: () => string | null = () => null,
   ) {
+    this.#listens = listens
     this.#registry = registry
     this.#nodes = nodes
     this.#ranks = ranks
@@ -183,7 +187,8 @@ export class ClusterVersions {
 
   /** Of what was gathered or updated last; null: nothing was. */
   get metas(): Metas | null {
-    return this.#gathered === null ? null : makeMetas(this.#gathered.version, this.#gathered.owners)
+    if (this.#gathered === null) return null
+    return makeMetas(this.#gathered.version, this.#gathered.owners, this.#listens())
   }
 
   /** What was put together, as if it never had been. */

@@ -20,6 +20,8 @@ export interface LeaderParts {
   readonly address: (rank: number) => string
   /** Daemons, this one included. */
   readonly nodes: number
+  /** Where others can join; null: that cannot be told. */
+  readonly listens?: () => string | null
   /** One is gone, with these ranks. */
   readonly lost: (ranks: readonly number[], failure: Failure) => void
   /** A guest has gone. Its engine is remembered until then. */
@@ -48,6 +50,7 @@ export class Leader {
           return node < NODES_MAX || own.some(({ rank }) => wanted.includes(rank.rank))
         }),
       () => ranks.all('survivors').length,
+      parts.listens,
     )
     this.pulls = new Pulls(this.versions, ranks)
   }

@@ -97,7 +97,12 @@ export interface Updates {
 
 /** A daemon's place among several. */
 export type ClusterPlace =
-  | { readonly role: 'leader'; readonly nodes: number }
+  /** `listens`: where others can join; null: that cannot be told. */
+  | {
+      readonly role: 'leader'
+      readonly nodes: number
+      readonly listens: () => string | null
+    }
   /** `post` tells the leader, while there is one. */
   | { readonly role: 'follower'; readonly post: (post: LeaderPost) => void }
 
@@ -166,7 +171,8 @@ function leaderOf(
 ): Leader | null {
   if (place?.role !== 'leader') return null
   const address = (rank: number) => sockets.address(rank)
-  return new Leader({ registry, pool, address, nodes: place.nodes, ...told })
+  const { nodes, listens } = place
+  return new Leader({ registry, pool, address, nodes, listens, ...told })
 }
 
 function requireLeader(leader: Leader | null): Leader {

@@ -120,7 +120,7 @@ export async function withDaemons(
     const registry = await createRegistry(options)
     const place =
       node === 0
-        ? ({ role: 'leader', nodes: rankCounts.length } as const)
+        ? ({ role: 'leader', nodes: rankCounts.length, listens: () => null } as const)
         : ({
             role: 'follower',
             post: (post: LeaderPost) => ways[node]?.tellLeader(post),
