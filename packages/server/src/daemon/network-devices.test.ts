@@ -45,5 +45,11 @@ test('without devices, or with some that do not divide, nothing is chosen', () =
   expect(withNetworkDevices(ranksOf(2), {}, '/nowhere')).toEqual(ranksOf(2))
   withDevices({ a: null, b: null, c: null }, (dir) => {
     expect(withNetworkDevices(ranksOf(2), {}, dir)).toEqual(ranksOf(2))
+    const others = { NCCL_IB_HCA: '=a,b,c' }
+    expect(withNetworkDevices(ranksOf(2), others, dir)).toEqual(ranksOf(2))
+    const named = { PS_P2P_STORE_RDMA_DEVICES: 'a,b,c' }
+    expect(() => withNetworkDevices(ranksOf(2), named, dir)).toThrow(
+      '3 RDMA devices (a, b, c) do not divide among 2 ranks',
+    )
   })
 })

@@ -9,9 +9,11 @@ const INFINIBAND = '/sys/class/infiniband'
 const DEFAULT_BYTES_PER_SECOND = 25e9
 
 /**
- * Each rank with the RDMA devices that its reads of other hosts' memory go over; without any they go over whatever UCX finds.
+ * Each rank with the RDMA devices that its reads of other hosts' memory go over; without any, or with some that do not divide among
+ * the ranks, they go over whatever UCX finds.
  *
  * @param dir of the devices, as the kernel shows them
+ * @throws CkptError `bad_request`: those that `PS_P2P_STORE_RDMA_DEVICES` names do not divide
  */
 export function withNetworkDevices(
   ranks: readonly RankInfo[],
@@ -20,7 +22,7 @@ export function withNetworkDevices(
 ): RankInfo[] {
   const available = entries(dir).toSorted(naturalCompare)
   const settings = { devices: env.PS_P2P_STORE_RDMA_DEVICES, hca: env.NCCL_IB_HCA }
-  const { devices } = chooseRdmaDevices(available, settings)
+  const { devices, by } = chooseRdmaDevices(available, settings)
   if (devices.length === 0) return [...ranks]
   try {
     return ranks.map((rank, local) => {
@@ -31,6 +33,8 @@ export function withNetworkDevices(
       return { ...rank, networkDevices }
     })
   } catch (error) {
+    // who names them for these reads wants them, and no others; NCCL's may have been named for other ranks than these
+    if (by === 'PS_P2P_STORE_RDMA_DEVICES') throw error
     const { message } = CkptError.wrap(error)
     log.warn('UCX chooses the network devices: {message}', { message })
     return [...ranks]

@@ -292,8 +292,10 @@ class Simulation implements Witness {
     if (failure === null || gentle) this.#until(() => false, this.#random.between(0, 20))
     else this.#until(() => false, HEAL_MS)
     for (const [node, { life }] of world.daemons.entries()) if (!life.alive) world.restart(node)
+    const mayWait = faults.some(({ type }) => type === 'worker' || OF_DAEMONS.includes(type))
     for (const engine of world.engines) {
       const stuck = !gentle && engine.isStuck
+      if (stuck && !mayWait) this.violated(`a worker of ${engine.url} is still there`)
       if (stuck || world.leader.needsRestart(engine.url)) engine.restart()
     }
     if (!this.#until(() => world.complete, START_LIMIT_MS)) {
