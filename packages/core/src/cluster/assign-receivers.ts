@@ -36,15 +36,18 @@ export function assignReceivers(instance: ReadInstance): BucketRead[] {
   const rates = instance.devices.map(({ bytesPerSecond }) => bytesPerSecond)
   const paced = takers(instance, by('middle'), rates)
   if (buckets.length > TRIED_MAX) return merge(instance, local, paced)
-  const tried = [
+  const others = [takers(instance, by('begin'), rates), inTurns(instance, remote)]
+  const fastest = [
     ...slowed(instance, by('middle'), paced),
-    takers(instance, by('begin'), rates),
-    inTurns(instance, remote),
-  ]
-  const fastest = tried
-    .map((reads) => ({ reads, seconds: simulateReads(instance, reads) }))
-    .reduce((best, one) => (one.seconds < best.seconds ? one : best))
+    ...others.map((reads) => ({ reads, seconds: simulateReads(instance, reads) })),
+  ].reduce((best, one) => (one.seconds < best.seconds ? one : best))
   return merge(instance, local, fastest.reads)
+}
+
+interface Order {
+  readonly reads: readonly BucketRead[]
+  /** Simulated. */
+  readonly seconds: number
 }
 
 /**
@@ -57,21 +60,22 @@ function slowed(
   instance: ReadInstance,
   sends: readonly Send[],
   first: readonly BucketRead[],
-): (readonly BucketRead[])[] {
-  const orders = [first]
-  for (let round = 0; round < SLOWED_ROUNDS; round++) {
-    const reads = orders.at(-1) as readonly BucketRead[]
-    const bytes = Map.groupBy(reads, ({ path }) => path?.to)
+): Order[] {
+  const orders: Order[] = []
+  let reads = first
+  for (let round = 0; ; round++) {
     const ended = simulateDevices(instance, reads)
+    orders.push({ reads, seconds: Math.max(0, ...ended.values()) })
+    if (round === SLOWED_ROUNDS) return orders
+    const bytes = Map.groupBy(reads, ({ path }) => path?.to)
     const rates = instance.devices.map(({ bytesPerSecond }, device) => {
       const own = bytes.get(device) ?? []
       const sum = own.reduce((all, { bucket }) => all + bytesOf(instance, bucket), 0)
       const seconds = ended.get(device) ?? 0
       return sum > 0 && seconds > 0 ? sum / seconds : bytesPerSecond
     })
-    orders.push(takers(instance, sends, rates))
+    reads = takers(instance, sends, rates)
   }
-  return orders
 }
 
 function bytesOf({ buckets }: ReadInstance, bucket: number): number {

@@ -5,16 +5,40 @@ import type { JoinFlags } from './join.ts'
 import type { UpdateFlags } from './update.ts'
 
 const JOIN_SECONDS = 30
+/** Whatever else an update can be told is not of one that joins. */
+const FITTING: readonly string[] = [
+  '--load-metas-file',
+  '--cluster-token-file',
+  '--checkpoint-name',
+  '--endpoint',
+  '--uds',
+  '--inference-parallel-size',
+  '--engine',
+  '--devices',
+  '--pause',
+  '--ready-timeout',
+  '--timeout',
+  '--ring-gib',
+  '--update-method',
+  '--custom-dist',
+  '--json',
+]
 
 /**
  * `ckpt update --load-metas-file`, which checkpoint-engine's client has instances join with: the flags of `ckpt join` at the cluster that
  * the metas are of.
  *
+ * @param given the options that were given
  * @throws CkptError `not_supported`: they name no cluster; CommandError where the flags do not fit
  */
-export function joinFlagsOf(name: string, flags: UpdateFlags, metas: Metas): JoinFlags {
+export function joinFlagsOf(
+  name: string,
+  flags: UpdateFlags,
+  metas: Metas,
+  given: readonly string[],
+): JoinFlags {
   const leader = leaderOf(name, metas)
-  const { clusterTokenFile, checkpointPath, verify, sleepTime } = flags
+  const { clusterTokenFile } = flags
   if (clusterTokenFile === undefined) {
     throw usageError(
       `--load-metas-file joins the cluster at ${leader}: give its --cluster-token-file`,
@@ -25,24 +49,15 @@ export function joinFlagsOf(name: string, flags: UpdateFlags, metas: Metas): Joi
   if (further.length + furtherUds.length > 0) {
     throw usageError('--load-metas-file joins with one engine: give one --endpoint')
   }
-  const unfit = Object.entries({
-    '--checkpoint-path': checkpointPath,
-    '--verify': verify,
-    '--sleep-time': sleepTime > 0 ? sleepTime : undefined,
-    '--save-metas-file': flags.saveMetasFile,
-    '--trace': flags.trace,
-    '--daemon': flags.daemon,
-  }).find(([, value]) => value !== undefined)
+  const unfit = given.find((flag) => !FITTING.includes(flag))
   if (unfit !== undefined) {
-    throw usageError(
-      `--load-metas-file reads what another instance holds: ${unfit[0]} has no place beside it`,
-    )
+    throw usageError(`--load-metas-file joins another instance: ${unfit} has no place beside it`)
   }
   const { inferenceParallelSize, engine, pause, readyTimeout, timeout, ringGib, json } = flags
   return {
     leader,
     clusterTokenFile,
-    endpoint: endpoint ?? 'http://localhost:19730',
+    endpoint: (endpoint ?? 'http://localhost:19730').replaceAll('{host}', 'localhost'),
     ...(uds === undefined ? {} : { uds }),
     inferenceParallelSize,
     engine,

@@ -48,7 +48,8 @@ test.skipIf(withoutUcx !== null)(
     const socket = pair.socket(0)
     expect((await request(socket, 'POST', '/v1/checkpoints/m/gather-metas', {})).status).toBe(200)
     const metas = pair.path('metas.json')
-    const { body } = await request(socket, 'GET', '/v1/metas')
+    // any of the daemons tells
+    const { body } = await request(pair.socket(1), 'GET', '/v1/metas')
     writeFileSync(metas, JSON.stringify(body))
     const update = (name: string, ...more: string[]) => {
       const where = ['--load-metas-file', metas, '--endpoint', engine, '--devices', 'host:2']
@@ -69,6 +70,8 @@ test.skipIf(withoutUcx !== null)(
     const more = await update('m', ...token, '--checkpoint-path', pair.path('model-v7-0'))
     expect(more.status).toBe(2)
     expect(more.stderr).toContain('--checkpoint-path has no place beside it')
+    const direct = await update('m', ...token, '--mode', 'direct')
+    expect(direct.stderr).toContain('--mode has no place beside it')
     for (const owner of Object.values(body) as { cluster?: string }[]) delete owner.cluster
     writeFileSync(metas, JSON.stringify(body))
     expect((await update('m', ...token)).stderr).toContain('these metas name no cluster')

@@ -140,7 +140,7 @@ export function predict(input: PredictionInput, traced = false): Predicted {
     gb_per_s: timeline.totalSeconds > 0 ? totalBytes / timeline.totalSeconds / 1e9 : 0,
     stages: { h2d: stage('h2d'), broadcast: stage('broadcast'), reload: stage('reload') },
     tenths_s: tenths(plan.bucketSize, timeline.ackedSeconds),
-    direct: predictDirect(input, totalBytes, table.names.length),
+    direct: predictDirect({ ...input, rates }, totalBytes, table.names.length),
   }
   return { prediction, rows: lanes?.rows ?? [] }
 }

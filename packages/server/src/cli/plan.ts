@@ -216,6 +216,8 @@ function directText(direct: Prediction['direct']): string {
   return [
     `straight into the engines' memory, where their workers are ckpt's: ${seconds.toFixed(4)} s, ${gb_per_s.toFixed(2)} GB/s`,
     `${formatBytes(link_bytes)} over each device's link${reads}; bound by ${by}`,
-    chosen ? 'updates would be done so' : 'updates would go through the ring: it is faster',
+    chosen
+      ? "updates would be done so (their mode 'auto')"
+      : 'updates would go through the ring: it is faster',
   ].join('\n')
 }

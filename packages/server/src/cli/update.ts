@@ -89,7 +89,9 @@ export function addUpdateCommand(program: Command): void {
     .option('--bucket-mib <n>', 'most MiB of a bucket', positiveNumber)
     .option('--host-memory-gib <n>', 'most GiB of pinned host memory', positiveNumber)
   command.action(async (name: string | undefined, flags: UpdateFlags) => {
-    process.exitCode = await update(name ?? flags.checkpointName, flags)
+    process.exitCode = await (flags.loadMetasFile === undefined
+      ? update(name ?? flags.checkpointName, flags)
+      : joinByMetas(name ?? flags.checkpointName, flags, flags.loadMetasFile, given(command)))
   })
 }
 
@@ -189,11 +191,26 @@ function addUpdateOptions(command: Command): void {
     .option('--custom-dist <name>', 'accepted and not needed: there is no torch.distributed here')
 }
 
+/** Options of the command line, such as `--mode`. */
+function given(command: Command): string[] {
+  return command.options.flatMap((option) => {
+    const isGiven = command.getOptionValueSource(option.attributeName()) === 'cli'
+    return isGiven ? (option.long ?? []) : []
+  })
+}
+
+async function joinByMetas(
+  name: string,
+  flags: UpdateFlags,
+  path: string,
+  options: readonly string[],
+): Promise<number> {
+  configureLogging({ format: 'text', level: 'fatal' })
+  return join(name, joinFlagsOf(name, flags, await loadMetas(path), options))
+}
+
 async function update(name: string, flags: UpdateFlags): Promise<number> {
   configureLogging({ format: 'text', level: 'fatal' })
-  if (flags.loadMetasFile !== undefined) {
-    return join(name, joinFlagsOf(name, flags, await loadMetas(flags.loadMetasFile)))
-  }
   const startMs = performance.now()
   const progress = new Progress()
   const inputs = await readInputs(flags)

@@ -2,6 +2,9 @@ import { CkptError, type Phase } from '@ckpt/core'
 import type { Posting, Readiness, UpdateVerdict } from './adapter.ts'
 import type { EngineClient, EngineReply } from './client.ts'
 
+/** Of a server or a proxy that has not waited any longer: what the engine does is not known. */
+const TIMEOUTS: readonly number[] = [408, 499]
+
 /** The server does not have this route (405: not with this method). */
 export function isMissing(reply: EngineReply): boolean {
   return reply.status === 404 || reply.status === 405 || reply.status === 501
@@ -29,7 +32,8 @@ export function mustPause(
   posting: Posting,
 ): void {
   const isMissed = isMissing(reply)
-  if (isMissed || (reply.status >= 400 && reply.status < 500)) posting.refused()
+  const isTold = reply.status >= 400 && reply.status < 500 && !TIMEOUTS.includes(reply.status)
+  if (isMissed || isTold) posting.refused()
   if (isMissed) throw new CkptError('not_supported', `${client.base} has no route ${path}`)
   must(reply, 'pause')
 }

@@ -16,6 +16,7 @@ const FOR_LEADER: readonly Call[] = [
   { method: 'GET', path: /^\/v1\/updates\// },
   { method: 'POST', path: /^\/v1\/updates\// },
   { method: 'GET', path: /^\/v1\/engine-map$/ },
+  { method: 'GET', path: /^\/v1\/metas$/ },
 ]
 
 /** What another daemon may ask the leader for its clients. */

@@ -523,7 +523,8 @@ export class EngineContact {
   async #stop(signal: AbortSignal): Promise<void> {
     try {
       // a journal that cannot be written must not keep a torn engine serving
-      await this.#pausing.pause('abort', null, signal, () => this.#record.save().catch(() => {}))
+      const { tornBy } = this.#record
+      await this.#pausing.pause('abort', tornBy, signal, () => this.#record.save().catch(() => {}))
     } catch {
       this.#servingTorn = !this.#record.paused
     }

@@ -3,7 +3,8 @@ import { abortOf, type EngineClient, signalWithin } from '../../engines/client.t
 import type { EngineRecord } from './engines.ts'
 
 /** A pause that is given up is waited for this long, so that a resume is not overtaken by it. */
-const LATE_MS = 5000
+const LATE_MS = 3000
+const RESUME_MS = 5000
 
 /**
  * Who has paused an engine, and who resumes it: a pause that was about to be posted is ours until a resume was confirmed, because an
@@ -42,26 +43,35 @@ export class EnginePause {
     save: () => Promise<void>,
   ): Promise<void> {
     const record = this.#record
-    await record.resuming
+    await Promise.race([record.late, abortOf(signal)])
     const { pausedByUs, tornBy } = record
     const call = new LateCall(signal)
-    const refused = () => {
+    const undo = () => {
       record.pausedByUs = pausedByUs
       record.tornBy = tornBy
     }
     const beforePost = async (losesWeights: boolean) => {
       record.pausedByUs = true
       if (losesWeights) record.tornBy ??= tearing
-      await save()
-      if (signal.aborted) refused()
-      else call.post()
+      try {
+        await save()
+        signal.throwIfAborted()
+      } catch (error) {
+        undo()
+        throw error
+      }
+      call.post()
     }
+    // nobody asks what a call that was given up is answered with: it is owed a resume
+    const refused = () => (signal.aborted ? undefined : undo())
     const posting = { beforePost, refused }
     const calling = this.#adapter().pause(this.#client, mode, call.signal, posting)
-    this.#late = calling.then(
+    const took = calling.then(
       () => true,
       () => false,
     )
+    this.#late = took
+    record.late = took.then(() => {})
     await Promise.race([calling, call.givenUp])
     this.#late = null
     record.paused = true
@@ -75,29 +85,23 @@ export class EnginePause {
     await this.#adapter().resume(this.#client, signal)
     record.pausedByUs = false
     record.paused = false
-    void this.#late?.then((took) => (took ? this.undo() : undefined))
+    const late = this.#late
     this.#late = null
+    if (late !== null) record.late = late.then((took) => (took ? this.undo() : undefined))
   }
 
-  /** A pause that was given up may have taken place after the resume. */
-  undo(): void {
+  /** A pause that was given up may have taken place after the resume. Never rejects. */
+  async undo(): Promise<void> {
     const record = this.#record
-    // it is another update's by now, or has to stay
+    // it has to stay
     if (record.pausedByUs || record.tornBy !== null) return
-    record.resuming = this.#resumeAgain()
-  }
-
-  /** Never rejects. */
-  async #resumeAgain(): Promise<void> {
-    const record = this.#record
     record.pausedByUs = true
     record.paused = true
     const late = { code: 'engine_timeout', message: 'the engine did not answer' } as const
-    const within = signalWithin(new AbortController().signal, LATE_MS, late)
+    const within = signalWithin(new AbortController().signal, RESUME_MS, late)
     // what is owed when this fails stays in the record
     await this.resume(within).catch(() => {})
     await record.save().catch(() => {})
-    record.resuming = null
   }
 }
 

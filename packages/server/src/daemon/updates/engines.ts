@@ -27,8 +27,8 @@ export interface EngineRecord {
   pausedByUs: boolean
   /** The last that we know is that it is paused, by whomever. */
   paused: boolean
-  /** A resume that had to be repeated; a pause waits for it. */
-  resuming: Promise<void> | null
+  /** The last pause, and what is done when it was given up and takes place all the same: the next one waits for it. Never rejects. */
+  late: Promise<void> | null
   /** Its answers to RPCs are out of step until it is started again; `listener` tells this start from later ones. */
   restart: { readonly listener: string | null } | null
   /** Why its next update cannot go straight into its memory; null: it may be tried; undefined: it has said nothing of it. */
@@ -75,7 +75,7 @@ export class EngineBook {
       tornBy: null,
       pausedByUs: false,
       paused: false,
-      resuming: null,
+      late: null,
       restart: null,
       notDirect: undefined,
       saidBy: null,
@@ -137,6 +137,11 @@ export class EngineBook {
         record.node === node && record.tornBy !== null && !record.paused && record.kind !== null
       )
     })
+  }
+
+  /** No pause that was given up may still take place unseen. */
+  async settled(): Promise<void> {
+    await Promise.all([...this.#records.values()].map(({ late }) => late))
   }
 
   async save(): Promise<void> {

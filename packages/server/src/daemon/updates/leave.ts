@@ -1,5 +1,6 @@
-import type { Failure } from '@ckpt/core'
+import { CkptError, type Failure } from '@ckpt/core'
 import { signalWithin } from '../../engines/client.ts'
+import { log } from '../log.ts'
 import type { EngineContact } from './contact.ts'
 import type { UpdateConversations } from './conversations.ts'
 import type { RunContext } from './run-context.ts'
@@ -41,8 +42,13 @@ export async function leave(failed: FailedUpdate): Promise<Failure> {
   const left = team === null ? null : Promise.race([team.left(), untilStuck])
   await Promise.all([left, ...engines])
   const failure = withEngineWords(failed)
-  await journal.ended((address) => pool.keeps(address))
-  await book.save()
+  // what has failed counts more than that it cannot be written down, which is tried again with the next mark
+  try {
+    await journal.ended((address) => pool.keeps(address))
+    await book.save()
+  } catch (error) {
+    log.warn('the journal is not written: {message}', { message: CkptError.wrap(error).message })
+  }
   return failure
 }
 

@@ -1,6 +1,6 @@
 /** Who paused an engine, and who resumes it, when something fails on the way. */
 import { expect, setDefaultTimeout, test } from 'bun:test'
-import { readFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import type { RunningEngine } from '../../engines/reference/index.ts'
 import { NAME, outcomeOf, SMALL_BUCKETS, tensorsOf, withUpdates } from './testing/fixture.ts'
@@ -151,6 +151,24 @@ test('an LMDeploy that has given its weights up for an update that fails does no
   })
 })
 
+test('an LMDeploy keeps its weights where nobody can write down that it has given them up', async () => {
+  await withUpdates(async ({ updates, register, engine: start, options }) => {
+    await register(tensorsOf(4, 100_000, 1))
+    const engine = await start({ tellDevices: true })
+    const proxy = proxyOf(engine)
+    const path = join(options.stateDir, 'journal.json')
+    rmSync(path, { force: true })
+    mkdirSync(join(path, 'in the way'), { recursive: true })
+    const { id, done } = updates.start(NAME, { update_url: proxy.url, timeout: 20, pause: 'wait' })
+    expect((await outcomeOf(done)).failure?.phase).toBe('pause')
+    expect(updates.state(id).engines).toMatchObject([{ torn: false }])
+    expect(proxy.calls.filter((one) => one.startsWith('POST'))).toEqual([])
+    rmSync(path, { recursive: true })
+    await updates.start(NAME, { update_url: proxy.url, timeout: 20, pause: 'wait' }).done
+    await proxy.close()
+  })
+})
+
 test('an engine that refuses to be paused is owed nothing, and has its weights', async () => {
   await withUpdates(async ({ updates, register, engine: start }) => {
     await register(tensorsOf(4, 100_000, 1))
@@ -186,7 +204,21 @@ test('a pause that comes after the resume of its update is undone', async () => 
     const request = { update_url: `${proxy.url}/collective_rpc`, timeout: 20 }
     const { done } = updates.start(NAME, { ...request, pause: 'wait', pause_timeout: 0.3 })
     expect((await outcomeOf(done)).failure).toMatchObject({ code: 'engine_busy', phase: 'pause' })
+    // the next one does not take it for an operator's, and is not resumed by what is left of this one
+    const next = updates.start(NAME, { ...request, pause: 'wait' })
     await again.promise
+    expect(await isPaused(engine)).toBe(false)
+    await next.done
+    const asked = proxy.calls.filter((one) => /pause|resume/.test(one))
+    expect(asked.map((one) => one.split('?')[0])).toEqual([
+      'GET /is_paused',
+      'POST /pause',
+      'POST /resume',
+      'POST /resume',
+      'GET /is_paused',
+      'POST /pause',
+      'POST /resume',
+    ])
     expect(await isPaused(engine)).toBe(false)
     await proxy.close()
   })

@@ -427,6 +427,7 @@ class DaemonUpdates implements Updates {
     this.#collection.pause()
     await this.#queue.close(reason)
     if (this.node?.busy) await this.node.lose({ code: 'shutting_down', message: reason })
+    await this.#book.settled()
     this.#closing.abort(new CkptError('shutting_down', reason))
     await pool.close()
     await sockets.close()
