@@ -47,6 +47,14 @@ const CLEAN_TIMEOUT_S = 120
 const LEADER_DIED: Failure = { code: 'daemon_unreachable', message: 'the leader has died' }
 /** Tells the draws of direct updates from those of everything else. */
 const DIRECT = 0x44495245
+/** After these a worker of an engine may wait for somebody who is not there any more. */
+const LEAVE_WORKERS: readonly Fault['type'][] = [
+  'worker',
+  'thread_dies',
+  'daemon_dies',
+  'cut',
+  'dark',
+]
 const OF_DAEMONS: readonly Fault['type'][] = ['daemon_dies', 'cut', 'dark']
 const REFUSED: readonly Failure['code'][] = ['device_memory_exhausted', 'not_supported']
 
@@ -292,7 +300,7 @@ class Simulation implements Witness {
     if (failure === null || gentle) this.#until(() => false, this.#random.between(0, 20))
     else this.#until(() => false, HEAL_MS)
     for (const [node, { life }] of world.daemons.entries()) if (!life.alive) world.restart(node)
-    const mayWait = faults.some(({ type }) => type === 'worker' || OF_DAEMONS.includes(type))
+    const mayWait = faults.some(({ type }) => LEAVE_WORKERS.includes(type))
     for (const engine of world.engines) {
       const stuck = !gentle && engine.isStuck
       if (stuck && !mayWait) this.violated(`a worker of ${engine.url} is still there`)
