@@ -133,7 +133,7 @@ describe.skipIf(withoutUcx !== null)('a guest', () => {
     })
     const metas = async (node: number) => (await request(socket(node), 'GET', '/v1/metas')).body
     const before = await Promise.all(both.map(metas))
-    expect(before.map((told) => Object.keys(told).length)).toEqual([2, 1])
+    expect(before.map((told) => Object.keys(told).length)).toEqual([2, 2])
     const pulls = guest(async (offer) => {
       expect(offer.version).toBe('v1')
       expect(await Promise.all(both.map(metas))).toEqual(before)
