@@ -116,5 +116,8 @@ int main(int count, char** arguments) {
   if (count > 2 && strcmp(arguments[1], "--child") == 0) {
     return test::child_main(std::vector<std::string>(arguments + 2, arguments + count));
   }
-  return test::run_all(count > 2 && strcmp(arguments[1], "--only") == 0 ? arguments[2] : nullptr);
+  const int status =
+      test::run_all(count > 2 && strcmp(arguments[1], "--only") == 0 ? arguments[2] : nullptr);
+  fflush(stdout);  // a leak checker that fails at the end would keep it
+  return status;
 }
